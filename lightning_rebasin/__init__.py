@@ -1,0 +1,1 @@
+"""Linear mode connectivity for PyTorch Lightning."""

@@ -1,0 +1,187 @@
+"""Points between sets of weights.
+
+Two networks that were aligned first can be mixed tensor by tensor: ``(1 − λ)·a + λ·b``.  The rules for what is not a
+plain floating-point tensor are kept here, in one place:
+
+* At λ = 0 and λ = 1 the ends come back bitwise (no ``0 · inf``, no ``−0 + 0``), and mixing a tensor with itself gives
+  it back.
+* Half-precision tensors are mixed in float32 and rounded once.  Where the two dtypes differ, the wider one wins.
+* Integer and boolean buffers (``num_batches_tracked``, masks, index tables) have no midpoint.  They are taken from the
+  nearer end, the first one in a tie.
+* Names that share storage in *every* input (tied weights) share storage in the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_rebasin.errors import ConfigurationError, StateDictError
+
+
+def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], lam: float) -> dict[str, Tensor]:
+    """The point ``(1 − λ)·a + λ·b`` on the line through two sets of weights.
+
+    Args:
+        a: Weights at λ = 0.
+        b: Weights at λ = 1, with the names and shapes of ``a``; any dtype and device.
+        lam: λ, usually in [0, 1].  Values outside extrapolate along the same line, which is what a loss curve past its
+            ends needs.
+
+    Returns:
+        A new dict in the order of ``a``, on the devices of ``a``, sharing no storage with the inputs.
+
+    Raises:
+        StateDictError: A tensor is missing, extra, or of another shape or kind in ``b``.
+        ConfigurationError: λ is NaN or infinite.
+
+    Example:
+        >>> a, b = {"w": torch.tensor([0.0, 1.0])}, {"w": torch.tensor([2.0, 5.0])}
+        >>> interpolate(a, b, 0.25)["w"].tolist()
+        [0.5, 2.0]
+    """
+    lam = float(lam)
+    if not math.isfinite(lam):
+        raise ConfigurationError(f"lam must be a finite number, got {lam}")
+    check_alike((a, b), ("the first set of weights", "the second set of weights"))
+
+    def mix(tensors: Sequence[Tensor]) -> Tensor:
+        first, second = tensors
+        second = second.to(first.device)
+        dtype = torch.promote_types(first.dtype, second.dtype)
+        if lam in (0.0, 1.0) or not _mixable(first):
+            return (second if lam > 0.5 else first).to(dtype).clone()
+        wide = _accumulator(dtype)
+        return torch.lerp(first.to(wide), second.to(wide), lam).to(dtype)
+
+    return _tensorwise((a, b), mix)
+
+
+def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
+    """The weighted mean ``Σ_i w_i·θ_i / Σ_i w_i`` of several sets of weights.
+
+    One tensor is summed at a time, in float64, so that memory stays at one set of weights (the result) when the inputs
+    are memory-mapped files.  Models of weight 0 are not looked at; with a single model left, its tensors come back
+    bitwise.  Integer buffers come from the model of the largest weight, the first one in a tie.
+
+    Args:
+        states: Sets of weights with the same names and shapes.
+        weights: One non-negative number per set; all equal if omitted.
+
+    Returns:
+        A new dict in the order of the first set, on its devices.
+
+    Raises:
+        StateDictError: A tensor is missing, extra, or of another shape or kind in one of the sets.
+        ConfigurationError: No sets, a wrong number of weights, or weights that are negative or all zero.
+
+    Example:
+        >>> average([{"w": torch.tensor([1.0])}, {"w": torch.tensor([4.0])}], weights=[2, 1])["w"].tolist()
+        [2.0]
+    """
+    shares = normalised_weights(len(states), weights)
+    check_alike(states, tuple(f"model {i + 1}" for i in range(len(states))))
+    chosen = [i for i, share in enumerate(shares) if share > 0]
+    largest = max(chosen, key=lambda i: shares[i])
+
+    def mix(tensors: Sequence[Tensor]) -> Tensor:
+        first = tensors[0]
+        dtype = first.dtype
+        for tensor in tensors:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+        if not _mixable(first) or len(chosen) == 1:
+            return tensors[largest].to(first.device, dtype).clone()
+        wide = torch.complex128 if dtype.is_complex else torch.float64
+        origin = tensors[chosen[0]].to(first.device, wide)
+        total = torch.zeros_like(origin)
+        for i in chosen[1:]:  # around the first model, so that equal models give exactly themselves
+            total.add_(tensors[i].to(first.device, wide).sub(origin), alpha=shares[i])
+        return total.add_(origin).to(dtype)
+
+    return _tensorwise(states, mix)
+
+
+def normalised_weights(count: int, weights: Sequence[float] | None) -> tuple[float, ...]:
+    """Weights divided by their sum; equal ones for ``None``.
+
+    Raises:
+        ConfigurationError: No models, a wrong number of weights, or weights that are negative or all zero.
+    """
+    if count == 0:
+        raise ConfigurationError("there is nothing to average: no sets of weights given")
+    values = [1.0] * count if weights is None else [float(w) for w in weights]
+    if len(values) != count:
+        raise ConfigurationError(f"{len(values)} weights for {count} models; give one weight per model")
+    if not all(math.isfinite(w) and w >= 0 for w in values) or sum(values) == 0:
+        raise ConfigurationError(f"weights must be finite, not negative and not all zero, got {values}")
+    return tuple(w / sum(values) for w in values)
+
+
+def check_alike(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:
+    """Raise unless all sets of weights have the same names, shapes and kinds of tensor as the first.
+
+    Args:
+        states: The sets of weights.
+        names: How to call each of them in a message.
+
+    Raises:
+        StateDictError: Something differs; the message names the tensor and the set.
+    """
+    first = states[0]
+    for state, name in zip(states[1:], names[1:], strict=True):
+        missing = [key for key in first if key not in state]
+        extra = [key for key in state if key not in first]
+        if missing or extra:
+            culprit = f"lacks {missing[0]!r}" if missing else f"has the unexpected {extra[0]!r}"
+            count = len(missing) + len(extra)
+            more = f" ({count} names differ in all)" if count > 1 else ""
+            raise StateDictError(f"{name} {culprit}, compared with {names[0]}{more}; is it the same architecture?")
+        for key, tensor in first.items():
+            _check_tensor(key, tensor, state[key], names[0], name)
+
+
+def _check_tensor(key: str, first: Tensor, other: Tensor, first_name: str, name: str) -> None:
+    if first.shape != other.shape:
+        raise StateDictError(
+            f"{name}: tensor {key!r} has shape {tuple(other.shape)}, {first_name} has {tuple(first.shape)}"
+        )
+    if _mixable(first) != _mixable(other) or first.layout != other.layout:
+        raise StateDictError(
+            f"{name}: tensor {key!r} is {other.dtype}, {other.layout}; in {first_name} it is {first.dtype}, "
+            f"{first.layout}; they cannot be mixed"
+        )
+
+
+def _mixable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision, the dtype itself otherwise."""
+    if dtype.is_complex:
+        return torch.promote_types(dtype, torch.complex64)
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def _tensorwise(states: Sequence[Mapping[str, Tensor]], mix: Callable[[Sequence[Tensor]], Tensor]) -> dict[str, Tensor]:
+    """Apply ``mix`` to every name once per distinct storage, so that tied weights stay tied."""
+    done: dict[tuple[object, ...], Tensor] = {}
+    result = {}
+    with torch.no_grad():
+        for name in states[0]:
+            tensors = [state[name].detach() for state in states]
+            key = tuple(_identity(tensor) for tensor in tensors) if tensors[0].numel() else (name,)
+            if key not in done:
+                done[key] = mix(tensors)
+            result[name] = done[key]
+    return result
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    """The same for two names of one tensor: same memory, seen in the same way."""
+    if tensor.layout != torch.strided:
+        return (id(tensor),)
+    return (str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())

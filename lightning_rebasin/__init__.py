@@ -1,1 +1,58 @@
-"""Linear mode connectivity for PyTorch Lightning."""
+"""Linear mode connectivity for PyTorch Lightning.
+
+Infer and prove the permutation symmetries of a network, bring two trainings into one basin, watch the loss barrier
+during training, and merge checkpoints.  Names are imported on first use, so that the layers below the callbacks work
+without importing Lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_rebasin.assignment import solve_assignment as solve_assignment
+    from lightning_rebasin.callbacks import CheckpointSnapshot as CheckpointSnapshot
+    from lightning_rebasin.callbacks import LossBarrier as LossBarrier
+    from lightning_rebasin.checkpoints import merge_checkpoints as merge_checkpoints
+    from lightning_rebasin.checkpoints import read_checkpoint as read_checkpoint
+    from lightning_rebasin.checkpoints import write_checkpoint as write_checkpoint
+    from lightning_rebasin.landscape import BarrierCurve as BarrierCurve
+    from lightning_rebasin.landscape import measure_barrier as measure_barrier
+    from lightning_rebasin.matching import MatchResult as MatchResult
+    from lightning_rebasin.matching import match_activations as match_activations
+    from lightning_rebasin.matching import match_many as match_many
+    from lightning_rebasin.matching import match_weights as match_weights
+    from lightning_rebasin.merging import average as average
+    from lightning_rebasin.merging import interpolate as interpolate
+    from lightning_rebasin.merging import repair as repair
+    from lightning_rebasin.merging import reset_batch_norm as reset_batch_norm
+    from lightning_rebasin.modules import MergeModule as MergeModule
+    from lightning_rebasin.symmetry import Permutation as Permutation
+    from lightning_rebasin.symmetry import PermutationSpec as PermutationSpec
+    from lightning_rebasin.symmetry import check_equivalence as check_equivalence
+    from lightning_rebasin.symmetry import infer_spec as infer_spec
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "assignment": ("solve_assignment",),
+    "callbacks": ("CheckpointSnapshot", "LossBarrier"),
+    "checkpoints": ("merge_checkpoints", "read_checkpoint", "write_checkpoint"),
+    "landscape": ("BarrierCurve", "measure_barrier"),
+    "matching": ("MatchResult", "match_activations", "match_many", "match_weights"),
+    "merging": ("average", "interpolate", "repair", "reset_batch_norm"),
+    "modules": ("MergeModule",),
+    "symmetry": ("Permutation", "PermutationSpec", "check_equivalence", "infer_spec"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604  the names are those of _HOMES
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

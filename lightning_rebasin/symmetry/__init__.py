@@ -1,1 +1,18 @@
-"""symmetry."""
+"""Which changes of the weights leave the function of a network unchanged."""
+
+from lightning_rebasin.symmetry.permutation import Permutation
+from lightning_rebasin.symmetry.spec import AxisMap, Component, Group, PermutationSpec, Pin, TensorInfo
+from lightning_rebasin.symmetry.verify import Equivalence, check_equivalence, measure_equivalence
+
+__all__ = [
+    "AxisMap",
+    "Component",
+    "Equivalence",
+    "Group",
+    "Permutation",
+    "PermutationSpec",
+    "Pin",
+    "TensorInfo",
+    "check_equivalence",
+    "measure_equivalence",
+]

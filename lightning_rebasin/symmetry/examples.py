@@ -1,0 +1,93 @@
+"""What goes into a model and what comes out: example inputs, and the outputs that must not change.
+
+A network's function is judged on example inputs.  Users give them as the arguments of ``forward``; several examples
+(other branches, other experts) are a list.  The output may be a tensor, any nesting of containers, or an output object
+in the style of Hugging Face, whose caches are no result and whose hidden states are no prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_flatten_with_path
+
+from lightning_rebasin.errors import TraceError
+
+_CACHES = ("past", "cache", "mems")
+_INTERNALS = ("hidden_state", "attentions", "model_output", "extract_features")
+_PREDICTIONS = ("logits", "loss", "pred_boxes", "prediction", "start_scores")
+
+
+@dataclass(frozen=True)
+class Example:
+    """The arguments of one call of ``forward``."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def as_example(value: Any) -> Example:
+    """Read one example input as users write it.
+
+    Args:
+        value: An :class:`Example`; a mapping (keyword arguments); a tuple or list (positional arguments); anything else
+            is the only argument.
+
+    Example:
+        >>> as_example({"x": 1}).kwargs, as_example((1, 2)).args, as_example(3).args
+        ({'x': 1}, (1, 2), (3,))
+    """
+    if isinstance(value, Example):
+        return value
+    if isinstance(value, Mapping):
+        return Example((), dict(value))
+    if isinstance(value, tuple | list):
+        return Example(tuple(value))
+    return Example((value,))
+
+
+def resolve_examples(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], examples: Sequence[Any] | None
+) -> tuple[Example, ...]:
+    """Collect the examples of a call: its own arguments, a list, or the module's ``example_input_array``.
+
+    Raises:
+        TraceError: There is no example input at all.
+    """
+    found = [as_example(value) for value in examples or ()]
+    if args or kwargs:
+        found.insert(0, Example(tuple(args), dict(kwargs)))
+    if not found and getattr(module, "example_input_array", None) is not None:
+        found.append(as_example(module.example_input_array))
+    if not found:
+        raise TraceError(
+            "no example input: pass the arguments of forward, or set 'example_input_array' on the LightningModule"
+        )
+    return tuple(found)
+
+
+def output_tensors(output: Any) -> dict[str, Tensor]:
+    """The tensors of an output that the network is there to compute, by their path.
+
+    Args:
+        output: What ``forward`` returned.
+
+    Returns:
+        ``{path: tensor}`` in order.  Of a Hugging Face output object the caches are left out, and if it holds
+        predictions (logits, a loss, boxes) also its hidden states: those are in the basis of the hidden units.
+
+    Example:
+        >>> import torch
+        >>> list(output_tensors({"a": torch.zeros(1), "b": [torch.ones(2), None]}))
+        ["['a']", "['b'][0]"]
+    """
+    if hasattr(output, "to_tuple") and not isinstance(output, Tensor) and isinstance(output, Mapping):
+        kept = {key: value for key, value in output.items() if not any(word in key for word in _CACHES)}
+        if any(word in key for key in kept for word in _PREDICTIONS):
+            kept = {key: value for key, value in kept.items() if not any(word in key for word in _INTERNALS)}
+        output = kept
+    leaves, _ = tree_flatten_with_path(output)
+    return {keystr(path): leaf for path, leaf in cast("list[Any]", leaves) if isinstance(leaf, Tensor)}

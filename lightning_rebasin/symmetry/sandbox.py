@@ -1,0 +1,197 @@
+"""A private double-precision copy of a model that can be run with other weights.
+
+Whatever is done here leaves the caller's model alone: its mode, hooks, buffers, random state and weights.  The copy
+runs in float64, so that equal functions agree to 1e-12 and different ones do not; casts to lower precision that a
+model hard-codes (normalisation in float32, say) are rewritten while it runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from lightning_rebasin.errors import TraceError
+from lightning_rebasin.symmetry.examples import Example, output_tensors
+
+_WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The network inside ``torch.compile`` and (distributed) data-parallel wrappers."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inner := vars(module).get("_modules", {}).get("_orig_mod"), nn.Module):
+            module = inner
+        else:
+            return module
+
+
+def private_copy(module: nn.Module) -> nn.Module:
+    """A deep copy, unwrapped and uncompiled, in eval mode; the dtype stays."""
+    module = unwrap(module)
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            # Hook-style weight norm leaves a computed, non-leaf weight on the module, which deepcopy refuses.
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+    try:
+        duplicate = copy.deepcopy(module, memo)
+    except Exception as error:  # user modules may hold anything: locks, generators, open files
+        raise TraceError(f"cannot copy {type(module).__name__}: {type(error).__name__}: {error}") from error
+    for part in duplicate.modules():
+        for name, child in part._modules.items():
+            if child is not None:
+                part._modules[name] = unwrap(child)
+        # A compiled LightningModule keeps bound methods of the *original* in its instance dictionary.
+        if vars(part).get("_compiler_ctx") is not None:
+            for name in ("forward", "training_step", "validation_step", "test_step", "predict_step", "_compiler_ctx"):
+                vars(part).pop(name, None)
+    return duplicate.eval()
+
+
+def tensor_state(module: nn.Module, *, keep_vars: bool = False) -> dict[str, Tensor]:
+    """The tensors of a module's state dict (extra state of other types left out)."""
+    state = module.state_dict(keep_vars=keep_vars)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """``tensor`` in float64 (or complex128), or itself where it is not floating point."""
+    return tensor.to(_WIDE.get(tensor.dtype, tensor.dtype))
+
+
+class _ExactMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Rewrites every cast to a lower precision, and remembers whether one slipped through."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rounded = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") in _WIDE and func is not torch.ops.aten.view.dtype:
+            kwargs["dtype"] = _WIDE[kwargs["dtype"]]
+        inputs = [value for value in args if isinstance(value, Tensor)]
+        mixed = len({value.dtype for value in inputs if value.is_floating_point()}) > 1
+        if mixed and not func._schema.is_mutable:
+            args = tuple(widen(value) if isinstance(value, Tensor) else value for value in args)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and result.dtype in _WIDE and inputs:
+            self.rounded = True
+        return result
+
+
+@final
+class Sandbox:
+    """A float64 copy of a module, to be run with any weights.
+
+    Args:
+        module: The model; it is unwrapped, copied and never touched again.
+
+    Raises:
+        TraceError: The module cannot be copied, or is on a device without values.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = private_copy(module)
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        if any(t.is_meta or is_lazy(t) for t in tensors):
+            raise TraceError("the module has tensors without values (meta device or lazy layers): initialise it first")
+        device = tensors[0].device if tensors else torch.device("cpu")
+        # MPS has no float64.
+        self.device = torch.device("cpu") if device.type == "mps" else device
+        self.module._apply(lambda t: widen(t.to("cpu") if t.device.type == "mps" else t))  # type: ignore[no-untyped-call]
+        for part in self.module.modules():
+            for name, value in list(vars(part).items()):
+                if type(value) is Tensor and value.dtype in _WIDE:
+                    vars(part)[name] = widen(value.detach()).to(self.device)
+        self._live = tensor_state(self.module, keep_vars=True)
+        self._parameters = {id(parameter) for parameter in self.module.parameters()}
+        #: The weights of the copy, float64.
+        self.state: dict[str, Tensor] = {name: value.detach() for name, value in self._live.items()}
+        #: Whether some operation rounded to less than float64 in spite of all.
+        self.rounded = False
+
+    def run(self, example: Example, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """One forward pass in eval mode under a fixed seed.
+
+        Args:
+            example: The input.
+            state: Weights to run with; the copy's own by default.
+
+        Returns:
+            The output tensors by path.
+
+        Raises:
+            TraceError: The forward pass failed.
+        """
+        example = tree_map_only(Tensor, self._own, (example.args, dict(example.kwargs)))
+        args, kwargs = cast("tuple[tuple[Any, ...], dict[str, Any]]", example)
+        mode = _ExactMode()
+        # Caches in non-persistent buffers must not leak from one run into the next.
+        persistent = {id(value) for value in self._live.values()}
+        caches = [(b, b.detach().clone()) for b in self.module.buffers() if id(b) not in persistent]
+        self._assign(self.state if state is None else state)
+        try:
+            with _isolated(self.device), mode:
+                output = self.module(*args, **kwargs)
+        except Exception as error:  # whatever the user's forward raises
+            raise TraceError(
+                f"the forward pass of {type(self.module).__name__} failed on the example input: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        finally:
+            for buffer, value in caches:
+                buffer.data = value
+            self._assign(self.state)
+        self.rounded |= mode.rounded
+        return {path: tensor.detach() for path, tensor in output_tensors(output).items()}
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        with torch.inference_mode(mode=False):
+            return widen(tensor.detach().to("cpu")).to(self.device, copy=True)
+
+    def _assign(self, state: Mapping[str, Tensor]) -> None:
+        for name, live in self._live.items():
+            value = state[name]
+            # Swapping storage costs nothing; buffers are cloned because a forward pass may write to them.
+            live.data = value if id(live) in self._parameters else value.clone()
+
+
+@contextmanager
+def _isolated(device: torch.device) -> Iterator[None]:
+    """No gradients, a fixed seed in every generator, float64 as default; all restored afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    default, python, numpy = torch.get_default_dtype(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.no_grad())
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

@@ -1,0 +1,177 @@
+"""The gate: does a permuted network still compute the same function?
+
+Nothing about a spec is taken on trust.  A private float64 copy of the model runs on the example inputs with its own
+weights and with the permuted ones, and the outputs must agree to rounding.  Agreement alone could mean that the test
+sees nothing (a signal that died in a deep network makes all outputs equal), so there is a *negative control*: one axis
+of one tensor permuted alone must change the output.  A tensor whose values are all equal (a fresh bias or batch-norm
+statistic) cannot show whether it moved, so the copy gets noise in its place before both runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rebasin.errors import EquivalenceError
+from lightning_rebasin.symmetry.compare import Outputs, relative_error, run_all, with_aliases
+from lightning_rebasin.symmetry.diagnose import explain_failure
+from lightning_rebasin.symmetry.examples import Example, resolve_examples
+from lightning_rebasin.symmetry.permutation import Permutation, permute_tensor
+from lightning_rebasin.symmetry.sandbox import Sandbox, unwrap
+from lightning_rebasin.symmetry.spec import Group, PermutationSpec
+
+#: Largest relative output error of an exact symmetry in float64, and where some operation rounds to float32.
+TOLERANCE, ROUNDED_TOLERANCE = 1e-8, 1e-4
+#: How many times larger than the tolerance the answer to the negative control must be.
+CONTROL_MARGIN = 100.0
+#: How many groups the negative control tries before giving up.
+CONTROL_TRIES = 6
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """What the gate measured.
+
+    Args:
+        error: Largest ``max|f − f'| / max|f|`` over all output tensors and examples.
+        control: The same for the negative control; 0 if the spec has nothing to permute.
+        tolerance: Largest error that counts as equal.
+        rounded: Whether some operation rounded to less than float64 in spite of all.
+    """
+
+    error: float
+    control: float
+    tolerance: float
+    rounded: bool = False
+
+    @property
+    def equal(self) -> bool:
+        """Whether the two functions agree: ``error < tolerance · max(1, control)``."""
+        return self.error < self.tolerance * max(1.0, self.control)
+
+    @property
+    def sees(self) -> bool:
+        """Whether the negative control moved, so that agreement means something."""
+        return self.control > CONTROL_MARGIN * self.tolerance
+
+
+def check_equivalence(
+    module: nn.Module, permutation: Permutation, *args: Any, examples: Sequence[Any] | None = None, **kwargs: Any
+) -> float:
+    """Prove on examples that a permutation leaves the function of a network unchanged.
+
+    Computes ``max|f(x; θ) − f(x; π(θ))| / max|f(x; θ)|`` in float64 and eval mode on a private copy; the caller's
+    module is left exactly as it was.
+
+    Args:
+        module: The network with real weights; compiled and data-parallel wrappers are looked through.
+        permutation: The symmetry to check, in a spec of this network.
+        *args: Example input as for ``forward``; none at all means the module's ``example_input_array``.
+        examples: More example inputs: tensors, tuples of arguments, or dicts of keyword arguments.
+        **kwargs: Example input as for ``forward``.
+
+    Returns:
+        The largest relative error over all output tensors and examples.
+
+    Raises:
+        EquivalenceError: The outputs differ; the message names the group, the first tensor responsible and the
+            submodule.  Or the check is blind: no tensor permuted alone changes the output.
+        StateDictError: The permutation is for another network.
+        TraceError: There is no example input, or the forward pass fails on it.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> table = {"0.weight": ("h", None), "0.bias": ("h",), "2.weight": (None, "h")}
+        >>> spec = PermutationSpec.from_table(table, net.state_dict())
+        >>> p = Permutation(spec, {"h": torch.tensor([2, 0, 1])})
+        >>> check_equivalence(net, p, torch.ones(4, 2)) < 1e-12
+        True
+    """
+    sandbox = _prepare(module, permutation.spec)
+    found = resolve_examples(unwrap(module), args, kwargs, examples)
+    result, baseline = _measure(sandbox, permutation, found)
+    if not result.equal:
+        limit = result.tolerance * max(1.0, result.control)
+        raise EquivalenceError(explain_failure(sandbox, permutation, found, baseline, error=result.error, limit=limit))
+    if not result.sees and any(g.size > 1 for g in permutation.spec.groups.values()):
+        raise EquivalenceError(
+            f"the check is blind: permuting one tensor alone changes the output by {result.control:.1e} at most, so "
+            f"the error of {result.error:.1e} proves nothing; use an example input that the output depends on, or "
+            "weights that are not degenerate (zero or constant)"
+        )
+    return result.error
+
+
+def measure_equivalence(
+    module: nn.Module, permutation: Permutation, *args: Any, examples: Sequence[Any] | None = None, **kwargs: Any
+) -> Equivalence:
+    """Measure what :func:`check_equivalence` judges, without judging.
+
+    Args:
+        module: The network.
+        permutation: The symmetry to check.
+        *args: Example input as for ``forward``.
+        examples: More example inputs.
+        **kwargs: Example input as for ``forward``.
+
+    Returns:
+        Error, control and tolerance.
+    """
+    sandbox = _prepare(module, permutation.spec)
+    return _measure(sandbox, permutation, resolve_examples(unwrap(module), args, kwargs, examples))[0]
+
+
+def _prepare(module: nn.Module, spec: PermutationSpec) -> Sandbox:
+    sandbox = Sandbox(module)
+    spec.check_state(sandbox.state, "the module's state dict")
+    generator = torch.Generator().manual_seed(0)
+    for name in spec.maps:
+        tensor = sandbox.state[name]
+        if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
+            # In place, so that tied names follow; a positive tensor (a variance) stays positive.
+            tensor.add_(noise * (0.3 * tensor if bool(tensor.any()) else 0.1))
+    return sandbox
+
+
+def _measure(sandbox: Sandbox, permutation: Permutation, examples: tuple[Example, ...]) -> tuple[Equivalence, Outputs]:
+    baseline = run_all(sandbox, examples)
+    if not any(baseline):
+        raise EquivalenceError("the module returns no tensor for the example input, so there is nothing to compare")
+    for outputs in baseline:
+        for path, tensor in outputs.items():
+            if tensor.numel() and bool(torch.isnan(tensor).all()):
+                raise EquivalenceError(f"output{path} is NaN everywhere on the example input: nothing can be compared")
+    error = relative_error(baseline, run_all(sandbox, examples, permutation.apply(sandbox.state)))
+    result = Equivalence(error, 0.0, ROUNDED_TOLERANCE if sandbox.rounded else TOLERANCE, sandbox.rounded)
+    for group in _spread([g for g in permutation.spec.groups.values() if g.size > 1], CONTROL_TRIES):
+        state = _one_axis(permutation.spec, group, sandbox.state)
+        result = replace(
+            result, control=max(result.control, relative_error(baseline, run_all(sandbox, examples, state)))
+        )
+        if result.sees:
+            break
+    return result, baseline
+
+
+def _one_axis(spec: PermutationSpec, group: Group, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One axis of one tensor of ``group`` permuted alone: a change that must show."""
+    names = sorted(spec.tensors_of(group.id), key=lambda name: spec.tensors[name].kind != "parameter")
+    if not names:
+        return state
+    axis_map = spec.maps[names[0]]
+    one = next(c for c in axis_map.components if c.group == group.id)
+    rolled = Permutation(spec, {group.id: torch.arange(group.size).roll(1).expand(group.shape)})
+    moved = permute_tensor(state[names[0]], replace(axis_map, components=(one,)), rolled)
+    return with_aliases(spec, state, {names[0]: moved})
+
+
+def _spread(groups: list[Group], limit: int) -> list[Group]:
+    """The first group, whose signal has the longest way to the output, the last one, and some between."""
+    if len(groups) <= limit:
+        return groups
+    return [groups[i * (len(groups) - 1) // (limit - 1)] for i in range(limit)]

@@ -1,1 +1,11 @@
-"""landscape."""
+"""What the loss does between sets of weights.
+
+``barrier.py`` is the value, ``measure.py`` the function that makes one, ``probe.py`` the engine that evaluates other
+weights of a module (all knowledge about Lightning is there), ``trajectory.py`` and ``matrix.py`` the barrier over
+training.
+"""
+
+from lightning_rebasin.landscape.barrier import BarrierCurve, lambda_grid
+from lightning_rebasin.landscape.measure import measure_barrier
+
+__all__ = ["BarrierCurve", "lambda_grid", "measure_barrier"]

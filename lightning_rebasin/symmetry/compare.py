@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lightning_rebasin.symmetry.examples import Example
 from lightning_rebasin.symmetry.sandbox import Sandbox
-from lightning_rebasin.symmetry.spec import PermutationSpec
 
 #: For every example, its output tensors by path.
 Outputs = tuple[dict[str, Tensor], ...]
@@ -33,12 +32,6 @@ def relative_error(before: Sequence[Mapping[str, Tensor]], after: Sequence[Mappi
 def run_all(sandbox: Sandbox, examples: Sequence[Example], state: Mapping[str, Tensor] | None = None) -> Outputs:
     """The outputs for every example with some weights."""
     return tuple(sandbox.run(example, state) for example in examples)
-
-
-def with_aliases(spec: PermutationSpec, state: dict[str, Tensor], changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` with some tensors changed, under all the names that they are tied to."""
-    tied = {name: changed[origin] for name, origin in spec.aliases.items() if origin in changed}
-    return {**state, **changed, **tied}
 
 
 def _tensor_error(before: Tensor, after: Tensor) -> float:

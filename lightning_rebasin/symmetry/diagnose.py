@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_rebasin.symmetry.compare import Outputs, relative_error, run_all, with_aliases
+from lightning_rebasin.symmetry.compare import Outputs, relative_error, run_all
 from lightning_rebasin.symmetry.examples import Example
 from lightning_rebasin.symmetry.permutation import Permutation, permute_tensor
 from lightning_rebasin.symmetry.sandbox import Sandbox
@@ -59,7 +59,7 @@ def explain_failure(
     group = permutation.spec.groups[culprit]
     lines = [head, f"group {culprit!r} ({group.size} units) is wrong"]
     state = alone.apply(sandbox.state)
-    fault = _wrong_tensor(alone, culprit, sandbox.state, state, lambda s: error_of(s) < limit)
+    fault = _wrong_tensor(sandbox, alone, culprit, state, lambda s: error_of(s) < limit)
     where = _first_difference(sandbox, examples, state)
     names = permutation.spec.tensors_of(culprit)
     if fault is None:
@@ -83,12 +83,12 @@ def _failing_group(permutation: Permutation, fails: Any) -> str:
 
 
 def _wrong_tensor(
-    alone: Permutation, culprit: str, original: dict[str, Tensor], state: dict[str, Tensor], mends: Any
+    sandbox: Sandbox, alone: Permutation, culprit: str, state: dict[str, Tensor], mends: Any
 ) -> str | None:
     spec = alone.spec
     names = spec.tensors_of(culprit)
     for name in names[:TRIES]:
-        if mends(with_aliases(spec, state, {name: original[name]})):
+        if mends(sandbox.changed(state, {name: sandbox.state[name]})):
             return f"tensor {name!r} must not move with it"
     budget = TRIES
     for name, dim in _forgotten_axes(spec, culprit):
@@ -98,7 +98,7 @@ def _wrong_tensor(
         size = spec.tensors[name].shape[dim]
         sites = tuple((n,) for n in spec.tensors[name].shape)
         whole = AxisMap(name, sites, (Component(culprit, (dim,), torch.arange(size)[:, None]),))
-        if mends(with_aliases(spec, state, {name: permute_tensor(state[name], whole, alone)})):
+        if mends(sandbox.changed(state, {name: permute_tensor(state[name], whole, alone)})):
             return f"tensor {name!r} must move with it along dimension {dim} and does not"
     return None
 

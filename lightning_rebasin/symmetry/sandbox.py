@@ -165,6 +165,16 @@ class Sandbox:
         self.rounded |= mode.rounded
         return {path: tensor.detach() for path, tensor in output_tensors(output).items()}
 
+    def changed(self, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``state`` with some tensors replaced, under every name that the model ties to them."""
+        pointers = {self.state[name].data_ptr(): tensor for name, tensor in tensors.items()}
+        tied = {
+            name: pointers[own.data_ptr()]
+            for name, own in self.state.items()
+            if own.data_ptr() in pointers and own.shape == pointers[own.data_ptr()].shape and own.numel()
+        }
+        return {**state, **tied, **tensors}
+
     def _own(self, tensor: Tensor) -> Tensor:
         with torch.inference_mode(mode=False):
             return widen(tensor.detach().to("cpu")).to(self.device, copy=True)

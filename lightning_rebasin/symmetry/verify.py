@@ -9,7 +9,7 @@ statistic) cannot show whether it moved, so the copy gets noise in its place bef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import EquivalenceError
-from lightning_rebasin.symmetry.compare import Outputs, relative_error, run_all, with_aliases
+from lightning_rebasin.symmetry.compare import Outputs, relative_error, run_all
 from lightning_rebasin.symmetry.diagnose import explain_failure
 from lightning_rebasin.symmetry.examples import Example, resolve_examples
 from lightning_rebasin.symmetry.permutation import Permutation, permute_tensor
@@ -30,6 +30,7 @@ TOLERANCE, ROUNDED_TOLERANCE = 1e-8, 1e-4
 CONTROL_MARGIN = 100.0
 #: How many groups the negative control tries before giving up.
 CONTROL_TRIES = 6
+_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,10 @@ def _prepare(module: nn.Module, spec: PermutationSpec) -> Sandbox:
     sandbox = Sandbox(module)
     spec.check_state(sandbox.state, "the module's state dict")
     generator = torch.Generator().manual_seed(0)
-    for name in spec.maps:
-        tensor = sandbox.state[name]
+    trainable = {name for name, _ in sandbox.module.named_parameters(remove_duplicate=False)}
+    for name, tensor in sandbox.state.items():
+        if name not in trainable and name not in spec.maps and not name.endswith(_STATISTICS):
+            continue
         if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
             noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
             # In place, so that tied names follow; a positive tensor (a variance) stays positive.
@@ -148,30 +151,33 @@ def _measure(sandbox: Sandbox, permutation: Permutation, examples: tuple[Example
                 raise EquivalenceError(f"output{path} is NaN everywhere on the example input: nothing can be compared")
     error = relative_error(baseline, run_all(sandbox, examples, permutation.apply(sandbox.state)))
     result = Equivalence(error, 0.0, ROUNDED_TOLERANCE if sandbox.rounded else TOLERANCE, sandbox.rounded)
-    for group in _spread([g for g in permutation.spec.groups.values() if g.size > 1], CONTROL_TRIES):
-        state = _one_axis(permutation.spec, group, sandbox.state)
-        result = replace(
-            result, control=max(result.control, relative_error(baseline, run_all(sandbox, examples, state)))
-        )
+    for state in _controls(sandbox, permutation.spec):
+        control = relative_error(baseline, run_all(sandbox, examples, state))
+        result = replace(result, control=max(result.control, control))
         if result.sees:
             break
     return result, baseline
 
 
-def _one_axis(spec: PermutationSpec, group: Group, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One axis of one tensor of ``group`` permuted alone: a change that must show."""
-    names = sorted(spec.tensors_of(group.id), key=lambda name: spec.tensors[name].kind != "parameter")
-    if not names:
-        return state
-    axis_map = spec.maps[names[0]]
-    one = next(c for c in axis_map.components if c.group == group.id)
-    rolled = Permutation(spec, {group.id: torch.arange(group.size).roll(1).expand(group.shape)})
-    moved = permute_tensor(state[names[0]], replace(axis_map, components=(one,)), rolled)
-    return with_aliases(spec, state, {names[0]: moved})
+def _controls(sandbox: Sandbox, spec: PermutationSpec) -> Iterator[dict[str, Tensor]]:
+    """Weights with one axis of one tensor permuted alone: changes that must show."""
+    groups = _spread([g for g in spec.groups.values() if g.size > 1 and spec.tensors_of(g.id)])
+    for group in groups:
+        name = min(spec.tensors_of(group.id), key=lambda name: spec.tensors[name].kind != "parameter")
+        one = next(c for c in spec.maps[name].components if c.group == group.id)
+        rolled = Permutation(spec, {group.id: torch.arange(group.size).roll(1).expand(group.shape)})
+        moved = permute_tensor(sandbox.state[name], replace(spec.maps[name], components=(one,)), rolled)
+        yield sandbox.changed(sandbox.state, {name: moved})
+    for group in groups:
+        # Where one (tied) tensor is all that a group moves, moving it alone is the symmetry itself: take another axis.
+        name = spec.tensors_of(group.id)[0]
+        acting = spec.maps[name].dims_of(group.id)
+        for dim in set(range(sandbox.state[name].ndim)) - set(acting):
+            yield sandbox.changed(sandbox.state, {name: sandbox.state[name].roll(1, dim)})
 
 
-def _spread(groups: list[Group], limit: int) -> list[Group]:
+def _spread(groups: list[Group]) -> list[Group]:
     """The first group, whose signal has the longest way to the output, the last one, and some between."""
-    if len(groups) <= limit:
+    if len(groups) <= CONTROL_TRIES:
         return groups
-    return [groups[i * (len(groups) - 1) // (limit - 1)] for i in range(limit)]
+    return [groups[i * (len(groups) - 1) // (CONTROL_TRIES - 1)] for i in range(CONTROL_TRIES)]

@@ -1,0 +1,365 @@
+"""The gate accepts true symmetries, refuses false ones by name, notices when it sees nothing, and leaves no trace."""
+
+import random
+from collections import OrderedDict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.models import BatchNormCNN, mlp, randomise
+from torch import nn
+
+from lightning_rebasin.errors import EquivalenceError, StateDictError, TraceError
+from lightning_rebasin.symmetry import Permutation, PermutationSpec, check_equivalence, measure_equivalence
+
+CNN_TABLE = {
+    "conv1.weight": ("a", None, None, None),
+    "bn1.weight": ("a",),
+    "bn1.bias": ("a",),
+    "bn1.running_mean": ("a",),
+    "bn1.running_var": ("a",),
+    "conv2.weight": ("b", "a", None, None),
+    "bn2.weight": ("b",),
+    "bn2.bias": ("b",),
+    "bn2.running_mean": ("b",),
+    "bn2.running_var": ("b",),
+    "fc.weight": (None, "b"),
+}
+MLP_TABLE = {"0.weight": ("h", None), "0.bias": ("h",), "2.weight": (None, "h")}
+
+
+def randomly(spec, seed=0):
+    return Permutation.random(spec, torch.Generator().manual_seed(seed))
+
+
+def cnn(table=CNN_TABLE, seed=0):
+    module = randomise(BatchNormCNN(), seed)
+    return module, randomly(PermutationSpec.from_table(table, module.state_dict()))
+
+
+def images(n=2):
+    return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(7))
+
+
+def without(*names):
+    return {name: axes for name, axes in CNN_TABLE.items() if name not in names}
+
+
+def test_true_symmetry_passes_and_the_control_moves():
+    module, p = cnn()
+    assert check_equivalence(module, p, images()) < 1e-12
+    measured = measure_equivalence(module, p, x=images())
+    assert measured.equal and measured.sees and measured.control > 1e-3
+
+
+@pytest.mark.parametrize("name", ["bn1.running_mean", "bn1.running_var", "bn1.bias", "bn1.weight"])
+def test_forgotten_tensor_is_named_with_group_and_submodule(name):
+    module, p = cnn(without(name))
+    with pytest.raises(EquivalenceError) as caught:
+        check_equivalence(module, p, images())
+    assert f"'{name}' must move" in str(caught.value)
+    assert "group 'a' (8 units)" in str(caught.value) and "submodule 'bn1' (BatchNorm2d)" in str(caught.value)
+
+
+def test_forgotten_consumer_axis_is_named():
+    module, p = cnn(CNN_TABLE | {"conv2.weight": ("b", None, None, None)})
+    with pytest.raises(EquivalenceError, match=r"'conv2.weight' must move .* dimension 1.*submodule 'conv2'"):
+        check_equivalence(module, p, images())
+
+
+def test_permuted_output_classes_are_refused():
+    module, p = cnn(CNN_TABLE | {"fc.weight": ("classes", "b"), "fc.bias": ("classes",)})
+    with pytest.raises(EquivalenceError, match="group 'classes'"):
+        check_equivalence(module, p, images())
+
+
+def test_tensor_that_must_stay_is_named():
+    module = randomise(mlp(4, 4, 4))
+    table = MLP_TABLE | {"2.bias": ("h",)}
+    p = randomly(PermutationSpec.from_table(table, module.state_dict()), 1)
+    with pytest.raises(EquivalenceError, match=r"'2.bias' must not move"):
+        check_equivalence(module, p, torch.randn(3, 4))
+
+
+def test_wrong_batch_norm_statistics_are_seen_on_a_fresh_network():
+    """Fresh statistics are constant: without noise in the copy, moving or not moving them looks the same."""
+    module = BatchNormCNN()
+    wrong = randomly(PermutationSpec.from_table(without("bn2.running_var"), module.state_dict()))
+    with pytest.raises(EquivalenceError, match=r"bn2.running_var"):
+        check_equivalence(module, wrong, images())
+    right = randomly(PermutationSpec.from_table(CNN_TABLE, module.state_dict()))
+    assert check_equivalence(module, right, images()) < 1e-12
+
+
+def test_blind_check_is_refused():
+    class Dead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(3, 5, 2)
+
+        def forward(self, x):
+            return 0.0 * self.net(x) + 1.0
+
+    module = Dead()
+    table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
+    with pytest.raises(EquivalenceError, match="blind"):
+        check_equivalence(module, randomly(PermutationSpec.from_table(table, module.state_dict())), torch.ones(2, 3))
+
+
+def test_control_tries_other_groups_where_the_first_is_invisible():
+    class Side(nn.Module):
+        """The first group only feeds a branch that is multiplied by zero."""
+
+        def __init__(self):
+            super().__init__()
+            self.dead, self.live = mlp(3, 5, 2), mlp(3, 5, 2)
+
+        def forward(self, x):
+            return 0.0 * self.dead(x) + self.live(x)
+
+    module = Side()
+    table = {f"dead.{n}": tuple(g and "d" for g in a) for n, a in MLP_TABLE.items()}
+    table |= {f"live.{n}": tuple(g and "l" for g in a) for n, a in MLP_TABLE.items()}
+    p = randomly(PermutationSpec.from_table(table, module.state_dict()))
+    assert check_equivalence(module, p, torch.randn(2, 3)) < 1e-12
+
+
+def test_nothing_of_the_callers_changes():
+    module, p = cnn()
+    module.train()
+    module.fc.eval()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    x = images()
+    kept = x.clone()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    check_equivalence(module, p, x)
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    assert module.training and module.bn1.training and not module.fc.training
+    assert torch.equal(x, kept) and torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    assert torch.get_default_dtype() is torch.float32 and not any(m._forward_hooks for m in module.modules())
+    assert all(parameter.dtype is torch.float32 and parameter.requires_grad for parameter in module.parameters())
+
+
+class UpCasting(nn.Module):
+    """Root-mean-square norm in hard-coded float32, an attention mask made in float32, half-precision rounding."""
+
+    def __init__(self, cast=torch.float32):
+        super().__init__()
+        self.a, self.b, self.scale, self.cast = nn.Linear(4, 16), nn.Linear(16, 3), nn.Parameter(torch.ones(16)), cast
+
+    def forward(self, x):
+        h = self.a(x).to(self.cast)
+        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return self.b((self.scale * h.to(x.dtype)).relu() + torch.zeros(16, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("cast", [torch.float32, torch.bfloat16, torch.float16])
+def test_hard_coded_casts_do_not_hide_errors(cast):
+    module = randomise(UpCasting(cast))
+    table = {"a.weight": ("h", None), "a.bias": ("h",), "scale": ("h",), "b.weight": (None, "h")}
+    p = randomly(PermutationSpec.from_table(table, module.state_dict()))
+    measured = measure_equivalence(module, p, torch.randn(3, 4))
+    assert measured.error < 1e-12 and not measured.rounded
+
+
+def test_rounding_that_cannot_be_rewritten_falls_back_to_the_looser_tolerance():
+    class Rounding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(4, 64, 64)
+
+        def forward(self, x):
+            bits = self.net(x).view(torch.int64)
+            return (bits >> 30 << 30).view(torch.float64).view(torch.float32).view(-1, 64, 2)[..., 1].sum(-1)
+
+    module = randomise(Rounding()).double()
+    table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
+    spec = PermutationSpec.from_table(table, module.state_dict())
+    measured = measure_equivalence(module, randomly(spec), torch.randn(3, 4))
+    assert measured.rounded and measured.tolerance == 1e-4 and measured.equal
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_any_dtype_of_the_model(dtype):
+    module = randomise(mlp(4, 8, 2)).to(dtype)
+    spec = PermutationSpec.from_table(MLP_TABLE, module.state_dict())
+    assert check_equivalence(module, randomly(spec), torch.randn(3, 4).to(dtype)) < 1e-12
+
+
+class Tokens(nn.Module):
+    """Integer input, keyword arguments, a complex output and a dictionary around them; the output weight is tied."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(11, 6), nn.Linear(6, 11, bias=False)
+        self.out.weight = self.embed.weight
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, *, tokens, scale=1.0):
+        h = self.drop(self.embed(tokens).mean(1)) * scale
+        logits = self.out(torch.tanh(h))
+        return {"logits": logits, "spectrum": torch.fft.fft(logits), "best": logits.argmax(-1), "nothing": None}
+
+
+def test_integer_input_keywords_complex_output_dropout_and_tied_weights():
+    module = Tokens()
+    spec = PermutationSpec.from_table({"embed.weight": (None, "h"), "out.weight": (None, "h")}, module.state_dict())
+    tokens = torch.arange(10).reshape(2, 5)
+    assert check_equivalence(module, randomly(spec), tokens=tokens, scale=2.0) < 1e-12
+    bad = PermutationSpec.from_table({"embed.weight": ("v", None), "out.weight": ("v", None)}, module.state_dict())
+    with pytest.raises(EquivalenceError, match="'v'"):
+        check_equivalence(module, randomly(bad), tokens=tokens)
+
+
+def test_several_examples_reach_other_branches():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.left, self.right = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+        def forward(self, x, *, right=False):
+            return (self.right if right else self.left)(self.a(x).relu())
+
+    module = randomise(Branches())
+    table = {"a.weight": ("h", None), "a.bias": ("h",), "left.weight": (None, "h")}
+    p = randomly(PermutationSpec.from_table(table, module.state_dict()))
+    x = torch.randn(4, 3)
+    assert check_equivalence(module, p, x) < 1e-12
+    with pytest.raises(EquivalenceError, match=r"right.weight"):
+        check_equivalence(module, p, x, examples=[{"x": x, "right": True}])
+    with pytest.raises(EquivalenceError, match=r"right.weight"):
+        check_equivalence(module, p, examples=[(x,), {"x": x, "right": True}])
+
+
+def test_wrapped_modules_are_looked_through():
+    module, p = cnn()
+    compiled = torch.compile(module, backend="eager")
+    assert check_equivalence(compiled, p, images()) < 1e-12
+    assert check_equivalence(nn.DataParallel(module), p, images()) < 1e-12
+    module.conv2 = torch.compile(module.conv2, backend="eager")
+    assert check_equivalence(module, p, images()) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_hook_style_weight_norm_can_be_copied():
+    module = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 6)), nn.Tanh(), nn.Linear(6, 2))
+    module(torch.ones(1, 3))
+    table = {"0.weight_g": ("h", None), "0.weight_v": ("h", None), "0.bias": ("h",), "2.weight": (None, "h")}
+    spec = PermutationSpec.from_table(table, module.state_dict())
+    assert check_equivalence(module, randomly(spec), torch.randn(4, 3)) < 1e-12
+
+
+def test_lightning_module_with_example_input_array():
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Model(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(3, 5, 2)
+            self.example_input_array = torch.randn(4, 3)
+
+        def forward(self, x):
+            return self.net(x)
+
+    module = Model()
+    table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
+    spec = PermutationSpec.from_table(table, module.state_dict())
+    module.trainer = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    assert check_equivalence(module, randomly(spec)) < 1e-12
+    module.example_input_array = None
+    with pytest.raises(TraceError, match="example_input_array"):
+        check_equivalence(module, randomly(spec))
+
+
+class HuggingFaceOutput(OrderedDict):
+    def to_tuple(self):
+        return tuple(self.values())
+
+
+def test_caches_and_hidden_states_of_output_objects_do_not_count():
+    class Model(nn.Module):
+        def __init__(self, *, logits):
+            super().__init__()
+            self.net, self.logits = mlp(3, 5, 2), logits
+
+        def forward(self, x):
+            hidden = self.net[1](self.net[0](x))
+            out = HuggingFaceOutput(past_key_values=(hidden,), last_hidden_state=hidden)
+            if self.logits:
+                out["logits"] = self.net[2](hidden)
+            return out
+
+    table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
+    model = Model(logits=True)
+    spec = PermutationSpec.from_table(table, model.state_dict())
+    assert check_equivalence(model, randomly(spec), torch.randn(4, 3)) < 1e-12
+    with pytest.raises(EquivalenceError, match="group 'h'"):  # a bare encoder is there for its hidden states
+        check_equivalence(Model(logits=False), randomly(spec), torch.randn(4, 3))
+
+
+def test_state_that_carries_over_is_reset_or_reported():
+    class Counting(nn.Module):
+        def __init__(self, *, as_buffer):
+            super().__init__()
+            self.net, self.calls = mlp(3, 5, 2), 0
+            if as_buffer:
+                del self.calls
+                self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+        def forward(self, x):
+            self.calls += 1
+            return self.net(x) * self.calls
+
+    table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
+    module = Counting(as_buffer=True)
+    spec = PermutationSpec.from_table(table, module.state_dict())
+    assert check_equivalence(module, randomly(spec), torch.randn(4, 3)) < 1e-12
+    with pytest.raises(EquivalenceError, match="not deterministic"):
+        check_equivalence(Counting(as_buffer=False), randomly(spec), torch.randn(4, 3))
+
+
+def test_random_numbers_in_the_forward_pass_are_the_same_in_every_run():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(3, 5, 2)
+
+        def forward(self, x):
+            return self.net(x + torch.randn_like(x)) + F.dropout(torch.ones(2), 0.5, training=True)
+
+    module = Noisy()
+    table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
+    assert (
+        check_equivalence(module, randomly(PermutationSpec.from_table(table, module.state_dict())), torch.ones(1, 3))
+        < 1e-12
+    )
+
+
+def test_bad_input_is_named():
+    module, p = cnn()
+    with pytest.raises(TraceError, match="BatchNormCNN failed on the example input"):
+        check_equivalence(module, p, torch.randn(2, 4, 8, 8))
+    with pytest.raises(StateDictError, match="conv1"):
+        check_equivalence(mlp(3, 4, 2), p, torch.randn(2, 3))
+    with pytest.raises(EquivalenceError, match="NaN"):
+        check_equivalence(module, p, torch.full((1, 3, 8, 8), float("nan")))
+    with pytest.raises(TraceError, match="without values"):
+        check_equivalence(module.to("meta"), p, images())
+
+
+def test_output_without_tensors_is_refused():
+    class Silent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(3, 5, 2)
+
+        def forward(self, x):
+            return SimpleNamespace(y=self.net(x))
+
+    module = Silent()
+    table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
+    with pytest.raises(EquivalenceError, match="no tensor"):
+        check_equivalence(module, randomly(PermutationSpec.from_table(table, module.state_dict())), torch.ones(1, 3))

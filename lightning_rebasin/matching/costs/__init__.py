@@ -1,0 +1,1 @@
+"""Cost matrices of the groups: what the objective gains if a unit takes a place."""

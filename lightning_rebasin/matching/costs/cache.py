@@ -1,0 +1,138 @@
+"""Cost matrices that are kept and updated instead of rebuilt.
+
+One matrix per group.  Static terms enter once.  Each other term remembers the orders that its part of the matrix was made
+with: orders are never written to, only replaced, so ``is`` tells whether a neighbour moved at all.  If nothing moved, the
+matrix, and the assignment that was optimal for it, still stand, and the visit is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lightning_rebasin.matching.costs.blocks import Block, Flats, blocks_of
+from lightning_rebasin.matching.costs.layouts import Layouts
+from lightning_rebasin.matching.costs.terms import (
+    Term,
+    add_bilinear,
+    add_general,
+    static_cost,
+    terms_of,
+)
+from lightning_rebasin.symmetry.spec import PermutationSpec
+
+
+@final
+class TermTable:
+    """The terms of a spec by group, computed once per spec.
+
+    Args:
+        spec: The spec.
+    """
+
+    def __init__(self, spec: PermutationSpec) -> None:
+        self.spec = spec
+        self.blocks = blocks_of(spec)
+        by_group: dict[str, list[Term]] = {name: [] for name in spec.groups}
+        for term in terms_of(spec, self.blocks):
+            by_group[term.group].append(term)
+        self.by_group: Mapping[str, tuple[Term, ...]] = {name: tuple(terms) for name, terms in by_group.items()}
+        self.coupled = frozenset(root for block in self.blocks for root in _twice(spec, block))
+
+    def tensors_of(self, root: str) -> tuple[str, ...]:
+        """Tensors of the objective on which the family of ``root`` acts."""
+        return tuple(dict.fromkeys(b.tensor for b in self.blocks if any(self._root(g) == root for g in b.groups)))
+
+    def roots_of(self, tensor: str) -> frozenset[str]:
+        """Roots of the families that act on ``tensor``."""
+        return frozenset(self._root(group) for b in self.blocks if b.tensor == tensor for group in b.groups)
+
+    def _root(self, group: str) -> str:
+        return self.spec.groups[group].root.id
+
+
+@final
+class CostCache:
+    """The cost matrices of every group for one reference and one source.
+
+    Args:
+        table: The terms.
+        reference: Layouts of the reference.
+        source: Layouts of the source.
+        dtype: Working dtype.
+        device: Where the matrices live.
+    """
+
+    def __init__(
+        self, table: TermTable, reference: Layouts, source: Layouts, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._table = table
+        self._reference = reference
+        self._source = source
+        self._dtype = dtype
+        self._device = device
+        self._static: dict[str, Tensor | None] = {}
+        self._cost: dict[str, Tensor] = {}
+        self._made_with: dict[str, tuple[Tensor, ...]] = {}
+        self._columns_changed: dict[str, int] = {}
+
+    def stale(self, group: str, flats: Flats) -> bool:
+        """Whether the cost of ``group`` differs from the one last returned."""
+        made_with = self._made_with.get(group)
+        return made_with is None or any(a is not b for a, b in zip(made_with, self._state(group, flats), strict=True))
+
+    def matrix(self, group: str, flats: Flats) -> Tensor:
+        """``C[i, j]``: what the objective gains if new unit ``i`` of ``group`` is old unit ``j``.
+
+        Args:
+            group: The group.
+            flats: The current flat orders of all groups, on the CPU.
+
+        Returns:
+            Tensor ``(members, members)`` in the working dtype; valid until the next call for the same group.
+        """
+        if self.stale(group, flats):
+            self._rebuild(group, flats)
+            self._made_with[group] = self._state(group, flats)
+        return self._cost[group]
+
+    def _state(self, group: str, flats: Flats) -> tuple[Tensor, ...]:
+        terms = self._table.by_group[group]
+        return tuple(
+            flats[other]
+            for term in terms
+            if term.kind != "static"
+            for other in ((term.partner,) if term.kind == "bilinear" else sorted(term.block.groups))
+        )
+
+    def _rebuild(self, group: str, flats: Flats) -> None:
+        static = self._static_part(group)
+        members = self._table.spec.groups[group].members
+        cost = (
+            torch.zeros(members, members, dtype=self._dtype, device=self._device) if static is None else static.clone()
+        )
+        for term in self._table.by_group[group]:
+            if term.kind == "bilinear":
+                add_bilinear(cost, term, self._reference, self._source, flats[term.partner].to(self._device))
+            elif term.kind == "general":
+                add_general(cost, term, self._reference, self._source, flats)
+        self._cost[group] = cost
+
+    def _static_part(self, group: str) -> Tensor | None:
+        if group not in self._static:
+            parts = [
+                static_cost(term, self._reference, self._source)
+                for term in self._table.by_group[group]
+                if term.kind == "static"
+            ]
+            self._static[group] = torch.stack(parts).sum(0) if parts else None
+        return self._static[group]
+
+
+def _twice(spec: PermutationSpec, block: Block) -> frozenset[str]:
+    """Roots that act on two axes of one block, or on one axis through several groups."""
+    roots = [spec.groups[group].root.id for axis in block.axes for group in axis]
+    return frozenset(root for root in roots if roots.count(root) > 1)

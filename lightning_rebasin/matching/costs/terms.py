@@ -1,0 +1,138 @@
+"""Terms: what one axis of one block contributes to the cost matrix of its group.
+
+For group ``g`` the cost ``C[i, j]`` is what the objective gains if new unit ``i`` is old unit ``j``, all other groups as they
+are: the sum over every block axis of ``g`` of ``⟨A_i, B'_j⟩``, where ``B'`` has its *other* axes permuted already.  A term is
+
+- *static* if no other axis belongs to a group: it never changes;
+- *bilinear* if exactly one other axis does, of another family: it changes by a product of rank ``k`` when ``k`` units of
+  that group move;
+- *general* otherwise (three permuted axes, tied axes, joint axes): rebuilt in the frame of the permuted source.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_rebasin.matching.costs.blocks import Block, Flats
+from lightning_rebasin.matching.costs.layouts import Layouts
+from lightning_rebasin.symmetry.spec import PermutationSpec
+
+TermKind = Literal["static", "bilinear", "general"]
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One axis of one block, seen from its group.
+
+    Args:
+        group: The group whose cost matrix it adds to.
+        block: The block.
+        axis: The group's axis in the block.
+        partners: The block's other axes that depend on groups.
+        kind: How it must be kept up to date.
+    """
+
+    group: str
+    block: Block
+    axis: int
+    partners: tuple[int, ...]
+    kind: TermKind
+
+    @property
+    def partner(self) -> str:
+        """The one group that a bilinear term depends on."""
+        return self.block.axes[self.partners[0]][0]
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The block's axes with the partners first and the group's own axis last."""
+        rest = (a for a in range(len(self.block.axes)) if a != self.axis and a not in self.partners)
+        return (*self.partners, *rest, self.axis)
+
+
+def terms_of(spec: PermutationSpec, blocks: Iterable[Block]) -> tuple[Term, ...]:
+    """All terms of ``blocks``: one per group axis; a joint axis gives one per group that it depends on."""
+    found = []
+    for block in blocks:
+        for axis, groups in enumerate(block.axes):
+            partners = tuple(a for a, other in enumerate(block.axes) if other and a != axis)
+            for group in groups:
+                found.append(Term(group, block, axis, partners, _kind(spec, block, axis, partners)))
+    return tuple(found)
+
+
+def _kind(spec: PermutationSpec, block: Block, axis: int, partners: tuple[int, ...]) -> TermKind:
+    involved = [axis, *partners]
+    if any(block.joint_segment(a) for a in involved) or len(partners) > 1:
+        return "general"
+    if not partners:
+        return "static"
+    root = spec.groups[block.axes[axis][0]].root
+    return "general" if spec.groups[block.axes[partners[0]][0]].root == root else "bilinear"
+
+
+def static_cost(term: Term, reference: Layouts, source: Layouts) -> Tensor:
+    """``(members, members)`` cost of a static term."""
+    size = term.block.lengths[term.axis]
+    rows = reference.view(term.block, term.order, (-1, size))
+    return rows.t() @ source.view(term.block, term.order, (-1, size))
+
+
+def add_bilinear(cost: Tensor, term: Term, reference: Layouts, source: Layouts, flat: Tensor) -> None:
+    """Add the whole bilinear term to ``cost``, its partner in the order ``flat``."""
+    rows = reference.view(term.block, term.order, (-1, cost.shape[1]))
+    moved = source.contiguous(term.block, term.order).index_select(0, flat)
+    cost.addmm_(rows.t(), moved.reshape(-1, cost.shape[1]))
+
+
+def add_bilinear_change(
+    cost: Tensor, term: Term, reference: Layouts, source: Layouts, before: Tensor, after: Tensor, where: Tensor
+) -> None:
+    """Bring the bilinear term in ``cost`` from partner order ``before`` to ``after``, which differ in rows ``where``."""
+    size = cost.shape[1]
+    rows = reference.view(term.block, term.order, (-1, size))
+    rows = rows.view(len(after), -1, size).index_select(0, where).reshape(-1, size)
+    layout = source.contiguous(term.block, term.order)
+    change = layout.index_select(0, after.index_select(0, where))
+    change -= layout.index_select(0, before.index_select(0, where))
+    cost.addmm_(rows.t(), change.reshape(-1, size))
+
+
+def add_general(cost: Tensor, term: Term, reference: Layouts, source: Layouts, flats: Flats) -> None:
+    """Add a general term, built in the frame of the wholly permuted source and carried back to old units."""
+    block, group = term.block, term.group
+    natural = tuple(range(len(block.axes)))
+    moved = source.contiguous(block, natural)
+    for axis in (term.axis, *term.partners):
+        moved = moved.index_select(axis, block.index(axis, flats).to(moved.device))
+    fixed = reference.contiguous(block, natural)
+    own = _own_rows(term, fixed)
+    framed = own @ _own_rows(term, moved).t()
+    inverse = torch.argsort(flats[group])
+    cost += framed.index_select(1, inverse.to(cost.device))
+
+
+def _own_rows(term: Term, block: Tensor) -> Tensor:
+    """The block as ``(members, everything else)``."""
+    segment = term.block.joint_segment(term.axis)
+    front = block.movedim(term.axis, 0)
+    if segment is None or segment.joint is None:
+        return front.reshape(front.shape[0], -1)
+    axis_map, sites, components = segment.joint
+    shape = tuple(axis_map.site_shape[site] for site in sites)
+    split = front.reshape(*shape, -1)
+    rows = []
+    for component in components:
+        if component.group == term.group:
+            places = tuple(sites.index(site) for site in component.sites)
+            flat = split.movedim(places, tuple(range(len(places))))
+            flat = flat.reshape(math.prod(flat.shape[: len(places)]), -1)
+            chosen = flat.index_select(0, component.index.reshape(-1).to(flat.device))
+            rows.append(chosen.reshape(component.index.shape[0], -1))
+    return torch.cat(rows, 1)

@@ -1,1 +1,6 @@
-"""checkpoints."""
+"""Checkpoint files: reading them safely, writing them whole, merging them."""
+
+from lightning_rebasin.checkpoints.read import Checkpoint, read_checkpoint
+from lightning_rebasin.checkpoints.write import write_checkpoint
+
+__all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]

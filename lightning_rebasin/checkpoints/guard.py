@@ -1,0 +1,156 @@
+"""What is looked at before a checkpoint file is opened in earnest.
+
+The containers in use (zip since torch 1.6, bare pickles before, tar before that) can each lie about themselves: a zip
+of a kilobyte may claim a terabyte, a tar member may be a link or a pipe, a pickle may nest tuples so deep that hashing
+one overflows the interpreter's stack.  Each check reads a few headers only.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from torch import Tensor
+
+from lightning_rebasin.checkpoints.unpickle import MAX_DEPTH
+from lightning_rebasin.errors import CheckpointError
+
+Container = Literal["zip", "pickle", "tar"]
+_MAX_EXPANSION = 20
+_ROOM = 64 * 2**20
+_LEGACY_PICKLES = 5
+_ADD_TO_TARGET = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"})
+_PUT = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
+_GET = frozenset({"GET", "BINGET", "LONG_BINGET"})
+
+
+def check_container(path: Path) -> Container:
+    """Which kind of torch file this is, after refusing the hostile and the foreign ones.
+
+    Raises:
+        CheckpointError: The file is empty, truncated, not written by torch, or built to do harm.
+    """
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty; was the run that wrote it interrupted?")
+    if zipfile.is_zipfile(path):
+        _check_zip(path)
+        return "zip"
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        if start[:2] == b"PK":
+            raise CheckpointError(f"{path} is a truncated zip archive; copy it again, or use an older checkpoint")
+        if not start.startswith(b"\x80") and tarfile.is_tarfile(path):
+            _check_tar(path)
+            return "tar"
+        if not start.startswith(b"\x80"):
+            raise CheckpointError(f"{path} is not a file written by torch.save or Lightning (it begins with {start!r})")
+        for _ in range(_LEGACY_PICKLES - 1):  # magic number, protocol, system, the object
+            _check_depth(path, file)
+    return "pickle"
+
+
+def check_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise if a tensor claims much more memory than the file holds.
+
+    Raises:
+        CheckpointError: A view repeats its few stored numbers into something huge.
+    """
+    limit = max(_MAX_EXPANSION * path.stat().st_size, _ROOM)
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() > limit:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} claims {tensor.numel():,} numbers, far more than the file holds"
+            )
+
+
+def _check_zip(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            claimed = sum(entry.file_size for entry in entries)
+            if claimed > max(_MAX_EXPANSION * path.stat().st_size, _ROOM):
+                raise CheckpointError(
+                    f"{path} would unpack to {claimed:,} bytes; it is built to fill memory, do not use it"
+                )
+            names = {entry.filename.partition("/")[2]: entry for entry in entries}
+            if "constants.pkl" in names:
+                raise CheckpointError(
+                    f"{path} is a TorchScript archive, which holds code; save the state dict of the model instead"
+                )
+            if "data.pkl" not in names:
+                raise CheckpointError(f"{path} is a zip archive, but not one written by torch.save")
+            with archive.open(names["data.pkl"]) as file:
+                _check_depth(path, file)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+        raise CheckpointError(
+            f"{path} is a damaged zip archive ({error}); copy it again, or use an older one"
+        ) from error
+
+
+def _check_tar(path: Path) -> None:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            members = archive.getmembers()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise CheckpointError(f"{path} is a damaged tar archive ({error})") from error
+    if not {"storages", "tensors", "pickle"} <= {member.name for member in members}:
+        raise CheckpointError(f"{path} is a tar archive, but not one written by torch.save")
+    odd = [member.name for member in members if not member.isreg()]
+    if odd:
+        raise CheckpointError(f"{path}: the member {odd[0]!r} is not a plain file; do not use it")
+
+
+def _check_depth(path: Path, file: IO[bytes]) -> None:
+    """Follow one pickle without building anything; refuse it if containers nest too deep."""
+    stack: list[int | None] = []  # depth of each object; None is the mark
+    memo: dict[int, int] = {}
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            depth = _step(opcode, argument, stack, memo)
+            if depth > MAX_DEPTH:
+                raise CheckpointError(f"{path}: its pickle nests more than {MAX_DEPTH} deep; do not use it")
+    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError, MemoryError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({error}); copy it again, or use an older one"
+        ) from error
+
+
+def _step(opcode: Any, argument: Any, stack: list[int | None], memo: dict[int, int]) -> int:
+    """Apply one opcode to the stack of depths; the depth of what it made."""
+    name = opcode.name
+    if name == "MARK":
+        stack.append(None)
+        return 0
+    if name in _PUT:
+        memo[len(memo) if argument is None else argument] = stack[-1] or 0
+        return 0
+    if name in _GET:
+        stack.append(memo[argument])
+        return 0
+    if name == "DUP":
+        stack.append(stack[-1])
+        return 0
+    taken = _take(opcode, stack)
+    depth = 1 + max(taken, default=-1)
+    if name in _ADD_TO_TARGET:  # a list does not get deeper with every item
+        depth = max(taken[0], 1 + max(taken[1:], default=0))
+    stack.extend(depth for _ in opcode.stack_after)
+    return depth if opcode.stack_after else 0
+
+
+def _take(opcode: Any, stack: list[int | None]) -> list[int]:
+    """Pop what the opcode uses, oldest first."""
+    before = [item.name for item in opcode.stack_before]
+    taken: list[int] = []
+    if "mark" in before:
+        while (top := stack.pop()) is not None:
+            taken.append(top)
+        before = before[: before.index("mark")]
+    taken.extend(stack.pop() or 0 for _ in before)
+    return taken[::-1]

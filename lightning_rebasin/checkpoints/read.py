@@ -1,0 +1,215 @@
+"""Reading checkpoints of every kind, safely.
+
+A file is first looked at from outside (:mod:`~lightning_rebasin.checkpoints.guard`), then read by torch's own
+``weights_only=True`` loader.  If that refuses, because the file also holds an optimizer class, a loss function or some
+callback, a restricted unpickler reads it instead and puts inert stand-ins in the place of everything it does not know
+(:mod:`~lightning_rebasin.checkpoints.unpickle`).  Nothing that a file names is imported or called, unless the user asks
+for it with ``unsafe=True``.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_rebasin.checkpoints.guard import check_container, check_tensors
+from lightning_rebasin.checkpoints.names import clean_names, find_weights
+from lightning_rebasin.checkpoints.unpickle import StandIn, is_stand_in, restricted_pickle
+from lightning_rebasin.errors import CheckpointError, MissingExtraError, UnsafeLoadWarning
+
+VERSION_KEY = "pytorch-lightning_version"
+_LIVE_WEIGHTS = "current_model_state"
+_MAP_FROM_BYTES = 64 * 2**20
+
+Format = Literal["lightning", "torch", "safetensors"]
+
+
+@dataclass(frozen=True, repr=False)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Args:
+        state_dict: The weights on the CPU under clean names; large files stay on disk and are mapped into memory.
+        metadata: Everything else in the file as plain values; what is not plain is a stand-in object.
+        format: Who wrote the file.
+        path: The file.
+        wrapper: The key that held the weights, ``None`` if they were bare.
+        names: Clean name → name in the file.
+    """
+
+    state_dict: Mapping[str, Tensor]
+    metadata: Mapping[str, Any]
+    format: Format
+    path: Path
+    wrapper: str | None
+    names: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for name in ("state_dict", "metadata", "names"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def __repr__(self) -> str:
+        numbers = sum(tensor.numel() for tensor in self.state_dict.values())
+        version = self.metadata.get(VERSION_KEY)
+        return (
+            f"Checkpoint({self.path}, {self.format}{f' {version}' if version else ''}, "
+            f"{len(self.state_dict)} tensors, {numbers:,} numbers)"
+        )
+
+
+def read_checkpoint(
+    path: str | Path,
+    *,
+    weights: str = "state_dict",
+    prefix: str | Mapping[str, str] | None = None,
+    unsafe: bool = False,
+) -> Checkpoint:
+    """Read the weights of a checkpoint file, and everything else in it that is plain data.
+
+    Lightning ``.ckpt`` files of every version since 1.0, files of ``torch.save`` in its three formats (state dicts bare
+    or wrapped, whole modules) and safetensors are understood; the content decides, not the file's extension.
+
+    Args:
+        path: The file.
+        weights: Which weights: ``"state_dict"``, the usual ones (the averaged ones in a file written with Lightning's
+            ``WeightAveraging``); ``"current"``, the live weights of such a file; or any key of the file.
+        prefix: What to do with the tensors' names: ``None`` removes ``_orig_mod.`` (compiled modules) and, outside
+            Lightning files, a ``module.`` in front of all of them (``DataParallel``); a string is removed from the
+            front of every name, ``""`` leaves the names alone; a mapping replaces old prefixes by new ones.
+        unsafe: If torch's safe loader refuses the file, unpickle it in full, which runs any code it contains.  Only for
+            files of people you trust, and only if the default reading failed.
+
+    Returns:
+        The weights, detached and on the CPU, and the rest.
+
+    Raises:
+        CheckpointError: The file is missing, empty, truncated, foreign or hostile, or lacks the weights asked for.
+        MissingExtraError: It is a safetensors file, and that package is not installed.
+    """
+    path = Path(path)
+    _check_file(path)
+    metadata: Mapping[Any, Any]
+    if _is_safetensors(path):
+        state, metadata = _read_safetensors(path)
+        wrapper, kind = None, "safetensors"
+    else:
+        payload = _read_torch(path, unsafe=unsafe)
+        wanted = {"state_dict": None, "current": _LIVE_WEIGHTS}.get(weights, weights)
+        try:
+            state, wrapper = find_weights(payload, wanted)
+        except CheckpointError as error:
+            hint = "; was it written with the WeightAveraging callback?" if weights == "current" else ""
+            raise CheckpointError(f"{path}: {error}{hint}") from error
+        metadata = payload if isinstance(payload, Mapping) else {}
+        kind = "lightning" if VERSION_KEY in metadata else "torch"
+    state = {name: _plain_tensor(tensor) for name, tensor in state.items()}
+    check_tensors(path, state)
+    rest = {str(k): plain(v) for k, v in metadata.items() if k != wrapper and not (wrapper is None and k in state)}
+    try:
+        names = clean_names(state, prefix, lightning=kind == "lightning")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Checkpoint({new: state[old] for new, old in names.items()}, rest, kind, path, wrapper, names)  # type: ignore[arg-type]
+
+
+def plain(value: Any) -> Any:
+    """Metadata with stand-ins for dict-like and namespace-like objects replaced by plain dicts."""
+    if isinstance(value, StandIn):
+        if value.origin == "argparse.Namespace" and isinstance(value.state, dict):
+            return plain(value.state)
+        return plain(value.mapping) if value.mapping else value
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items() if not is_stand_in(key)}
+    if type(value) in (list, tuple):
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        how = (
+            "from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict"
+            if (path / "latest").exists() or (path / "checkpoint").is_dir()
+            else f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
+        )
+        raise CheckpointError(f"{path} is a folder; if it is a sharded checkpoint, make one file of it first: {how}")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Eight bytes of header length, then a JSON object."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{path} is a safetensors file: pip install 'lightning-rebasin[safetensors]'"
+        ) from error
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is a damaged safetensors file: {error}") from error
+
+
+def _read_torch(path: Path, *, unsafe: bool) -> Any:
+    container = check_container(path)
+    mapped = container == "zip" and path.stat().st_size >= _MAP_FROM_BYTES and _is_stored(path)
+    refusal = ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about formats that this reader exists for
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception as error:  # noqa: BLE001  torch.load raises a dozen unrelated types; the next reader decides
+            refusal = str(error)
+        try:
+            if not unsafe:
+                return torch.load(
+                    path, map_location="cpu", weights_only=False, pickle_module=restricted_pickle, mmap=mapped
+                )
+        except Exception as error:
+            raise CheckpointError(f"{path} cannot be read: {_reason(error)}; {_advice(refusal)}") from error
+    warnings.warn(f"unpickling {path} in full: any code in it runs now", UnsafeLoadWarning, stacklevel=3)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)  # the user asked for it
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read, even with full unpickling: {_reason(error)}") from error
+
+
+def _is_stored(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{lines[0][:200]}" if lines else type(error).__name__
+
+
+def _advice(refusal: str) -> str:
+    if "Unsupported" in refusal or "GLOBAL" in refusal:
+        return "if you trust its author, try unsafe=True (--unsafe)"
+    return "it is damaged or not a checkpoint; copy it again, or use another one"
+
+
+def _plain_tensor(tensor: Tensor) -> Tensor:
+    """Without autograd history, hooks and subclass."""
+    return tensor.detach().as_subclass(Tensor)

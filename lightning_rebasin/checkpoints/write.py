@@ -1,0 +1,257 @@
+"""Writing checkpoints that Lightning and ``torch.load(weights_only=True)`` accept.
+
+What a Lightning checkpoint must hold was measured: ``load_from_checkpoint`` needs the version key and the
+hyper-parameters, ``trainer.test`` the same, ``trainer.fit`` also ``optimizer_states`` and ``lr_schedulers``, which
+may be empty (training then starts afresh from these weights); ``loops`` must be whole or absent.  State of the run that
+made the file (loops, callbacks, optimizers, schedulers, precision scalers, averaging) is false for other weights and is
+dropped, unless the caller passes it on.
+
+Whatever cannot be loaded with ``weights_only=True`` is dropped too and reported; the finished file is read back in that
+mode before it gets its name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_rebasin.checkpoints.read import VERSION_KEY, Checkpoint, Format
+from lightning_rebasin.errors import CheckpointError, MissingExtraError, OutputError
+from lightning_rebasin.files import atomic_path
+
+#: Where provenance is kept: a key of the checkpoint, an attribute of a bare state dict, a header entry of safetensors.
+PROVENANCE_KEY = "lightning_rebasin"
+_TESTED_LIGHTNING = "2.6.6"
+#: Keys of a Lightning checkpoint that describe one training run, not the weights.
+RUN_STATE = frozenset(
+    {
+        "epoch",
+        "global_step",
+        "loops",
+        "callbacks",
+        "optimizer_states",
+        "lr_schedulers",
+        "MixedPrecision",
+        "native_amp_scaling_state",
+        "amp_scaling_state",
+        "current_model_state",
+        "averaging_state",
+        # before Lightning 1.0 found its present layout
+        "checkpoint_callback_best",
+        "checkpoint_callback_best_model_score",
+        "checkpoint_callback_best_model_path",
+        "early_stop_callback_wait",
+        "early_stop_callback_patience",
+        "early_stop_callback_state_dict",
+        PROVENANCE_KEY,
+        VERSION_KEY,
+    }
+)
+
+
+def write_checkpoint(
+    path: str | Path,
+    state_dict: Mapping[str, Tensor],
+    *,
+    like: Checkpoint | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    run_state: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> tuple[str, ...]:
+    """Write weights as a checkpoint, atomically.
+
+    The extension decides the format where it can: ``.ckpt`` is a Lightning checkpoint, ``.safetensors`` is safetensors;
+    otherwise it is the format of ``like``, or a bare state dict.
+
+    Args:
+        path: The file to write.
+        state_dict: The weights.
+        like: Take names, wrapper key, hyper-parameters and the module's own entries from this checkpoint.
+        provenance: How the weights were made: plain values and tensors.
+        run_state: Entries of a training run that hold for these weights too, such as permuted optimizer states.
+        force: Overwrite an existing file.
+
+    Returns:
+        Names of metadata that were dropped because ``weights_only=True`` would refuse them (a loss function among the
+        hyper-parameters, say).
+
+    Raises:
+        OutputError: The file exists, or the folder cannot be written.
+        CheckpointError: The weights cannot be stored.
+        MissingExtraError: safetensors is asked for, but not installed.
+    """
+    path = Path(path)
+    check_target(path, force=force)
+    kind = output_format(path, like)
+    names = like.names if like is not None else {}
+    weights = OrderedDict((names.get(name, name), tensor) for name, tensor in _compact(state_dict).items())
+    dropped: list[str] = []
+    with atomic_path(path) as temporary:
+        if kind == "safetensors":
+            _save_safetensors(temporary, weights, provenance or {})
+            return ()
+        if kind == "lightning":
+            payload: Any = _lightning_payload(weights, like, provenance, run_state, dropped)
+        else:
+            payload = _torch_payload(weights, like.wrapper if like else None, provenance, dropped)
+        torch.save(payload, temporary)
+        _check_written(temporary, path)
+    return tuple(dropped)
+
+
+def check_target(path: Path, *, force: bool) -> None:
+    """Raise early if ``path`` cannot become a new file.
+
+    Raises:
+        OutputError: It exists, is a folder, or its folder does not exist.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it")
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists already; choose another name, or overwrite it with force=True (--force)")
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder {path.parent} does not exist; create it first")
+
+
+def output_format(path: Path, like: Checkpoint | None) -> Format:
+    """Format of a file to be written, by extension first, then by its model."""
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if path.suffix == ".ckpt":
+        return "lightning"
+    return "torch" if like is None or like.format == "safetensors" else like.format
+
+
+def _lightning_payload(
+    weights: Mapping[str, Tensor],
+    like: Checkpoint | None,
+    provenance: Mapping[str, Any] | None,
+    run_state: Mapping[str, Any] | None,
+    dropped: list[str],
+) -> dict[str, Any]:
+    kept = {}
+    if like is not None and like.format == "lightning":
+        kept = {key: value for key, value in like.metadata.items() if key not in RUN_STATE}
+    fresh = {"epoch": 0, "global_step": 0, "optimizer_states": [], "lr_schedulers": []}
+    payload = {**fresh, **_storable({**kept, **(run_state or {})}, "", dropped)}
+    payload[VERSION_KEY] = _lightning_version(like if run_state else None)
+    payload["state_dict"] = weights
+    if provenance is not None:
+        payload[PROVENANCE_KEY] = _storable(provenance, PROVENANCE_KEY, dropped)
+    return payload
+
+
+def _lightning_version(like: Checkpoint | None) -> str:
+    """The version whose layout the file has: the original's if its run state is kept, the installed one otherwise."""
+    if like is not None and VERSION_KEY in like.metadata:
+        return str(like.metadata[VERSION_KEY])
+    for name in ("lightning", "pytorch-lightning"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return _TESTED_LIGHTNING
+
+
+def _torch_payload(
+    weights: OrderedDict[str, Tensor], wrapper: str | None, provenance: Mapping[str, Any] | None, dropped: list[str]
+) -> Any:
+    history = None if provenance is None else _storable(provenance, PROVENANCE_KEY, dropped)
+    if wrapper is not None:
+        return {wrapper: weights} | ({} if history is None else {PROVENANCE_KEY: history})
+    if history is not None:  # an extra key would break load_state_dict(torch.load(...)); an attribute travels along
+        setattr(weights, PROVENANCE_KEY, history)
+    return weights
+
+
+def _save_safetensors(path: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise MissingExtraError("writing safetensors: pip install 'lightning-rebasin[safetensors]'") from error
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in weights.items():  # the format knows no shared storage
+        shared = tensor.data_ptr() in seen
+        seen.add(tensor.data_ptr())
+        separate[name] = tensor.clone() if shared else tensor.contiguous()
+    header = {"format": "pt"}
+    if provenance:
+        header[PROVENANCE_KEY] = json.dumps(provenance, default=_jsonable)
+    save_file(separate, path, metadata=header)
+
+
+def _jsonable(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else str(value)
+
+
+def _check_written(temporary: Path, path: Path) -> None:
+    try:
+        torch.load(temporary, map_location="meta", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} was not written: it could not be loaded again ({error})") from error
+
+
+def _compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Clone tensors that are small views of something larger, which ``torch.save`` would store whole.
+
+    Names that share a tensor go on sharing it.
+    """
+    clones: dict[tuple[object, ...], Tensor] = {}
+    result = {}
+    for name, value in state.items():
+        tensor = value.detach()
+        if (
+            tensor.layout == torch.strided
+            and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+        ):
+            key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+            tensor = clones.setdefault(key, tensor.clone())
+        result[name] = tensor
+    return result
+
+
+def _storable(value: Any, where: str, dropped: list[str]) -> Any:
+    """``value`` with only what ``weights_only=True`` accepts; what is left out is named in ``dropped``."""
+    if value is None or isinstance(value, bool | int | float | str | bytes | complex | torch.dtype | torch.device):
+        return value if type(value).__module__ in ("builtins", "torch") else _base_value(value)
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Tensor):
+        return value.detach().as_subclass(Tensor).clone()
+    if isinstance(value, Mapping):
+        pairs = ((key, _storable(item, f"{where}.{key}".lstrip("."), dropped)) for key, item in value.items())
+        items = {key: item for key, item in pairs if item is not _NOTHING and _is_plain_key(key)}
+        return OrderedDict(items) if isinstance(value, OrderedDict) else items
+    if isinstance(value, list | tuple | set | frozenset):
+        members = [_storable(item, f"{where}[{i}]", dropped) for i, item in enumerate(value)]
+        kind = list if isinstance(value, list) else tuple if isinstance(value, tuple) else set
+        return kind(member for member in members if member is not _NOTHING)
+    dropped.append(f"{where} ({value!r:.80})")
+    return _NOTHING
+
+
+class _Nothing:
+    """Marks what cannot be stored."""
+
+
+_NOTHING = _Nothing()
+
+
+def _base_value(value: Any) -> Any:
+    """Enumeration members and NumPy's subclasses of ``float`` and ``str`` as the builtin they extend."""
+    for kind in (bool, int, float, str, bytes, complex):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def _is_plain_key(key: Any) -> bool:
+    return key is None or isinstance(key, str | int | float | bool)

@@ -1,0 +1,302 @@
+import pickle
+import sys
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.models import BatchNormCNN, mlp
+from helpers.shared import shared_path
+from torch import nn
+
+from lightning_rebasin.checkpoints import read_checkpoint
+from lightning_rebasin.errors import CheckpointError, RebasinError, UnsafeLoadWarning
+
+
+@pytest.fixture
+def state():
+    return {name: t.clone() for name, t in mlp(3, 4, 2).state_dict().items()}
+
+
+def same(a, b):
+    return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model", "generator"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_files_bare_and_wrapped_in_both_formats(tmp_path, state, wrapper, zipped):
+    payload = state if wrapper is None else {"epoch": 3, wrapper: state, "optimizer": {"state": {}, "lr": 0.1}}
+    torch.save(payload, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    c = read_checkpoint(tmp_path / "a.pt")
+    assert same(c.state_dict, state)
+    assert (c.format, c.wrapper) == ("torch", wrapper)
+    assert (c.metadata.get("epoch") == 3) == (wrapper is not None)
+    with pytest.raises(TypeError):
+        c.state_dict["0.bias"] = None
+
+
+def test_every_shared_lightning_file_loads_without_running_anything():
+    folder = shared_path("data/lightning")
+    before = set(sys.modules)
+    files = sorted(folder.glob("*.ckpt"))
+    assert len(files) == 15
+    for file in files:
+        c = read_checkpoint(file)
+        assert c.format == "lightning"
+        assert file.name.startswith(f"v{c.metadata['pytorch-lightning_version']}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            oracle = _trusting_load(file)
+        assert same(c.state_dict, oracle["state_dict"])
+    assert not {m for m in set(sys.modules) - before if m.startswith("pytorch_lightning")}
+
+
+def _trusting_load(file):
+    """An independent reader: the C unpickler with every foreign name replaced by a dummy (these files are trusted)."""
+
+    class Dummy:
+        def __init__(self, *args):
+            pass
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            return super().find_class(module, name) if module.split(".")[0] in ("torch", "collections") else Dummy
+
+    module = SimpleNamespace(Unpickler=Unpickler, load=lambda f, **k: Unpickler(f, **k).load(), __name__="x")
+    return torch.load(file, map_location="cpu", weights_only=False, pickle_module=module)
+
+
+def test_hyper_parameters_of_refused_files_are_kept():
+    c = read_checkpoint(shared_path("data/lightning/v2.6.0-loss-object-in-hparams.ckpt"))
+    kept = c.metadata["hyper_parameters"]
+    assert (kept["hidden_channels"], kept["padding"], kept["lr"]) == (16, "same", 0.001)
+    assert repr(kept["optimizer"]) == "<stand-in for torch.optim.adam.Adam>"
+    assert repr(kept["criterion"]) == "<stand-in for torch.nn.modules.loss.BCEWithLogitsLoss>"
+
+
+def test_every_other_shared_checkpoint_loads():
+    files = [f for f in sorted(shared_path("data/checkpoints").glob("*/*")) if f.suffix in (".pt", ".th")]
+    assert len(files) == 15
+    for file in files:
+        c = read_checkpoint(file)
+        assert c.state_dict
+        assert not any(name.startswith("module.") for name in c.state_dict)
+        assert all(t.device.type == "cpu" and not t.requires_grad for t in c.state_dict.values())
+
+
+def test_prefixes(tmp_path, state):
+    save = lambda names: torch.save({new: state[old] for new, old in names.items()}, tmp_path / "a.pt")
+    save({f"module.{n}": n for n in state})
+    assert same(read_checkpoint(tmp_path / "a.pt").state_dict, state)
+    assert list(read_checkpoint(tmp_path / "a.pt", prefix="").state_dict) == [f"module.{n}" for n in state]
+    save({f"model._orig_mod.{n}": n for n in state})
+    assert list(read_checkpoint(tmp_path / "a.pt").state_dict) == [f"model.{n}" for n in state]
+    assert same(read_checkpoint(tmp_path / "a.pt", prefix="model._orig_mod.").state_dict, state)
+    mapped = read_checkpoint(tmp_path / "a.pt", prefix={"model._orig_mod.0": "first", "model._orig_mod.": "rest."})
+    assert list(mapped.state_dict) == ["first.weight", "first.bias", "rest.2.weight", "rest.2.bias"]
+    assert mapped.names["first.bias"] == "model._orig_mod.0.bias"
+    with pytest.raises(CheckpointError, match=r"'model._orig_mod.0.weight' does not begin with the prefix 'net.'"):
+        read_checkpoint(tmp_path / "a.pt", prefix="net.")
+    with pytest.raises(CheckpointError, match="would both be called 'x'"):
+        read_checkpoint(tmp_path / "a.pt", prefix={f"model._orig_mod.{n}": "x" for n in state})
+
+
+def test_a_lightning_module_may_call_its_child_module(tmp_path, state):
+    names = {f"module.{n}": t for n, t in state.items()}
+    torch.save({"pytorch-lightning_version": "2.6.6", "state_dict": names}, tmp_path / "a.ckpt")
+    assert list(read_checkpoint(tmp_path / "a.ckpt").state_dict) == list(names)
+
+
+def test_averaged_and_live_weights(tmp_path, state):
+    live = {n: t + 1 for n, t in state.items()}
+    payload = {"pytorch-lightning_version": "2.6.6", "state_dict": state, "current_model_state": live}
+    torch.save(payload, tmp_path / "a.ckpt")
+    assert same(read_checkpoint(tmp_path / "a.ckpt").state_dict, state)
+    assert same(read_checkpoint(tmp_path / "a.ckpt", weights="current").state_dict, live)
+    torch.save({"ema": live, "raw": state}, tmp_path / "b.pt")
+    assert same(read_checkpoint(tmp_path / "b.pt", weights="ema").state_dict, live)
+    with pytest.raises(CheckpointError, match=r"'ema', 'raw'.*--weights"):
+        read_checkpoint(tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match="WeightAveraging"):
+        read_checkpoint(tmp_path / "b.pt", weights="current")
+
+
+class Foreign(nn.Module):
+    """Unknown to the restricted reader, with everything a module can have."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = BatchNormCNN(2)
+        self.scale = nn.Parameter(torch.ones(2))
+        self.register_buffer("scratch", torch.zeros(1), persistent=False)
+        self.hook = self.body.fc.forward
+
+    def __reduce_ex__(self, protocol):
+        return super().__reduce_ex__(protocol)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whole_modules_give_their_state_dict(tmp_path, zipped):
+    module = Foreign()
+    del module.hook
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save({"net": module, "epoch": 1}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+        torch.save(module, tmp_path / "b.pt", _use_new_zipfile_serialization=zipped)
+    assert same(
+        dict(sorted(read_checkpoint(tmp_path / "a.pt").state_dict.items())), dict(sorted(module.state_dict().items()))
+    )
+    assert len(read_checkpoint(tmp_path / "b.pt").state_dict) == len(module.state_dict())
+
+
+def test_stand_ins_for_containers_paths_and_numbers(tmp_path, state):
+    np = pytest.importorskip("numpy")
+    import argparse
+    import functools
+
+    payload = {
+        "state_dict": OrderedDict(state),
+        "args": argparse.Namespace(lr=0.1, inner=argparse.Namespace(depth=3)),
+        "where": Path("a/b"),
+        "best": np.float64(0.25),
+        "count": np.int32(-7),
+        "array": np.zeros(3),
+        "callable": functools.partial(print, "x"),
+        "seen": {1, 2},
+        "dtype": torch.bfloat16,
+    }
+    torch.save(payload, tmp_path / "a.pt")
+    meta = read_checkpoint(tmp_path / "a.pt").metadata
+    assert meta["args"] == {"lr": 0.1, "inner": {"depth": 3}}
+    assert (meta["where"], meta["best"], meta["count"]) == ("a/b", 0.25, -7)
+    assert (meta["seen"], meta["dtype"]) == ({1, 2}, torch.bfloat16)
+    assert repr(meta["callable"]) == "<stand-in for functools.partial>"
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_restricted_reading_gives_the_same_tensors(tmp_path, zipped):
+    shared = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    tensors = {
+        "view": shared[1:, ::2],
+        "transposed": shared.T,
+        "half": shared.half(),
+        "bf16": shared.bfloat16(),
+        "int8": shared.to(torch.int8),
+        "complex": torch.view_as_complex(torch.randn(3, 2)),
+        "scalar": torch.tensor(4),
+        "parameter": nn.Parameter(shared.clone()),
+        "empty": torch.zeros(0, 3),
+    }
+    payload = {"state_dict": tensors, "why_refused": print}
+    torch.save(payload, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    got = read_checkpoint(tmp_path / "a.pt").state_dict
+    assert same(got, tensors)
+    assert all(got[n].dtype == t.dtype and type(got[n]) is torch.Tensor for n, t in tensors.items())
+
+
+def test_files_saved_on_cuda_map_to_the_cpu(tmp_path, state):
+    torch.save(state, tmp_path / "a.pt")
+    raw = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "b.pt").write_bytes(raw)
+    for extra in ({}, {"refused": print}):
+        buffer = _saved_as_cuda({**state, **extra})
+        (tmp_path / "b.pt").write_bytes(buffer)
+        assert same(read_checkpoint(tmp_path / "b.pt").state_dict, state)
+
+
+def _saved_as_cuda(payload):
+    """A legacy file whose storages say that they live on cuda:0 (names of equal length, so that offsets hold)."""
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(payload, buffer, _use_new_zipfile_serialization=False, pickle_protocol=2)
+    raw = buffer.getvalue()
+    tag = b"X\x03\x00\x00\x00cpu"
+    assert tag in raw
+    return raw.replace(tag, b"X\x06\x00\x00\x00cuda:0")
+
+
+def test_large_zip_files_are_mapped_not_read(tmp_path, state, monkeypatch):
+    from lightning_rebasin.checkpoints import read
+
+    seen = []
+    original = torch.load
+    monkeypatch.setattr(read, "_MAP_FROM_BYTES", 1)
+    monkeypatch.setattr(read.torch, "load", lambda *a, **k: (seen.append(k["mmap"]), original(*a, **k))[1])
+    torch.save({"state_dict": state}, tmp_path / "a.pt")
+    assert same(read_checkpoint(tmp_path / "a.pt").state_dict, state)
+    torch.save({"state_dict": state, "refused": print}, tmp_path / "b.pt")
+    assert same(read_checkpoint(tmp_path / "b.pt").state_dict, state)
+    torch.save(state, tmp_path / "c.pt", _use_new_zipfile_serialization=False)
+    assert same(read_checkpoint(tmp_path / "c.pt").state_dict, state)
+    assert seen == [True, True, True, False]
+
+
+def test_unsafe_is_a_last_resort_with_a_warning(tmp_path, state):
+    torch.save({"state_dict": state}, tmp_path / "safe.pt")
+    read_checkpoint(tmp_path / "safe.pt", unsafe=True)  # warnings are errors here
+    torch.save({"state_dict": state, "counter": Path("x")}, tmp_path / "a.pt")
+    with pytest.warns(UnsafeLoadWarning, match="a.pt"):
+        c = read_checkpoint(tmp_path / "a.pt", unsafe=True)
+    assert isinstance(c.metadata["counter"], Path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"PK\x03\x04" + b"\0" * 100, "truncated zip"),
+        (b"hello, I am text", "not a file written by torch.save"),
+        (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "not a file written by torch.save"),
+        (pickle.dumps({"a": 1}), "cannot be read|truncated or damaged"),
+        (b"\x80\x02]q\x00.", "cannot be read|truncated or damaged"),
+    ],
+)
+def test_foreign_files(tmp_path, content, message):
+    (tmp_path / "a.ckpt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_checkpoint(tmp_path / "a.ckpt")
+    assert "a.ckpt" in str(caught.value)
+
+
+def test_files_that_hold_no_weights(tmp_path):
+    for payload, message in (({"epoch": 3}, "no tensors"), ([1, 2], "not a dict"), ({}, "none"), (7, "not a dict")):
+        torch.save(payload, tmp_path / "a.pt")
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(tmp_path / "a.pt")
+
+
+def test_missing_files_and_sharded_folders(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_checkpoint(tmp_path / "nothing.ckpt")
+    (tmp_path / "shards.ckpt").mkdir()
+    with pytest.raises(CheckpointError, match=r"consolidate_checkpoint .*shards\.ckpt"):
+        read_checkpoint(tmp_path / "shards.ckpt")
+    (tmp_path / "shards.ckpt" / "latest").touch()
+    with pytest.raises(RebasinError, match="deepspeed"):
+        read_checkpoint(tmp_path / "shards.ckpt")
+
+
+def test_torchscript_is_refused_with_advice(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(mlp(3, 4, 2), torch.zeros(1, 3)), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"TorchScript.*state dict"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_safetensors(tmp_path, state, monkeypatch):
+    st = pytest.importorskip("safetensors.torch")
+    st.save_file(state, tmp_path / "a.bin", metadata={"note": "x"})  # the content decides, not the name
+    c = read_checkpoint(tmp_path / "a.bin")
+    assert same(dict(sorted(c.state_dict.items())), dict(sorted(state.items())))
+    assert (c.format, dict(c.metadata)) == ("safetensors", {"note": "x"})
+    raw = (tmp_path / "a.bin").read_bytes()
+    (tmp_path / "a.bin").write_bytes(raw[:-3])
+    with pytest.raises(CheckpointError, match="damaged safetensors"):
+        read_checkpoint(tmp_path / "a.bin")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r"lightning-rebasin\[safetensors\]"):
+        read_checkpoint(tmp_path / "a.bin")

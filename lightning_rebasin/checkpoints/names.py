@@ -40,7 +40,8 @@ def find_weights(payload: Any, key: str | None) -> tuple[dict[str, Tensor], str 
     if not isinstance(payload, Mapping):
         state = as_state(payload)
         if state is None:
-            raise CheckpointError(f"the file holds {payload!r:.80}, not a dict of tensors")
+            kind = repr(payload) if isinstance(payload, StandIn) else f"a {type(payload).__name__}"
+            raise CheckpointError(f"the file holds {kind}, not a dict of tensors")
         return state, None
     found = {name: state for name, value in payload.items() if (state := as_state(value)) is not None}
     for name in WRAPPERS:

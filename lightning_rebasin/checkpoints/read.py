@@ -112,9 +112,11 @@ def read_checkpoint(
         kind = "lightning" if VERSION_KEY in metadata else "torch"
     state = {name: _plain_tensor(tensor) for name, tensor in state.items()}
     check_tensors(path, state)
-    rest = {str(k): plain(v) for k, v in metadata.items() if k != wrapper and not (wrapper is None and k in state)}
     try:
+        rest = {str(k): plain(v) for k, v in metadata.items() if k != wrapper and not (wrapper is None and k in state)}
         names = clean_names(state, prefix, lightning=kind == "lightning")
+    except RecursionError as error:
+        raise CheckpointError(f"{path} nests its contents too deep; do not use it") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return Checkpoint({new: state[old] for new, old in names.items()}, rest, kind, path, wrapper, names)  # type: ignore[arg-type]

@@ -189,6 +189,10 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     },
 }
 _CALLABLE = frozenset(_ALLOWED.values())
+#: Only looked at for their dtype, in files of the first torch versions; calling them is refused.
+_STORAGES = frozenset(
+    name for name in dir(torch) if name.endswith("Storage") and hasattr(getattr(torch, name), "_dtype")
+)
 _DTYPE = re.compile(r"(float|bfloat|complex|int|uint|bool)[0-9a-z_]*|half|double|long|short")
 
 
@@ -217,6 +221,8 @@ class RestrictedUnpickler(_Base):  # type: ignore[misc]
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
         if module == "torch" and _DTYPE.fullmatch(name) and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if module == "torch" and name in _STORAGES:
             return getattr(torch, name)
         return self._classes.setdefault((module, name), stand_in_class(module, name))
 

@@ -262,7 +262,7 @@ def test_foreign_files(tmp_path, content, message):
 
 
 def test_files_that_hold_no_weights(tmp_path):
-    for payload, message in (({"epoch": 3}, "no tensors"), ([1, 2], "not a dict"), ({}, "none"), (7, "not a dict")):
+    for payload, message in (({"epoch": 3}, "no tensors"), ([1, 2], "a list, not a dict"), ({}, "none"), (7, "an? int, not a dict")):
         torch.save(payload, tmp_path / "a.pt")
         with pytest.raises(CheckpointError, match=message):
             read_checkpoint(tmp_path / "a.pt")

@@ -7,6 +7,7 @@ one overflows the interpreter's stack.  Each check reads a few headers only.
 
 from __future__ import annotations
 
+import io
 import pickletools
 import tarfile
 import zipfile
@@ -35,14 +36,12 @@ def check_container(path: Path) -> Container:
     """
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty; was the run that wrote it interrupted?")
-    if zipfile.is_zipfile(path):
-        _check_zip(path)
-        return "zip"
     with path.open("rb") as file:
         start = file.read(4)
         file.seek(0)
         if start[:2] == b"PK":
-            raise CheckpointError(f"{path} is a truncated zip archive; copy it again, or use an older checkpoint")
+            _check_zip(path)
+            return "zip"
         if not start.startswith(b"\x80") and tarfile.is_tarfile(path):
             _check_tar(path)
             return "tar"
@@ -59,7 +58,7 @@ def check_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     Raises:
         CheckpointError: A view repeats its few stored numbers into something huge.
     """
-    limit = max(_MAX_EXPANSION * path.stat().st_size, _ROOM)
+    limit = _limit(path)
     for name, tensor in tensors.items():
         if tensor.numel() * tensor.element_size() > limit:
             raise CheckpointError(
@@ -68,29 +67,33 @@ def check_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _check_zip(path: Path) -> None:
+    names, claimed, pickled = _look_into_zip(path)
+    if claimed > _limit(path):
+        raise CheckpointError(f"{path} would unpack to {claimed:,} bytes; it is built to fill memory, do not use it")
+    if "constants.pkl" in names:
+        raise CheckpointError(f"{path} is a TorchScript archive, which holds code; save the model's state dict instead")
+    if pickled is None:
+        raise CheckpointError(f"{path} is a zip archive, but not one written by torch.save")
+    _check_depth(path, io.BytesIO(pickled))
+
+
+def _look_into_zip(path: Path) -> tuple[set[str], int, bytes | None]:
+    """Names in the archive's one folder, claimed size of everything, and the pickle if that is not absurd."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            claimed = sum(entry.file_size for entry in entries)
-            if claimed > max(_MAX_EXPANSION * path.stat().st_size, _ROOM):
-                raise CheckpointError(
-                    f"{path} would unpack to {claimed:,} bytes; it is built to fill memory, do not use it"
-                )
-            names = {entry.filename.partition("/")[2]: entry for entry in entries}
-            if "constants.pkl" in names:
-                raise CheckpointError(
-                    f"{path} is a TorchScript archive, which holds code; save the state dict of the model instead"
-                )
-            if "data.pkl" not in names:
-                raise CheckpointError(f"{path} is a zip archive, but not one written by torch.save")
-            with archive.open(names["data.pkl"]) as file:
-                _check_depth(path, file)
-    except CheckpointError:
-        raise
+            entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+            claimed = sum(entry.file_size for entry in archive.infolist())
+            readable = "data.pkl" in entries and claimed <= _limit(path)
+            return set(entries), claimed, archive.read(entries["data.pkl"]) if readable else None
     except Exception as error:  # zipfile raises half a dozen unrelated types on damaged archives
         raise CheckpointError(
-            f"{path} is a damaged zip archive ({error}); copy it again, or use an older one"
+            f"{path} is a truncated or damaged zip archive ({error}); copy it again, or use an older one"
         ) from error
+
+
+def _limit(path: Path) -> int:
+    """What a file may claim to hold: weights hardly compress."""
+    return max(_MAX_EXPANSION * path.stat().st_size, _ROOM)
 
 
 def _check_tar(path: Path) -> None:
@@ -108,19 +111,25 @@ def _check_tar(path: Path) -> None:
 
 def _check_depth(path: Path, file: IO[bytes]) -> None:
     """Follow one pickle without building anything; refuse it if containers nest too deep."""
+    if _depth(path, file) > MAX_DEPTH:
+        raise CheckpointError(f"{path}: its pickle nests more than {MAX_DEPTH} deep; do not use it")
+
+
+def _depth(path: Path, file: IO[bytes]) -> int:
+    """Depth of the first container that nests too deep, or of the deepest."""
     stack: list[int | None] = []  # depth of each object; None is the mark
     memo: dict[int, int] = {}
+    deepest = 0
     try:
         for opcode, argument, _ in pickletools.genops(file):
-            depth = _step(opcode, argument, stack, memo)
-            if depth > MAX_DEPTH:
-                raise CheckpointError(f"{path}: its pickle nests more than {MAX_DEPTH} deep; do not use it")
-    except CheckpointError:
-        raise
+            deepest = max(deepest, _step(opcode, argument, stack, memo))
+            if deepest > MAX_DEPTH:
+                break
     except Exception as error:  # so does pickletools on damaged pickles
         raise CheckpointError(
             f"{path} is truncated or damaged ({error}); copy it again, or use an older one"
         ) from error
+    return deepest
 
 
 def _step(opcode: Any, argument: Any, stack: list[int | None], memo: dict[int, int]) -> int:

@@ -85,11 +85,17 @@ class Permutation:
         Raises:
             PermutationError: A flat index breaks the nesting of the groups.
         """
+        if unknown := set(flat) - set(spec.groups):
+            raise PermutationError(f"the spec has no group {sorted(unknown)[0]!r}")
         orders = {}
         for g in spec.groups.values():
             if g.id not in flat:
                 continue
-            index = flat[g.id].reshape(g.instances, g.size)
+            if flat[g.id].numel() != g.members:
+                raise PermutationError(
+                    f"group {g.id!r}: the flat index has {flat[g.id].numel()} entries, not {g.members}"
+                )
+            index = flat[g.id].cpu().reshape(g.instances, g.size)
             orders[g.id] = (index % g.size).reshape(g.shape)
         permutation = cls(spec, orders)
         for name, index in flat.items():
@@ -199,10 +205,14 @@ class Permutation:
             raise PermutationError(f"cannot read a permutation from {path}: {error}") from error
         if not isinstance(payload, dict) or payload.get("format") != FORMAT:
             raise PermutationError(f"{path} is not a permutation file")
-        stored = PermutationSpec.from_dict(json.loads(payload["spec"]))
+        try:
+            stored = PermutationSpec.from_dict(json.loads(payload["spec"]))
+            orders = dict(payload["orders"])
+        except (KeyError, TypeError, ValueError) as error:  # SpecError and JSON errors are ValueErrors
+            raise PermutationError(f"{path} is not a valid permutation file: {error!r}") from error
         if spec is not None and stored != spec:
             raise PermutationError(f"the permutation in {path} belongs to another spec")
-        return cls(spec or stored, payload["orders"])
+        return cls(spec or stored, orders)
 
 
 def permute_tensor(tensor: Tensor, axis_map: AxisMap, permutation: Permutation) -> Tensor:
@@ -270,9 +280,15 @@ def _along(position: int, ndim: int) -> tuple[int, ...]:
 
 
 def _check_order(group: Group, order: Tensor) -> Tensor:
+    if not isinstance(order, Tensor) or order.is_floating_point() or order.is_complex() or order.dtype is torch.bool:
+        raise PermutationError(f"group {group.id!r}: the order must be a LongTensor, not {_kind(order)}")
     order = order.detach().to("cpu", torch.long)
     if tuple(order.shape) != group.shape:
         raise PermutationError(f"group {group.id!r}: order has shape {tuple(order.shape)}, expected {group.shape}")
     if not torch.equal(order.sort(-1).values, torch.arange(group.size).expand(group.shape)):
         raise PermutationError(f"group {group.id!r}: the order is not a permutation of range({group.size})")
     return order.clone()
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,11 +33,8 @@ from torch import Tensor
 from lightning_rebasin.errors import NonFiniteError, SpecError, StateDictError
 from lightning_rebasin.files import atomic_write_text
 
-FORMAT = "lightning-rebasin-spec"
-VERSION = 1
 #: What a tensor is to the matching objective: parameters count, buffers are only carried along with their units.
 Kind = Literal["parameter", "buffer"]
-_BUFFER_SUFFIXES = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -217,7 +214,9 @@ class PermutationSpec:
     def __post_init__(self) -> None:
         for name in ("groups", "tensors", "maps", "aliases"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
-        _validate(self)
+        from lightning_rebasin.symmetry.validate import validate_spec
+
+        validate_spec(self)
 
     @property
     def log10_symmetries(self) -> float:
@@ -275,72 +274,28 @@ class PermutationSpec:
             The spec.  It is *not* proved: run :func:`~lightning_rebasin.check_equivalence` before trusting it.
 
         Raises:
-            SpecError: A group has two sizes, or the table names an unknown tensor.
+            SpecError: A group has two sizes, the table names an unknown tensor, or does not fit its dimensions.
         """
-        sizes = {name: tuple(s.shape if isinstance(s, Tensor) else s) for name, s in shapes.items()}
-        groups: dict[str, Group] = {}
-        maps: dict[str, AxisMap] = {}
-        for name, axes in table.items():
-            if name not in sizes:
-                raise SpecError(f"the table names tensor {name!r}, which the model does not have")
-            if len(axes) != len(sizes[name]):
-                raise SpecError(f"tensor {name!r} has {len(sizes[name])} dimensions, the table gives {len(axes)}")
-            components = []
-            for dim, (group, size) in enumerate(zip(axes, sizes[name], strict=True)):
-                if group is None:
-                    continue
-                if groups.setdefault(group, Group(group, size)).size != size:
-                    raise SpecError(f"group {group!r} has size {groups[group].size}, but {name!r} dim {dim} has {size}")
-                components.append(Component(group, (dim,), torch.arange(size)[:, None]))
-            maps[name] = AxisMap(name, tuple((size,) for size in sizes[name]), tuple(components))
-        tensors = {
-            name: TensorInfo(size, "buffer" if name.endswith(_BUFFER_SUFFIXES) else "parameter")
-            for name, size in sizes.items()
-        }
-        return cls(groups, tensors, {name: m for name, m in maps.items() if m.components})
+        from lightning_rebasin.symmetry.table import spec_from_table
+
+        return spec_from_table(table, shapes)
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "groups": [
-                {"id": g.id, "size": g.size, "parent": g.parent.id if g.parent else None, "kind": g.kind}
-                for g in self.groups.values()
-            ],
-            "tensors": {name: {"shape": list(i.shape), "kind": i.kind} for name, i in self.tensors.items()},
-            "maps": {name: _map_to_dict(m, self.groups) for name, m in self.maps.items()},
-            "pinned": [vars(pin) for pin in self.pinned],
-            "aliases": dict(self.aliases),
-            "notes": list(self.notes),
-        }
+        from lightning_rebasin.symmetry.serialise import spec_to_dict
+
+        return spec_to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PermutationSpec:
         """Inverse of :meth:`to_dict`.
 
         Raises:
-            SpecError: ``data`` is not a spec, or of a newer version.
+            SpecError: ``data`` is not a spec, is malformed, or is of another version.
         """
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise SpecError("this is not a permutation spec (no 'format': 'lightning-rebasin-spec')")
-        if data.get("version") != VERSION:
-            raise SpecError(f"spec version {data.get('version')!r} is not supported, expected {VERSION}")
-        try:
-            groups: dict[str, Group] = {}
-            for g in data["groups"]:
-                parent = groups[g["parent"]] if g["parent"] is not None else None
-                groups[g["id"]] = Group(g["id"], g["size"], parent, g["kind"])
-            return cls(
-                groups,
-                {name: TensorInfo(tuple(i["shape"]), i["kind"]) for name, i in data["tensors"].items()},
-                {name: _map_from_dict(name, m, groups) for name, m in data["maps"].items()},
-                tuple(Pin(**pin) for pin in data["pinned"]),
-                data["aliases"],
-                tuple(data["notes"]),
-            )
-        except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
-            raise SpecError(f"malformed permutation spec: {error!r}") from error
+        from lightning_rebasin.symmetry.serialise import spec_from_dict
+
+        return spec_from_dict(data)
 
     def save(self, path: str | Path) -> None:
         """Write the spec as JSON, atomically.
@@ -367,6 +322,24 @@ class PermutationSpec:
 
     __hash__ = object.__hash__
 
+    def explain(self, tensor: str) -> str:
+        """What moves in one tensor with which group, what stays, and why, as text.
+
+        Args:
+            tensor: Name in the state dict.
+
+        Raises:
+            SpecError: There is no such tensor; the message offers the nearest names.
+        """
+        from lightning_rebasin.symmetry.report import explain_tensor
+
+        return explain_tensor(self, tensor)
+
+    def __str__(self) -> str:
+        from lightning_rebasin.symmetry.report import spec_table
+
+        return spec_table(self)
+
     def __repr__(self) -> str:
         moved = len(self.maps)
         return (
@@ -381,68 +354,3 @@ def _named(word: str, names: list[str]) -> str:
         return ""
     more = f" (+{len(names) - 3} more)" if len(names) > 3 else ""
     return f"{word} {', '.join(map(repr, names[:3]))}{more}; "
-
-
-def _validate(spec: PermutationSpec) -> None:
-    """Refuse specs whose indices do not fit their tensors and groups."""
-    for name, axis_map in spec.maps.items():
-        info = spec.tensors.get(name)
-        if info is None or info.shape != axis_map.shape:
-            raise SpecError(f"the axis map of {name!r} has shape {axis_map.shape}, the tensor {info and info.shape}")
-        taken: dict[tuple[int, ...], list[Tensor]] = {}
-        for c in axis_map.components:
-            if c.group not in spec.groups:
-                raise SpecError(f"tensor {name!r} is mapped to the unknown group {c.group!r}")
-            if c.sites != tuple(sorted(set(c.sites))) or not set(c.sites) <= set(range(len(axis_map.site_shape))):
-                raise SpecError(f"tensor {name!r}: sites {c.sites} are not ascending site numbers")
-            if c.index.ndim != 2 or c.index.shape[0] != spec.groups[c.group].members:
-                raise SpecError(
-                    f"tensor {name!r}: index of group {c.group!r} has shape {tuple(c.index.shape)}, "
-                    f"expected ({spec.groups[c.group].members}, copies)"
-                )
-            taken.setdefault(c.sites, []).append(c.index.flatten())
-        for sites, indices in taken.items():
-            positions = torch.cat(indices)
-            total = math.prod(axis_map.site_shape[site] for site in sites)
-            if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= total):
-                raise SpecError(f"tensor {name!r}: positions over sites {sites} exceed {total}")
-            if bool((positions.sort().values.diff() == 0).any()):
-                raise SpecError(f"tensor {name!r}: a position over sites {sites} belongs to two units")
-
-
-def _map_to_dict(axis_map: AxisMap, groups: Mapping[str, Group]) -> dict[str, Any]:
-    components = [
-        {"group": c.group, "sites": list(c.sites), "index": _encode_index(c.index, groups[c.group].shape)}
-        for c in axis_map.components
-    ]
-    return {"sites": [list(factors) for factors in axis_map.sites], "components": components}
-
-
-def _map_from_dict(name: str, data: Mapping[str, Any], groups: Mapping[str, Group]) -> AxisMap:
-    components = tuple(
-        Component(c["group"], tuple(c["sites"]), _decode_index(c["index"], groups[c["group"]].shape))
-        for c in data["components"]
-    )
-    return AxisMap(name, tuple(tuple(factors) for factors in data["sites"]), components)
-
-
-def _encode_index(index: Tensor, shape: tuple[int, ...]) -> Any:
-    """An affine index as ``{"start", "strides", "copies"}``, anything else as nested lists."""
-    grid = index.reshape(*shape, -1)
-    start = int(grid[(0,) * grid.ndim])
-    strides = []
-    for dim in range(grid.ndim):
-        one = tuple(1 if d == dim else 0 for d in range(grid.ndim))
-        strides.append(int(grid[one]) - start if grid.shape[dim] > 1 else 0)
-    affine = {"start": start, "strides": strides, "copies": grid.shape[-1]}
-    return affine if torch.equal(_decode_index(affine, shape), index.cpu()) else index.tolist()
-
-
-def _decode_index(data: Any, shape: tuple[int, ...]) -> Tensor:
-    if not isinstance(data, Mapping):
-        return torch.tensor(data, dtype=torch.long)
-    sizes: Iterable[int] = (*shape, data["copies"])
-    grid = torch.tensor(data["start"], dtype=torch.long)
-    for size, stride in zip(sizes, data["strides"], strict=True):
-        grid = grid.unsqueeze(-1) + torch.arange(size) * stride
-    return grid.reshape(-1, data["copies"])

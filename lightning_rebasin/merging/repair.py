@@ -1,0 +1,188 @@
+"""REPAIR: give the activations of a merged network back the spread that averaging took from them.
+
+The channels of two aligned networks are correlated, but not equal; the average of two such signals varies less than
+either.  Layer by layer the variance collapses, and the merged network answers with the mean.  REPAIR rescales and
+shifts every channel of the merged network so that its mean and *standard deviation* are the mix of the ends' own:
+
+    mean_λ = Σ_i w_i · mean_i        std_λ = Σ_i w_i · std_i
+
+(the standard deviations are mixed, not the variances), and folds the correction into the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rebasin.merging.interpolate import average, check_alike, normalised_weights
+from lightning_rebasin.merging.sites import Moments, Site, find_sites, measure, watching
+from lightning_rebasin.merging.statistics import Module, averaging, batch_norms, copied, outputs
+
+#: A channel that varies less than this, relative to the layer's typical channel, is dead: it is shifted, not scaled.
+_DEAD = 1e-6
+
+
+@dataclass(frozen=True)
+class SiteVariance:
+    """How much of its variance one layer had.
+
+    Args:
+        layer: Name of the layer.
+        before: Mean over channels of (variance in the plain merge) / (variance wanted); 1 is right.
+        after: The same in the repaired network.
+    """
+
+    layer: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, eq=False)
+class Repair(Generic[Module]):
+    """A repaired network and what was wrong with it.
+
+    Args:
+        module: The merged network with the corrections folded in, in eval mode.
+        variances: The variance ratio of every corrected layer, in the order of the forward pass.
+    """
+
+    module: Module
+    variances: tuple[SiteVariance, ...]
+
+    @property
+    def variance_ratio(self) -> tuple[float, float]:
+        """Mean variance ratio over the layers, before and after."""
+        count = max(len(self.variances), 1)
+        return sum(v.before for v in self.variances) / count, sum(v.after for v in self.variances) / count
+
+
+def repair(
+    module: Module,
+    states: Sequence[Mapping[str, Tensor]],
+    batches: Iterable[Any],
+    *,
+    weights: Sequence[float] | None = None,
+) -> Repair[Module]:
+    """Merge aligned networks and correct the statistics of the merged activations.
+
+    The merged network runs once over the batches with every correctable layer's output brought to the wanted mean and
+    standard deviation as it goes, so that each layer is measured behind corrected ones; then ``W ← s·W``,
+    ``b ← s·b + t`` with ``s = std_λ / std``, ``t = mean_λ − s · mean``.  For batch norms no measurement is needed
+    beyond their running statistics: their output has mean β and standard deviation |γ|, so ``|γ| ← Σ_i w_i |γ_i|`` is
+    exact.  Layers without a bias are scaled only.
+
+    Args:
+        module: The architecture; its own weights do not matter, and it is left as it was.
+        states: Aligned weights of the ends: ``[a, permutation.apply(b)]``.
+        batches: Training inputs as for :func:`reset_batch_norm`; iterated ``len(states) + 4`` times.
+        weights: Share of each end; equal if omitted.
+
+    Returns:
+        The repaired network with the variance ratios.
+
+    Raises:
+        StateDictError: The states do not fit the module or each other.
+        ConfigurationError: The weights cannot work.
+        DataError: ``batches`` is empty.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), torch.linspace(-1, 1, 100)[:, None]
+        >>> one = {k: torch.ones_like(v) for k, v in net.state_dict().items()}
+        >>> minus = {**one, "0.weight": -one["0.weight"] / 2, "1.weight": -one["1.weight"] / 2}
+        >>> result = repair(net, [one, minus], [x])
+        >>> [round(ratio, 4) for ratio in result.variance_ratio]
+        [0.0606, 1.0]
+
+    References:
+        Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", ICLR 2023
+        (arXiv 2211.08403), equations 1 and 2.
+    """
+    batches = batches if isinstance(batches, Sequence) or hasattr(batches, "__len__") else list(batches)
+    shares = normalised_weights(len(states), weights)
+    network = copied(module)
+    names = ("the module", *(f"model {i + 1}" for i in range(len(states))))
+    check_alike((network.state_dict(), *states), names)
+    sites = find_sites(network, batches)
+    ends = [_moments(network, state, sites, batches) for state, share in zip(states, shares, strict=True) if share]
+    given = [share for share in shares if share]
+    network.load_state_dict(average(states, shares))
+    before = measure(network, sites, batches)
+    wanted = {site.name: _wanted(given, [end[site.name] for end in ends]) for site in sites}
+    _restore_signs(sites, states, shares)
+    _correct(network, sites, wanted, batches)
+    after = measure(network, sites, batches)
+    variances = tuple(
+        SiteVariance(site.name, *(_ratio(moments[site.name], wanted[site.name][1]) for moments in (before, after)))
+        for site in sites
+    )
+    return Repair(network, variances)
+
+
+def _moments(
+    network: nn.Module, state: Mapping[str, Tensor], sites: Sequence[Site], batches: Iterable[Any]
+) -> dict[str, Moments]:
+    network.load_state_dict(state)
+    return measure(network, sites, batches)
+
+
+def _wanted(shares: Sequence[float], ends: Sequence[Moments]) -> tuple[Tensor, Tensor]:
+    """Mixed mean and standard deviation."""
+    mean = sum((share * end.mean for share, end in zip(shares, ends, strict=True)), torch.zeros(()))
+    std = sum((share * end.std for share, end in zip(shares, ends, strict=True)), torch.zeros(()))
+    return mean, std
+
+
+def _restore_signs(sites: Iterable[Site], states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> None:
+    """Batch norms: ``|γ| = Σ w_i |γ_i|``, with the sign of the mix."""
+    for site in sites:
+        if site.is_batch_norm:
+            weight = site.layer.weight
+            assert isinstance(weight, Tensor)
+            name = f"{site.name}.weight" if site.name else "weight"
+            size = sum(
+                (share * state[name].double().abs() for share, state in zip(shares, states, strict=True)),
+                torch.zeros(()),
+            )
+            with torch.no_grad():
+                weight.copy_(torch.where(weight < 0, -1.0, 1.0) * size.to(weight))
+
+
+def _correct(
+    network: nn.Module, sites: Sequence[Site], wanted: Mapping[str, tuple[Tensor, Tensor]], batches: Iterable[Any]
+) -> None:
+    """One pass with outputs corrected on the fly, batch norms re-estimated in the same pass, then fold."""
+    seen = {site.name: Moments() for site in sites}
+
+    def adjust(site: Site, output: Tensor) -> Tensor | None:
+        if site.is_batch_norm:
+            return None
+        values = site.channels(output)
+        seen[site.name].update(values)
+        own = Moments()
+        own.update(values)
+        scale, shift = _correction(site, own, *wanted[site.name])
+        return output * site.along(scale, output) + site.along(shift, output)
+
+    with watching(sites, adjust), averaging(batch_norms(network).values()), torch.no_grad():
+        for _ in outputs(network, batches):
+            pass
+    for site in sites:
+        if not site.is_batch_norm:
+            site.fold(*_correction(site, seen[site.name], *wanted[site.name]))
+
+
+def _correction(site: Site, own: Moments, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift that turn the measured statistics into the wanted ones, as far as the layer can."""
+    alive = own.std > _DEAD * own.std.mean()
+    scale = torch.where(alive, std / torch.where(alive, own.std, 1.0), 1.0)
+    shift = mean - scale * own.mean
+    return scale, shift if site.can_shift else torch.zeros_like(shift)
+
+
+def _ratio(moments: Moments, std: Tensor) -> float:
+    live = std > _DEAD * std.mean()
+    return float((moments.variance[live] / std[live].square()).mean()) if bool(live.any()) else 1.0

@@ -1,0 +1,117 @@
+"""Batch-norm statistics for weights that never saw a batch.
+
+The running mean and variance of a mixed network belong to neither end: averaging them gives the statistics of no
+network at all, and a batch-norm network merged that way is near chance.  They are estimated again on training data, as
+a cumulative average over distinct batches, with nothing but the batch norms in training mode.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_rebasin.errors import ConfigurationError, DataError
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def reset_batch_norm(module: Module, batches: Iterable[Any]) -> Module:
+    """Estimate the running statistics of all batch norms anew, in a copy.
+
+    With ``m_k``, ``v_k`` the mean and unbiased variance of the k-th batch, the new statistics are
+    ``(1/K) Σ_k m_k`` and ``(1/K) Σ_k v_k``.  Everything else is in eval mode (no dropout) and unchanged.
+
+    Args:
+        module: The network; left exactly as it was.
+        batches: Training inputs, ideally a few thousand samples in batches of 100 or more.  A batch is a tensor, a
+            tuple or list whose first item is the input, or a dict of keyword arguments of ``forward``.
+
+    Returns:
+        A copy in eval mode with the new statistics.  A network without batch norms comes back as a plain copy.
+
+    Raises:
+        DataError: ``batches`` is empty.
+        ConfigurationError: The module cannot be copied.
+
+    Example:
+        >>> net = nn.BatchNorm1d(1)
+        >>> new = reset_batch_norm(net, [torch.tensor([[0.0], [2.0]]), torch.tensor([[4.0], [6.0]])])
+        >>> new.running_mean.tolist(), new.running_var.tolist(), net.running_mean.tolist()
+        ([3.0], [2.0], [0.0])
+
+    References:
+        Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", ICLR 2023, section 4.
+    """
+    fresh = copied(module)
+    norms = batch_norms(fresh)
+    if norms:
+        with averaging(norms.values()), torch.no_grad():
+            count = sum(1 for _ in outputs(fresh, batches))
+        if not count:
+            raise DataError("no batches given to estimate batch-norm statistics on")
+    return fresh
+
+
+def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch norms that keep running statistics, by name."""
+    return {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, _BatchNorm) and child.running_mean is not None
+    }
+
+
+def copied(module: Module) -> Module:
+    """A private deep copy in eval mode.
+
+    Raises:
+        ConfigurationError: Something in the module cannot be copied.
+    """
+    try:
+        return copy.deepcopy(module).eval()
+    except Exception as error:  # whatever the user's own __deepcopy__ or __reduce__ raise
+        raise ConfigurationError(f"the module {type(module).__name__} cannot be copied: {error}") from error
+
+
+@contextmanager
+def averaging(norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Forget the statistics and average those of the forward passes inside; afterwards back to eval mode."""
+    norms = list(norms)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's way to say "cumulative average"
+        norm.train()
+        if isinstance(norm, nn.SyncBatchNorm):  # refuses to train on the CPU or outside a process group
+            norm.forward = types.MethodType(_BatchNorm.forward, norm)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+            norm.__dict__.pop("forward", None)
+
+
+def outputs(module: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
+    """Run the module on every batch, on its own device and in its own precision."""
+    like = next(iter(module.parameters()), torch.empty(0))
+    for batch in batches:
+        if isinstance(batch, Mapping):
+            yield module(**{name: _moved(value, like) for name, value in batch.items()})
+        else:
+            first = batch[0] if isinstance(batch, tuple | list) else batch
+            yield module(_moved(first, like))
+
+
+def _moved(value: Any, like: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(like.device, like.dtype if value.is_floating_point() else None)

@@ -128,9 +128,9 @@ class BarrierCurve:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        from lightning_rebasin.plotting import plot_barrier
+        from lightning_rebasin.plotting import plot_barriers
 
-        return plot_barrier({"naive" if others else "": self, **others}, path=path)
+        return plot_barriers({"naive" if others else "": self, **others}, path=path)
 
     def to_dict(self) -> dict[str, Any]:
         """The curve as plain JSON values."""

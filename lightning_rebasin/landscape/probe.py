@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -380,3 +380,17 @@ def _strip_compilation(module: nn.Module) -> nn.Module:
             if isinstance(child, OptimizedModule):
                 parent._modules[name] = child._orig_mod
     return module
+
+
+def object_gatherer(trainer: Trainer) -> Callable[[object], list[Any]] | None:
+    """A function that collects one object from every process, or ``None`` for a single process."""
+    if trainer.world_size == 1:
+        return None
+
+    def gather(item: object) -> list[Any]:
+        everyone: list[Any] = [None] * trainer.world_size
+        # Lightning's all_gather takes tensors of one shape; processes may have logged different keys.
+        torch.distributed.all_gather_object(everyone, item)
+        return everyone
+
+    return gather

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
 
-from helpers.models import mlp
+from lightning_rebasin import PermutationSpec
 
 FEATURES, CLASSES = 6, 3
 
@@ -20,11 +22,14 @@ class Classifier(LightningModule):
     def __init__(self, hidden: int = 8, dropout: float = 0.0, noise: bool = False, batch_norm: bool = False) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = mlp(FEATURES, hidden, CLASSES)
-        if dropout:
-            self.net.insert(2, nn.Dropout(dropout))
+        layers: OrderedDict[str, nn.Module] = OrderedDict(fc1=nn.Linear(FEATURES, hidden))
         if batch_norm:
-            self.net.insert(1, nn.BatchNorm1d(hidden))
+            layers["norm"] = nn.BatchNorm1d(hidden)
+        layers["relu"] = nn.ReLU()
+        if dropout:
+            layers["dropout"] = nn.Dropout(dropout)
+        layers["fc2"] = nn.Linear(hidden, CLASSES)
+        self.net = nn.Sequential(layers)
         self.noise = noise
         self.val_acc = MulticlassAccuracy(CLASSES, average="micro")
         self.val_auroc = MulticlassAUROC(CLASSES)
@@ -40,7 +45,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
         loss = nn.functional.cross_entropy(self(x), y)
-        self.train_losses.append(float(loss))
+        self.train_losses.append(float(loss.detach()))
         self.log("train_loss", loss)
         return loss
 
@@ -59,6 +64,14 @@ class Classifier(LightningModule):
             self.log("val_auroc", self.val_auroc)
             self.val_many.update(logits, y)
             self.log_dict(self.val_many)
+
+    def spec(self) -> PermutationSpec:
+        """Written by hand: the hidden units may be permuted."""
+        table: dict[str, tuple[str | None, ...]] = {}
+        table |= {"net.fc1.weight": ("h", None), "net.fc1.bias": ("h",), "net.fc2.weight": (None, "h")}
+        names = ("weight", "bias", "running_mean", "running_var")
+        table |= {f"net.norm.{name}": ("h",) for name in names if f"net.norm.{name}" in self.state_dict()}
+        return PermutationSpec.from_table(table, self.state_dict())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=0.02)

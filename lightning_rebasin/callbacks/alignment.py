@@ -1,0 +1,99 @@
+"""Re-matching the reference to the running model, again and again, each time from the last permutation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_rebasin.errors import ConfigurationError, RebasinError
+from lightning_rebasin.landscape.probe import copy_module, isolated_rng
+from lightning_rebasin.landscape.segment import weights_of
+from lightning_rebasin.matching import match_weights
+from lightning_rebasin.symmetry import Permutation, PermutationSpec
+
+
+class Aligner:
+    """Keeps the spec and the last permutation.
+
+    Args:
+        spec: The spec, its file, or ``None`` to infer it from the module.
+        seed: Seeds the matching.
+    """
+
+    def __init__(self, spec: str | Path | PermutationSpec | None, seed: int) -> None:
+        self._given = spec
+        self._spec: PermutationSpec | None = None
+        self._seed = seed
+        self._last: Permutation | None = None
+        self._saved: Mapping[str, Tensor] | None = None
+
+    def check(self, module: LightningModule) -> None:
+        """Find the spec, before training starts.
+
+        Raises:
+            ConfigurationError: It has to be inferred, but there is no example input.
+            SpecError: The file is no spec.
+            StateDictError: The spec belongs to another architecture.
+        """
+        if self._spec is None:
+            self._spec = self._find(module)
+            self._spec.check_state(weights_of(module), "the module")
+
+    def _find(self, module: LightningModule) -> PermutationSpec:
+        if isinstance(self._given, PermutationSpec):
+            return self._given
+        if self._given is not None:
+            return PermutationSpec.load(self._given)
+        if getattr(module, "example_input_array", None) is None:
+            raise ConfigurationError(
+                "matching needs to run the model once to find its symmetries: set self.example_input_array in the "
+                "LightningModule, or pass spec=, or use matching='none'"
+            )
+        from lightning_rebasin.symmetry import infer_spec
+
+        # On a copy: a forward pass in training mode would move batch-norm statistics and random generators.
+        with isolated_rng():
+            return infer_spec(copy_module(module))
+
+    def align(self, trainer: Trainer, live: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Permutation:
+        """The permutation that brings ``reference`` nearest to ``live``; process 0 decides for all.
+
+        Raises:
+            RebasinError: The matching failed, on every process.
+        """
+        assert self._spec is not None
+        if self._last is None and self._saved is not None:
+            self._last = Permutation(self._spec, self._saved)
+        answer: tuple[dict[str, Tensor] | None, RebasinError | None] = (None, None)
+        if trainer.is_global_zero:
+            try:
+                found = match_weights(self._spec, live, reference, seed=self._seed, init=self._last).permutation
+                answer = (dict(found.orders), None)
+            except RebasinError as error:
+                # Told to everybody: the other processes wait in the broadcast.
+                answer = (None, error)
+        orders, error = trainer.strategy.broadcast(answer)
+        if error is not None:
+            raise error
+        self._last = Permutation(self._spec, orders or {})
+        return self._last
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last permutation."""
+        return {"orders": dict(self._last.orders) if self._last else self._saved}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self._saved = state["orders"]
+        self._last = None
+
+
+def share_moved(permutation: Permutation) -> float:
+    """Fraction of all units of a network that change place."""
+    groups = permutation.spec.groups.values()
+    total = sum(group.members for group in groups)
+    return sum(permutation.moved[group.id] * group.members for group in groups) / max(total, 1)

@@ -1,0 +1,402 @@
+"""The barrier between the running model and a reference, measured during training without touching it.
+
+Nothing is fetched, moved or evaluated on the side: the callback waits for the validation that Lightning runs anyway,
+and after each validation batch evaluates the same batch once more at points between the model and the reference, with a
+copy of the model (:mod:`~lightning_rebasin.landscape.probe`).  Weights, optimizers, random generators, data loaders and
+everything the user logs stay bitwise the same.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from lightning_rebasin.callbacks.alignment import Aligner, share_moved
+from lightning_rebasin.callbacks.record import Measurement, append_csv, log_figures
+from lightning_rebasin.callbacks.reference import make_reference
+from lightning_rebasin.callbacks.schedule import StepSchedule, positive, steps_from
+from lightning_rebasin.callbacks.strategy import refuse_sharded
+from lightning_rebasin.errors import BarrierWarning, ConfigurationError, MissingExtraError, OutputError
+from lightning_rebasin.landscape.barrier import BarrierCurve, Convention, lambda_grid
+from lightning_rebasin.landscape.geometry import Separation, separation
+from lightning_rebasin.landscape.measure import curve_from_rows
+from lightning_rebasin.landscape.probe import LightningProbe, Place, clone_batch, isolated_rng, object_gatherer
+from lightning_rebasin.landscape.segment import Segment, weights_of
+from lightning_rebasin.symmetry import PermutationSpec
+
+#: Which curves are measured: to the reference as it is, to the re-matched reference, or both.
+Matching = Literal["none", "weight", "both"]
+#: Lightning passes dataloader_idx to the hooks only when it goes through several loaders one after the other.
+_ONE_LOADER = -1
+
+
+@dataclass
+class _Running:
+    """A measurement under way."""
+
+    probe: LightningProbe
+    points: list[tuple[Segment, float]]
+    lines: Mapping[str, list[int]]
+    separations: Mapping[str, Separation]
+    moved: float | None
+    batch: Any = None
+
+
+class LossBarrier(Callback):
+    """Measure the barrier between the running model and a reference at every validation.
+
+    For every key that ``validation_step`` logs (torchmetrics included) it logs ``barrier/<key>``, its height, and
+    ``barrier/<key>/at``, the λ where it is reached; after re-matching ``barrier/<key>/matched`` and
+    ``barrier/<key>/matched/at``; further ``barrier/distance``, ``barrier/cosine`` (each also ``…/matched``) and
+    ``barrier/moved``, the fraction of units that the matching moves.  ``ModelCheckpoint`` and ``EarlyStopping`` can
+    monitor them.  The curves go to ``barrier.csv`` in the log folder, and as a figure to TensorBoard and W&B if these
+    are the loggers.
+
+    λ = 0 is the model *as validation sees it* (under ``WeightAveraging`` the averaged weights), λ = 1 the reference.
+    The barrier over several processes equals that of one process as long as Lightning's distributed sampler does not
+    repeat samples to make the processes even, which validation itself suffers from, too.
+
+    Args:
+        reference: The other end: the path of a checkpoint; a folder of snapshots of another run (the one of the same
+            step is used); ``"init"``, the weights with which training began; ``"previous"``, the last snapshot of a
+            CheckpointSnapshot in the same trainer; or, from Python, a state dict.
+        matching: Measure to the reference as it is (``"none"``), to the reference re-matched to the model
+            (``"weight"``), or both.  Every matching starts from the last permutation.
+        points: Number of evenly spaced λ, or the λ themselves; 0, ½ and 1 are always added.
+        every_n_epochs: Measure only in the validations of every n-th epoch.
+        every_n_validations: Measure only in every n-th validation.
+        at_steps: Measure only in the first validation at or after each of these optimizer steps.
+        metrics: Measure only these logged keys; by default all of them.
+        limit_batches: Use only the first so many batches of each validation loader.
+        batch_norm_batches: Re-estimate the batch-norm statistics at every λ on the last so many training batches, in
+            the copy only; 0 interpolates the statistics like weights.
+        spec: The permutation spec, or its file; by default inferred from the module and its ``example_input_array``.
+        convention: What is subtracted from the worst point: the mean of the ends, or the chord between them.
+        seed: Seeds the matching.
+        prefix: First part of the logged names and of the CSV's name; several LossBarriers need different ones.
+        figure: Send a figure of the curves to TensorBoard and W&B.
+
+    Raises:
+        ConfigurationError: An option has a value that cannot work.
+
+    Example:
+        >>> LossBarrier("init", matching="none", points=5).state_key
+        "LossBarrier{'reference': 'init', 'prefix': 'barrier'}"
+
+    References:
+        Ainsworth, Hayase, Srinivasa, "Git Re-Basin: Merging Models modulo Permutation Symmetries", ICLR 2023.
+    """
+
+    def __init__(
+        self,
+        reference: str | Path | Mapping[str, Any],
+        matching: Matching = "both",
+        *,
+        points: int | Sequence[float] = 11,
+        every_n_epochs: int | None = None,
+        every_n_validations: int | None = None,
+        at_steps: Sequence[int] | None = None,
+        metrics: Sequence[str] | None = None,
+        limit_batches: int | None = None,
+        batch_norm_batches: int = 0,
+        spec: str | Path | PermutationSpec | None = None,
+        convention: Convention = "mean",
+        seed: int = 0,
+        prefix: str = "barrier",
+        figure: bool = True,
+    ) -> None:
+        super().__init__()
+        if matching not in ("none", "weight", "both"):
+            raise ConfigurationError(f"matching={matching!r}; choose 'none', 'weight' or 'both'")
+        if convention not in ("mean", "chord"):
+            raise ConfigurationError(f"convention={convention!r}; choose 'mean' or 'chord'")
+        if sum(option is not None for option in (every_n_epochs, every_n_validations, at_steps)) > 1:
+            raise ConfigurationError("choose one of every_n_epochs, every_n_validations and at_steps")
+        if batch_norm_batches < 0:
+            raise ConfigurationError(f"batch_norm_batches={batch_norm_batches}: must be 0 or more")
+        self._key = {"reference": "weights" if isinstance(reference, Mapping) else str(reference), "prefix": prefix}
+        self._reference = make_reference(reference)
+        self._matching: Matching = matching
+        self._aligner = None if matching == "none" else Aligner(spec, seed)
+        self._lambdas = lambda_grid(points)
+        self._epochs = positive("every_n_epochs", every_n_epochs)
+        self._validations = positive("every_n_validations", every_n_validations) or 1
+        self._steps = StepSchedule(steps_from("at_steps", at_steps)) if at_steps is not None else None
+        self._metrics = None if metrics is None else tuple(metrics)
+        self._limit = positive("limit_batches", limit_batches)
+        self._convention: Convention = convention
+        self._prefix = prefix
+        self._figure = figure
+        self._train_batches: deque[Any] = deque(maxlen=batch_norm_batches)
+        self._folder: Path | None = None
+        self._running: _Running | None = None
+        self._begun = False
+        self._validation_count = 0
+        self._last_step = -1
+        self._last_scalars: dict[str, float] = {}
+        self.measurements: list[Measurement] = []
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(**self._key)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "validations": self._validation_count,
+            "last_step": self._last_step,
+            "scalars": dict(self._last_scalars),
+            "reference": self._reference.state_dict(),
+            "alignment": self._aligner.state_dict() if self._aligner else {},
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validation_count = int(state_dict["validations"])
+        self._last_step = int(state_dict["last_step"])
+        self._last_scalars = dict(state_dict["scalars"])
+        self._reference.load_state_dict(state_dict["reference"])
+        if self._aligner and state_dict["alignment"]:
+            self._aligner.load_state_dict(state_dict["alignment"])
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work before training starts."""
+        if stage not in ("fit", "validate"):
+            return
+        refuse_sharded(trainer, "LossBarrier")
+        if stage == "fit" and not trainer.enable_validation:
+            raise ConfigurationError(
+                "LossBarrier measures on validation batches, but this trainer will run no validation: give fit() a "
+                "validation loader, the module a validation_step, and leave limit_val_batches above 0"
+            )
+        others = [c for c in trainer.callbacks if isinstance(c, LossBarrier) and c is not self]  # type: ignore[attr-defined]
+        if any(other._prefix == self._prefix for other in others):
+            raise ConfigurationError(f"two LossBarriers log under {self._prefix!r}; give each its own prefix=")
+        if weights_of(pl_module):
+            self._check(trainer, pl_module)
+
+    def _check(self, trainer: Trainer, module: LightningModule) -> None:
+        """Everything that can fail because of the module or the reference; configure_model may postpone it."""
+        LightningProbe(module, 1)
+        self._reference.check(trainer, module)
+        if self._aligner:
+            self._aligner.check(module)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check again what configure_model made, and say which weights are measured."""
+        self._check(trainer, pl_module)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):
+                kind = type(callback).__name__
+                rank_zero_info(f"LossBarrier measures the weights that validation uses: the averaged ones of {kind}")
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the reference see the initial weights."""
+        self._find_folder(trainer)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            assert self._folder is not None
+            self._reference.start(trainer, pl_module, self._folder / f"{self._file_stem}-init.ckpt")
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep the last training batches for batch norms: iterating the loader here would move the generators."""
+        if self._train_batches.maxlen:
+            self._train_batches.append(clone_batch(batch))
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the validations."""
+        self._running, self._begun = None, False
+        if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self._find_folder(trainer)
+        if trainer.state.fn == "fit":
+            self._validation_count += 1
+        else:
+            self._check(trainer, pl_module)
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Start measuring with the first batch, and keep a copy of each batch before the module can change it."""
+        if not self._begun:
+            # Not earlier: by now every callback that swaps weights for validation (WeightAveraging, EMA) has done so.
+            self._begun = True
+            if self._due(trainer):
+                self._running = self._begin(trainer, pl_module)
+        if self._running is not None and (self._limit is None or batch_idx < self._limit):
+            with torch.inference_mode(mode=False):
+                self._running.batch = clone_batch(batch)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = _ONE_LOADER,
+    ) -> None:
+        """Evaluate the batch at every point."""
+        running = self._running
+        if running is None or running.batch is None:
+            return
+        batch, running.batch = running.batch, None
+        one = dataloader_idx == _ONE_LOADER
+        place = Place(batch_idx, 0, 1) if one else Place(batch_idx, dataloader_idx, len(trainer.num_val_batches))
+        running.probe.evaluate(running.points, batch, place, context=trainer.precision_plugin.val_step_context)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what was measured."""
+        running, self._running = self._running, None
+        if running is None:
+            self._repeat(trainer, pl_module)
+            return
+        rows = running.probe.results(object_gatherer(trainer))
+        better, samples = running.probe.higher_is_better(), running.probe.samples
+        curves = {}
+        for label, indices in running.lines.items():
+            curve = curve_from_rows(self._lambdas, [rows[i] for i in indices], better, samples)
+            curves[label] = self._selected(curve)
+        measurement = Measurement(
+            trainer.global_step, trainer.current_epoch, curves, running.separations, running.moved
+        )
+        self._publish(trainer, pl_module, measurement)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the copies."""
+        self._running = None
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the copies."""
+        self._running = None
+        self._train_batches.clear()
+
+    @property
+    def _file_stem(self) -> str:
+        return self._prefix.replace("/", "-")
+
+    def _find_folder(self, trainer: Trainer) -> None:
+        # trainer.log_dir is collective, so every process asks for it, whether it writes or not.
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+
+    def _due(self, trainer: Trainer) -> bool:
+        if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return False
+        if trainer.state.fn != "fit":
+            return True
+        if self._steps is not None:
+            return self._steps.due(self._last_step, trainer.global_step)
+        if self._epochs is not None:
+            return (trainer.current_epoch + 1) % self._epochs == 0
+        return self._validation_count % self._validations == 0
+
+    def _begin(self, trainer: Trainer, module: LightningModule) -> _Running | None:
+        """Copy the module, match the reference, lay out the points."""
+        # Validation runs in inference mode; tensors made there could not be used by anybody else afterwards.
+        with torch.inference_mode(mode=False), torch.no_grad(), isolated_rng():
+            found = self._reference.weights(trainer)
+            if found is None:
+                return None
+            live = weights_of(module)
+            reference = {n: found[n].to(tensor.device, tensor.dtype) for n, tensor in live.items()}
+            parameters = [n for n, _ in module.named_parameters() if n in live]
+            ends, separations, moved = {}, {}, None
+            separations["naive"] = separation(live, reference, parameters)
+            if self._matching != "weight":
+                ends["naive"] = reference
+            if self._aligner:
+                permutation = self._aligner.align(trainer, live, reference)
+                ends["matched"] = permutation.apply(reference)
+                separations["matched"] = separation(live, ends["matched"], parameters)
+                moved = share_moved(permutation)
+            points, lines = _lay_out(live, ends, self._lambdas)
+            probe = LightningProbe(module, len(points))
+            if self._train_batches:
+                context = trainer.precision_plugin.val_step_context
+                probe.estimate_statistics(points, list(self._train_batches), context=context)
+                probe.synchronise_statistics(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="mean"))
+        return _Running(probe, points, lines, separations, moved)
+
+    def _selected(self, curve: BarrierCurve) -> BarrierCurve:
+        if self._metrics is None:
+            return curve
+        unknown = [name for name in self._metrics if name not in curve.values]
+        if unknown:
+            known = ", ".join(map(repr, curve.values))
+            warnings.warn(
+                f"LossBarrier: validation_step does not log {unknown[0]!r}; it logs {known}",
+                BarrierWarning,
+                stacklevel=2,
+            )
+        kept = {name: curve.values[name] for name in self._metrics if name in curve.values}
+        return BarrierCurve(curve.lambdas, kept, curve.higher_is_better, curve.samples)
+
+    def _publish(self, trainer: Trainer, module: LightningModule, measurement: Measurement) -> None:
+        self.measurements.append(measurement)
+        self._last_step = measurement.step
+        scalars = measurement.scalars(self._prefix, self._convention)
+        self._last_scalars = dict(scalars)
+        names = [name for curve in measurement.curves.values() for name in curve.values]
+        main = next((name for name in names if "loss" in name), names[0] if names else "")
+        shown = {f"{self._prefix}/{main}", f"{self._prefix}/{main}/matched"}
+        for name, value in scalars.items():
+            # The values are the same on every process; sync_dist only keeps Lightning from doubting it.
+            distributed = trainer.world_size > 1
+            module.log(name, value, prog_bar=name in shown, on_epoch=True, sync_dist=distributed, batch_size=1)
+        if not trainer.is_global_zero:
+            return
+        assert self._folder is not None
+        stage = "" if trainer.state.fn == "fit" else "-validate"
+        try:
+            append_csv(self._folder / f"{self._file_stem}{stage}.csv", measurement)
+            if self._figure and main:
+                log_figures(trainer, measurement, f"{self._prefix}/curve", main)
+        except (OutputError, MissingExtraError) as error:
+            # Not worth losing a training over.
+            warnings.warn(f"LossBarrier: {error}", BarrierWarning, stacklevel=2)
+
+    def _repeat(self, trainer: Trainer, module: LightningModule) -> None:
+        """Keep monitors working in validations without a measurement, in particular the first ones after a resume."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        for name, value in self._last_scalars.items():
+            if name not in trainer.callback_metrics:
+                module.log(name, value, logger=False, on_epoch=True, sync_dist=trainer.world_size > 1, batch_size=1)
+
+
+def _lay_out(
+    live: Mapping[str, torch.Tensor], ends: Mapping[str, Mapping[str, torch.Tensor]], lambdas: Sequence[float]
+) -> tuple[list[tuple[Segment, float]], dict[str, list[int]]]:
+    """The points to evaluate and, for each curve, which of them are its own; λ = 0 is the same point on all curves."""
+    points: list[tuple[Segment, float]] = []
+    lines: dict[str, list[int]] = {}
+    for label, end in ends.items():
+        own = []
+        for lam in lambdas:
+            if lam == 0.0 and points:
+                own.append(0)
+                continue
+            own.append(len(points))
+            points.append(((live, end), lam))
+        lines[label] = own
+    return points, lines

@@ -1,0 +1,101 @@
+"""What one measurement found, and where it is written: a CSV beside the logs, figures in the loggers that take them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from lightning_rebasin.files import atomic_write_text
+from lightning_rebasin.landscape.barrier import BarrierCurve, Convention
+from lightning_rebasin.landscape.geometry import Separation
+from lightning_rebasin.plotting import plot_barriers
+
+_HEADER = ("step", "epoch", "curve", "lambda", "metric", "value")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measurement of a LossBarrier.
+
+    Args:
+        step: Optimizer steps taken.
+        epoch: The epoch, from 0.
+        curves: ``"naive"`` and/or ``"matched"``.
+        separations: Distance and cosine to the reference: ``"naive"``, and ``"matched"`` if matched.
+        moved: Fraction of the units that the matching moves; ``None`` without matching.
+    """
+
+    step: int
+    epoch: int
+    curves: Mapping[str, BarrierCurve]
+    separations: Mapping[str, Separation]
+    moved: float | None = None
+
+    def scalars(self, prefix: str, convention: Convention) -> dict[str, float]:
+        """Everything that is logged, by name: ``<prefix>/<metric>[/matched][/at]``, distance, cosine, moved."""
+        numbers: dict[str, float] = {}
+        for label, curve in self.curves.items():
+            for metric in curve.values:
+                name = f"{prefix}/{metric}{_SUFFIX[label]}"
+                numbers[name] = curve.height(metric, convention)
+                numbers[f"{name}/at"] = curve.at(metric, convention)
+        for label, separation in self.separations.items():
+            numbers[f"{prefix}/distance{_SUFFIX[label]}"] = separation.distance
+            numbers[f"{prefix}/cosine{_SUFFIX[label]}"] = separation.cosine
+        if self.moved is not None:
+            numbers[f"{prefix}/moved"] = self.moved
+        return numbers
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """One row per curve, λ and metric."""
+        return [
+            (str(self.step), str(self.epoch), label, repr(lam), metric, repr(value))
+            for label, curve in self.curves.items()
+            for metric, values in curve.values.items()
+            for lam, value in zip(curve.lambdas, values, strict=True)
+        ]
+
+
+_SUFFIX = {"naive": "", "matched": "/matched"}
+
+
+def append_csv(path: Path, measurement: Measurement) -> None:
+    """Add the curves of a measurement to a CSV file, atomically.
+
+    Rows of the same or a later step are replaced: they were written by a run that was interrupted and resumed before
+    that step.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept: list[Sequence[str]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = [row for row in list(csv.reader(file))[1:] if int(row[0]) < measurement.step]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_HEADER, *kept, *measurement.rows()])
+    atomic_write_text(path, text.getvalue())
+
+
+def log_figures(trainer: Trainer, measurement: Measurement, tag: str, metric: str) -> None:
+    """Send a picture of the curves to TensorBoard and W&B, if they are the trainer's loggers; CSV takes none.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    for logger in trainer.loggers:
+        if not isinstance(logger, (TensorBoardLogger, WandbLogger)):
+            continue
+        figure = plot_barriers(measurement.curves, metric, title=f"step {measurement.step}")
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(tag, figure, global_step=measurement.step)
+        else:
+            logger.log_image(tag, [figure], step=measurement.step)

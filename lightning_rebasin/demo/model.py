@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ class Classifier(LightningModule):
         self.learning_rate = learning_rate
         sizes = [features, *[width] * depth]
         layers: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.network = nn.Sequential(*layers, nn.Linear(width, classes))
         self.example_input_array = torch.zeros(2, features)

@@ -1,0 +1,249 @@
+"""From cells to a :class:`~lightning_rebasin.symmetry.spec.PermutationSpec`: names, indices, reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from lightning_rebasin.symmetry.elements import IntArray, Table
+from lightning_rebasin.symmetry.labels import Label
+from lightning_rebasin.symmetry.solve import Cell, Solution
+from lightning_rebasin.symmetry.spec import AxisMap, Component, Group, Pin
+
+
+@dataclass
+class Assembly:
+    """Groups and maps of a solution.
+
+    ``inexpressible`` holds elements of cells that follow several parents in a way that no axis map can say.
+    """
+
+    groups: dict[str, Group] = field(default_factory=dict)
+    maps: dict[str, AxisMap] = field(default_factory=dict)
+    pins: list[Pin] = field(default_factory=list)
+    inexpressible: list[IntArray] = field(default_factory=list)
+
+
+class Namer:
+    """Finds a group and a member for every element.
+
+    Args:
+        solution: The cells.
+        states: Labels of the state; groups are named after the first tensor on which they act.
+    """
+
+    def __init__(self, solution: Solution, states: Mapping[str, Label]) -> None:
+        colouring = solution.colouring
+        self.solution = solution
+        self.cell_of = colouring.cells[colouring.classes]
+        self.member_of = np.full(len(colouring.cells), -1, dtype=np.int64)
+        for cell in solution.cells.values():
+            if cell.kind == "group":
+                self.member_of[cell.members] = np.arange(len(cell.members))
+        self.is_group = np.zeros(int(colouring.cells.max(initial=0)) + 1, dtype=bool)
+        self.follows = self.is_group.copy()
+        for cell in solution.cells.values():
+            (self.is_group if cell.kind == "group" else self.follows)[cell.number] = True
+        self.groups = self._name(states)
+
+    def _name(self, states: Mapping[str, Label]) -> dict[int, Group]:
+        """Groups by cell, in the order of the first tensor dimension on which they act, parents first."""
+        found: dict[int, Group] = {}
+        taken: set[str] = set()
+        for tensor, label in states.items():
+            for part in label.parts:
+                flat = part.elements.ids.reshape(-1)
+                cells = self.cell_of[flat]
+                order = np.unique(cells[self.is_group[cells]], return_index=True)
+                for cell in order[0][np.argsort(order[1])]:
+                    self._add(int(cell), tensor, found, taken)
+        return found
+
+    def _add(self, number: int, tensor: str, found: dict[int, Group], taken: set[str]) -> Group:
+        if number in found:
+            return found[number]
+        cell = self.solution.cells[number]
+        parent = self._add(cell.parents[0], tensor, found, taken) if cell.parents else None
+        base = tensor.rpartition(".")[0] or tensor
+        name, count = base, 1
+        while name in taken:
+            count += 1
+            name = f"{base}#{count}"
+        taken.add(name)
+        found[number] = Group(name, cell.size, parent)
+        return found[number]
+
+
+def assemble(solution: Solution, states: Mapping[str, Label], tables: list[Table]) -> Assembly:
+    """Make groups, axis maps and pins.
+
+    Args:
+        solution: The cells.
+        states: Labels of parameters and buffers.
+        tables: The constraints, for the reasons.
+    """
+    namer = Namer(solution, states)
+    result = Assembly()
+    result.groups = {g.id: g for g in _parents_first(namer.groups.values())}
+    why = _Reasons(solution, tables)
+    for tensor, label in states.items():
+        axis_map = _axis_map(namer, tensor, label, result)
+        if axis_map is not None:
+            result.maps[tensor] = axis_map
+        result.pins += _pins(namer, tensor, label, why)
+    return result
+
+
+def _parents_first(groups: object) -> list[Group]:
+    done: list[Group] = []
+
+    def visit(group: Group) -> None:
+        if group.parent is not None:
+            visit(group.parent)
+        if group not in done:
+            done.append(group)
+
+    for group in groups:  # type: ignore[attr-defined]
+        visit(group)
+    return done
+
+
+def _axis_map(namer: Namer, tensor: str, label: Label, result: Assembly) -> AxisMap | None:
+    sites = [[label.sizes[s] for s in dim] or [1] for dim in label.dims]
+    number: dict[int, int] = {}
+    for dim in label.dims:
+        for site in dim:
+            number[site] = len(number) + sum(not d for d in label.dims[: label.dims.index(dim)])
+    layout = _Layout(tuple(tuple(s) for s in sites), [])
+    for part in label.parts:
+        own = tuple(number[s] for s in part.sites)
+        layout = _add_part(namer, layout, own, part.elements.ids, result)
+    return _simplify(AxisMap(tensor, layout.sites, tuple(layout.components))) if layout.components else None
+
+
+@dataclass
+class _Layout:
+    sites: tuple[tuple[int, ...], ...]
+    components: list[Component]
+
+
+def _add_part(namer: Namer, layout: _Layout, sites: tuple[int, ...], ids: IntArray, result: Assembly) -> _Layout:
+    flat = ids.reshape(-1)
+    cells = namer.cell_of[flat]
+    for cell in np.unique(cells[namer.is_group[cells]]):
+        layout.components.append(_component(namer, int(cell), sites, flat))
+    following = np.unique(cells[namer.follows[cells]])
+    for cell in following:
+        result.inexpressible.append(np.flatnonzero(namer.cell_of == cell))
+    return layout
+
+
+def _component(namer: Namer, cell: int, sites: tuple[int, ...], flat: IntArray) -> Component:
+    """Positions of the members of one group, the copies of each in the order of their colours."""
+    positions = np.flatnonzero(namer.cell_of[flat] == cell)
+    elements = flat[positions]
+    member = namer.member_of[namer.solution.colouring.classes[elements]]
+    order = np.lexsort((positions, namer.solution.colouring.colours[elements], member))
+    count = len(namer.solution.cells[cell].members)
+    index = positions[order].reshape(count, -1)
+    index = index[:, np.argsort(index[0], kind="stable")]
+    return Component(namer.groups[cell].id, sites, torch.from_numpy(np.ascontiguousarray(index)))
+
+
+def _simplify(axis_map: AxisMap) -> AxisMap:
+    """Drop sites on which nothing depends and join neighbouring sites that always go together."""
+    shape = axis_map.site_shape
+    components = [_without_idle_sites(c, shape) for c in axis_map.components]
+    dims = axis_map.site_dims
+    glued: list[list[int]] = []
+    for site in range(len(shape)):
+        together = (
+            bool(glued)
+            and dims[glued[-1][-1]] == dims[site]
+            and all((site in c.sites) == (glued[-1][-1] in c.sites) for c in components)
+        )
+        if together:
+            glued[-1].append(site)
+        else:
+            glued.append([site])
+    number = {site: i for i, run in enumerate(glued) for site in run}
+    sites: list[list[int]] = [[] for _ in axis_map.sites]
+    for run in glued:
+        sites[dims[run[0]]].append(int(np.prod([shape[s] for s in run])))
+    joined = [Component(c.group, tuple(sorted({number[s] for s in c.sites})), c.index) for c in components]
+    return AxisMap(axis_map.tensor, tuple(tuple(s) for s in sites), tuple(joined))
+
+
+def _without_idle_sites(component: Component, shape: tuple[int, ...]) -> Component:
+    """Leave out sites that a component fills evenly: its units move alike at every position there."""
+    for site in component.sites:
+        if len(component.sites) == 1:
+            break
+        sizes = [shape[s] for s in component.sites]
+        k = component.sites.index(site)
+        if component.index.shape[1] % sizes[k]:
+            continue
+        coordinates = np.unravel_index(component.index.numpy(), sizes)
+        rest = [s for i, s in enumerate(sizes) if i != k]
+        flat = np.ravel_multi_index([c for i, c in enumerate(coordinates) if i != k], rest)
+        order = np.lexsort((flat, coordinates[k]), axis=1)
+        flat = np.take_along_axis(flat, order, 1).reshape(len(flat), sizes[k], -1)
+        even = np.take_along_axis(coordinates[k], order, 1).reshape(flat.shape) == np.arange(sizes[k])[:, None]
+        if bool(even.all()) and bool((flat == flat[:, :1]).all()):
+            others = tuple(s for s in component.sites if s != site)
+            return _without_idle_sites(Component(component.group, others, torch.from_numpy(flat[:, 0].copy())), shape)
+    return component
+
+
+class _Reasons:
+    """Why the elements of a class are pinned: the first table that fixes the position of one of them."""
+
+    def __init__(self, solution: Solution, tables: list[Table]) -> None:
+        self.of_class: dict[int, Table] = {}
+        classes = solution.colouring.classes
+        for table in tables:
+            if table.kind == "position" and len(np.unique(table.right)) > 1:
+                for c in np.unique(classes[table.left]).tolist():
+                    self.of_class.setdefault(c, table)
+        self.used = np.zeros(len(classes), dtype=bool)
+        for table in tables:
+            self.used[table.left] = True
+            if table.kind in ("equal", "relation"):
+                self.used[table.right] = True
+        self.forced = np.zeros(len(classes), dtype=bool)
+        self.forced[solution.forced] = True
+        self.classes = classes
+
+    def explain(self, elements: IntArray) -> tuple[str, str]:
+        """The commonest reason for some elements, and where it arose."""
+        if not self.used[elements].any():
+            return "not used in the forward pass", ""
+        for c in self.classes[elements[:: max(1, len(elements) // 16)]].tolist():
+            if c in self.of_class:
+                return self.of_class[c].reason, self.of_class[c].where
+        if self.forced[elements].any():
+            return "its symmetry is no product of nested permutation groups", ""
+        return "no other unit is used in the same way", ""
+
+
+def _pins(namer: Namer, tensor: str, label: Label, why: _Reasons) -> list[Pin]:
+    pins = []
+    for dim, sites in enumerate(label.dims):
+        size = label.shape[dim]
+        own = [p for p in label.parts if set(sites) & set(p.sites)]
+        own = [p for p in own if p.sites[-1] == sites[-1]] or own
+        if not sites:
+            continue
+        if not own:
+            pins.append(Pin(tensor, dim, size, size, "not used in the forward pass"))
+            continue
+        ids = own[0].elements.ids
+        fixed = ~(namer.is_group | namer.follows)[namer.cell_of[ids]]
+        share = int(round(float(fixed.mean()) * size))
+        if share:
+            reason, where = why.explain(ids[fixed])
+            pins.append(Pin(tensor, dim, share, size, reason, where))
+    return pins

@@ -1,0 +1,163 @@
+"""Infer which permutations of a network's units leave its function unchanged.
+
+The model runs once; every index of every parameter axis is an *element*; the operations tell which elements are the
+same unit, which lie in blocks of others and which cannot move; what is left free to permute becomes a
+:class:`~lightning_rebasin.symmetry.spec.PermutationSpec`.  No rule knows any architecture.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from lightning_rebasin.errors import TraceError, UntracedWarning
+from lightning_rebasin.symmetry.assemble import Assembly, assemble
+from lightning_rebasin.symmetry.propagate import Propagation, propagate
+from lightning_rebasin.symmetry.solve import solve
+from lightning_rebasin.symmetry.spec import PermutationSpec, TensorInfo
+from lightning_rebasin.symmetry.tape import Tape
+from lightning_rebasin.symmetry.trace import known_tensors, record, unwrap
+
+Example = tuple[Sequence[Any], Mapping[str, Any]]
+_STATISTICS = ("running_mean", "running_var")
+
+
+def infer_spec(module: nn.Module, *args: Any, **kwargs: Any) -> PermutationSpec:
+    """Infer the permutation symmetries of a network from one forward pass.
+
+    Args:
+        module: Any module, in any mode, on any device, of any dtype; it is left as it was.  Wrappers of
+            ``torch.compile`` and data parallelism are looked through.
+        *args: Positional example inputs.  Without any inputs, ``module.example_input_array`` is used.
+        **kwargs: Keyword example inputs.
+
+    Returns:
+        The spec, with what is pinned and why.
+
+    Raises:
+        TraceError: The model does not run on the example input, or there is none.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> spec = infer_spec(net, torch.zeros(1, 3))
+        >>> {g.id: g.size for g in spec.groups.values()}, spec.tensors_of("0")
+        ({'0': 8}, ('0.weight', '0.bias', '2.weight'))
+    """
+    module = unwrap(module)
+    if not args and not kwargs:
+        args, kwargs = _own_example(module)
+    return infer_spec_many(module, [(args, kwargs)])
+
+
+def infer_spec_many(module: nn.Module, examples: Iterable[Example], *, pin: Iterable[str] = ()) -> PermutationSpec:
+    """Infer one spec from several example inputs (other branches, other experts).
+
+    Args:
+        module: The network.
+        examples: Pairs of positional and keyword inputs; the symmetries hold on all of them.
+        pin: Names of tensors that must not move.
+
+    Returns:
+        The spec.
+
+    Raises:
+        TraceError: The model does not run on an example, or ``pin`` names an unknown tensor.
+    """
+    module = unwrap(module)
+    tapes = [record(module, tuple(args), kwargs) for args, kwargs in examples]
+    if not tapes:
+        raise TraceError("no example input was given")
+    tensors = known_tensors(module)
+    parameters = {id(p) for p in module.parameters()}
+    pinned = _pinned(tensors, parameters, pin)
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    found = propagate(tapes, shapes, pinned)
+    assembly = _solve(found)
+    notes = _notes(tapes, tensors, parameters, found)
+    for note in notes:
+        warnings.warn(note, UntracedWarning, stacklevel=3)
+    return _spec(module, assembly, notes, parameters)
+
+
+def _own_example(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``example_input_array`` of a LightningModule: a tensor, a tuple of arguments or a dict of keyword arguments."""
+    example = getattr(module, "example_input_array", None)
+    if example is None:
+        raise TraceError(
+            f"{type(module).__name__} has no example_input_array: pass an example input, infer_spec(module, x), or set it"
+        )
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
+
+
+def _pinned(tensors: Mapping[str, Tensor], parameters: set[int], pin: Iterable[str]) -> dict[str, str]:
+    """Tensors that must not move: chosen ones, and buffers that are not running statistics."""
+    result = {
+        name: "a buffer that is the same in every model"
+        for name, tensor in tensors.items()
+        if id(tensor) not in parameters and not name.endswith(_STATISTICS)
+    }
+    for name in pin:
+        if name not in tensors:
+            raise TraceError(f"cannot pin {name!r}: the module has no such tensor")
+        result[name] = "pinned on request"
+    return result
+
+
+def _solve(found: Propagation) -> Assembly:
+    """Solve; pin what no axis map can express, and solve again until all is expressible."""
+    store = found.store
+    for _ in range(20):
+        tables = store.active_tables()
+        solution = solve(store.size, store.blocks, tables)
+        assembly = assemble(solution, found.states, tables)
+        if not assembly.inexpressible:
+            return assembly
+        for elements in assembly.inexpressible:
+            cell = solution.cells[int(solution.colouring.cells[solution.colouring.classes[elements[0]]])]
+            for image in cell.maps:
+                ids = np.flatnonzero(np.isin(solution.colouring.classes, image))
+                store.where = ""
+                store.tables.append(_fix(ids))
+    raise TraceError("the symmetries of this model cannot be expressed")  # pragma: no cover - pins only grow
+
+
+def _fix(ids: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
+    from lightning_rebasin.symmetry.elements import Table
+
+    reason = "its symmetry is no product of nested permutation groups"
+    return Table("position", ids, np.arange(len(ids), dtype=np.int64), "", reason)
+
+
+def _notes(
+    tapes: Sequence[Tape], tensors: Mapping[str, Tensor], parameters: set[int], found: Propagation
+) -> tuple[str, ...]:
+    touched = set().union(*(tape.touched() for tape in tapes))
+    notes = [
+        f"parameter {name!r} is not used in the traced forward pass and stays pinned; trace an input that uses it"
+        for name, tensor in tensors.items()
+        if name not in touched and id(tensor) in parameters and tensor.numel() > 0
+    ]
+    notes += [f"operation {op} has no rule (in {where}); what it touches is pinned" for op, where in found.unknown.items()]
+    return tuple(notes)
+
+
+def _spec(module: nn.Module, assembly: Assembly, notes: tuple[str, ...], parameters: set[int]) -> PermutationSpec:
+    infos: dict[str, TensorInfo] = {}
+    aliases: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            continue
+        infos[name] = TensorInfo(tuple(tensor.shape), "parameter" if id(tensor) in parameters else "buffer")
+        if id(tensor) in first:
+            aliases[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+    return PermutationSpec(assembly.groups, infos, assembly.maps, tuple(assembly.pins), aliases, notes)

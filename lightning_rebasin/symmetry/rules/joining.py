@@ -1,0 +1,261 @@
+"""Concatenation, stacking, padding and writes into a part of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lightning_rebasin.symmetry import labels
+from lightning_rebasin.symmetry.labels import Label, Part
+from lightning_rebasin.symmetry.rules.base import Context, rule, unknown
+from lightning_rebasin.symmetry.tape import Node, Ref
+
+
+def concatenate(ctx: Context, pieces: Sequence[Label], dim: int) -> Label:
+    """Pieces one after the other along ``dim``; they are joined along all other dimensions.
+
+    Along ``dim`` the result has new elements, copies of the pieces' (one table for each piece, so that two copies of one
+    piece stay apart).
+    """
+    pieces = [labels.single_site(labels.canonical(p, ctx.store), dim, ctx.store) for p in pieces]
+    sizes = [p.shape[dim] for p in pieces]
+    others = [d for d in range(len(pieces[0].dims)) if d != dim]
+    joined = ctx.merge([(_without(p, dim), others) for p in pieces], others)
+    joined = labels.insert_pinned(joined, dim, sum(sizes))
+    moving = [[q for q in p.parts if p.dims[dim] and p.dims[dim][0] in q.sites] for p in pieces]
+    if sum(sizes) == 1 or not any(moving):
+        return joined
+    return _derived(ctx, pieces, moving, joined, dim, sizes)
+
+
+def _without(label: Label, dim: int) -> Label:
+    """The label without one dimension and the parts along it."""
+    if not label.dims[dim]:
+        return labels.drop_dim(label, dim)
+    site = label.dims[dim][0]
+    parts = tuple(p for p in label.parts if site not in p.sites)
+    order = [sites for d, sites in enumerate(label.dims) if d != dim]
+    last = labels.arrange(replace(label, parts=parts), [*order, (site,)])
+    gone = len(last.sizes) - 1
+    return Label(last.dims[:-1], last.sizes[:-1], last.parts, last.pinned - {gone}, last.pending)
+
+
+def _derived(
+    ctx: Context, pieces: Sequence[Label], moving: list[list[Part]], joined: Label, dim: int, sizes: list[int]
+) -> Label:
+    """New elements along ``dim`` (and the sites that the pieces' elements depend on)."""
+    pieces, joined, site_maps = _aligned(ctx, pieces, joined, dim)
+    moving = [[q for q in p.parts if p.dims[dim] and p.dims[dim][0] in q.sites] for p in pieces]
+    site = joined.dims[dim][0]
+    span = sorted({site} | {m[s] for m, own in zip(site_maps, moving, strict=True) for q in own for s in q.sites})
+    new = ctx.store.fresh(tuple(joined.sizes[s] for s in span))
+    start = 0
+    for piece, own, to_joined, size in zip(pieces, moving, site_maps, sizes, strict=True):
+        window = [slice(None)] * len(span)
+        window[span.index(site)] = slice(start, start + size)
+        segment = labels.Elements(new.ids[tuple(window)])
+        start += size
+        for part in own:
+            axes = tuple(span.index(to_joined[s]) for s in part.sites)
+            order = sorted(range(len(axes)), key=axes.__getitem__)
+            source = labels.Elements(part.elements.ids.transpose(order))
+            ctx.store.relation(segment, source, tuple(sorted(axes)), defines=True)
+        pinned = bool(piece.dims[dim]) and piece.dims[dim][0] in piece.pinned
+        if pinned and size > 1:
+            ctx.store.position(segment, span.index(site), "its position matters", defines=True)
+        else:
+            ctx.store.mark(segment, defines=True)
+    parts = [p for p in joined.parts if not set(p.sites) <= set(span)]
+    for part in joined.parts:
+        if set(part.sites) <= set(span):
+            ctx.store.relation(new, part.elements, tuple(span.index(s) for s in part.sites), defines=True)
+    return replace(joined, parts=(*parts, Part(tuple(span), new)), pinned=joined.pinned - {site})
+
+
+def _aligned(
+    ctx: Context, pieces: Sequence[Label], joined: Label, dim: int
+) -> tuple[list[Label], Label, list[dict[int, int]]]:
+    """Split or fuse sites until every piece has those of ``joined``; maps the sites of each piece to joined ones."""
+    result, maps = [], []
+    for piece in pieces:
+        sites_in_order = []
+        for d, sites in enumerate(piece.dims):
+            wanted = [joined.sizes[s] for s in joined.dims[d]]
+            if d == dim or not sites:
+                continue
+            sites_in_order.append((d, wanted))
+        for d, wanted in sites_in_order:
+            sites = piece.dims[d]
+            if [piece.sizes[s] for s in sites] != wanted:
+                piece = labels.single_site(piece, d, ctx.store)
+                piece = labels.split_site(piece, piece.dims[d][0], wanted)
+        result.append(piece)
+        to_joined = {}
+        for d, sites in enumerate(piece.dims):
+            for own, theirs in zip(sites, joined.dims[d], strict=False):
+                to_joined[own] = theirs
+        maps.append(to_joined)
+    return result, joined, maps
+
+
+@rule("cat concat concatenate")
+def cat(ctx: Context, node: Node) -> list[Label]:
+    """Concatenation, put together only when something other than a piece of it is used."""
+    refs: list[Ref] = [r for r in node.arguments["tensors"] if ctx.shape(r) != (0,) and 0 not in ctx.shape(r)]
+    if not refs:
+        return [labels.fixed(ctx.out_shape(node))]
+    dim = node.arguments["dim"] % len(ctx.shape(refs[0]))
+    bounds = np.cumsum([0, *(ctx.shape(r)[dim] for r in refs)])
+    ctx.pieces[node.outputs[0]] = (dim, [(int(a), int(b), r) for a, b, r in zip(bounds, bounds[1:], refs, strict=False)])
+    ctx.known[node.outputs[0]] = lambda: concatenate(ctx, [ctx.label(r) for r in refs], dim)
+    return []
+
+
+@rule("stack")
+def stack(ctx: Context, node: Node) -> list[Label]:
+    """A new dimension; where the pieces have different elements, the result's depend on the new dimension."""
+    refs: list[Ref] = node.arguments["tensors"]
+    pieces = [ctx.label(r) for r in refs]
+    dim = node.arguments["dim"] % (len(pieces[0].dims) + 1)
+    return [stack_labels(ctx, pieces, dim)]
+
+
+def stack_labels(ctx: Context, pieces: list[Label], dim: int) -> Label:
+    """Pieces side by side along a new dimension."""
+    first = pieces[0]
+    layout = (first.dims, first.sizes)
+    same_sites = all((p.dims, p.sizes) == layout for p in pieces)
+    part_sites = {p.sites for piece in pieces for p in piece.parts}
+    differs = same_sites and any(
+        len({p.elements.key for piece in pieces for p in piece.parts if p.sites == sites}) > 1 for sites in part_sites
+    )
+    if not differs or len(pieces) == 1 or _overlapping(part_sites):
+        return concatenate(ctx, [labels.insert_dim(p, dim) for p in pieces], dim)
+    for piece in pieces:
+        ctx.use(piece)
+    pinned = frozenset().union(*(p.pinned for p in pieces))
+    base = Label(first.dims, first.sizes, (), pinned)
+    number = len(first.sizes)
+    parts = []
+    for sites in sorted(part_sites):
+        own = [next((p.elements for p in piece.parts if p.sites == sites), None) for piece in pieces]
+        inside = [s for s in sites if s in pinned]
+        if len({e.key for e in own if e is not None}) == 1 and all(e is not None for e in own):
+            parts.append(Part(sites, next(e for e in own if e is not None)))
+            continue
+        new = ctx.store.fresh((*(first.sizes[s] for s in sites), len(pieces)))
+        for k, elements in enumerate(own):
+            segment = labels.Elements(new.ids[..., k])
+            if elements is not None:
+                ctx.store.relation(segment, elements, tuple(range(len(sites))), defines=True)
+            else:
+                ctx.store.mark(segment, defines=True)
+        for s in inside:
+            ctx.store.position(new, sites.index(s), "its position matters", defines=True)
+        ctx.store.position(new, len(sites), "its place in a stack", defines=True)
+        parts.append(Part((*sites, number), new))
+    dims = [*base.dims[:dim], (number,), *base.dims[dim:]]
+    grown = Label(tuple(dims), (*base.sizes, len(pieces)), tuple(parts), pinned | {number})
+    return labels.arrange(grown, dims)
+
+
+def _overlapping(part_sites: set[tuple[int, ...]]) -> bool:
+    flat = [s for sites in part_sites for s in sites]
+    return len(flat) != len(set(flat))
+
+
+@rule("constant_pad_nd")
+def pad(ctx: Context, node: Node) -> list[Label]:
+    """Constant padding: new positions that are free among themselves; negative padding cuts."""
+    label = ctx.label(node.arguments["self"])
+    pads = node.arguments["pad"]
+    for k in range(len(pads) // 2):
+        dim, (low, high) = len(label.dims) - 1 - k, pads[2 * k : 2 * k + 2]
+        size = label.shape[dim]
+        if low < 0 or high < 0:
+            label = labels.take(label, dim, np.arange(max(-low, 0), size - max(-high, 0)), ctx.store)
+        if low > 0 or high > 0:
+            label = _padded(ctx, label, dim, max(low, 0), max(high, 0))
+    return [label]
+
+
+def _padded(ctx: Context, label: Label, dim: int, low: int, high: int) -> Label:
+    def blank(size: int) -> list[Label]:
+        shape = [*label.shape[:dim], size, *label.shape[dim + 1 :]]
+        return [labels.constant(shape)] if size else []
+
+    return concatenate(ctx, [*blank(low), label, *blank(high)], dim)
+
+
+@rule("slice_scatter select_scatter")
+def scatter_into(ctx: Context, node: Node) -> list[Label]:
+    """A copy of ``self`` with a slice replaced."""
+    view = "aten.slice" if "slice" in node.op else "aten.select"
+    arguments = {k: v for k, v in node.arguments.items() if k not in ("self", "src")}
+    base, piece = ctx.label(node.arguments["self"]), ctx.label(node.arguments["src"])
+    return [_write(ctx, view, arguments, 0, base, piece) or unknown(ctx, node)[0]]
+
+
+@rule("tape.write_back")
+def write_back(ctx: Context, node: Node) -> list[Label]:
+    """What lies behind a view after a write into the view."""
+    given = node.arguments
+    base, piece = ctx.label(given["base"]), ctx.label(given["piece"])
+    result = _write(ctx, given["view"], given["view_arguments"], given["output"], base, piece)
+    if result is None:
+        return unknown(ctx, node)
+    return [result]
+
+
+def _write(
+    ctx: Context, view: str, given: dict[str, object], output: int, base: Label, piece: Label
+) -> Label | None:
+    """Undo one view operation; ``None`` if it is not understood."""
+    name, shape = view.removeprefix("aten."), base.shape
+    if name in ("view", "alias", "detach", "unsqueeze", "squeeze", "_reshape_alias", "reshape"):
+        return labels.view(piece, shape, ctx.store)
+    if name in ("t", "transpose", "permute"):
+        return _permute_back(piece, name, given)
+    if name in ("slice", "select", "split", "split_with_sizes", "narrow", "chunk", "unbind"):
+        return _write_slice(ctx, name, given, output, base, piece)
+    return None
+
+
+def _permute_back(piece: Label, name: str, given: dict[str, object]) -> Label:
+    ndim = len(piece.dims)
+    order = list(range(ndim))
+    if name == "permute":
+        forward = [int(d) % ndim for d in given["dims"]]  # type: ignore[attr-defined]
+        order = [forward.index(d) for d in range(ndim)]
+    elif name == "t":
+        order = order[::-1]
+    else:
+        a, b = int(given["dim0"]) % ndim, int(given["dim1"]) % ndim  # type: ignore[call-overload]
+        order[a], order[b] = b, a
+    return labels.permute(piece, order)
+
+
+def _write_slice(
+    ctx: Context, name: str, given: dict[str, object], output: int, base: Label, piece: Label
+) -> Label | None:
+    dim = int(given["dim"] or 0) % len(base.dims)  # type: ignore[call-overload]
+    size = base.shape[dim]
+    if name in ("select", "unbind"):
+        index = int(given["index"]) % size if name == "select" else output  # type: ignore[call-overload]
+        rows = np.arange(index, index + 1)
+        piece = labels.insert_dim(piece, dim)
+    elif name == "slice":
+        rows = np.arange(size)[given["start"] : given["end"] : given["step"]]  # type: ignore[misc]
+    else:
+        return None
+    if len(rows) == size:
+        return labels.take(piece, dim, np.argsort(rows), ctx.store)
+    if not len(rows) or (np.diff(rows) != 1).any():
+        return None
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    before = [labels.take(base, dim, np.arange(start), ctx.store)] if start else []
+    after = [labels.take(base, dim, np.arange(stop, size), ctx.store)] if stop < size else []
+    return concatenate(ctx, [*before, piece, *after], dim)
+

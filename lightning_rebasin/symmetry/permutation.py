@@ -96,6 +96,8 @@ class Permutation:
                     f"group {g.id!r}: the flat index has {flat[g.id].numel()} entries, not {g.members}"
                 )
             index = flat[g.id].cpu().reshape(g.instances, g.size)
+            if not bool((index // g.size == index[:, :1] // g.size).all()):
+                raise PermutationError(f"the flat index of group {g.id!r} does not keep its parent's members together")
             orders[g.id] = (index % g.size).reshape(g.shape)
         permutation = cls(spec, orders)
         for name, index in flat.items():
@@ -208,7 +210,7 @@ class Permutation:
         try:
             stored = PermutationSpec.from_dict(json.loads(payload["spec"]))
             orders = dict(payload["orders"])
-        except (KeyError, TypeError, ValueError) as error:  # SpecError and JSON errors are ValueErrors
+        except (KeyError, TypeError, ValueError, RecursionError) as error:  # SpecError and JSON errors are ValueErrors
             raise PermutationError(f"{path} is not a valid permutation file: {error!r}") from error
         if spec is not None and stored != spec:
             raise PermutationError(f"the permutation in {path} belongs to another spec")

@@ -314,7 +314,7 @@ class PermutationSpec:
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise SpecError(f"cannot read a permutation spec from {path}: {error}") from error
 
     def __eq__(self, other: object) -> bool:

@@ -1,0 +1,183 @@
+"""Overrides take symmetries away exactly where they say, stay true symmetries, and leave the old spec alone."""
+
+import math
+
+import pytest
+import torch
+from helpers.models import mlp, randomise
+from helpers.specs import blocks_spec, grouped_spec, nested_spec, random_state
+
+from lightning_rebasin.errors import EquivalenceError, SpecError
+from lightning_rebasin.symmetry import AxisMap, Component, Group, Permutation, PermutationSpec, check_equivalence
+from lightning_rebasin.symmetry.override import BY_USER, free_group, pin_group, pin_tensor, tie_groups
+
+TABLE = {"0.weight": ("a", None), "0.bias": ("a",), "2.weight": ("b", "a"), "2.bias": ("b",), "4.weight": (None, "b")}
+
+
+def network():
+    module = randomise(mlp(3, 6, 6, 2))
+    return module, PermutationSpec.from_table(TABLE, module.state_dict())
+
+
+def randomly(spec, seed=0):
+    return Permutation.random(spec, torch.Generator().manual_seed(seed))
+
+
+def test_pin_group_keeps_the_others_and_says_why():
+    module, spec = network()
+    pinned = pin_group(spec, "a", "layer is frozen")
+    assert list(pinned.groups) == ["b"] and list(spec.groups) == ["a", "b"]
+    assert {(p.tensor, p.dim, p.pinned, p.reason) for p in pinned.pinned} == {
+        ("0.weight", 0, 6, "layer is frozen"),
+        ("0.bias", 0, 6, "layer is frozen"),
+        ("2.weight", 1, 6, "layer is frozen"),
+    }
+    p = randomly(pinned)
+    assert torch.equal(p.apply(module.state_dict())["0.weight"], module.state_dict()["0.weight"])
+    assert check_equivalence(module, p, torch.randn(4, 3)) < 1e-12
+    with pytest.raises(SpecError, match="no group 'z'; it has 'a', 'b'"):
+        pin_group(spec, "z")
+
+
+def test_pin_parent_splits_its_children():
+    spec = nested_spec(3, 4, 5)
+    pinned = pin_group(spec, "heads")
+    assert {g.id: g.shape for g in pinned.groups.values()} == {
+        "value[0]": (4,),
+        "value[1]": (4,),
+        "value[2]": (4,),
+        "model": (5,),
+    }
+    assert pinned.log10_symmetries == pytest.approx(spec.log10_symmetries - math.log10(6))
+    order = torch.tensor([3, 1, 0, 2])
+    state = random_state(spec)
+    new = Permutation(pinned, {"value[1]": order}).apply(state)
+    within = Permutation(spec, {"value": torch.stack([torch.arange(4), order, torch.arange(4)])}).apply(state)
+    assert all(torch.equal(new[name], within[name]) for name in state)
+
+
+def test_pin_in_the_middle_of_three_levels():
+    a = Group("a", 2)
+    b = Group("b", 3, a)
+    c = Group("c", 2, b)
+    axis_map = AxisMap("w", ((2, 3, 2),), (Component("c", (0, 1, 2), torch.arange(12)[:, None]),))
+    spec = PermutationSpec.from_table({}, {"w": (12,)})
+    spec = PermutationSpec({"a": a, "b": b, "c": c}, spec.tensors, {"w": axis_map})
+    pinned = pin_group(spec, "b")
+    assert {g.id: (g.shape, g.parent and g.parent.id) for g in pinned.groups.values()} == {
+        "a": ((2,), None),
+        "c[0]": ((2, 2), "a"),
+        "c[1]": ((2, 2), "a"),
+        "c[2]": ((2, 2), "a"),
+    }
+    state = {"w": torch.arange(12)}
+    swap = {"a": torch.tensor([1, 0]), "c[2]": torch.tensor([[1, 0], [0, 1]])}
+    assert Permutation(pinned, swap).apply(state)["w"].tolist() == [6, 7, 8, 9, 11, 10, 0, 1, 2, 3, 4, 5]
+    outer = pin_group(spec, "a")
+    assert {g.id: (g.shape, g.parent and g.parent.id) for g in outer.groups.values()} == {
+        "b[0]": ((3,), None),
+        "b[1]": ((3,), None),
+        "c[0]": ((3, 2), "b[0]"),
+        "c[1]": ((3, 2), "b[1]"),
+    }
+    order = {"b[1]": torch.tensor([2, 0, 1]), "c[1]": torch.tensor([[1, 0], [0, 1], [0, 1]])}
+    assert Permutation(outer, order).apply(state)["w"].tolist() == [0, 1, 2, 3, 4, 5, 11, 10, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("spec", [nested_spec(), grouped_spec(), blocks_spec()], ids=["nested", "grouped", "blocks"])
+def test_pinned_tensor_never_moves(spec):
+    for name in spec.tensors:
+        pinned = pin_tensor(spec, name)
+        state = random_state(spec)
+        new = randomly(pinned, 1).apply(state)
+        assert torch.equal(new[name], state[name]) and name not in pinned.maps
+        assert {p.reason for p in pinned.pinned} <= {BY_USER}
+    with pytest.raises(SpecError, match="no tensor"):
+        pin_tensor(spec, "nothing")
+
+
+def test_pin_tensor_of_a_network_stays_exact():
+    module, spec = network()
+    pinned = pin_tensor(spec, "0.bias")
+    assert list(pinned.groups) == ["b"]
+    assert check_equivalence(module, randomly(pinned), torch.randn(4, 3)) < 1e-12
+    assert "pinned by the user" in pinned.explain("0.bias")
+
+
+def test_pin_alias_pins_its_origin():
+    weight = torch.zeros(2, 3)
+    spec = PermutationSpec.from_table({"a": (None, "h"), "c": ("h",)}, {"a": weight, "b": weight, "c": torch.zeros(3)})
+    assert not pin_tensor(spec, "b").groups
+
+
+def test_tie_groups():
+    module, spec = network()
+    tied = tie_groups(spec, "a", "b")
+    assert list(tied.groups) == ["a"] and tied.log10_symmetries == pytest.approx(math.log10(720))
+    p = randomly(tied)
+    both = Permutation(spec, {"a": p["a"], "b": p["a"]}).apply(module.state_dict())
+    assert all(torch.equal(tensor, both[name]) for name, tensor in p.apply(module.state_dict()).items())
+    assert check_equivalence(module, p, torch.randn(4, 3)) < 1e-12
+    assert list(tie_groups(spec, "b", "a").groups) == ["b"]
+
+
+def test_tie_carries_the_children_along():
+    a, b = Group("a", 2), Group("b", 2)
+    inner = Group("inner", 3, b)
+    tensors = PermutationSpec.from_table({}, {"w": (6,), "v": (2,)}).tensors
+    maps = {
+        "w": AxisMap("w", ((2, 3),), (Component("inner", (0, 1), torch.arange(6)[:, None]),)),
+        "v": AxisMap("v", ((2,),), (Component("a", (0,), torch.arange(2)[:, None]),)),
+    }
+    spec = PermutationSpec({"b": b, "inner": inner, "a": a}, tensors, maps)
+    tied = tie_groups(spec, "a", "b")
+    assert list(tied.groups) == ["a", "inner"] and tied.groups["inner"].parent == a
+    new = Permutation(tied, {"a": torch.tensor([1, 0])}).apply({"w": torch.arange(6), "v": torch.arange(2)})
+    assert new["w"].tolist() == [3, 4, 5, 0, 1, 2] and new["v"].tolist() == [1, 0]
+
+
+def test_tie_refuses_what_does_not_fit():
+    spec = nested_spec()
+    for first, second in [("heads", "model"), ("model", "model"), ("heads", "value")]:
+        with pytest.raises(SpecError, match="cannot be tied"):
+            tie_groups(spec, first, second)
+    with pytest.raises(SpecError, match="no group"):
+        tie_groups(spec, "heads", "nobody")
+
+
+def test_freed_group_is_a_claim_that_the_gate_judges():
+    module, spec = network()
+    less = pin_group(spec, "b")
+    claim = free_group(less, "again", {"2.weight": 0, "2.bias": 0, "4.weight": 1})
+    assert {p.tensor for p in claim.pinned} == set()
+    assert check_equivalence(module, randomly(claim), torch.randn(4, 3)) < 1e-12
+    false = free_group(spec, "inputs", {"0.weight": 1})
+    with pytest.raises(EquivalenceError, match="'inputs'"):
+        check_equivalence(module, randomly(false), torch.randn(4, 3))
+
+
+def test_free_both_axes_of_one_tensor():
+    spec = PermutationSpec.from_table({}, {"w": (3, 3)})
+    free = free_group(spec, "h", {"w": (0, 1)})
+    assert free == PermutationSpec.from_table({"w": ("h", "h")}, {"w": (3, 3)})
+
+
+@pytest.mark.parametrize(
+    ("group", "axes", "message"),
+    [
+        ("model", {"scale": 0}, "has a group 'model' already"),
+        ("new", {"nothing": 0}, "no tensor 'nothing'"),
+        ("new", {"scale": 1}, "no dimension 1"),
+        ("new", {"scale": 0}, "moved by another group"),
+        ("new", {}, "at least one axis"),
+    ],
+)
+def test_free_refuses_what_does_not_fit(group, axes, message):
+    with pytest.raises(SpecError, match=message):
+        free_group(nested_spec(), group, axes)
+
+
+def test_free_refuses_two_sizes():
+    spec = PermutationSpec.from_table({}, {"v": (2,), "w": (3,)})
+    with pytest.raises(SpecError, match="has size 3, group 'h' has 2"):
+        free_group(spec, "h", {"v": 0, "w": 0})

@@ -33,8 +33,8 @@ def as_example(value: Any) -> Example:
     """Read one example input as users write it.
 
     Args:
-        value: An :class:`Example`; a mapping (keyword arguments); a tuple or list (positional arguments); anything else
-            is the only argument.
+        value: An :class:`Example`; a mapping (keyword arguments); a pair of a tuple and a mapping (both); another tuple
+            or list (positional arguments); anything else is the only argument.
 
     Example:
         >>> as_example({"x": 1}).kwargs, as_example((1, 2)).args, as_example(3).args
@@ -45,6 +45,8 @@ def as_example(value: Any) -> Example:
     if isinstance(value, Mapping):
         return Example((), dict(value))
     if isinstance(value, tuple | list):
+        if len(value) == 2 and isinstance(value[0], tuple | list) and isinstance(value[1], Mapping):
+            return Example(tuple(value[0]), dict(value[1]))
         return Example(tuple(value))
     return Example((value,))
 

@@ -8,6 +8,8 @@ from lightning_rebasin.errors import SpecError
 from lightning_rebasin.symmetry import AxisMap, Component, Group, PermutationSpec, Pin, TensorInfo
 from lightning_rebasin.symmetry.report import moved_positions
 
+IN = "moves with group 'in' (2×3 units inside 'g')"
+
 
 def test_table_of_nested_groups():
     assert str(nested_spec()).splitlines() == [
@@ -60,9 +62,8 @@ def test_empty_spec():
             [
                 "conv.weight: parameter (4, 3, 3)",
                 "  dimension 0 (4): moves with group 'out' (2×2 units inside 'g')",
-                "  dimension 0 (4): moves with group 'in' (2×3 units inside 'g'), together with dimension 1, "
-                "in blocks of 2",
-                "  dimension 1 (3): moves with group 'in' (2×3 units inside 'g'), together with dimension 0",
+                "  dimension 0 (4): " + IN + ", together with dimension 1, in blocks of 2",
+                "  dimension 1 (3): " + IN + ", together with dimension 0",
                 "  dimension 2 (3): pinned",
             ],
         ),

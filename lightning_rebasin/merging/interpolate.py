@@ -168,15 +168,17 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def _tensorwise(states: Sequence[Mapping[str, Tensor]], mix: Callable[[Sequence[Tensor]], Tensor]) -> dict[str, Tensor]:
     """Apply ``mix`` to every name once per distinct storage, so that tied weights stay tied."""
-    done: dict[tuple[object, ...], Tensor] = {}
+    # The inputs are kept with each result: a lazy mapping may make tensors on the fly, and a freed one's address is
+    # soon another's.
+    done: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
     result = {}
     with torch.no_grad():
         for name in states[0]:
             tensors = [state[name].detach() for state in states]
             key = tuple(_identity(tensor) for tensor in tensors) if tensors[0].numel() else (name,)
             if key not in done:
-                done[key] = mix(tensors)
-            result[name] = done[key]
+                done[key] = (mix(tensors), tensors)
+            result[name] = done[key][0]
     return result
 
 

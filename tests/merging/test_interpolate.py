@@ -146,3 +146,13 @@ def test_bad_lam_and_nothing_to_average():
         interpolate({}, {}, float("nan"))
     with pytest.raises(ConfigurationError, match="nothing"):
         average([])
+
+
+def test_mappings_that_make_their_tensors_on_the_fly():
+    class Lazy(dict):
+        def __getitem__(self, name):
+            return super().__getitem__(name).clone()
+
+    states = [Lazy({str(i): torch.full((50,), float(i * k)) for i in range(20)}) for k in (1, 3)]
+    assert [t[0].item() for t in average(states).values()] == [2.0 * i for i in range(20)]
+    assert [t[0].item() for t in interpolate(*states, 0.5).values()] == [2.0 * i for i in range(20)]

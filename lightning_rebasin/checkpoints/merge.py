@@ -1,0 +1,408 @@
+"""Merging checkpoint files: read, align, prove, average, correct the statistics, write.
+
+The first file is the reference: the others are permuted to fit it, and the output takes its names, hyper-parameters
+and format.  Tensors are permuted and averaged one at a time from memory-mapped inputs, so that the merge itself needs
+room for one model, the result.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lightning_rebasin.checkpoints.advice import MERGED, NAIVE, advise
+from lightning_rebasin.checkpoints.inputs import read_inputs, sha256
+from lightning_rebasin.checkpoints.read import Checkpoint
+from lightning_rebasin.checkpoints.report import InputFile, MergeReport
+from lightning_rebasin.checkpoints.write import check_target, write_checkpoint
+from lightning_rebasin.errors import ConfigurationError
+from lightning_rebasin.matching import MatchResult, match_weights
+from lightning_rebasin.merging.interpolate import average, check_alike, normalised_weights
+from lightning_rebasin.merging.repair import repair
+from lightning_rebasin.merging.statistics import batch_norms, copied, reset_batch_norm
+from lightning_rebasin.symmetry import Permutation, PermutationSpec, check_equivalence, infer_spec
+from lightning_rebasin.symmetry.permutation import permute_tensor
+
+Method = Literal["weight", "activation", "average", "none"]
+Statistics = Literal["auto", "none", "reset", "repair"]
+#: Metrics of a network by name.
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Models brought near the first one.
+
+    Args:
+        permutations: One per model, ``None`` where nothing moves.
+        matches: One result per model but the first; empty if nothing was matched.
+        errors: Relative output error of each permuted model; empty if there was no module.
+    """
+
+    permutations: tuple[Permutation | None, ...]
+    matches: tuple[MatchResult, ...] = ()
+    errors: tuple[float, ...] = ()
+
+
+def merge_checkpoints(
+    paths: Sequence[str | Path],
+    output: str | Path,
+    *,
+    module: nn.Module | None = None,
+    spec: PermutationSpec | None = None,
+    method: Method = "weight",
+    weights: Sequence[float] | None = None,
+    data: Iterable[Any] | None = None,
+    example: Any = None,
+    statistics: Statistics = "auto",
+    evaluate: Evaluate | None = None,
+    select: str = "state_dict",
+    prefix: str | Mapping[str, str] | None = None,
+    unsafe: bool = False,
+    seed: int = 0,
+    dry_run: bool = False,
+    force: bool = False,
+    progress: bool = False,
+) -> MergeReport:
+    """Merge two or more checkpoint files of one architecture into one that works.
+
+    Args:
+        paths: The files; the first one is the reference that the others are permuted to fit.
+        output: The file to write; see :func:`write_checkpoint` for its format.
+        module: The network, a LightningModule or any other; its own weights do not matter.  With it the spec can be
+            inferred, the permutation is proved before anything is written, and statistics can be corrected.
+        spec: What may be permuted, if there is no module, or to use another than the inferred one.
+        method: ``"weight"`` or ``"activation"`` matching; ``"average"`` averages the models as they are (right for
+            fine-tunes of one base); ``"none"`` keeps the first model (to correct its statistics or change its format).
+        weights: Share of each model; equal if omitted.
+        data: Batches of training inputs, see :func:`reset_batch_norm`; iterated several times.
+        example: Example input of the module (a tensor, or a tuple of arguments) if it has no
+            ``example_input_array``; by default taken from ``data``.
+        statistics: ``"reset"`` re-estimates batch-norm statistics, ``"repair"`` also corrects all other layers,
+            ``"auto"`` resets if there are batch norms and data.
+        evaluate: Computes metrics of a network; each model, the naive average and the merged network are reported.
+        select: Which weights of the files, as ``weights`` of :func:`read_checkpoint`.
+        prefix: What to do with prefixes, see :func:`read_checkpoint`.
+        unsafe: Unpickle in full what torch's safe loader refuses.
+        seed: Seeds the matching.
+        dry_run: Do everything but write.
+        force: Overwrite an existing output.
+        progress: Show progress bars.
+
+    Returns:
+        The report, with advice.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+        StateDictError: The models do not have the same tensors.
+        NonFiniteError: A model holds NaN or infinity.
+        EquivalenceError: A permuted model computes another function; nothing was written.
+        ConfigurationError: Something needed is missing, or options contradict each other.
+        OutputError: The output exists or cannot be written.
+    """
+    begin = time.perf_counter()
+    output = Path(output)
+    _check_options(paths, method, statistics, module=module, spec=spec, data=data)
+    if not dry_run:
+        check_target(output, force=force)
+    shares = normalised_weights(len(paths), weights)
+    network = None if module is None else copied(module)
+    spec = _spec(network, spec, method, example, data)
+    expected = spec.tensors if spec is not None else None if network is None else network.state_dict()
+    files = read_inputs(paths, expected, weights=select, prefix=prefix, unsafe=unsafe, progress=progress)
+    states = [file.state_dict for file in files]
+    _check_states(files, spec)
+
+    aligned = Aligned((None,) * len(files))
+    if method in ("weight", "activation"):
+        assert spec is not None
+        aligned = align(spec, states, method, module=network, data=data, example=example, seed=seed, progress=progress)
+    shares_used = shares if method != "none" else (1.0, *(0.0 for _ in shares[1:]))
+    merged = average_aligned(states, aligned.permutations, shares_used, progress=progress)
+    merged, done, variances = _correct(network, merged, states, aligned, shares_used, statistics=statistics, data=data)
+    evaluation = _evaluate(evaluate, network, files, shares_used, merged)
+
+    inputs = tuple(
+        InputFile(file.path, sha256(file.path), file.format, share)
+        for file, share in zip(files, shares_used, strict=True)
+    )
+    dropped: tuple[str, ...] = ()
+    if not dry_run:
+        kept = {name: tensor for name, tensor in merged.items() if name in files[0].names}
+        provenance = _provenance(inputs, method, done, aligned, spec)
+        dropped = write_checkpoint(output, kept, like=files[0], provenance=provenance, force=force)
+    report = MergeReport(
+        inputs=inputs,
+        output=None if dry_run else output,
+        method=method,
+        statistics=done,
+        matches=aligned.matches,
+        errors=aligned.errors,
+        cosines=tuple(_cosines(states, aligned)),
+        evaluation=evaluation,
+        variances=variances,
+        batch_norms=sum(name.endswith(".running_var") for name in states[0]),
+        dropped=dropped,
+        spec=spec,
+        seconds=time.perf_counter() - begin,
+    )
+    return replace(report, advice=advise(report))
+
+
+def align(
+    spec: PermutationSpec,
+    states: Sequence[Mapping[str, Tensor]],
+    method: Method,
+    *,
+    module: nn.Module | None = None,
+    data: Iterable[Any] | None = None,
+    example: Any = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Aligned:
+    """Match every model to the first and prove each permutation where there is a module to prove it on.
+
+    Args:
+        spec: What may be permuted.
+        states: The models' weights.
+        method: ``"weight"`` or ``"activation"``.
+        module: A private copy of the network; its weights are overwritten.
+        data: Batches, for activation matching.
+        example: Example input for the proof.
+        seed: Seeds the matching.
+        progress: Show progress bars.
+
+    Raises:
+        EquivalenceError: A permuted model computes another function.
+    """
+    matches = []
+    for state in states[1:]:
+        if method == "activation":
+            assert module is not None
+            assert data is not None
+            matches.append(_match_activations(spec, module, states[0], state, data))
+        else:
+            matches.append(match_weights(spec, states[0], state, seed=seed, progress=progress))
+    errors = []
+    if module is not None:
+        for state, match in zip(states[1:], matches, strict=True):
+            module.load_state_dict(state)
+            errors.append(check_equivalence(module, match.permutation, *example_input(module, example, data)))
+    return Aligned((None, *(match.permutation for match in matches)), tuple(matches), tuple(errors))
+
+
+def average_aligned(
+    states: Sequence[Mapping[str, Tensor]],
+    permutations: Sequence[Permutation | None],
+    weights: Sequence[float],
+    *,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """``Σ w_i · π_i(θ_i)``, one tensor at a time; names that share a tensor in every model share the result.
+
+    Args:
+        states: The models' weights, perhaps memory-mapped.
+        permutations: One per model, ``None`` for the identity.
+        weights: Share of each model.
+        progress: Show a progress bar.
+    """
+    done: dict[tuple[int, ...], str] = {}
+    result: dict[str, Tensor] = {}
+    for name in tqdm(states[0], desc="merging", unit="tensor", disable=not progress):
+        key = tuple(state[name].data_ptr() for state in states)
+        twin = done.setdefault(key, name) if states[0][name].numel() else name
+        if twin != name and all(_same_view(state[name], state[twin]) for state in states):
+            result[name] = result[twin]
+            continue
+        moved = [_permuted(state, name, p) for state, p in zip(states, permutations, strict=True)]
+        result[name] = average([{name: tensor} for tensor in moved], weights)[name]
+    return result
+
+
+def example_input(module: nn.Module, example: Any, data: Iterable[Any] | None) -> tuple[Any, ...]:
+    """Arguments for one forward pass; empty if the module has its own ``example_input_array``.
+
+    Raises:
+        ConfigurationError: There is none anywhere.
+    """
+    if example is not None:
+        return tuple(example) if isinstance(example, tuple | list) else (example,)
+    if getattr(module, "example_input_array", None) is not None:
+        return ()
+    batch = next(iter(data), None) if data is not None else None
+    first = batch[0] if isinstance(batch, tuple | list) else batch
+    if not isinstance(first, Tensor):
+        raise ConfigurationError(
+            f"{type(module).__name__} has no example_input_array: set it, or give an example input (--input-shape) or "
+            "data (--data)"
+        )
+    return (first[:8],)
+
+
+def _check_options(
+    paths: Sequence[str | Path],
+    method: str,
+    statistics: str,
+    *,
+    module: nn.Module | None,
+    spec: PermutationSpec | None,
+    data: Iterable[Any] | None,
+) -> None:
+    if method not in ("weight", "activation", "average", "none"):
+        raise ConfigurationError(f"method must be 'weight', 'activation', 'average' or 'none', got {method!r}")
+    if statistics not in ("auto", "none", "reset", "repair"):
+        raise ConfigurationError(f"statistics must be 'auto', 'none', 'reset' or 'repair', got {statistics!r}")
+    if len(paths) < (1 if method == "none" else 2):
+        raise ConfigurationError(f"{len(paths)} file given: merging needs two or more")
+    if method in ("weight", "activation") and module is None and spec is None:
+        raise ConfigurationError(
+            f"method {method!r} needs to know what may be permuted: give the module (--module or --config) or a spec "
+            "(--spec)"
+        )
+    if module is None and (method == "activation" or statistics in ("reset", "repair")):
+        raise ConfigurationError("activation matching, reset and repair run the network: give the module (--module)")
+    if data is None and (method == "activation" or statistics in ("reset", "repair")):
+        raise ConfigurationError("activation matching, reset and repair need data (--data)")
+
+
+def _spec(
+    network: nn.Module | None, spec: PermutationSpec | None, method: Method, example: Any, data: Iterable[Any] | None
+) -> PermutationSpec | None:
+    if spec is not None or method not in ("weight", "activation"):
+        return spec
+    assert network is not None
+    return infer_spec(network, *example_input(network, example, data))
+
+
+def _check_states(files: Sequence[Checkpoint], spec: PermutationSpec | None) -> None:
+    check_alike([file.state_dict for file in files], [str(file.path) for file in files])
+    if spec is not None:
+        for file in files:
+            spec.check_state(file.state_dict, str(file.path), finite=True)
+
+
+def _match_activations(
+    spec: PermutationSpec,
+    module: nn.Module,
+    reference: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    data: Iterable[Any],
+) -> MatchResult:
+    from lightning_rebasin.matching.activation import match_activations
+
+    ends = []
+    for state in (reference, source):
+        end = copied(module)
+        end.load_state_dict(state)
+        ends.append(end)
+    return match_activations(spec, ends[0], ends[1], data)
+
+
+def _permuted(state: Mapping[str, Tensor], name: str, permutation: Permutation | None) -> Tensor:
+    if permutation is None:
+        return state[name]
+    axis_map = permutation.spec.maps.get(permutation.spec.aliases.get(name, name))
+    return state[name] if axis_map is None else permute_tensor(state[name], axis_map, permutation)
+
+
+def _same_view(a: Tensor, b: Tensor) -> bool:
+    return (a.data_ptr(), a.dtype, a.shape, a.stride()) == (b.data_ptr(), b.dtype, b.shape, b.stride())
+
+
+def _correct(
+    network: nn.Module | None,
+    merged: dict[str, Tensor],
+    states: Sequence[Mapping[str, Tensor]],
+    aligned: Aligned,
+    shares: Sequence[float],
+    *,
+    statistics: Statistics,
+    data: Iterable[Any] | None,
+) -> tuple[dict[str, Tensor], str, tuple[float, float] | None]:
+    """Weights with corrected statistics, what was done, and the variance ratios."""
+    if network is None or data is None or statistics == "none":
+        return merged, "none", None
+    network.load_state_dict(merged)
+    if statistics == "repair":
+        ends = [
+            {name: _permuted(state, name, permutation) for name in state}
+            for state, permutation in zip(states, aligned.permutations, strict=True)
+        ]
+        repaired = repair(network, ends, data, weights=shares)
+        return _weights(repaired.module, merged), "repair", repaired.variance_ratio
+    if not batch_norms(network):
+        return merged, "none", None
+    return _weights(reset_batch_norm(network, data), merged), "reset", None
+
+
+def _weights(module: nn.Module, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The module's weights in the precision of the files."""
+    state = module.state_dict()
+    return {name: state[name].to(tensor.dtype) for name, tensor in like.items()}
+
+
+def _evaluate(
+    evaluate: Evaluate | None,
+    network: nn.Module | None,
+    files: Sequence[Checkpoint],
+    shares: Sequence[float],
+    merged: Mapping[str, Tensor],
+) -> dict[str, dict[str, float]]:
+    if evaluate is None or network is None:
+        return {}
+    rows: dict[str, Mapping[str, Tensor]] = {str(file.path): file.state_dict for file in files}
+    if len(files) > 1:
+        rows[NAIVE] = average([file.state_dict for file in files], shares)
+    rows[MERGED] = merged
+    result = {}
+    for name, state in rows.items():
+        network.load_state_dict(state)
+        result[name] = {metric: float(value) for metric, value in evaluate(network.eval()).items()}
+    return result
+
+
+def _provenance(
+    inputs: Sequence[InputFile], method: str, statistics: str, aligned: Aligned, spec: PermutationSpec | None
+) -> dict[str, Any]:
+    """How the output was made: plain values and LongTensors."""
+    from lightning_rebasin import __version__
+
+    history: dict[str, Any] = {
+        "version": __version__,
+        "method": method,
+        "statistics": statistics,
+        "inputs": [
+            {"name": file.path.name, "sha256": file.sha256, "format": file.format, "weight": file.weight}
+            for file in inputs
+        ],
+    }
+    if spec is not None and aligned.matches:
+        history["spec"] = json.dumps(spec.to_dict())
+        history["permutations"] = [dict(match.permutation.orders) for match in aligned.matches]
+        history["objectives"] = [[match.identity_objective, match.objective] for match in aligned.matches]
+    return history
+
+
+def _cosines(states: Sequence[Mapping[str, Tensor]], aligned: Aligned) -> list[tuple[float, float]]:
+    """Cosine of each model to the first one over all floating-point weights, before and after matching."""
+    names = [
+        n for n, t in states[0].items() if t.is_floating_point() and not n.endswith(("running_mean", "running_var"))
+    ]
+    result = []
+    for state, permutation in zip(states[1:], aligned.permutations[1:], strict=True):
+        sums = torch.zeros(4, dtype=torch.float64)
+        for name in names:
+            a, b = states[0][name].double().flatten(), state[name].double().flatten()
+            moved = b if permutation is None else _permuted(state, name, permutation).double().flatten()
+            sums += torch.stack([a @ b, a @ moved, a @ a, b @ b])
+        scale = float((sums[2] * sums[3]).sqrt()) or 1.0
+        result.append((float(sums[0]) / scale, float(sums[1]) / scale))
+    return result

@@ -88,9 +88,9 @@ def run_rule(ctx: Context, node: Node) -> None:
     ctx.store.where = node.where
     shapes = [ctx.tape.values[v].shape for v in node.outputs]
     function = RULES.get(node.op) or (RULES["aten.clone"] if node.pointwise else None)
-    if any(0 in shape for shape in shapes) and function is not RULES.get("aten.cat"):
-        function = None
-        found: Sequence[Label] = [labels.fixed(shape) for shape in shapes]
+    found: Sequence[Label]
+    if shapes and all(0 in shape for shape in shapes):
+        found = [labels.fixed(shape) for shape in shapes]
     elif function is None:
         ctx.unknown.setdefault(node.op, node.where)
         found = unknown(ctx, node)
@@ -99,6 +99,8 @@ def run_rule(ctx: Context, node: Node) -> None:
     for value, label in zip(node.outputs, found, strict=False):
         if ctx.tape.values[value].origin != "operation":
             continue
+        if 0 in ctx.tape.values[value].shape:
+            label = labels.fixed(ctx.tape.values[value].shape)
         if label.shape != ctx.tape.values[value].shape:
             raise AssertionError(f"{node.op}: label {label.shape} for a result {ctx.tape.values[value].shape}")
         ctx.known[value] = label

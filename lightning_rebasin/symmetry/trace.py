@@ -173,10 +173,11 @@ class Recorder(TorchDispatchMode):
         if name in CONTRACTIONS:
             node.contraction = self._contractions
             self._contractions += 1
+        self.tape.nodes.append(node)
         returns = func._schema.returns
         nested = isinstance(result, list)
         unreturned = set(writes)
-        for i, tensor in enumerate([result] if isinstance(result, Tensor) else result or ()):
+        for i, tensor in enumerate(result if isinstance(result, (list, tuple)) else [result]):
             if not isinstance(tensor, Tensor):
                 node.outputs.append(self.tape.new_value(Value((), "constant")))
                 continue
@@ -201,7 +202,6 @@ class Recorder(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 node.outputs.append(self._output_value(tensor, constant))
                 self._write(self._states[tensor], node.outputs[-1])
-        self.tape.nodes.append(node)
 
     def _output_value(self, tensor: Tensor, constant: bool) -> int:
         if constant:

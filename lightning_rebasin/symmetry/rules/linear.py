@@ -40,7 +40,7 @@ def product(ctx: Context, node: Node) -> list[Label]:
     if "add" in node.op:
         addend = ctx.label(node.arguments["self"])
         operands.append((addend, out[len(out) - len(addend.dims) :]))
-    return [ctx.merge(operands, out, batch="b")]
+    return [ctx.merge(operands, out, batch=["b"])]
 
 
 @rule("_cdist_forward cdist")
@@ -120,7 +120,7 @@ def convolution(ctx: Context, node: Node) -> list[Label]:
         bias = labels.view(ctx.label(given["bias"]), (groups, out_shape[1] // groups), ctx.store)
         operands.append((bias, "go"))
     kept = [x for d, x in enumerate(space_letters) if per_point[d]]
-    result = ctx.merge(operands, ["n", "g", "o", *kept], batch="g")
+    result = ctx.merge(operands, ["n", "g", "o", *kept], batch=["g"])
     for d in range(space):
         if not per_point[d]:
             result = labels.insert_pinned(result, 3 + d, out_shape[2 + d])

@@ -1,0 +1,27 @@
+"""The examples run as they are and print what they promise."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run(name: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", str(EXAMPLES / name)], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_infer_symmetries():
+    printed = run("infer_symmetries.py")
+    assert "less than 1e-8 (relative): True" in printed
+    assert "5.weight: parameter (64, 256)" in printed
+
+
+def test_merge_two_models():
+    lines = [line for line in run("merge_two_models.py").splitlines() if "%" in line]
+    ends, naive, merged = ([float(word.rstrip("%")) for word in line.split() if word.endswith("%")] for line in lines)
+    assert min(ends) > 96
+    assert naive[0] < min(ends) - 2
+    assert merged[0] > max(ends) - 2

@@ -61,12 +61,13 @@ def names(*tags: str) -> list[str]:
 
 def judge(name: str) -> Row:
     """Build, infer, permute everything at random, compare, try the control, compare with the floor."""
-    from lightning_rebasin.symmetry import infer_spec
+    from lightning_rebasin.symmetry.infer import infer_spec
 
     model, args, kwargs = zoo().build(name)
     row = Row(name, floor=float(floors()[name]["log10"]))
-    start = time.perf_counter()
     before = _outputs(model, args, kwargs)
+    start = time.perf_counter()
+    _outputs(model, args, kwargs)
     row = replace(row, forward_seconds=time.perf_counter() - start)
     start = time.perf_counter()
     spec = infer_spec(model, *args, **kwargs)

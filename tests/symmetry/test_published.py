@@ -69,7 +69,8 @@ def test_counterexample_every_permutation_meets_a_barrier():
         ]
         barriers.append(max(case.error(state) for state in path))
     assert sorted(products) == [-2.0, 1.0, 3.0, 6.0]
-    assert barriers == [0.25] * 4
+    # A quarter of the square; its diagonal, on the decision boundary, is half a percent of the grid.
+    assert barriers == pytest.approx([0.25] * 4, abs=0.003)
 
 
 def floor_sum(spec):

@@ -26,7 +26,7 @@ from lightning_rebasin.callbacks.record import Measurement, append_csv, log_figu
 from lightning_rebasin.callbacks.reference import make_reference
 from lightning_rebasin.callbacks.schedule import StepSchedule, positive, steps_from
 from lightning_rebasin.callbacks.strategy import refuse_sharded
-from lightning_rebasin.errors import BarrierWarning, ConfigurationError, MissingExtraError, OutputError
+from lightning_rebasin.errors import BarrierWarning, ConfigurationError, MissingExtraError
 from lightning_rebasin.landscape.barrier import BarrierCurve, Convention, lambda_grid
 from lightning_rebasin.landscape.geometry import Separation, separation
 from lightning_rebasin.landscape.measure import curve_from_rows
@@ -360,9 +360,7 @@ class LossBarrier(Callback):
         main = next((name for name in names if "loss" in name), names[0] if names else "")
         shown = {f"{self._prefix}/{main}", f"{self._prefix}/{main}/matched"}
         for name, value in scalars.items():
-            # The values are the same on every process; sync_dist only keeps Lightning from doubting it.
-            distributed = trainer.world_size > 1
-            module.log(name, value, prog_bar=name in shown, on_epoch=True, sync_dist=distributed, batch_size=1)
+            self._log(trainer, module, name, value, prog_bar=name in shown)
         if not trainer.is_global_zero:
             return
         assert self._folder is not None
@@ -371,7 +369,7 @@ class LossBarrier(Callback):
             append_csv(self._folder / f"{self._file_stem}{stage}.csv", measurement)
             if self._figure and main:
                 log_figures(trainer, measurement, f"{self._prefix}/curve", main)
-        except (OutputError, MissingExtraError) as error:
+        except (OSError, MissingExtraError) as error:
             # Not worth losing a training over.
             warnings.warn(f"LossBarrier: {error}", BarrierWarning, stacklevel=2)
 
@@ -381,7 +379,14 @@ class LossBarrier(Callback):
             return
         for name, value in self._last_scalars.items():
             if name not in trainer.callback_metrics:
-                module.log(name, value, logger=False, on_epoch=True, sync_dist=trainer.world_size > 1, batch_size=1)
+                self._log(trainer, module, name, value, logger=False)
+
+    @staticmethod
+    def _log(trainer: Trainer, module: LightningModule, name: str, value: float, **options: bool) -> None:
+        # The values are the same on every process; sync_dist only keeps Lightning from doubting it.  Names may already
+        # hold the index of a loader, which Lightning refuses unless it is told not to add one.
+        distributed = trainer.world_size > 1
+        module.log(name, value, on_epoch=True, sync_dist=distributed, add_dataloader_idx=False, batch_size=1, **options)
 
 
 def _lay_out(

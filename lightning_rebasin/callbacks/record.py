@@ -11,6 +11,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from lightning_rebasin.errors import OutputError
 from lightning_rebasin.files import atomic_write_text
 from lightning_rebasin.landscape.barrier import BarrierCurve, Convention
 from lightning_rebasin.landscape.geometry import Separation
@@ -72,13 +73,16 @@ def append_csv(path: Path, measurement: Measurement) -> None:
     that step.
 
     Raises:
-        OutputError: The folder cannot be written.
+        OutputError: The folder cannot be written, or the file is something else.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     kept: list[Sequence[str]] = []
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
-            kept = [row for row in list(csv.reader(file))[1:] if int(row[0]) < measurement.step]
+            header, *rows = list(csv.reader(file)) or [[]]
+        if tuple(header) != _HEADER:
+            raise OutputError(f"{path} was not written by LossBarrier; move it away")
+        kept = [row for row in rows if int(row[0]) < measurement.step]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([_HEADER, *kept, *measurement.rows()])

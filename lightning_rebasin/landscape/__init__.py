@@ -6,6 +6,16 @@ training.
 """
 
 from lightning_rebasin.landscape.barrier import BarrierCurve, lambda_grid
+from lightning_rebasin.landscape.matrix import BarrierMatrix, barrier_matrix
 from lightning_rebasin.landscape.measure import measure_barrier
+from lightning_rebasin.landscape.trajectory import Snapshot, load_trajectory
 
-__all__ = ["BarrierCurve", "lambda_grid", "measure_barrier"]
+__all__ = [
+    "BarrierCurve",
+    "BarrierMatrix",
+    "Snapshot",
+    "barrier_matrix",
+    "lambda_grid",
+    "load_trajectory",
+    "measure_barrier",
+]

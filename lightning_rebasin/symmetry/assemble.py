@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from lightning_rebasin.symmetry.activations import ActivationSite
 from lightning_rebasin.symmetry.elements import IntArray, Table
 from lightning_rebasin.symmetry.labels import Label
+from lightning_rebasin.symmetry.rules.base import Contraction
 from lightning_rebasin.symmetry.solve import Cell, Solution
 from lightning_rebasin.symmetry.spec import AxisMap, Component, Group, Pin
 
@@ -25,6 +27,7 @@ class Assembly:
     maps: dict[str, AxisMap] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
     inexpressible: list[IntArray] = field(default_factory=list)
+    activations: dict[str, list[ActivationSite]] = field(default_factory=dict)
 
 
 class Namer:
@@ -77,13 +80,16 @@ class Namer:
         return found[number]
 
 
-def assemble(solution: Solution, states: Mapping[str, Label], tables: list[Table]) -> Assembly:
+def assemble(
+    solution: Solution, states: Mapping[str, Label], tables: list[Table], contractions: Sequence[Contraction]
+) -> Assembly:
     """Make groups, axis maps and pins.
 
     Args:
         solution: The cells.
         states: Labels of parameters and buffers.
         tables: The constraints, for the reasons.
+        contractions: Where units can be observed.
     """
     namer = Namer(solution, states)
     result = Assembly()
@@ -94,7 +100,50 @@ def assemble(solution: Solution, states: Mapping[str, Label], tables: list[Table
         if axis_map is not None:
             result.maps[tensor] = axis_map
         result.pins += _pins(namer, tensor, label, why)
+    for contraction in contractions:
+        if contraction.example == 0:
+            _observe(namer, contraction, result)
     return result
+
+
+def _observe(namer: Namer, seen: Contraction, result: Assembly) -> None:
+    """Turn an operand into activation sites of the groups that are contracted there.
+
+    An operand whose other dimensions are permuted too is left out: its samples would not correspond.
+    """
+    label = seen.label
+    for part in label.parts:
+        cells = namer.cell_of[part.elements.ids]
+        others = [p for p in label.parts if p is not part and namer.is_group[namer.cell_of[p.elements.ids]].any()]
+        if not seen.contracted.intersection(part.sites) or others:
+            continue
+        sites, number = _run_time_sites(label, set(part.sites))
+        for cell in np.unique(cells[namer.is_group[cells]]):
+            if np.count_nonzero(cells == cell) % len(namer.solution.cells[int(cell)].members):
+                continue
+            component = _component(namer, int(cell), tuple(number[s] for s in part.sites), part.elements.ids.reshape(-1))
+            site = ActivationSite(seen.ordinal, seen.op, seen.argument, sites, component)
+            result.activations.setdefault(component.group, []).append(site)
+
+
+def _run_time_sites(label: Label, own: set[int]) -> tuple[tuple[tuple[int, ...], ...], dict[int, int]]:
+    """Sites of an operand, those that carry no units of unknown size (one in each dimension)."""
+    sites: list[tuple[int, ...]] = []
+    number: dict[int, int] = {}
+    count = 0
+    for dim in label.dims:
+        factors: list[int] = []
+        for site in dim or (None,):
+            if site is not None and site in own:
+                number[site] = count + len(factors)
+                factors.append(label.sizes[site])
+            elif site is None or -1 not in factors:
+                factors.append(-1)
+            elif factors[-1] != -1:
+                factors.append(label.sizes[site])
+        sites.append(tuple(factors))
+        count += len(factors)
+    return tuple(sites), number
 
 
 def _parents_first(groups: object) -> list[Group]:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError, UntracedWarning
 from lightning_rebasin.symmetry.assemble import Assembly, assemble
+from lightning_rebasin.symmetry.examples import as_example, resolve_examples
 from lightning_rebasin.symmetry.propagate import Propagation, propagate
 from lightning_rebasin.symmetry.solve import solve
 from lightning_rebasin.symmetry.spec import PermutationSpec, TensorInfo
 from lightning_rebasin.symmetry.tape import Tape
 from lightning_rebasin.symmetry.trace import known_tensors, record, unwrap
 
-Example = tuple[Sequence[Any], Mapping[str, Any]]
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -49,17 +49,16 @@ def infer_spec(module: nn.Module, *args: Any, **kwargs: Any) -> PermutationSpec:
         ({'0': 8}, ('0.weight', '0.bias', '2.weight'))
     """
     module = unwrap(module)
-    if not args and not kwargs:
-        args, kwargs = _own_example(module)
-    return infer_spec_many(module, [(args, kwargs)])
+    return infer_spec_many(module, resolve_examples(module, args, kwargs, None))
 
 
-def infer_spec_many(module: nn.Module, examples: Iterable[Example], *, pin: Iterable[str] = ()) -> PermutationSpec:
+def infer_spec_many(module: nn.Module, examples: Iterable[Any], *, pin: Iterable[str] = ()) -> PermutationSpec:
     """Infer one spec from several example inputs (other branches, other experts).
 
     Args:
         module: The network.
-        examples: Pairs of positional and keyword inputs; the symmetries hold on all of them.
+        examples: Inputs: each a pair of positional and keyword arguments, a tuple of positional ones, a mapping of
+            keyword ones, or a single argument.  The symmetries hold on all of them.
         pin: Names of tensors that must not move.
 
     Returns:
@@ -69,7 +68,7 @@ def infer_spec_many(module: nn.Module, examples: Iterable[Example], *, pin: Iter
         TraceError: The model does not run on an example, or ``pin`` names an unknown tensor.
     """
     module = unwrap(module)
-    tapes = [record(module, tuple(args), kwargs) for args, kwargs in examples]
+    tapes = [record(module, e.args, e.kwargs) for e in map(as_example, examples)]
     if not tapes:
         raise TraceError("no example input was given")
     tensors = known_tensors(module)
@@ -82,18 +81,6 @@ def infer_spec_many(module: nn.Module, examples: Iterable[Example], *, pin: Iter
     for note in notes:
         warnings.warn(note, UntracedWarning, stacklevel=3)
     return _spec(module, assembly, notes, parameters)
-
-
-def _own_example(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``example_input_array`` of a LightningModule: a tensor, a tuple of arguments or a dict of keyword arguments."""
-    example = getattr(module, "example_input_array", None)
-    if example is None:
-        raise TraceError(
-            f"{type(module).__name__} has no example_input_array: pass an example input, infer_spec(module, x), or set it"
-        )
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
 def _pinned(tensors: Mapping[str, Tensor], parameters: set[int], pin: Iterable[str]) -> dict[str, str]:
@@ -116,7 +103,7 @@ def _solve(found: Propagation) -> Assembly:
     for _ in range(20):
         tables = store.active_tables()
         solution = solve(store.size, store.blocks, tables)
-        assembly = assemble(solution, found.states, tables)
+        assembly = assemble(solution, found.states, tables, found.contractions)
         if not assembly.inexpressible:
             return assembly
         for elements in assembly.inexpressible:
@@ -160,4 +147,5 @@ def _spec(module: nn.Module, assembly: Assembly, notes: tuple[str, ...], paramet
             aliases[name] = first[id(tensor)]
         else:
             first[id(tensor)] = name
-    return PermutationSpec(assembly.groups, infos, assembly.maps, tuple(assembly.pins), aliases, notes)
+    activations = {group: tuple(sites) for group, sites in assembly.activations.items()}
+    return PermutationSpec(assembly.groups, infos, assembly.maps, tuple(assembly.pins), aliases, notes, activations)

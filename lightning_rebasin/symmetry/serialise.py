@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.errors import SpecError
+from lightning_rebasin.symmetry.activations import ActivationSite
 from lightning_rebasin.symmetry.spec import AxisMap, Component, Group, PermutationSpec, Pin, TensorInfo
 
 FORMAT = "lightning-rebasin-spec"
@@ -41,6 +42,7 @@ def spec_to_dict(spec: PermutationSpec) -> dict[str, Any]:
         "pinned": [vars(pin) for pin in spec.pinned],
         "aliases": dict(spec.aliases),
         "notes": list(spec.notes),
+        "activations": {g: [_site_to_dict(site, spec.groups) for site in own] for g, own in spec.activations.items()},
     }
 
 
@@ -77,6 +79,10 @@ def spec_from_dict(data: Mapping[str, Any]) -> PermutationSpec:
             tuple(Pin(**pin) for pin in data["pinned"]),
             data["aliases"],
             tuple(data["notes"]),
+            {
+                group: tuple(_site_from_dict(site, groups) for site in own)
+                for group, own in data.get("activations", {}).items()
+            },
         )
     except (KeyError, TypeError, AttributeError, RuntimeError, IndexError, OverflowError, ValueError) as error:
         if isinstance(error, SpecError):
@@ -109,6 +115,38 @@ def _map_from_dict(name: str, data: Mapping[str, Any], groups: Mapping[str, Grou
             raise SpecError(f"tensor {name!r}: the index of group {c['group']!r} has more positions than the tensor")
         components.append(Component(c["group"], tuple(c["sites"]), _decode_index(index, shape)))
     return AxisMap(name, tuple(tuple(_whole(n) for n in factors) for factors in data["sites"]), tuple(components))
+
+
+def _site_to_dict(site: ActivationSite, groups: Mapping[str, Group]) -> dict[str, Any]:
+    component = site.component
+    return {
+        "ordinal": site.ordinal,
+        "op": site.op,
+        "argument": site.argument,
+        "sites": [list(factors) for factors in site.sites],
+        "group": component.group,
+        "over": list(component.sites),
+        "index": _encode_index(component.index, groups[component.group].shape),
+    }
+
+
+def _site_from_dict(data: Mapping[str, Any], groups: Mapping[str, Group]) -> ActivationSite:
+    sites = tuple(tuple(n if n == -1 else _whole(n) for n in factors) for factors in data["sites"])
+    flat, over = [n for factors in sites for n in factors], tuple(_whole(s) for s in data["over"])
+    shape, index = groups[data["group"]].shape, data["index"]
+    positions = math.prod(flat[s] for s in over)
+    if isinstance(index, Mapping) and math.prod((*shape, _whole(index["copies"]))) > positions:
+        raise SpecError(f"an activation of group {data['group']!r} has more positions than its tensor")
+    decoded = _decode_index(index, shape)
+    if decoded.numel() and (int(decoded.min()) < 0 or int(decoded.max()) >= positions):
+        raise SpecError(f"an activation of group {data['group']!r} has positions outside its tensor")
+    return ActivationSite(
+        _whole(data["ordinal"]),
+        str(data["op"]),
+        _whole(data["argument"]),
+        sites,
+        Component(data["group"], over, decoded),
+    )
 
 
 def _encode_index(index: Tensor, shape: tuple[int, ...]) -> Any:

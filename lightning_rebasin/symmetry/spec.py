@@ -32,6 +32,7 @@ from torch import Tensor
 
 from lightning_rebasin.errors import NonFiniteError, SpecError, StateDictError
 from lightning_rebasin.files import atomic_write_text
+from lightning_rebasin.symmetry.activations import ActivationSite
 
 #: What a tensor is to the matching objective: parameters count, buffers are only carried along with their units.
 Kind = Literal["parameter", "buffer"]
@@ -194,6 +195,7 @@ class PermutationSpec:
         pinned: What is pinned and why.
         aliases: Tied tensors: name → the name under which the shared tensor is mapped.
         notes: Warnings of the inference (untouched parameters, operations without a rule).
+        activations: For each group, where its units can be observed in a forward pass; empty for imported tables.
 
     Example:
         >>> spec = PermutationSpec.from_table(
@@ -210,9 +212,10 @@ class PermutationSpec:
     pinned: tuple[Pin, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    activations: Mapping[str, tuple[ActivationSite, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("groups", "tensors", "maps", "aliases"):
+        for name in ("groups", "tensors", "maps", "aliases", "activations"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         from lightning_rebasin.symmetry.validate import validate_spec
 

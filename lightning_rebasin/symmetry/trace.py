@@ -8,7 +8,7 @@ mode, buffers, random state and gradients are as before.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,22 +19,12 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_rebasin.errors import TraceError
+from lightning_rebasin.symmetry.activations import CONTRACTIONS
+from lightning_rebasin.symmetry.examples import output_tensors
 from lightning_rebasin.symmetry.tape import Node, Ref, Tape, Value, references
 
 #: Largest integer constant whose numbers are kept (indices of shuffles and windows).
 _LARGEST_INDEX = 1 << 20
-#: Operations that contract two operands; they are counted, so that a later run can find them again.
-CONTRACTIONS = frozenset(
-    f"aten.{name}"
-    for name in (
-        "mm bmm addmm baddbmm mv addmv dot convolution _convolution scaled_dot_product_attention "
-        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"
-    ).split()
-)
-_PREDICTIONS = ("loss", "logits", "logits_per_image", "text_embeds", "image_embeds", "pred_boxes", "prediction_outputs")
-
-
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside ``torch.compile`` and data-parallel wrappers."""
     while True:
@@ -44,14 +34,6 @@ def unwrap(module: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return module
         module = inner
-
-
-def output_tensors(output: Any) -> list[Tensor]:
-    """The tensors of a model's output that have to stay the same: predictions if named so, never caches."""
-    if hasattr(output, "to_tuple") and isinstance(output, Mapping):
-        named = [key for key in output if key in _PREDICTIONS]
-        output = {k: v for k, v in output.items() if (k in named if named else "past" not in k and "cache" not in k)}
-    return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
 
 
 @dataclass
@@ -329,7 +311,7 @@ def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         if isinstance(leaf, Tensor):
             recorder.add_input(leaf)
     try:
-        with _undisturbed(module), _plain_kernels(), _module_paths(module, recorder.module_path), recorder:
+        with _undisturbed(module), plain_kernels(), _module_paths(module, recorder.module_path), recorder:
             output = module(*args, **kwargs)
     except Exception as error:
         shapes = ", ".join(_describe(a) for a in tree_flatten((args, dict(kwargs)))[0]) or "no inputs"
@@ -341,7 +323,7 @@ def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         with torch.no_grad():
             for tensor, copy in recorder.saved:
                 tensor.copy_(copy)
-    return recorder.finish(output_tensors(output))
+    return recorder.finish(list(output_tensors(output).values()))
 
 
 def known_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -379,16 +361,24 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _plain_kernels() -> Iterator[None]:
+def plain_kernels() -> Iterator[None]:
     """Switch off fused kernels and compilation, so that recurrent nets and transformers arrive decomposed."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
-        torch.backends.mha.set_fastpath_enabled(False)
-        yield
+    # only the switches themselves: the context managers of mkldnn and cudnn also set precision flags, which may warn
+    fast_path, mkldnn, cudnn = (
+        torch.backends.mha.get_fastpath_enabled(),
+        torch._C._get_mkldnn_enabled(),
+        torch._C._get_cudnn_enabled(),
+    )
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
+    torch._C._set_cudnn_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch._C._set_mkldnn_enabled(mkldnn)
+        torch._C._set_cudnn_enabled(cudnn)
 
 
 @contextmanager

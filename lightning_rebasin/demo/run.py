@@ -216,6 +216,7 @@ def _quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message="The number of training batches")
         # Lightning 2.6 still asks torch for a pytree class that torch 2.13 calls deprecated.
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         for logger in loggers:

@@ -117,7 +117,7 @@ def solve_in_place(value: Matrix, prices: NDArray[np.float64], held: NDArray[np.
     from lightning_rebasin.assignment.kernels import solve
 
     with np.errstate(over="ignore", invalid="ignore"):
-        spread = float(value[:: max(1, len(value) // 32)].std(dtype=np.float64))
+        spread = float(value[:: max(1, len(value) // 8)].std())
     if not 1e-15 < spread < 1e15:
         # Far from 1 the bids could overflow or drown: bring the scale near 1 by an exact power of two.
         largest = float(np.abs(value).max())

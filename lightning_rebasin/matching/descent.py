@@ -10,18 +10,26 @@ Source: Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023, algorithm 1 (ar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_rebasin.assignment.solve import solve_assignment
+from lightning_rebasin.assignment.solve import Solver, solve_columns, solve_in_place, uses_compiled
 from lightning_rebasin.matching.costs.cache import CostCache
 from lightning_rebasin.matching.families import Family, Matrix, Order, solve_inside, solve_nested
 
 #: Exact objective of the tensors that a family acts on, under the given flat orders.
 LocalObjective = Callable[[Family, Mapping[str, Tensor]], float]
+
+
+class Duals(NamedTuple):
+    """What a warm start needs: column prices and the columns held, both overwritten by the solver."""
+
+    prices: NDArray[np.float64]
+    held: NDArray[np.int64]
 
 
 @final
@@ -34,6 +42,8 @@ class CoordinateDescent:
         scales: For each root, ``Σ ‖A_T‖·‖B_T‖`` over its tensors: the size of rounding errors in its costs.
         epsilon: Rounding unit of the working dtype.
         local_objective: Needed where a family's step is only a linearisation.
+        solver: Assignment solver.
+        duals: Prices and columns of each group's last assignment; updated.
     """
 
     def __init__(
@@ -43,19 +53,25 @@ class CoordinateDescent:
         scales: Mapping[str, float],
         epsilon: float,
         local_objective: LocalObjective,
+        solver: Solver,
+        duals: dict[str, Duals],
     ) -> None:
         self.families = families
         self._costs = costs
         self._scales = scales
         self._epsilon = epsilon
         self._local_objective = local_objective
+        self._solver = solver
         self._settled: set[str] = set()
+        self.duals = duals
         self.flats: dict[str, Tensor] = {}
 
-    def start(self, flats: Mapping[str, Tensor]) -> None:
-        """Forget where the last descent went; go on from ``flats``."""
+    def start(self, flats: Mapping[str, Tensor], *, warm: bool = False) -> None:
+        """Go on from ``flats``; unless ``warm``, forget the dual variables of the last descent."""
         self.flats = dict(flats)
         self._settled = set()
+        if not warm:
+            self.duals.clear()
 
     def sweep(self, order: Sequence[int]) -> float:
         """Visit the families in ``order``.
@@ -118,8 +134,14 @@ class CoordinateDescent:
         return matrix
 
     def _solve(self, group: str, cost: Matrix) -> Order:
-        del group
-        return solve_assignment(cost).columns
+        if not uses_compiled(len(cost), self._solver):
+            return solve_columns(cost, self._solver)
+        warm = group in self.duals
+        if not warm:
+            self.duals[group] = Duals(np.zeros(len(cost)), np.full(len(cost), -1, np.int64))
+        prices, held = self.duals[group]
+        solve_in_place(cost, prices, held, warm=warm)
+        return held.copy()
 
 
 def _carry_children(

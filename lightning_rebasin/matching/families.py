@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_rebasin.assignment.solve import solve_assignment
+from lightning_rebasin.assignment.solve import solve_columns
 from lightning_rebasin.symmetry.spec import Group, PermutationSpec
 
 Matrix = NDArray[np.floating]
@@ -72,7 +72,7 @@ def solve_nested(family: Family, costs: Mapping[str, Matrix]) -> dict[str, Order
         columns, values = _solve_pairs(total[group.id], group.instances, group.size)
         inner[group.id] = columns
         total[group.parent.id] = total[group.parent.id] + values
-    flats = {family.root.id: solve_assignment(total[family.root.id]).columns}
+    flats = {family.root.id: solve_columns(total[family.root.id])}
     for group in family.groups[1:]:
         assert group.parent is not None
         parent = flats[group.parent.id]
@@ -85,7 +85,7 @@ def solve_inside(group: Group, cost: Matrix, flat: Order) -> Order:
     """Best flat order of one group while its ancestors stay where ``flat`` puts them."""
     blocks = np.asarray(cost).reshape(group.instances, group.size, group.instances, group.size)
     parents = flat.reshape(group.instances, group.size)[:, 0] // group.size
-    rows = [parent * group.size + solve_assignment(blocks[i, :, parent]).columns for i, parent in enumerate(parents)]
+    rows = [parent * group.size + solve_columns(blocks[i, :, parent]) for i, parent in enumerate(parents)]
     return np.concatenate(rows)
 
 
@@ -94,6 +94,6 @@ def _solve_pairs(cost: Matrix, instances: int, size: int) -> tuple[NDArray[np.in
     columns = np.empty((instances, instances, size), np.int64)
     for i in range(instances):
         for j in range(instances):
-            columns[i, j] = solve_assignment(blocks[i, j]).columns
+            columns[i, j] = solve_columns(blocks[i, j])
     values = np.take_along_axis(blocks, columns[..., None], 3)[..., 0].sum(-1)
     return columns, values

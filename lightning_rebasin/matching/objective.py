@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -29,14 +30,14 @@ def inner_product(a: Tensor, b: Tensor) -> float:
     return sum(float(torch.dot(x.double(), y.double().to(x.device))) for x, y in pairs)
 
 
-def objective(
+def inner_products(
     spec: PermutationSpec,
     reference: Mapping[str, Tensor],
     source: Mapping[str, Tensor],
     permutation: Permutation | None = None,
     names: Iterable[str] | None = None,
-) -> float:
-    """``Σ ⟨A, π(B)⟩`` over the parameters, each tied tensor once, running statistics never.
+) -> dict[str, float]:
+    """``⟨A, π(B)⟩`` of every tensor of the objective: parameters, each tied one once, running statistics never.
 
     Args:
         spec: The spec.
@@ -46,7 +47,26 @@ def objective(
         names: Only these tensors; all of the objective if left out.
 
     Returns:
-        The sum, in float64.
+        The inner products by tensor, in float64.
+    """
+    found = {}
+    for name in objective_tensors(spec) if names is None else names:
+        b = source[name]
+        axis_map = spec.maps.get(name)
+        if permutation is not None and axis_map is not None:
+            b = permute_tensor(b, axis_map, permutation)
+        found[name] = inner_product(reference[name], b)
+    return found
+
+
+def objective(
+    spec: PermutationSpec,
+    reference: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    permutation: Permutation | None = None,
+    names: Iterable[str] | None = None,
+) -> float:
+    """``Σ ⟨A, π(B)⟩``: the sum of :func:`inner_products`.
 
     Example:
         >>> spec = PermutationSpec.from_table({"w": ("h", None)}, {"w": (2, 1)})
@@ -54,11 +74,37 @@ def objective(
         >>> objective(spec, a, b), objective(spec, a, b, Permutation(spec, {"h": torch.tensor([1, 0])}))
         (4.0, 5.0)
     """
-    total = 0.0
-    for name in objective_tensors(spec) if names is None else names:
-        b = source[name]
-        axis_map = spec.maps.get(name)
-        if permutation is not None and axis_map is not None:
-            b = permute_tensor(b, axis_map, permutation)
-        total += inner_product(reference[name], b)
-    return total
+    return sum(inner_products(spec, reference, source, permutation, names).values())
+
+
+def tensor_norms(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, float]:
+    """Euclidean norm of each tensor; not finite if any entry is not."""
+    found = {}
+    for name in names:
+        tensor = torch.view_as_real(state[name]) if state[name].is_complex() else state[name]
+        wide = tensor if tensor.dtype == torch.float64 else tensor.float()
+        norm = float(torch.linalg.vector_norm(wide))
+        # The squares of large float32 entries overflow long before the norm does.
+        found[name] = norm if 1e-15 < norm < 1e15 else float(torch.linalg.vector_norm(wide.double()))
+    return found
+
+
+def group_similarity(
+    spec: PermutationSpec, products: Mapping[str, float], norms: tuple[Mapping[str, float], Mapping[str, float]]
+) -> dict[str, float]:
+    """Cosine between the weights of all units of a group and of their matches, for every group.
+
+    Args:
+        spec: The spec.
+        products: From :func:`inner_products`.
+        norms: Euclidean norm of each tensor of the reference and of the source.
+
+    Returns:
+        Cosine by group id; 0 for groups without any weight.
+    """
+    found = {}
+    for group in spec.groups:
+        names = [name for name in spec.tensors_of(group) if name in products]
+        a, b = (math.sqrt(sum(of[name] ** 2 for name in names)) for of in norms)
+        found[group] = sum(products[name] for name in names) / (a * b) if a * b else 0.0
+    return found

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from lightning_rebasin.symmetry.permutation import Permutation
 
 
@@ -37,6 +41,26 @@ class Descent:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class MatchState:
+    """Where a descent stands after a sweep: passed back as ``init``, the descent goes on as if it had not been stopped.
+
+    Args:
+        permutation: The current permutation.
+        duals: Prices and columns of each group's last assignment.
+        generator: State of the generator that draws the order of the visits.
+        sweeps: Sweeps done so far.
+    """
+
+    permutation: Permutation
+    duals: Mapping[str, tuple[NDArray[np.float64], NDArray[np.int64]]]
+    generator: Tensor
+    sweeps: int
+
+    def __repr__(self) -> str:
+        return f"MatchState(after {self.sweeps} sweeps, {self.permutation!r})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class MatchResult:
     """The permutation that brings the source nearest to the reference, and how it was found.
 
@@ -45,12 +69,13 @@ class MatchResult:
         objective: ``Σ⟨A, π(B)⟩`` over the parameters, in float64.
         identity_objective: The same for the identity: doing nothing.
         descents: Every run of coordinate descent, in the order in which they ran.
-        similarity: Mean cosine of matched units, by group.
+        similarity: Cosine between the weights of a group's units and of their matches, by group.
         identity_similarity: The same for the identity.
         norms: Euclidean norms of the parameters of reference and source.
         same_basin: Whether the two models were aligned already, so that the identity (or nearly) is the right answer.
         seconds: Wall-clock time of the whole call.
         method: What was maximised ("weights", "activations, inner product").
+        state: Where the last descent stopped; pass it as ``init`` to go on.
     """
 
     permutation: Permutation
@@ -63,6 +88,7 @@ class MatchResult:
     same_basin: bool = False
     seconds: float = 0.0
     method: str = "weights"
+    state: MatchState | None = None
 
     @property
     def gain(self) -> float:

@@ -1,38 +1,44 @@
 """Weight matching: the permutation of a source network that brings its weights nearest to a reference.
 
 Maximises ``Σ ⟨A, π(B)⟩`` over all parameters, which is the same as minimising ``‖A − π(B)‖``, by permutation coordinate
-descent.  The problem is NP-hard and a single descent may end in a poor local optimum, even below doing nothing; the default
-call therefore runs several descents from different starts and in different orders, keeps the best by its float64 objective,
-and never returns anything below the identity.
+descent.  The problem is NP-hard and a single descent may end in a poor local optimum, even below doing nothing; the
+default call therefore descends from several starts, keeps the best by its float64 objective, and never returns anything
+below the identity.
 
 Source: Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023, algorithm 1 (arXiv 2209.04836).
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any, Literal, final
+from collections.abc import Iterable, Mapping
+from typing import Literal, cast, final
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_rebasin.errors import ConfigurationError, PermutationError
+from lightning_rebasin.assignment import SOLVERS, Solver
+from lightning_rebasin.errors import ConfigurationError
+from lightning_rebasin.matching.anneal import Annealing
 from lightning_rebasin.matching.costs.blocks import objective_tensors
 from lightning_rebasin.matching.costs.cache import CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts
-from lightning_rebasin.matching.descent import CoordinateDescent
+from lightning_rebasin.matching.descent import CoordinateDescent, Duals
 from lightning_rebasin.matching.families import Family, families_of
-from lightning_rebasin.matching.objective import objective
-from lightning_rebasin.matching.result import Descent, MatchResult
-from lightning_rebasin.matching.similarity import similarities
+from lightning_rebasin.matching.objective import group_similarity, inner_products, tensor_norms
+from lightning_rebasin.matching.policy import Init, Order, Start, check_options, orders, plan
+from lightning_rebasin.matching.result import Descent, MatchResult, MatchState
 from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
-Start = Literal["identity", "random"]
-Order = Literal["random", "forward", "backward", "alternating"]
+#: Two networks share a basin if doing nothing reaches this share of the best objective found.
+_SAME_BASIN = 0.95
+#: In one basin, a gain below this share of the objective comes from units that hardly matter: leave them in place.
+_NEGLIGIBLE = 0.005
+#: Above this cosine between the networks no other permutation can be far better, so nothing else is tried.
+_OBVIOUS = 0.9
 
 
 def match_weights(
@@ -41,7 +47,7 @@ def match_weights(
     source: Mapping[str, Tensor],
     *,
     seed: int = 0,
-    init: Start | Permutation | None = None,
+    init: Init | None = None,
     restarts: int | None = None,
     max_sweeps: int = 100,
     solver: str = "auto",
@@ -54,9 +60,9 @@ def match_weights(
         reference: Weights A: exactly the tensors of the spec, any floating dtype, any device.
         source: Weights B, likewise; never written to.
         seed: Seeds every random choice; the same seed gives the same result.
-        init: ``None`` for the default policy (several starts and orders), ``"identity"``, ``"random"``, or a permutation to
-            start from (left alone).
-        restarts: Number of descents; by default as many as the policy needs, one if ``init`` is given.
+        init: ``None`` for the default policy (identity and annealed starts), ``"identity"``, ``"random"``, a permutation to
+            start from (left alone), or the ``state`` of an earlier result to go on from.
+        restarts: Number of descents; by default 3, or one if ``init`` is given.
         max_sweeps: Most sweeps over all groups in one descent.
         solver: Assignment solver, see :func:`~lightning_rebasin.assignment.solve_assignment`.
         progress: Show a progress bar with sweep and objective.
@@ -73,7 +79,7 @@ def match_weights(
         >>> spec = PermutationSpec.from_table({"w": ("h", None), "v": (None, "h")}, {"w": (3, 1), "v": (1, 3)})
         >>> a = {"w": torch.tensor([[1.0], [2.0], [3.0]]), "v": torch.tensor([[4.0, 5.0, 6.0]])}
         >>> b = {"w": torch.tensor([[3.0], [1.0], [2.0]]), "v": torch.tensor([[6.0, 4.0, 5.0]])}
-        >>> result = match_weights(spec, a, b)
+        >>> result = match_weights(spec, a, b, init="identity")
         >>> result.permutation["h"].tolist(), result.objective, result.identity_objective
         ([1, 2, 0], 91.0, 85.0)
     """
@@ -87,8 +93,8 @@ class WeightMatcher:
     """Weight matching of one fixed source against references that may change from call to call.
 
     Keeps what depends on the source alone (its contiguous layouts) and the dual variables of the last assignments, so that
-    matching a slowly moving reference, as the straight-through estimator does every step, costs little more than the matrix
-    products.
+    matching a slowly moving reference, as the straight-through estimator does every step, costs little more than the
+    matrix products.
 
     Args:
         spec: What may be permuted.
@@ -99,6 +105,7 @@ class WeightMatcher:
     Raises:
         StateDictError: A tensor is missing, extra or has another shape.
         NonFiniteError: A tensor holds NaN or infinity.
+        ConfigurationError: An unknown solver.
     """
 
     def __init__(
@@ -109,23 +116,24 @@ class WeightMatcher:
         solver: str = "auto",
         device: torch.device | str | None = None,
     ) -> None:
-        spec.check_state(source, "source", finite=True)
         self.spec = spec
-        self._source = {name: tensor.detach() for name, tensor in source.items()}
         self._names = objective_tensors(spec)
+        self._source, self._norms = _checked(spec, source, "source", self._names)
         self._dtype = _working_dtype(self._source[name] for name in self._names)
         first = next(iter(self._source.values()), torch.empty(0))
         self._device = torch.device(device) if device is not None else first.device
         self._table = TermTable(spec)
         self._layouts = Layouts(self._source, self._dtype, self._device)
         self._families = families_of(spec, self._table.coupled)
-        self._norms = {name: float(torch.linalg.vector_norm(self._source[name].double())) for name in self._names}
-        self._solver = solver
+        self._solver = _check_solver(solver)
+        self._duals: dict[str, Duals] = {}
+        #: Where the current or last descent stands after its last whole sweep: what to go on from after an interruption.
+        self.state: MatchState | None = None
 
     def match(
         self,
         reference: Mapping[str, Tensor],
-        init: Start | Permutation | None = None,
+        init: Init | None = None,
         *,
         seed: int = 0,
         restarts: int | None = None,
@@ -137,7 +145,7 @@ class WeightMatcher:
 
         Args:
             reference: Weights A.
-            init: As in :func:`match_weights`.
+            init: As in :func:`match_weights`.  A permutation keeps the dual variables of the last call warm.
             seed: Seeds every random choice.
             restarts: Number of descents.
             max_sweeps: Most sweeps in one descent.
@@ -153,135 +161,148 @@ class WeightMatcher:
             ConfigurationError: An option has a value that cannot work.
         """
         begin = time.perf_counter()
-        _check_options(self.spec, init, restarts, max_sweeps, order)
-        self.spec.check_state(reference, "reference", finite=True)
-        reference = {name: tensor.detach() for name, tensor in reference.items()}
-        run = self._descent(reference)
-        identity = Permutation.identity(self.spec)
-        at_identity = objective(self.spec, reference, self._source)
-        best, best_objective = identity, at_identity
-        descents = []
-        generator = torch.Generator().manual_seed(seed)
-        plan = list(_plan(self.spec, init, restarts, order, generator))
-        with tqdm(total=len(plan), desc="weight matching", unit="descent") if progress else nullcontext() as bar:
-            for name, start, visits in plan:
-                descent, permutation = self._descend(reference, run, name, start, visits, max_sweeps, generator)
-                descents.append(descent)
-                if descent.objective > best_objective:
-                    best, best_objective = permutation, descent.objective
-                if bar is not None:
-                    bar.update()
-                    bar.set_postfix(objective=f"{best_objective:.6g}", sweeps=descent.sweeps)
-        return MatchResult(
-            permutation=best,
-            objective=best_objective,
-            identity_objective=at_identity,
-            descents=tuple(descents),
-            similarity=similarities(self.spec, self._table.blocks, reference, self._source, best),
-            identity_similarity=similarities(self.spec, self._table.blocks, reference, self._source, identity),
-            norms=(_norm(reference, self._names), _norm(self._source, self._names)),
-            seconds=time.perf_counter() - begin,
+        check_options(self.spec, init, restarts, max_sweeps, order)
+        pair = _Pair(self, reference, seed, max_sweeps)
+        starts = plan(init, restarts, order)
+        with tqdm(total=len(starts), desc="weight matching", unit="descent", disable=not progress) as bar:
+            for start in starts:
+                pair.descend(start, init, bar)
+                bar.update()
+                if init is None and pair.obvious:
+                    break
+        return pair.result(begin, choose_basin=init is None)
+
+
+@final
+class _Pair:
+    """The descents of one call: one reference, the matcher's source."""
+
+    def __init__(self, matcher: WeightMatcher, reference: Mapping[str, Tensor], seed: int, max_sweeps: int) -> None:
+        self._m = matcher
+        self._reference, self._norms = _checked(matcher.spec, reference, "reference", matcher._names)
+        self._max_sweeps = max_sweeps
+        self._generator = torch.Generator().manual_seed(seed)
+        layouts = Layouts(self._reference, matcher._dtype, matcher._device)
+        self._costs = CostCache(matcher._table, layouts, matcher._layouts, matcher._dtype, matcher._device)
+        scales = dict.fromkeys((family.root.id for family in matcher._families), 0.0)
+        for name in matcher._names:
+            for root in matcher._table.roots_of(name):
+                scales[root] += self._norms[name] * matcher._norms[name]
+        epsilon = torch.finfo(matcher._dtype).eps
+        self._run = CoordinateDescent(
+            matcher._families, self._costs, scales, epsilon, self._local_objective, matcher._solver, matcher._duals
         )
+        self._identity = Permutation.identity(matcher.spec)
+        self._at_identity = self._products(self._identity)
+        self._best = (self._identity, self._at_identity, sum(self._at_identity.values()))
+        self._from_identity = self._best
+        self._descents: list[Descent] = []
 
-    def _descent(self, reference: Mapping[str, Tensor]) -> CoordinateDescent:
-        layouts = Layouts(reference, self._dtype, self._device)
-        costs = CostCache(self._table, layouts, self._layouts, self._dtype, self._device)
-        scales = dict.fromkeys((family.root.id for family in self._families), 0.0)
-        for name in self._names:
-            product = float(torch.linalg.vector_norm(reference[name].double())) * self._norms[name]
-            for root in self._table.roots_of(name):
-                scales[root] += product
+    @property
+    def obvious(self) -> bool:
+        """Whether the two networks are so alike that no other permutation can be far better."""
+        a, b = (sum(norm**2 for norm in norms.values()) ** 0.5 for norms in (self._norms, self._m._norms))
+        return sum(self._at_identity.values()) > _OBVIOUS * a * b > 0.0
 
-        def local(family: Family, flats: Mapping[str, Tensor]) -> float:
-            permutation = Permutation.from_flat(self.spec, flats)
-            names = self._table.tensors_of(family.root.id)
-            return objective(self.spec, reference, self._source, permutation, names)
-
-        return CoordinateDescent(self._families, costs, scales, torch.finfo(self._dtype).eps, local)
-
-    def _descend(
-        self,
-        reference: Mapping[str, Tensor],
-        run: CoordinateDescent,
-        name: str,
-        start: Permutation,
-        visits: Order,
-        max_sweeps: int,
-        generator: torch.Generator,
-    ) -> tuple[Descent, Permutation]:
+    def descend(self, start: Start, init: Init | None, bar: tqdm[None]) -> None:
+        """Run one descent and keep its end if it is the best so far."""
         begin = time.perf_counter()
-        run.start({group: start.flat(group) for group in self.spec.groups})
+        first, warm, sweeps = self._begin(start, init)
+        self._run.start({group: first.flat(group) for group in self._m.spec.groups}, warm=warm)
         gains: list[float] = []
-        for order in _orders(visits, len(self._families), max_sweeps, generator):
-            gains.append(run.sweep(order))
+        for order in orders(start.order, len(self._m._families), self._max_sweeps, self._generator):
+            gains.append(self._run.sweep(order))
+            sweeps += 1
+            self._m.state = self._state(sweeps)
+            bar.set_postfix(start=start.name, sweep=sweeps, gain=f"{gains[-1]:.3g}", best=f"{self._best[2]:.6g}")
             if not gains[-1]:
                 break
-        permutation = Permutation.from_flat(self.spec, run.flats)
-        end = objective(self.spec, reference, self._source, permutation)
-        objectives = [end]
+        assert self._m.state is not None
+        permutation = self._m.state.permutation
+        products = self._products(permutation)
+        objectives = [sum(products.values())]
         for gain in reversed(gains):
             objectives.append(objectives[-1] - gain)
-        converged = bool(gains) and not gains[-1]
-        return Descent(name, tuple(reversed(objectives)), converged, time.perf_counter() - begin), permutation
+        seconds = time.perf_counter() - begin
+        self._descents.append(Descent(start.name, tuple(reversed(objectives)), not gains[-1], seconds))
+        if objectives[0] > self._best[2]:
+            self._best = (permutation, products, objectives[0])
+        if start.kind == "identity" and objectives[0] > self._from_identity[2]:
+            self._from_identity = (permutation, products, objectives[0])
+
+    def result(self, begin: float, *, choose_basin: bool) -> MatchResult:
+        """The best permutation found and the report."""
+        m = self._m
+        at_identity = sum(self._at_identity.values())
+        same_basin = at_identity > 0.0 and at_identity >= _SAME_BASIN * self._best[2]
+        permutation, products, best = self._best
+        if same_basin and choose_basin:
+            permutation, products, best = self._from_identity
+            if best - at_identity < _NEGLIGIBLE * best:
+                permutation, products, best = self._identity, self._at_identity, at_identity
+        norms = (self._norms, m._norms)
+        a, b = (sum(norm**2 for norm in of.values()) ** 0.5 for of in norms)
+        return MatchResult(
+            permutation=permutation,
+            objective=best,
+            identity_objective=at_identity,
+            descents=tuple(self._descents),
+            similarity=group_similarity(m.spec, products, norms),
+            identity_similarity=group_similarity(m.spec, self._at_identity, norms),
+            norms=(a, b),
+            same_basin=same_basin,
+            seconds=time.perf_counter() - begin,
+            state=m.state,
+        )
+
+    def _begin(self, start: Start, init: Init | None) -> tuple[Permutation, bool, int]:
+        """Where the descent starts, whether the dual variables may be kept, and the sweeps done before."""
+        spec = self._m.spec
+        if start.kind == "identity":
+            return self._identity, False, 0
+        if start.kind == "random":
+            return Permutation.random(spec, self._generator), False, 0
+        if start.kind == "annealed":
+            annealing = Annealing(self._m._families, self._costs, start.noise, self._generator)
+            return Permutation.from_flat(spec, annealing.run()), False, 0
+        if isinstance(init, MatchState):
+            self._generator.set_state(init.generator)
+            self._m._duals.update({group: Duals(p.copy(), held.copy()) for group, (p, held) in init.duals.items()})
+            return init.permutation, True, init.sweeps
+        return cast(Permutation, init), True, 0
+
+    def _state(self, sweeps: int) -> MatchState:
+        duals = {group: (prices.copy(), held.copy()) for group, (prices, held) in self._m._duals.items()}
+        permutation = Permutation.from_flat(self._m.spec, self._run.flats)
+        return MatchState(permutation, duals, self._generator.get_state(), sweeps)
+
+    def _products(self, permutation: Permutation, names: Iterable[str] | None = None) -> dict[str, float]:
+        return inner_products(self._m.spec, self._reference, self._m._source, permutation, names)
+
+    def _local_objective(self, family: Family, flats: Mapping[str, Tensor]) -> float:
+        permutation = Permutation.from_flat(self._m.spec, flats)
+        return sum(self._products(permutation, self._m._table.tensors_of(family.root.id)).values())
 
 
-def _plan(
-    spec: PermutationSpec,
-    init: Start | Permutation | None,
-    restarts: int | None,
-    order: Order | None,
-    generator: torch.Generator,
-) -> Iterator[tuple[str, Permutation, Order]]:
-    identity = Permutation.identity(spec)
-    if isinstance(init, Permutation):
-        for n in range(restarts or 1):
-            yield f"given, order {n}", init, order or "random"
-    elif init == "identity":
-        for n in range(restarts or 1):
-            yield f"identity, order {n}", identity, order or "random"
-    elif init == "random":
-        for n in range(restarts or 1):
-            yield f"random {n}", Permutation.random(spec, generator), order or "random"
-    else:
-        total = restarts or 8
-        fixed: list[tuple[str, Permutation, Order]] = [
-            ("identity, forward", identity, order or "forward"),
-            ("identity, alternating", identity, order or "alternating"),
-        ]
-        yield from fixed[:total]
-        for n in range(total - len(fixed)):
-            yield f"identity, random order {n}", identity, order or "random"
+def _checked(
+    spec: PermutationSpec, state: Mapping[str, Tensor], what: Literal["reference", "source"], names: Iterable[str]
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The state, detached, with the norms of its parameters; refuses what does not fit or is not finite."""
+    spec.check_state(state, what)
+    detached = {name: tensor.detach() for name, tensor in state.items()}
+    norms = tensor_norms(detached, names)
+    # A norm is finite exactly if all entries are, and cheaper than looking at each: look only to name the culprit.
+    if not all(math.isfinite(norm) for norm in norms.values()):
+        spec.check_state(state, what, finite=True)
+    return detached, norms
 
 
-def _orders(order: Order, count: int, sweeps: int, generator: torch.Generator) -> Iterator[Sequence[int]]:
-    forward = range(count)
-    for sweep in range(sweeps):
-        if order == "random":
-            yield torch.randperm(count, generator=generator).tolist()
-        elif order == "forward" or (order == "alternating" and sweep % 2 == 0):
-            yield forward
-        else:
-            yield forward[::-1]
+def _check_solver(solver: str) -> Solver:
+    if solver not in SOLVERS:
+        raise ConfigurationError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
+    return cast(Solver, solver)
 
 
-def _check_options(spec: PermutationSpec, init: Any, restarts: int | None, max_sweeps: int, order: str | None) -> None:
-    if isinstance(init, Permutation):
-        if init.spec is not spec and init.spec != spec:
-            raise PermutationError("the initial permutation belongs to another spec")
-    elif init not in (None, "identity", "random"):
-        raise ConfigurationError(f"init must be None, 'identity', 'random' or a Permutation, not {init!r}")
-    if restarts is not None and restarts < 1:
-        raise ConfigurationError(f"restarts must be at least 1, not {restarts}")
-    if max_sweeps < 1:
-        raise ConfigurationError(f"max_sweeps must be at least 1, not {max_sweeps}")
-    if order not in (None, "random", "forward", "backward", "alternating"):
-        raise ConfigurationError(f"order must be 'random', 'forward', 'backward' or 'alternating', not {order!r}")
-
-
-def _working_dtype(tensors: Iterator[Tensor]) -> torch.dtype:
+def _working_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
     wide = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
     return torch.float64 if wide else torch.float32
-
-
-def _norm(state: Mapping[str, Tensor], names: Sequence[str]) -> float:
-    return float(sum(float(torch.linalg.vector_norm(state[name].double())) ** 2 for name in names)) ** 0.5

@@ -18,11 +18,16 @@ from lightning_rebasin.matching.costs.layouts import Layouts
 from lightning_rebasin.matching.costs.terms import (
     Term,
     add_bilinear,
+    add_bilinear_change,
     add_general,
+    add_soft,
     static_cost,
     terms_of,
 )
 from lightning_rebasin.symmetry.spec import PermutationSpec
+
+#: Updates may add up to this many times the rank of the whole matrix before it is built anew.
+_MOST_DRIFT = 4.0
 
 
 @final
@@ -40,6 +45,7 @@ class TermTable:
         for term in terms_of(spec, self.blocks):
             by_group[term.group].append(term)
         self.by_group: Mapping[str, tuple[Term, ...]] = {name: tuple(terms) for name, terms in by_group.items()}
+        self.depends_on = {name: _partners(terms) for name, terms in by_group.items()}
         self.coupled = frozenset(root for block in self.blocks for root in _twice(spec, block))
 
     def tensors_of(self, root: str) -> tuple[str, ...]:
@@ -72,12 +78,13 @@ class CostCache:
         self._table = table
         self._reference = reference
         self._source = source
-        self._dtype = dtype
-        self._device = device
+        self.dtype = dtype
+        self.device = device
         self._static: dict[str, Tensor | None] = {}
         self._cost: dict[str, Tensor] = {}
         self._made_with: dict[str, tuple[Tensor, ...]] = {}
-        self._columns_changed: dict[str, int] = {}
+        self._linear: dict[str, Tensor] = {}
+        self._drift: dict[str, float] = {}
 
     def stale(self, group: str, flats: Flats) -> bool:
         """Whether the cost of ``group`` differs from the one last returned."""
@@ -95,31 +102,83 @@ class CostCache:
             Tensor ``(members, members)`` in the working dtype; valid until the next call for the same group.
         """
         if self.stale(group, flats):
-            self._rebuild(group, flats)
+            changes = self._changes(group, flats)
+            if changes is None:
+                self._rebuild(group, flats)
+            else:
+                for term, before, after, where in changes:
+                    add_bilinear_change(self._linear[group], term, self._reference, self._source, before, after, where)
+            self._cost[group] = self._with_general(group, flats)
             self._made_with[group] = self._state(group, flats)
         return self._cost[group]
 
+    def soft_matrix(self, group: str, soft: Mapping[str, Tensor]) -> Tensor:
+        """The cost of ``group`` while every other group is only softly ordered.
+
+        Args:
+            group: The group.
+            soft: For each group a doubly stochastic ``(members, members)`` matrix.
+
+        Returns:
+            Tensor ``(members, members)``.  Terms with joint axes are left out.
+        """
+        static = self._static_part(group)
+        members = self._table.spec.groups[group].members
+        zeros = torch.zeros(members, members, dtype=self.dtype, device=self.device)
+        cost = zeros if static is None else static.clone()
+        for term in self._table.by_group[group]:
+            if term.partners and not term.joint:
+                add_soft(cost, term, self._reference, self._source, soft)
+        return cost
+
     def _state(self, group: str, flats: Flats) -> tuple[Tensor, ...]:
-        terms = self._table.by_group[group]
-        return tuple(
-            flats[other]
-            for term in terms
-            if term.kind != "static"
-            for other in ((term.partner,) if term.kind == "bilinear" else sorted(term.block.groups))
-        )
+        return tuple(flats[other] for other in self._table.depends_on[group])
+
+    def _changes(self, group: str, flats: Flats) -> list[tuple[Term, Tensor, Tensor, Tensor]] | None:
+        """The bilinear terms whose partner moved, with where; ``None`` if building anew is cheaper or overdue."""
+        if group not in self._made_with:
+            return None
+        seen = dict(zip(self._table.depends_on[group], self._made_with[group], strict=True))
+        changes, rank, full = [], 0, 0
+        where: dict[str, Tensor] = {}
+        for term in self._table.by_group[group]:
+            if term.kind == "bilinear":
+                before, after = seen[term.partner], flats[term.partner]
+                full += term.rank
+                if before is not after:
+                    if term.partner not in where:
+                        where[term.partner] = (before != after).nonzero().reshape(-1)
+                    moved = where[term.partner]
+                    rank += term.rank * len(moved) // max(len(after), 1)
+                    device = self.device
+                    changes.append((term, before.to(device), after.to(device), moved.to(device)))
+        self._drift[group] += rank / max(full, 1)
+        # Every update adds rounding errors of its own, so they may not pile up for ever.
+        return None if rank > 0.6 * full or self._drift[group] > _MOST_DRIFT else changes
 
     def _rebuild(self, group: str, flats: Flats) -> None:
         static = self._static_part(group)
         members = self._table.spec.groups[group].members
-        cost = (
-            torch.zeros(members, members, dtype=self._dtype, device=self._device) if static is None else static.clone()
-        )
+        if group not in self._linear:
+            self._linear[group] = torch.empty(members, members, dtype=self.dtype, device=self.device)
+        cost = self._linear[group]
+        if static is None:
+            cost.zero_()
+        else:
+            cost.copy_(static)
         for term in self._table.by_group[group]:
             if term.kind == "bilinear":
-                add_bilinear(cost, term, self._reference, self._source, flats[term.partner].to(self._device))
-            elif term.kind == "general":
-                add_general(cost, term, self._reference, self._source, flats)
-        self._cost[group] = cost
+                add_bilinear(cost, term, self._reference, self._source, flats[term.partner].to(self.device))
+        self._drift[group] = 0.0
+
+    def _with_general(self, group: str, flats: Flats) -> Tensor:
+        terms = [term for term in self._table.by_group[group] if term.kind == "general"]
+        if not terms:
+            return self._linear[group]
+        cost = self._linear[group].clone()
+        for term in terms:
+            add_general(cost, term, self._reference, self._source, flats)
+        return cost
 
     def _static_part(self, group: str) -> Tensor | None:
         if group not in self._static:
@@ -130,6 +189,17 @@ class CostCache:
             ]
             self._static[group] = torch.stack(parts).sum(0) if parts else None
         return self._static[group]
+
+
+def _partners(terms: list[Term]) -> tuple[str, ...]:
+    """Groups whose orders the cost of these terms depends on."""
+    found: dict[str, None] = {}
+    for term in terms:
+        if term.kind == "bilinear":
+            found[term.partner] = None
+        elif term.kind == "general":
+            found.update(dict.fromkeys(sorted(term.block.groups)))
+    return tuple(found)
 
 
 def _twice(spec: PermutationSpec, block: Block) -> frozenset[str]:

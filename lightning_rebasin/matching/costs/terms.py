@@ -12,8 +12,9 @@ are: the sum over every block axis of ``g`` of ``⟨A_i, B'_j⟩``, where ``B'``
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -44,12 +45,22 @@ class Term:
     partners: tuple[int, ...]
     kind: TermKind
 
-    @property
+    @cached_property
     def partner(self) -> str:
         """The one group that a bilinear term depends on."""
         return self.block.axes[self.partners[0]][0]
 
-    @property
+    @cached_property
+    def joint(self) -> bool:
+        """Whether a joint axis is involved."""
+        return any(self.block.joint_segment(axis) is not None for axis in (self.axis, *self.partners))
+
+    @cached_property
+    def rank(self) -> int:
+        """Length of the sums behind each entry: everything in the block but the group's own axis."""
+        return math.prod(size for axis, size in enumerate(self.block.lengths) if axis != self.axis)
+
+    @cached_property
     def order(self) -> tuple[int, ...]:
         """The block's axes with the partners first and the group's own axis last."""
         rest = (a for a in range(len(self.block.axes)) if a != self.axis and a not in self.partners)
@@ -68,8 +79,7 @@ def terms_of(spec: PermutationSpec, blocks: Iterable[Block]) -> tuple[Term, ...]
 
 
 def _kind(spec: PermutationSpec, block: Block, axis: int, partners: tuple[int, ...]) -> TermKind:
-    involved = [axis, *partners]
-    if any(block.joint_segment(a) for a in involved) or len(partners) > 1:
+    if any(block.joint_segment(a) is not None for a in (axis, *partners)) or len(partners) > 1:
         return "general"
     if not partners:
         return "static"
@@ -102,6 +112,18 @@ def add_bilinear_change(
     change = layout.index_select(0, after.index_select(0, where))
     change -= layout.index_select(0, before.index_select(0, where))
     cost.addmm_(rows.t(), change.reshape(-1, size))
+
+
+def add_soft(cost: Tensor, term: Term, reference: Layouts, source: Layouts, soft: Mapping[str, Tensor]) -> None:
+    """Add a term whose partners are mixed by doubly stochastic matrices instead of permuted."""
+    size = cost.shape[1]
+    moved = source.contiguous(term.block, term.order)
+    for position, axis in enumerate(term.partners):
+        front = moved.movedim(position, 0)
+        mixed = soft[term.block.axes[axis][0]] @ front.reshape(front.shape[0], -1)
+        moved = mixed.reshape(front.shape).movedim(0, position)
+    rows = reference.view(term.block, term.order, (-1, size))
+    cost.addmm_(rows.t(), moved.reshape(-1, size))
 
 
 def add_general(cost: Tensor, term: Term, reference: Layouts, source: Layouts, flats: Flats) -> None:

@@ -1,0 +1,100 @@
+"""Where descents start and in which order they visit the groups.
+
+The default is built from what works on real pairs of networks.  Annealed starts (:mod:`.anneal`) find far better optima than
+any number of descents from the identity or from random permutations; one descent from the identity costs little, is
+right when the two networks share a basin already, and makes sure that the answer is never worse than doing nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from lightning_rebasin.errors import ConfigurationError, PermutationError
+from lightning_rebasin.matching.result import MatchState
+from lightning_rebasin.symmetry.permutation import Permutation
+from lightning_rebasin.symmetry.spec import PermutationSpec
+
+Init = Literal["identity", "random"] | Permutation | MatchState
+Order = Literal["random", "forward", "backward", "alternating"]
+Kind = Literal["identity", "random", "given", "annealed"]
+ORDERS: tuple[Order, ...] = ("random", "forward", "backward", "alternating")
+#: Descents of the default policy: identity, annealed, annealed from a disturbed beginning.
+DEFAULT_DESCENTS = 3
+#: Relative disturbance that makes annealed starts differ.
+NOISE = 0.3
+
+
+@dataclass(frozen=True)
+class Start:
+    """One descent of the plan.
+
+    Args:
+        name: For the report.
+        kind: What it starts from.
+        order: Order of the visits.
+        noise: Disturbance of an annealed start.
+    """
+
+    name: str
+    kind: Kind
+    order: Order
+    noise: float = 0.0
+
+
+def plan(init: Init | None, restarts: int | None, order: Order | None) -> tuple[Start, ...]:
+    """The descents to run.
+
+    Args:
+        init: What the caller asked to start from.
+        restarts: How many descents the caller asked for.
+        order: Order of the visits that the caller asked for.
+    """
+    visits = order or "random"
+    if isinstance(init, (Permutation, MatchState)):
+        return tuple(Start(f"given, {visits} order {n}", "given", visits) for n in range(restarts or 1))
+    if init is not None:
+        return tuple(Start(f"{init}, {visits} order {n}", init, visits) for n in range(restarts or 1))
+    starts = [
+        Start("identity", "identity", order or "forward"),
+        Start("annealed", "annealed", order or "forward"),
+    ]
+    total = restarts or DEFAULT_DESCENTS
+    starts += [Start(f"annealed {n}", "annealed", visits, NOISE) for n in range(1, total - 1)]
+    return tuple(starts[:total])
+
+
+def orders(order: Order, count: int, sweeps: int, generator: torch.Generator) -> Iterator[Sequence[int]]:
+    """The order of the visits in each sweep."""
+    forward = range(count)
+    for sweep in range(sweeps):
+        if order == "random":
+            yield torch.randperm(count, generator=generator).tolist()
+        elif order == "forward" or (order == "alternating" and sweep % 2 == 0):
+            yield forward
+        else:
+            yield forward[::-1]
+
+
+def check_options(spec: PermutationSpec, init: Any, restarts: int | None, max_sweeps: int, order: Any) -> None:
+    """Refuse options that cannot work.
+
+    Raises:
+        PermutationError: The start belongs to another spec.
+        ConfigurationError: Any other option.
+    """
+    given = init.permutation if isinstance(init, MatchState) else init
+    if isinstance(given, Permutation):
+        if given.spec is not spec and given.spec != spec:
+            raise PermutationError("the initial permutation belongs to another spec")
+    elif given not in (None, "identity", "random"):
+        raise ConfigurationError(f"init must be None, 'identity', 'random' or a Permutation, not {init!r}")
+    if restarts is not None and restarts < 1:
+        raise ConfigurationError(f"restarts must be at least 1, not {restarts}")
+    if max_sweeps < 1:
+        raise ConfigurationError(f"max_sweeps must be at least 1, not {max_sweeps}")
+    if order is not None and order not in ORDERS:
+        raise ConfigurationError(f"order must be one of {', '.join(ORDERS)}, not {order!r}")

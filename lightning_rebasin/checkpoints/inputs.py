@@ -41,7 +41,7 @@ def read_inputs(
         CheckpointError: A file cannot be read.
         StateDictError: A file has other tensors.
     """
-    found = []
+    found: list[Checkpoint] = []
     for path in tqdm(paths, desc="reading", unit="file", disable=not progress):
         checkpoint = read_checkpoint(path, weights=weights, prefix=prefix, unsafe=unsafe)
         found.append(_fitted(checkpoint, expected if expected is not None else _names(checkpoint, found)))

@@ -358,7 +358,10 @@ def _evaluate(
 ) -> dict[str, dict[str, float]]:
     if evaluate is None or network is None:
         return {}
-    rows: dict[str, Mapping[str, Tensor]] = {str(file.path): file.state_dict for file in files}
+    short = len({file.path.name for file in files}) == len(files)
+    rows: dict[str, Mapping[str, Tensor]] = {
+        file.path.name if short else str(file.path): file.state_dict for file in files
+    }
     if len(files) > 1:
         rows[NAIVE] = average([file.state_dict for file in files], shares)
     rows[MERGED] = merged

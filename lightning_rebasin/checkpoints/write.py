@@ -247,10 +247,8 @@ _NOTHING = _Nothing()
 
 def _base_value(value: Any) -> Any:
     """Enumeration members and NumPy's subclasses of ``float`` and ``str`` as the builtin they extend."""
-    for kind in (bool, int, float, str, bytes, complex):
-        if isinstance(value, kind):
-            return kind(value)
-    return value
+    kinds: tuple[type[Any], ...] = (bool, int, float, str, bytes, complex)
+    return next((kind(value) for kind in kinds if isinstance(value, kind)), value)
 
 
 def _is_plain_key(key: Any) -> bool:

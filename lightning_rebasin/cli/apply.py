@@ -1,0 +1,59 @@
+"""``lightning-rebasin apply``: a permutation applied to a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lightning_rebasin.cli import common
+
+HELP = "apply a permutation written by 'match' to a checkpoint"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.description = (
+        "Permutes the units of a checkpoint; the network computes the same function afterwards.  With\n"
+        "--permute-optimizer the optimizer's state moves along, so that training can be continued exactly."
+    )
+    parser.epilog = "example:\n  lightning-rebasin apply b-to-a.perm b.ckpt -o b-aligned.ckpt --permute-optimizer"
+    parser.add_argument("permutation", type=Path, metavar="PERM", help="file written by 'lightning-rebasin match'")
+    parser.add_argument("file", type=Path, metavar="FILE", help="checkpoint to be permuted")
+    common.add_output_arguments(parser, "the checkpoint to write")
+    parser.add_argument("--inverse", action="store_true", help="undo the permutation instead")
+    parser.add_argument(
+        "--permute-optimizer",
+        action="store_true",
+        help="keep optimizer, schedulers and loops of a Lightning checkpoint and permute the optimizer's state; give "
+        "--module if the optimizer has several groups of parameters",
+    )
+    common.add_model_arguments(parser, spec=False)
+    common.add_file_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Permute and write."""
+    from lightning_rebasin.checkpoints.apply import apply_to_checkpoint
+    from lightning_rebasin.checkpoints.inputs import read_inputs
+    from lightning_rebasin.checkpoints.write import check_target
+    from lightning_rebasin.symmetry import Permutation
+
+    check_target(args.output, force=args.force)
+    permutation = Permutation.load(args.permutation)
+    permutation = permutation.inverse() if args.inverse else permutation
+    checkpoint = read_inputs([args.file], permutation.spec.tensors, **common.reading_options(args))[0]
+    module = common.load_module(args, checkpoint)
+    error = apply_to_checkpoint(
+        checkpoint,
+        permutation,
+        args.output,
+        module=module,
+        example=common.load_example(args, module),
+        permute_optimizer=args.permute_optimizer,
+        force=args.force,
+    )
+    print(
+        f"{permutation}\nwrote {args.output}"
+        + ("" if error is None else f" (same function: relative error {error:.0e})")
+    )
+    return 0

@@ -1,0 +1,80 @@
+"""``lightning-rebasin match``: the permutation alone, as a small file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lightning_rebasin.cli import common
+
+HELP = "find the permutation that brings one checkpoint nearest to another, and write only that"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.description = (
+        "Finds the permutation of B's units that brings its weights nearest to A's, proves that the permuted network\n"
+        "computes the same function, and writes the permutation (a small file, which 'apply' uses)."
+    )
+    parser.epilog = (
+        "example:\n  lightning-rebasin match a.ckpt b.ckpt -o b-to-a.perm --module project.models.Net\n"
+        "  lightning-rebasin apply b-to-a.perm b.ckpt -o b-aligned.ckpt"
+    )
+    parser.add_argument("reference", type=Path, metavar="A", help="checkpoint that stays as it is")
+    parser.add_argument("source", type=Path, metavar="B", help="checkpoint to be permuted")
+    common.add_output_arguments(parser, "the permutation file to write")
+    parser.add_argument(
+        "--method",
+        choices=("weight", "activation"),
+        default="weight",
+        help="match weights, or activations on --data (default: %(default)s)",
+    )
+    parser.add_argument("--report", type=Path, metavar="JSON", help="also write the report to this file")
+    common.add_model_arguments(parser)
+    common.add_data_arguments(parser)
+    common.add_file_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Match, write the permutation, and print the report."""
+    from lightning_rebasin.checkpoints.inputs import read_inputs
+    from lightning_rebasin.checkpoints.merge import align, example_input
+    from lightning_rebasin.checkpoints.write import check_target
+    from lightning_rebasin.errors import ConfigurationError
+    from lightning_rebasin.symmetry import PermutationSpec, infer_spec
+
+    check_target(args.output, force=args.force)
+    reading = common.reading_options(args)
+    reference = read_inputs([args.reference], **reading)[0]
+    module = common.load_module(args, reference)
+    example = common.load_example(args, module)
+    data = common.load_data(args).train or None
+    if args.spec:
+        spec = PermutationSpec.load(args.spec)
+    elif module is not None:
+        spec = infer_spec(module, *example_input(module, example, data))
+    else:
+        raise ConfigurationError("say what the network is: --module, --config or --spec")
+    if args.method == "activation" and (module is None or data is None):
+        raise ConfigurationError("activation matching runs the network on data: give --module and --data")
+    files = read_inputs([args.reference, args.source], spec.tensors, progress=not args.no_progress, **reading)
+    for file in files:
+        spec.check_state(file.state_dict, str(file.path), finite=True)
+    aligned = align(
+        spec,
+        [file.state_dict for file in files],
+        args.method,
+        module=module,
+        data=data,
+        example=example,
+        seed=args.seed,
+        progress=not args.no_progress,
+    )
+    match = aligned.matches[0]
+    match.permutation.save(args.output)
+    if args.report:
+        common.write_json(args.report, {**match.to_dict(), "equivalence_errors": list(aligned.errors)})
+    print(match.report())
+    proof = f"relative error {aligned.errors[0]:.0e}" if aligned.errors else "not checked: no --module"
+    print(f"the permuted network computes the same function: {proof}\nwrote {args.output}")
+    return 0

@@ -1,0 +1,86 @@
+"""``lightning-rebasin merge``: one working checkpoint out of several."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lightning_rebasin.cli import common
+
+HELP = "merge two or more checkpoints into one that works"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.description = (
+        "Permutes the units of B, C, ... so that their weights fit those of A, proves that the permuted networks\n"
+        "compute the same function, averages, corrects batch-norm statistics, and writes a normal checkpoint with the\n"
+        "names, hyper-parameters and format of A (OUT.ckpt: Lightning, OUT.safetensors: safetensors)."
+    )
+    parser.epilog = (
+        "examples:\n"
+        "  lightning-rebasin merge a.ckpt b.ckpt -o merged.ckpt --module project.nets.Net --data project.data.Digits\n"
+        "  lightning-rebasin merge a.ckpt b.ckpt c.ckpt -o merged.ckpt --config config.yaml --report report.json\n"
+        "  lightning-rebasin merge a.pt b.pt -o merged.safetensors --spec spec.json --weight 0.3 0.7\n"
+        "  lightning-rebasin merge base-tuned-1.ckpt base-tuned-2.ckpt -o merged.ckpt --method average"
+    )
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="checkpoints of one architecture; A comes first"
+    )
+    common.add_output_arguments(parser, "the checkpoint to write")
+    parser.add_argument(
+        "--method",
+        choices=("weight", "activation", "average", "none"),
+        default="weight",
+        help="how to align: by weights, by activations (needs --data), not at all (for fine-tunes of one base); 'none' "
+        "keeps A, to correct its statistics or change its format (default: %(default)s)",
+    )
+    parser.add_argument("--weight", nargs="+", type=float, metavar="W", help="share of each model (default: equal)")
+    parser.add_argument(
+        "--statistics",
+        choices=("auto", "none", "reset", "repair"),
+        default="auto",
+        help="re-estimate batch-norm statistics, or REPAIR every layer; both need --data (default: reset if there are "
+        "batch norms and data)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="do everything but write OUT")
+    parser.add_argument("--report", type=Path, metavar="JSON", help="also write the report to this file")
+    common.add_model_arguments(parser)
+    common.add_data_arguments(parser)
+    common.add_file_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge, and print the report."""
+    from lightning_rebasin.checkpoints import merge_checkpoints, read_checkpoint
+    from lightning_rebasin.checkpoints.write import check_target
+    from lightning_rebasin.symmetry import PermutationSpec
+
+    if not args.dry_run:
+        check_target(args.output, force=args.force)
+    reading = common.reading_options(args)
+    module = common.load_module(args, read_checkpoint(args.files[0], **reading))
+    data = common.load_data(args)
+    report = merge_checkpoints(
+        args.files,
+        args.output,
+        module=module,
+        spec=PermutationSpec.load(args.spec) if args.spec else None,
+        method=args.method,
+        weights=args.weight,
+        data=data.train or None,
+        example=common.load_example(args, module),
+        statistics=args.statistics,
+        evaluate=common.evaluator(module, data),
+        select=reading["weights"],
+        prefix=reading["prefix"],
+        unsafe=reading["unsafe"],
+        seed=args.seed,
+        dry_run=args.dry_run,
+        force=args.force,
+        progress=not args.no_progress,
+    )
+    if args.report:
+        common.write_json(args.report, report.to_dict())
+    print(report)
+    return 0

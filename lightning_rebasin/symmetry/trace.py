@@ -306,10 +306,12 @@ def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     Raises:
         TraceError: The model does not run on this input.
     """
-    recorder = Recorder(known_tensors(module), _model_constants(module))
-    for leaf in tree_flatten((args, dict(kwargs)))[0]:
-        if isinstance(leaf, Tensor):
-            recorder.add_input(leaf)
+    inputs = [leaf for leaf in tree_flatten((args, dict(kwargs)))[0] if isinstance(leaf, Tensor)]
+    # ``example_input_array`` is an attribute of the module too, but here it is an input.
+    constants = [tensor for tensor in _model_constants(module) if all(tensor is not leaf for leaf in inputs)]
+    recorder = Recorder(known_tensors(module), constants)
+    for leaf in inputs:
+        recorder.add_input(leaf)
     try:
         with _undisturbed(module), plain_kernels(), _module_paths(module, recorder.module_path), recorder:
             output = module(*args, **kwargs)

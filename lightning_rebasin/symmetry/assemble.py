@@ -10,7 +10,8 @@ import torch
 
 from lightning_rebasin.symmetry.activations import ActivationSite
 from lightning_rebasin.symmetry.elements import IntArray, Table
-from lightning_rebasin.symmetry.labels import Label
+from lightning_rebasin.symmetry.labels import Label, Part
+from lightning_rebasin.symmetry.products import component_index, factorise
 from lightning_rebasin.symmetry.rules.base import Contraction
 from lightning_rebasin.symmetry.solve import Cell, Solution
 from lightning_rebasin.symmetry.spec import AxisMap, Component, Group, Pin
@@ -50,7 +51,24 @@ class Namer:
         self.follows = self.is_group.copy()
         for cell in solution.cells.values():
             (self.is_group if cell.kind == "group" else self.follows)[cell.number] = True
+        self.coordinates = _coordinates(solution, self.member_of)
         self.groups = self._name(states)
+
+    def followed(self, ids: IntArray) -> dict[int, IntArray] | None:
+        """For positions that all follow the same groups: by cell of the group the member that moves each position."""
+        cells = self.cell_of[ids]
+        found: dict[int, IntArray] = {}
+        for cell in np.unique(cells):
+            own = self.coordinates.get(int(cell))
+            if own is None or (found and own.keys() != found.keys()):
+                return None
+            here = cells == cell
+            classes = self.solution.cells[int(cell)].members
+            order = np.argsort(classes)
+            place = order[np.searchsorted(classes[order], self.solution.colouring.classes[ids[here]])]
+            for group, member in own.items():
+                found.setdefault(group, np.full(ids.shape, -1, dtype=np.int64))[here] = member[place]
+        return found
 
     def _name(self, states: Mapping[str, Label]) -> dict[int, Group]:
         """Groups by cell, in the order of the first tensor dimension on which they act, parents first."""
@@ -78,6 +96,32 @@ class Namer:
         taken.add(name)
         found[number] = Group(name, cell.size, parent)
         return found[number]
+
+
+def _coordinates(solution: Solution, member_of: IntArray) -> dict[int, dict[int, IntArray]]:
+    """For every cell that moves: the groups that move it and the member for each of its classes."""
+    result: dict[int, dict[int, IntArray]] = {}
+    place = np.zeros(len(member_of), dtype=np.int64)
+    for cell in solution.cells.values():
+        place[cell.members] = np.arange(len(cell.members))
+        if cell.kind == "group":
+            result[cell.number] = {cell.number: member_of[cell.members]}
+            continue
+        own: dict[int, IntArray] = {}
+        for parent, image in zip(cell.parents, cell.maps, strict=True):
+            for group, member in result.get(parent, {}).items():
+                own[group] = member[place[image]]
+        ancestors = {p for group in own for p in _ancestors(solution, group)}
+        result[cell.number] = {group: member for group, member in own.items() if group not in ancestors}
+    return result
+
+
+def _ancestors(solution: Solution, number: int) -> set[int]:
+    found: set[int] = set()
+    while solution.cells[number].parents:
+        number = solution.cells[number].parents[0]
+        found.add(number)
+    return found
 
 
 def assemble(
@@ -161,33 +205,69 @@ def _parents_first(groups: object) -> list[Group]:
 
 
 def _axis_map(namer: Namer, tensor: str, label: Label, result: Assembly) -> AxisMap | None:
-    sites = [[label.sizes[s] for s in dim] or [1] for dim in label.dims]
-    number: dict[int, int] = {}
-    for dim in label.dims:
-        for site in dim:
-            number[site] = len(number) + sum(not d for d in label.dims[: label.dims.index(dim)])
-    layout = _Layout(tuple(tuple(s) for s in sites), [])
+    layout = _Layout(label)
     for part in label.parts:
-        own = tuple(number[s] for s in part.sites)
-        layout = _add_part(namer, layout, own, part.elements.ids, result)
-    return _simplify(AxisMap(tensor, layout.sites, tuple(layout.components))) if layout.components else None
+        flat = part.elements.ids.reshape(-1)
+        cells = namer.cell_of[flat]
+        for cell in np.unique(cells[namer.is_group[cells]]):
+            layout.add(part.sites, _component(namer, int(cell), (), flat))
+        following = np.unique(cells[namer.follows[cells]])
+        if len(following) and not layout.add_product(namer, part):
+            result.inexpressible += [np.flatnonzero(namer.cell_of == cell) for cell in following]
+    return _simplify(layout.axis_map(tensor)) if layout.components else None
 
 
-@dataclass
 class _Layout:
-    sites: tuple[tuple[int, ...], ...]
-    components: list[Component]
+    """Sites of one tensor, split further as components need it."""
 
+    def __init__(self, label: Label) -> None:
+        self.dims = label.dims
+        self.factors: list[tuple[int, ...]] = [(size,) for size in label.sizes]
+        self.components: list[tuple[str, list[tuple[int, int]], torch.Tensor]] = []
 
-def _add_part(namer: Namer, layout: _Layout, sites: tuple[int, ...], ids: IntArray, result: Assembly) -> _Layout:
-    flat = ids.reshape(-1)
-    cells = namer.cell_of[flat]
-    for cell in np.unique(cells[namer.is_group[cells]]):
-        layout.components.append(_component(namer, int(cell), sites, flat))
-    following = np.unique(cells[namer.follows[cells]])
-    for cell in following:
-        result.inexpressible.append(np.flatnonzero(namer.cell_of == cell))
-    return layout
+    def add(self, sites: tuple[int, ...], component: Component) -> None:
+        """A component over whole sites."""
+        self.components.append((component.group, [(s, -1) for s in sites], component.index))
+
+    def add_product(self, namer: Namer, part: Part) -> bool:
+        """Components of a part that several groups move; whether that can be expressed."""
+        members = namer.followed(part.elements.ids)
+        if members is None:
+            return False
+        sites, depends = factorise(list(members.values()))
+        places = [(site, k) for site, factors in zip(part.sites, sites, strict=True) for k in range(len(factors))]
+        for site, factors in zip(part.sites, sites, strict=True):
+            if self.factors[site] not in ((int(np.prod(factors)),), factors):
+                return False
+            self.factors[site] = factors
+        shape = [n for factors in sites for n in factors]
+        for (group, member), own in zip(members.items(), depends, strict=True):
+            index = component_index(member.reshape(shape), own, len(namer.solution.cells[group].members))
+            if index is None:
+                return False
+            self.components.append((namer.groups[group].id, [places[k] for k in own], torch.from_numpy(index)))
+        return True
+
+    def axis_map(self, tensor: str) -> AxisMap:
+        """The map, with sites numbered row-major; a dimension of size 1 is one site."""
+        number: dict[tuple[int, int], int] = {}
+        sites = []
+        count = 0
+        for dim in self.dims:
+            row: list[int] = []
+            for site in dim:
+                for k, size in enumerate(self.factors[site]):
+                    number[site, k] = count + len(row)
+                    row.append(size)
+            sites.append(tuple(row or [1]))
+            count += len(sites[-1])
+        components = []
+        for group, places, index in self.components:
+            own: list[int] = []
+            for site, k in places:
+                own += [number[site, j] for j in range(len(self.factors[site]))] if k < 0 else [number[site, k]]
+            components.append(Component(group, tuple(own), index))
+        return AxisMap(tensor, tuple(sites), tuple(components))
 
 
 def _component(namer: Namer, cell: int, sites: tuple[int, ...], flat: IntArray) -> Component:

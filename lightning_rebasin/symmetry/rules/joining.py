@@ -25,7 +25,11 @@ def concatenate(ctx: Context, pieces: Sequence[Label], dim: int) -> Label:
     joined = ctx.merge([(_without(p, dim), others) for p in pieces], others)
     joined = labels.insert_pinned(joined, dim, sum(sizes))
     moving = [[q for q in p.parts if p.dims[dim] and p.dims[dim][0] in q.sites] for p in pieces]
-    if sum(sizes) == 1 or not any(moving):
+    # A constant piece beside ordered ones (an initial state of zeros) is free within itself.
+    loose = [
+        size > 1 and not (p.dims[dim] and p.dims[dim][0] in p.pinned) for p, size in zip(pieces, sizes, strict=True)
+    ]
+    if sum(sizes) == 1 or not (any(moving) or any(loose)):
         return joined
     return _derived(ctx, pieces, moving, joined, dim, sizes)
 
@@ -108,7 +112,10 @@ def cat(ctx: Context, node: Node) -> list[Label]:
         return [labels.fixed(ctx.out_shape(node))]
     dim = node.arguments["dim"] % len(ctx.shape(refs[0]))
     bounds = np.cumsum([0, *(ctx.shape(r)[dim] for r in refs)])
-    ctx.pieces[node.outputs[0]] = (dim, [(int(a), int(b), r) for a, b, r in zip(bounds, bounds[1:], refs, strict=False)])
+    ctx.pieces[node.outputs[0]] = (
+        dim,
+        [(int(a), int(b), r) for a, b, r in zip(bounds, bounds[1:], refs, strict=False)],
+    )
     ctx.known[node.outputs[0]] = lambda: concatenate(ctx, [ctx.label(r) for r in refs], dim)
     return []
 
@@ -182,11 +189,12 @@ def pad(ctx: Context, node: Node) -> list[Label]:
 
 
 def _padded(ctx: Context, label: Label, dim: int, low: int, high: int) -> Label:
-    def blank(size: int) -> list[Label]:
-        shape = [*label.shape[:dim], size, *label.shape[dim + 1 :]]
-        return [labels.constant(shape)] if size else []
-
-    return concatenate(ctx, [*blank(low), label, *blank(high)], dim)
+    size = label.shape[dim]
+    ordered = bool(label.dims[dim]) and label.dims[dim][0] in label.pinned
+    blank = labels.plain([*label.shape[:dim], low + high, *label.shape[dim + 1 :]], [dim] if ordered else [])
+    # Both ends hold the same constant, so they are one piece that is then put on either side.
+    order = np.concatenate([np.arange(low), np.arange(size) + low + high, np.arange(low, low + high)])
+    return labels.take(concatenate(ctx, [blank, label], dim), dim, order, ctx.store)
 
 
 @rule("slice_scatter select_scatter")
@@ -209,9 +217,7 @@ def write_back(ctx: Context, node: Node) -> list[Label]:
     return [result]
 
 
-def _write(
-    ctx: Context, view: str, given: dict[str, object], output: int, base: Label, piece: Label
-) -> Label | None:
+def _write(ctx: Context, view: str, given: dict[str, object], output: int, base: Label, piece: Label) -> Label | None:
     """Undo one view operation; ``None`` if it is not understood."""
     name, shape = view.removeprefix("aten."), base.shape
     if name in ("view", "alias", "detach", "unsqueeze", "squeeze", "_reshape_alias", "reshape"):
@@ -258,4 +264,3 @@ def _write_slice(
     before = [labels.take(base, dim, np.arange(start), ctx.store)] if start else []
     after = [labels.take(base, dim, np.arange(stop, size), ctx.store)] if stop < size else []
     return concatenate(ctx, [*before, piece, *after], dim)
-

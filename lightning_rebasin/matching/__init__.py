@@ -1,6 +1,7 @@
 """Which permutation brings one network nearest to another."""
 
+from lightning_rebasin.matching.many import ManyMatchResult, match_many
 from lightning_rebasin.matching.result import Descent, MatchResult, MatchState
 from lightning_rebasin.matching.weight import WeightMatcher, match_weights
 
-__all__ = ["Descent", "MatchResult", "MatchState", "WeightMatcher", "match_weights"]
+__all__ = ["Descent", "ManyMatchResult", "MatchResult", "MatchState", "WeightMatcher", "match_many", "match_weights"]

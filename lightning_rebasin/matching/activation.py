@@ -1,0 +1,336 @@
+"""Activation matching: units that respond alike are the same unit.
+
+Both networks see the same data.  For every group the statistic ``S[i, j]`` says how alike unit ``i`` of the reference
+and unit ``j`` of the source respond, and the permutation maximises ``Σ_i S[i, p[i]]``, one assignment problem per
+group; a nested group (dimensions inside heads) is solved for every pair of parents first, and the parents are matched
+by what their members can reach.  Two statistics are in use:
+
+* the *inner product* ``E[a_i b_j]`` of the paper's MLP scripts, and
+* Pearson's *correlation* ``cov(a_i, b_j) / (σ_i σ_j)`` of its VGG script, with 0 for dead units.
+
+Where the units can be seen comes from the spec: no hooks are written by hand.  The data are read once; only sums are
+kept, in float64, so the memory does not grow with the number of batches.
+
+Source: Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023, section 3.1 (arXiv 2209.04836).
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, final, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from tqdm import tqdm
+
+from lightning_rebasin.assignment import solve_assignment
+from lightning_rebasin.errors import ConfigurationError, DataError, NonFiniteError
+from lightning_rebasin.matching.result import MatchResult
+from lightning_rebasin.symmetry.activations import ActivationSite, record_activations
+from lightning_rebasin.symmetry.permutation import Permutation
+from lightning_rebasin.symmetry.spec import Group, PermutationSpec
+
+Statistic = Literal["inner_product", "correlation"]
+
+
+#: Variance, relative to the squared mean, below which a unit counts as dead: what float64 sums leave of a constant.
+_DEAD = 1e-12
+
+
+@final
+class CrossMoments:
+    """Sums over samples from which inner products and correlations between two sets of units follow.
+
+    Example:
+        >>> moments = CrossMoments()
+        >>> moments.update(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0, 4.0, 6.0], [0.0, 0.0, 0.0]]))
+        >>> [[round(value, 3) for value in row] for row in moments.correlation().tolist()]
+        [[1.0, 0.0]]
+        >>> [[round(value, 3) for value in row] for row in moments.inner_product().tolist()]
+        [[9.333, 0.0]]
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def update(self, a: Tensor, b: Tensor) -> None:
+        """Add samples.
+
+        Args:
+            a: Units of the reference by samples, ``(n, N)``, any floating dtype.
+            b: Units of the source by the same samples, ``(m, N)``.
+        """
+        a, b = a.detach().double(), b.detach().double()
+        new = {
+            "count": torch.full((), a.shape[1], dtype=torch.float64, device=a.device),
+            "a": a.sum(1),
+            "b": b.sum(1),
+            "aa": a.square().sum(1),
+            "bb": b.square().sum(1),
+            "ab": a @ b.T,
+        }
+        self._sums = {name: self._sums[name] + value if self._sums else value for name, value in new.items()}
+
+    def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace every sum by its total over processes."""
+        self._sums = {name: total(value) for name, value in self._sums.items()}
+
+    def inner_product(self) -> Tensor:
+        """``E[a_i b_j]``, float64 ``(n, m)`` on the CPU."""
+        return (self._sums["ab"] / self._sums["count"]).cpu()
+
+    def correlation(self) -> Tensor:
+        """Pearson's correlation of ``a_i`` and ``b_j``, float64 ``(n, m)`` on the CPU; 0 where a unit never changes."""
+        count = self._sums["count"]
+        mean_a, mean_b = self._sums["a"] / count, self._sums["b"] / count
+        covariance = self._sums["ab"] / count - torch.outer(mean_a, mean_b)
+        scale_a = _inverse_deviation(self._sums["aa"] / count, mean_a)
+        scale_b = _inverse_deviation(self._sums["bb"] / count, mean_b)
+        return (covariance * torch.outer(scale_a, scale_b)).cpu()
+
+
+def _inverse_deviation(square: Tensor, mean: Tensor) -> Tensor:
+    """``1/σ``, and 0 for a dead unit."""
+    variance = square - mean.square()
+    alive = variance > _DEAD * square
+    return torch.where(alive, variance.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
+
+
+@final
+class GroupAssignment:
+    """Solves the assignment problems of a whole spec from one score matrix per group.
+
+    Args:
+        spec: The groups.
+        scores: For each group a float64 matrix ``(members, members)``, reference units by source units; groups left out
+            score nothing and keep their order where nothing else decides.
+
+    Example:
+        >>> from lightning_rebasin.symmetry.spec import PermutationSpec
+        >>> spec = PermutationSpec.from_table({"w": ("h",)}, {"w": (2,)})
+        >>> GroupAssignment(spec, {"h": torch.tensor([[0.0, 5.0], [1.0, 0.0]])}).permutation()["h"].tolist()
+        [1, 0]
+    """
+
+    def __init__(self, spec: PermutationSpec, scores: Mapping[str, Tensor]) -> None:
+        self._spec = spec
+        self._scores = scores
+        self._solved: dict[tuple[str, int, int], tuple[float, Tensor]] = {}
+
+    def permutation(self) -> Permutation:
+        """The permutation with the highest total score."""
+        orders = {group.id: torch.empty(group.instances, group.size, dtype=torch.long) for group in self._groups()}
+        for group in self._groups():
+            if group.parent is None:
+                self._collect(group, 0, 0, orders)
+        return Permutation(self._spec, {g.id: orders[g.id].reshape(g.shape) for g in self._groups()})
+
+    def _groups(self) -> Iterable[Group]:
+        return self._spec.groups.values()
+
+    def _solve(self, group: Group, row: int, column: int) -> tuple[float, Tensor]:
+        """Best score and order of the units in parent ``row`` of the reference and parent ``column`` of the source."""
+        key = (group.id, row, column)
+        if key not in self._solved:
+            n = group.size
+            score = torch.zeros(n, n, dtype=torch.float64)
+            if group.id in self._scores:
+                score += self._scores[group.id][row * n : (row + 1) * n, column * n : (column + 1) * n]
+            for child in self._spec.children(group.id):
+                for i in range(n):
+                    for j in range(n):
+                        score[i, j] += self._solve(child, row * n + i, column * n + j)[0]
+            columns = _best_columns(score)
+            self._solved[key] = (float(score[torch.arange(n), columns].sum()), columns)
+        return self._solved[key]
+
+    def _collect(self, group: Group, row: int, column: int, orders: Mapping[str, Tensor]) -> None:
+        columns = self._solve(group, row, column)[1]
+        orders[group.id][row] = columns
+        for child in self._spec.children(group.id):
+            for i, j in enumerate(columns.tolist()):
+                self._collect(child, row * group.size + i, column * group.size + j, orders)
+
+
+def _best_columns(score: Tensor) -> Tensor:
+    """The best assignment; the identity where it is as good, so that dead units stay in place."""
+    n = len(score)
+    columns = torch.as_tensor(solve_assignment(score.numpy(), maximize=True).columns, dtype=torch.long)
+    best = score[torch.arange(n), columns].sum()
+    return torch.arange(n) if score.trace() >= best else columns
+
+
+def match_activations(
+    spec: PermutationSpec,
+    reference_module: nn.Module,
+    source_module: nn.Module,
+    batches: Iterable[Any],
+    *,
+    statistic: Statistic = "inner_product",
+    total: Callable[[Tensor], Tensor] | None = None,
+    progress: bool = False,
+) -> MatchResult:
+    """Find the permutation of the source whose units respond most like the reference's.
+
+    Maximises ``Σ_groups Σ_i S[i, p[i]]`` exactly; a group seen at several places sums their statistics.
+
+    Args:
+        spec: What may be permuted, made by :func:`~lightning_rebasin.infer_spec` (it knows where units can be seen).
+        reference_module: Network A; run in eval mode and left as it was.
+        source_module: Network B, the same architecture.
+        batches: Any number of batches, read once: a tensor, a sequence whose first item is the input, or a dict of
+            which the arguments of ``forward`` are taken.
+        statistic: ``"inner_product"`` is ``E[a b]``, ``"correlation"`` is Pearson's, with 0 for units that never
+            change.
+        total: Sums a tensor over processes, if each of them has its own batches.
+        progress: Show a progress bar over the batches.
+
+    Returns:
+        The permutation; objective and similarity are those of the statistic, in float64.
+
+    Raises:
+        ConfigurationError: The statistic is unknown, or the spec does not say where units can be seen.
+        DataError: There is no batch, or the inputs in it cannot be told.
+        NonFiniteError: A unit is NaN or infinite.
+
+    Example:
+        >>> from lightning_rebasin import infer_spec
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> spec = infer_spec(net, torch.ones(1, 2))
+        >>> data = [torch.randn(50, 2, generator=torch.Generator().manual_seed(0))]
+        >>> match_activations(spec, net, net, data, statistic="correlation").permutation.is_identity
+        True
+
+    References:
+        Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023, section 3.1 (arXiv 2209.04836).
+    """
+    begin = time.perf_counter()
+    if statistic not in get_args(Statistic):
+        raise ConfigurationError(f"statistic={statistic!r} is unknown; choose one of {get_args(Statistic)}")
+    if spec.groups and not spec.activations:
+        raise ConfigurationError("this spec does not say where units can be seen: make it with infer_spec(module, ...)")
+    moments = _collect(spec, reference_module, source_module, tqdm(batches, "activations", disable=not progress))
+    for site in moments.values():
+        if total is not None:
+            site.reduce(total)
+    scores = _scores(spec, moments, statistic)
+    permutation = GroupAssignment(spec, scores).permutation()
+    ends = Permutation.identity(spec), permutation
+    before, after = ({g: _pairs(score, p.flat(g)) for g, score in scores.items()} for p in ends)
+    return MatchResult(
+        permutation=permutation,
+        objective=sum(float(pairs.sum()) for pairs in after.values()),
+        identity_objective=sum(float(pairs.sum()) for pairs in before.values()),
+        similarity=_mean_correlations(spec, moments, permutation),
+        identity_similarity=_mean_correlations(spec, moments, ends[0]),
+        seconds=time.perf_counter() - begin,
+        method=f"activations, {statistic.replace('_', ' ')}",
+    )
+
+
+def model_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of ``model.forward`` in a batch: a tensor, the first item of a sequence, or keys of a dict.
+
+    Args:
+        model: The network.
+        batch: What a data loader gave.
+
+    Returns:
+        Positional and keyword arguments.
+
+    Raises:
+        DataError: The batch has none of these forms.
+    """
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping):
+        accepted = inspect.signature(model.forward).parameters
+        named = {name: value for name, value in batch.items() if name in accepted}
+        if named:
+            return (), named
+    elif isinstance(batch, Sequence) and batch and isinstance(batch[0], Tensor):
+        return (batch[0],), {}
+    raise DataError(
+        f"cannot tell the inputs of {type(model).__name__} in a batch of type {type(batch).__name__}: give tensors, "
+        "sequences that begin with the input, or dicts with the names of forward's arguments"
+    )
+
+
+def _collect(
+    spec: PermutationSpec, reference: nn.Module, source: nn.Module, batches: Iterable[Any]
+) -> dict[ActivationSite, CrossMoments]:
+    moments = {site: CrossMoments() for sites in spec.activations.values() for site in sites}
+    empty = True
+    with _evaluating(reference, source), torch.no_grad():
+        for batch in batches:
+            empty = False
+            theirs = _observe(spec, source, batch)
+            for site, units in _observe(spec, reference, batch).items():
+                moments[site].update(units, theirs.pop(site))
+    if empty:
+        raise DataError("no batches given to compare activations on")
+    return moments
+
+
+def _observe(spec: PermutationSpec, module: nn.Module, batch: Any) -> dict[ActivationSite, Tensor]:
+    """Run one batch; every site's units as ``(members, copies · samples)``."""
+    like = next(module.parameters(), torch.empty(0))
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(like.device, like.dtype if value.is_floating_point() else None)
+
+    seen: dict[ActivationSite, Tensor] = {}
+
+    def keep(site: ActivationSite, tensor: Tensor) -> None:
+        seen[site] = site.units(tensor).flatten(1)  # index_select has copied it
+
+    args, kwargs = tree_map(place, model_inputs(module, batch))
+    with record_activations(spec, keep):
+        module(*args, **kwargs)
+    return seen
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every submodule's own mode afterwards."""
+    modes = [(child, child.training) for module in modules for child in module.modules()]
+    for child, _ in modes:
+        child.training = False
+    try:
+        yield
+    finally:
+        for child, training in modes:
+            child.training = training
+
+
+def _scores(
+    spec: PermutationSpec, moments: Mapping[ActivationSite, CrossMoments], statistic: Statistic
+) -> dict[str, Tensor]:
+    scores = {}
+    for group, sites in spec.activations.items():
+        found = [getattr(moments[site], statistic)() for site in sites]
+        scores[group] = torch.stack(found).sum(0) if len(found) > 1 else found[0]
+        if not bool(torch.isfinite(scores[group]).all()):
+            raise NonFiniteError(f"group {group!r}: a unit's activations are NaN or infinite on the given batches")
+    return scores
+
+
+def _pairs(score: Tensor, flat: Tensor) -> Tensor:
+    return score[torch.arange(len(flat)), flat]
+
+
+def _mean_correlations(
+    spec: PermutationSpec, moments: Mapping[ActivationSite, CrossMoments], permutation: Permutation
+) -> dict[str, float]:
+    """Mean correlation of matched units by group, over all places where they are seen."""
+    found = {}
+    for group, sites in spec.activations.items():
+        pairs = [_pairs(moments[site].correlation(), permutation.flat(group)) for site in sites]
+        found[group] = float(torch.cat(pairs).mean())
+    return found

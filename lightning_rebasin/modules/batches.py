@@ -1,0 +1,50 @@
+"""What a MergeModule needs to see of the data before training starts: a few batches, and example inputs.
+
+The batches are asked for in ``setup``, before the trainer has made its own iterator: iterating the same loader *during*
+a run would advance the global random state, and with persistent workers would end the trainer's own pass over the data.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+
+def first_batches(trainer: Trainer, count: int) -> list[Any]:
+    """The first training batches (validation batches outside of ``fit``), on the CPU, leaving the random state alone.
+
+    Args:
+        trainer: A trainer inside ``setup``.
+        count: How many at most.
+
+    Returns:
+        Batches as the loader gives them; empty if the trainer has no data.
+    """
+    # Lightning offers no public way to ask for the training loader before the fit loop does.
+    loop: Any = trainer.fit_loop if trainer.state.fn == "fit" else trainer.validate_loop
+    source = loop._data_source
+    if source.instance is None or not source.is_defined():
+        return []
+    with isolate_rng():
+        loader = source.dataloader()
+        if isinstance(loader, Mapping | Sequence):
+            loader = CombinedLoader(loader, "min_size")
+        if isinstance(loader, CombinedLoader):
+            return [batch for batch, _, _ in itertools.islice(iter(loader), count)]
+        return list(itertools.islice(loader, count))
+
+
+def example_inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """``example_input_array`` of a LightningModule as arguments of its forward, or ``None``."""
+    example = model.example_input_array if isinstance(model, LightningModule) else None
+    if example is None:
+        return None
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}

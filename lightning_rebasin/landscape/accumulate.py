@@ -69,7 +69,7 @@ class Average:
         elif not self._started:
             self.total = number
         else:
-            pair = torch.stack([torch.as_tensor(self.total), torch.as_tensor(number)])
+            pair = torch.stack([torch.as_tensor(n, dtype=torch.float64, device="cpu") for n in (self.total, number)])
             self.total = pair.amin() if self.reduction == "min" else pair.amax()
         self._started = True
 

@@ -105,7 +105,7 @@ def surplus(snapshots: Sequence[Snapshot], limit: int | None, keep: Keep) -> tup
     Example:
         >>> run = [Snapshot(step, 0, Path(f"{step}")) for step in (0, 10, 11, 20, 30)]
         >>> [s.step for s in surplus(run, 3, "newest")], [s.step for s in surplus(run, 4, "spread")]
-        ([0, 10], [10])
+        ([0, 10], [11])
     """
     kept = sorted(snapshots, key=lambda s: s.step)
     gone: list[Snapshot] = []

@@ -129,6 +129,7 @@ def test_steps_that_are_jumped_over_are_not_lost():
     assert not StepSchedule(every=5).due(5, 9)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
 def test_resuming_fills_no_gap_twice_and_leaves_none(tmp_path):
     """Crash in epoch 3 after more snapshots were written, resume from the checkpoint of epoch 2."""
 

@@ -9,6 +9,7 @@ from helpers.models import mlp
 from torch import nn
 
 from lightning_rebasin.cli import spec as command
+from lightning_rebasin.cli.main import main
 from lightning_rebasin.errors import (
     ConfigurationError,
     EquivalenceError,
@@ -187,3 +188,10 @@ def test_bad_shapes_end_with_code_two(shape, capsys):
 def test_written_file_is_plain_json(tmp_path):
     run(*TOWER, *INPUT, "--output", tmp_path / "spec.json")
     assert json.loads((tmp_path / "spec.json").read_text())["format"] == "lightning-rebasin-spec"
+
+
+def test_errors_are_one_line_with_code_two(capsys):
+    assert main(["spec", *TOWER, "--input-shape", "2,99"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("lightning-rebasin spec: error: Tower does not run on the example input")

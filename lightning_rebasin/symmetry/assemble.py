@@ -11,7 +11,7 @@ import torch
 from lightning_rebasin.symmetry.activations import ActivationSite
 from lightning_rebasin.symmetry.elements import IntArray, Table
 from lightning_rebasin.symmetry.labels import Label, Part
-from lightning_rebasin.symmetry.products import component_index, factorise
+from lightning_rebasin.symmetry.products import Products
 from lightning_rebasin.symmetry.rules.base import Contraction
 from lightning_rebasin.symmetry.solve import Cell, Solution
 from lightning_rebasin.symmetry.spec import AxisMap, Component, Group, Pin
@@ -51,24 +51,8 @@ class Namer:
         self.follows = self.is_group.copy()
         for cell in solution.cells.values():
             (self.is_group if cell.kind == "group" else self.follows)[cell.number] = True
-        self.coordinates = _coordinates(solution, self.member_of)
+        self.products = Products(solution)
         self.groups = self._name(states)
-
-    def followed(self, ids: IntArray) -> dict[int, IntArray] | None:
-        """For positions that all follow the same groups: by cell of the group the member that moves each position."""
-        cells = self.cell_of[ids]
-        found: dict[int, IntArray] = {}
-        for cell in np.unique(cells):
-            own = self.coordinates.get(int(cell))
-            if own is None or (found and own.keys() != found.keys()):
-                return None
-            here = cells == cell
-            classes = self.solution.cells[int(cell)].members
-            order = np.argsort(classes)
-            place = order[np.searchsorted(classes[order], self.solution.colouring.classes[ids[here]])]
-            for group, member in own.items():
-                found.setdefault(group, np.full(ids.shape, -1, dtype=np.int64))[here] = member[place]
-        return found
 
     def _name(self, states: Mapping[str, Label]) -> dict[int, Group]:
         """Groups by cell, in the order of the first tensor dimension on which they act, parents first."""
@@ -96,32 +80,6 @@ class Namer:
         taken.add(name)
         found[number] = Group(name, cell.size, parent)
         return found[number]
-
-
-def _coordinates(solution: Solution, member_of: IntArray) -> dict[int, dict[int, IntArray]]:
-    """For every cell that moves: the groups that move it and the member for each of its classes."""
-    result: dict[int, dict[int, IntArray]] = {}
-    place = np.zeros(len(member_of), dtype=np.int64)
-    for cell in solution.cells.values():
-        place[cell.members] = np.arange(len(cell.members))
-        if cell.kind == "group":
-            result[cell.number] = {cell.number: member_of[cell.members]}
-            continue
-        own: dict[int, IntArray] = {}
-        for parent, image in zip(cell.parents, cell.maps, strict=True):
-            for group, member in result.get(parent, {}).items():
-                own[group] = member[place[image]]
-        ancestors = {p for group in own for p in _ancestors(solution, group)}
-        result[cell.number] = {group: member for group, member in own.items() if group not in ancestors}
-    return result
-
-
-def _ancestors(solution: Solution, number: int) -> set[int]:
-    found: set[int] = set()
-    while solution.cells[number].parents:
-        number = solution.cells[number].parents[0]
-        found.add(number)
-    return found
 
 
 def assemble(
@@ -209,11 +167,13 @@ def _axis_map(namer: Namer, tensor: str, label: Label, result: Assembly) -> Axis
     for part in label.parts:
         flat = part.elements.ids.reshape(-1)
         cells = namer.cell_of[flat]
+        following = np.unique(cells[namer.follows[cells]])
+        if len(following):
+            if not layout.add_product(namer, part):
+                result.inexpressible += [np.flatnonzero(namer.cell_of == cell) for cell in following]
+            continue
         for cell in np.unique(cells[namer.is_group[cells]]):
             layout.add(part.sites, _component(namer, int(cell), (), flat))
-        following = np.unique(cells[namer.follows[cells]])
-        if len(following) and not layout.add_product(namer, part):
-            result.inexpressible += [np.flatnonzero(namer.cell_of == cell) for cell in following]
     return _simplify(layout.axis_map(tensor)) if layout.components else None
 
 
@@ -231,21 +191,17 @@ class _Layout:
 
     def add_product(self, namer: Namer, part: Part) -> bool:
         """Components of a part that several groups move; whether that can be expressed."""
-        members = namer.followed(part.elements.ids)
-        if members is None:
+        found = namer.products.split(part.elements.ids)
+        if found is None:
             return False
-        sites, depends = factorise(list(members.values()))
-        places = [(site, k) for site, factors in zip(part.sites, sites, strict=True) for k in range(len(factors))]
-        for site, factors in zip(part.sites, sites, strict=True):
+        for site, factors in zip(part.sites, found.sites, strict=True):
             if self.factors[site] not in ((int(np.prod(factors)),), factors):
                 return False
+        for site, factors in zip(part.sites, found.sites, strict=True):
             self.factors[site] = factors
-        shape = [n for factors in sites for n in factors]
-        for (group, member), own in zip(members.items(), depends, strict=True):
-            index = component_index(member.reshape(shape), own, len(namer.solution.cells[group].members))
-            if index is None:
-                return False
-            self.components.append((namer.groups[group].id, [places[k] for k in own], torch.from_numpy(index)))
+        places = [(site, k) for site, factors in zip(part.sites, found.sites, strict=True) for k in range(len(factors))]
+        for cell, own, index in found.components:
+            self.components.append((namer.groups[cell].id, [places[k] for k in own], torch.from_numpy(index)))
         return True
 
     def axis_map(self, tensor: str) -> AxisMap:

@@ -7,9 +7,156 @@ row-major sites such that each group depends on some of the sites only; then eac
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from lightning_rebasin.symmetry.elements import IntArray
+from lightning_rebasin.symmetry.solve import Solution, element_map, random_automorphism
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """How several groups move one axis (or several).
+
+    Args:
+        sites: The factors of each axis.
+        components: Cell of the group, numbers of its sites, positions ``(members, copies)`` over them.
+    """
+
+    sites: tuple[tuple[int, ...], ...]
+    components: list[tuple[int, tuple[int, ...], IntArray]]
+
+
+class Products:
+    """Splits axes whose units follow several groups.
+
+    Args:
+        solution: The cells.
+    """
+
+    def __init__(self, solution: Solution) -> None:
+        self._solution = solution
+        self._place = np.zeros(len(solution.colouring.cells), dtype=np.int64)
+        self._coordinates: dict[int, dict[int, IntArray]] = {}
+        for cell in solution.cells.values():
+            self._place[cell.members] = np.arange(len(cell.members))
+            own: dict[int, IntArray] = {}
+            for parent, image in zip(cell.parents, cell.maps, strict=True):
+                for group, member in self._coordinates.get(parent, {}).items():
+                    own[group] = member[self._place[image]]
+            if cell.kind == "group":
+                own[cell.number] = np.arange(len(cell.members), dtype=np.int64)
+            self._coordinates[cell.number] = own
+
+    def split(self, ids: IntArray) -> Product | None:
+        """Find sites and components for some positions.
+
+        Args:
+            ids: Elements, one axis per site of the tensor.
+
+        Returns:
+            The product, or ``None`` if the groups do not act on sites of their own.
+        """
+        members = self._members(ids)
+        families = self._families(members)
+        tags = [self._tag(family, members, ids.shape) for family in families]
+        sites, depends = factorise([group * (ids.size + 1) + member for group, member in tags])
+        flat = [n for factors in sites for n in factors]
+        components = []
+        for (group, member), own in zip(tags, depends, strict=True):
+            if any(set(own) <= set(other) for other in depends if other is not own):
+                return None
+            window = tuple(slice(None) if k in own else 0 for k in range(len(flat)))
+            groups, which = group.reshape(flat)[window].reshape(-1), member.reshape(flat)[window].reshape(-1)
+            for cell in np.unique(groups[groups >= 0]).tolist():
+                index = _positions(groups == cell, which, len(self._solution.cells[cell].members))
+                if index is None:
+                    return None
+                components.append((cell, own, index))
+        product = Product(sites, components)
+        return product if self._holds(product, ids) else None
+
+    def _members(self, ids: IntArray) -> dict[int, IntArray]:
+        """By cell of a group, ancestors included, the member that moves each position (−1: none)."""
+        colouring = self._solution.colouring
+        classes = colouring.classes[ids]
+        cells = colouring.cells[classes]
+        found: dict[int, IntArray] = {}
+        for cell in np.unique(cells).tolist():
+            here = cells == cell
+            for group, member in self._coordinates.get(cell, {}).items():
+                found.setdefault(group, np.full(ids.shape, -1, dtype=np.int64))[here] = member[self._place[classes[here]]]
+        return found
+
+    def _ancestors(self, number: int) -> list[int]:
+        found = [number]
+        while self._solution.cells[found[-1]].parents:
+            found.append(self._solution.cells[found[-1]].parents[0])
+        return found
+
+    def _families(self, members: dict[int, IntArray]) -> list[list[int]]:
+        """Groups such that each position is moved by at most one of a family, not counting ancestors."""
+        deepest = {}
+        for group, member in members.items():
+            mask = member >= 0
+            for other, theirs in members.items():
+                if other != group and group in self._ancestors(other):
+                    mask = mask & (theirs < 0)
+            if mask.any():
+                deepest[group] = mask
+        families: list[list[int]] = []
+        for group, mask in deepest.items():
+            home = next((f for f in families if not any((deepest[g] & mask).any() for g in f)), None)
+            if home is None:
+                families.append([group])
+            else:
+                home.append(group)
+        return families
+
+    def _tag(
+        self, family: list[int], members: dict[int, IntArray], shape: tuple[int, ...]
+    ) -> tuple[IntArray, IntArray]:
+        """For each position the group of a family that moves it, else the deepest ancestor that does, and its member."""
+        group, which = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        chains = [self._ancestors(g) for g in family]
+        for depth in range(max(len(c) for c in chains)):
+            for chain in chains:
+                if depth < len(chain) and chain[depth] in members:
+                    member = members[chain[depth]]
+                    here = (group < 0) & (member >= 0)
+                    group[here], which[here] = chain[depth], member[here]
+        return group, which
+
+    def _holds(self, product: Product, ids: IntArray) -> bool:
+        """Whether the components move the positions as a random automorphism moves their elements."""
+        move = random_automorphism(self._solution, np.random.default_rng(1))
+        flat = [n for factors in product.sites for n in factors]
+        target = np.indices(flat)
+        for cell, own, index in product.components:
+            members = self._solution.cells[cell].members
+            order = self._place[move[members]]
+            sizes = [flat[k] for k in own]
+            gather = np.arange(int(np.prod(sizes)))
+            gather[index] = index[order]
+            for k, coordinate in zip(own, np.unravel_index(gather.reshape(sizes), sizes), strict=True):
+                view = [flat[j] if j in own else 1 for j in range(len(flat))]
+                moved = np.zeros(sizes, dtype=bool).reshape(-1)
+                moved[index] = True
+                new = np.broadcast_to(coordinate.reshape(view), flat)
+                target[k] = np.where(np.broadcast_to(moved.reshape(view), flat), new, target[k])
+        place = np.ravel_multi_index(tuple(target), flat).reshape(-1)
+        image = element_map(self._solution.colouring, move)
+        elements = ids.reshape(-1)
+        return bool((elements[place] == image[elements]).all())
+
+
+def _positions(here: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], which: IntArray, count: int) -> IntArray | None:
+    """Positions of each member, ``(count, copies)``; ``None`` if uneven."""
+    positions = np.flatnonzero(here)
+    if len(positions) % count or bool((np.bincount(which[here], minlength=count) != len(positions) // count).any()):
+        return None
+    return positions[np.argsort(which[here], kind="stable")].reshape(count, -1)
 
 
 def factorise(members: list[IntArray]) -> tuple[tuple[tuple[int, ...], ...], list[tuple[int, ...]]]:
@@ -73,16 +220,3 @@ def _locate(sites: list[list[int]], number: int) -> tuple[int, int]:
     raise IndexError(number)
 
 
-def component_index(member: IntArray, depends: tuple[int, ...], count: int) -> IntArray | None:
-    """Flat positions of each member over the sites on which it depends, ``(count, copies)``; ``None`` if uneven.
-
-    Args:
-        member: The member of each position, one axis per site.
-        depends: Sites on which it depends.
-        count: Number of members.
-    """
-    index = tuple(slice(None) if k in depends else 0 for k in range(member.ndim))
-    flat = member[index].reshape(-1)
-    if len(flat) % count or bool((np.bincount(flat, minlength=count) != len(flat) // count).any()):
-        return None
-    return np.argsort(flat, kind="stable").reshape(count, -1)

@@ -1,8 +1,8 @@
 """The barrier between two trainings, epoch by epoch: Git Re-Basin's figure, live from two callbacks.
 
 Two 784-512-512-512-10 networks are trained on MNIST from different seeds (Adam 1e-3, batch 500, pixels / 255).  The
-first run only leaves snapshots.  The second one has a ``LossBarrier`` whose reference is the folder of these snapshots, so
-that after every epoch the two networks are compared at the same step, as they are and re-matched.
+first run only leaves snapshots.  The second one has a ``LossBarrier`` whose reference is the folder of these snapshots,
+so that after every epoch the two networks are compared at the same step, as they are and re-matched.
 
     python examples/barrier_during_training.py --data-dir DIR      # DIR holds the four MNIST idx files
 

@@ -76,9 +76,9 @@ class Aligner:
             except RebasinError as error:
                 # Told to everybody: the other processes wait in the broadcast.
                 answer = (None, error)
-        orders, error = trainer.strategy.broadcast(answer)
-        if error is not None:
-            raise error
+        orders, failure = trainer.strategy.broadcast(answer)
+        if failure is not None:
+            raise failure
         self._last = Permutation(self._spec, orders or {})
         return self._last
 

@@ -382,7 +382,7 @@ class LossBarrier(Callback):
                 self._log(trainer, module, name, value, logger=False)
 
     @staticmethod
-    def _log(trainer: Trainer, module: LightningModule, name: str, value: float, **options: bool) -> None:
+    def _log(trainer: Trainer, module: LightningModule, name: str, value: float, **options: Any) -> None:
         # The values are the same on every process; sync_dist only keeps Lightning from doubting it.  Names may already
         # hold the index of a loader, which Lightning refuses unless it is told not to add one.
         distributed = trainer.world_size > 1

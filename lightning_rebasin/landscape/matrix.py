@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from lightning_rebasin.landscape.probe import LossFunction
 from lightning_rebasin.landscape.segment import weights_of
 from lightning_rebasin.landscape.trajectory import Snapshot, load_trajectory
 from lightning_rebasin.matching import match_weights
-from lightning_rebasin.symmetry import Permutation, PermutationSpec
+from lightning_rebasin.symmetry import PermutationSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,8 +105,8 @@ def barrier_matrix(
         a: Folder of snapshots, or the snapshots.
         b: The same for the other run; the same folder gives the barriers of a run with itself.
         dataloader: Batches to measure on.
-        spec: With a spec, every snapshot of ``b`` is re-matched to the snapshot of ``a``, along each row starting from
-            the permutation of the column before; without one, the barriers are naive.
+        spec: With a spec, every snapshot of ``b`` is matched to the snapshot of ``a`` first; without one, the barriers
+            are naive.
         points: Number of evenly spaced λ, or the λ themselves.
         metric: Which metric; by default the first one whose name contains ``"loss"``.
         loss: Loss of a module that is no LightningModule.
@@ -131,16 +131,14 @@ def barrier_matrix(
     if not pairs:
         raise DataError("the two runs have no snapshots of equal step")
     heights = [[float("nan")] * len(columns) for _ in rows]
-    states: dict[tuple[str, int], Mapping[str, Tensor]] = {}
-    permutation: Permutation | None = None
+    row, one = -1, {}
     for i, j in tqdm(pairs, desc="barrier matrix", disable=not progress, leave=False):
-        # Rows are read once; of the columns, only paths are kept, so that two snapshots are in memory at a time.
-        if ("a", i) not in states:
-            states = {("a", i): _full(module, rows[i])}
-        one, other = states["a", i], _full(module, columns[j])
+        if i != row:  # pairs come row by row, so that two snapshots are in memory at a time
+            row, one = i, _full(module, rows[i])
+        other = _full(module, columns[j])
         if spec is not None:
-            permutation = match_weights(spec, one, other, seed=seed, init=permutation).permutation
-            other = permutation.apply(other)
+            # Each pair afresh: a permutation that suits an early snapshot can be a trap for a late one.
+            other = match_weights(spec, one, other, seed=seed).permutation.apply(other)
         curve = measure_barrier(module, one, other, dataloader, points=points, loss=loss, batch_norm=statistics)
         metric = metric or next((name for name in curve.values if "loss" in name), next(iter(curve.values)))
         if metric not in curve.values:

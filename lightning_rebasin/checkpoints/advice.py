@@ -24,33 +24,40 @@ def advise(report: MergeReport) -> tuple[str, ...]:
 
 
 def _basin(report: MergeReport) -> Iterator[str]:
-    for file, (before, _) in zip(report.inputs[1:], report.cosines, strict=True):
-        name = file.path.name
-        if before >= SAME_BASIN and report.method in ("weight", "activation"):
+    for i, (file, (before, _)) in enumerate(zip(report.inputs[1:], report.cosines, strict=True)):
+        name, first = file.path.name, report.inputs[0].path.name
+        same = before >= SAME_BASIN or (i < len(report.matches) and report.matches[i].same_basin)
+        if same and report.matched:
             yield (
-                f"{name} is in the basin of {report.inputs[0].path.name} already (cosine {before:.2f}): plain "
-                "averaging (--method average) is right, matching has nothing to win"
+                f"{name} is in the basin of {first} already (cosine {before:.2f}): plain averaging (--method average) "
+                "is right, matching has nothing to win"
             )
-        elif before < SAME_BASIN and report.method == "average":
+        elif not same and report.method == "average":
             yield (
-                f"{name} was not trained from the same start as {report.inputs[0].path.name} (cosine {before:.2f}): "
-                "plain averaging will most likely break the network; use --method weight"
+                f"{name} was not trained from the same start as {first} (cosine {before:.2f}): plain averaging will "
+                "most likely break the network; use --method weight"
             )
 
 
 def _matching(report: MergeReport) -> Iterator[str]:
-    for file, (before, after), match in zip(report.inputs[1:], report.cosines, report.matches, strict=False):
-        if before >= SAME_BASIN:
+    weak = []
+    for file, (before, after), permutation in zip(
+        report.inputs[1:], report.cosines, report.permutations[1:], strict=True
+    ):
+        if before >= SAME_BASIN or permutation is None:
             continue
+        units = sum(group.members for group in permutation.spec.groups.values())
+        moved = sum(permutation.moved[group.id] * group.members for group in permutation.spec.groups.values())
         yield (
             f"matching {file.path.name} raised its cosine from {before:.2f} to {after:.2f}, moving "
-            f"{match.moved_fraction:.0%} of the permutable units"
+            f"{moved / max(units, 1):.0%} of the permutable units"
         )
-        if after < _WEAK:
-            yield (
-                f"a cosine of {after:.2f} is low: expect a barrier to remain; wider networks merge better, and "
-                "lightning-rebasin barrier measures it"
-            )
+        weak += [after] if after < _WEAK else []
+    if weak:
+        yield (
+            f"a cosine of {min(weak):.2f} is low: a barrier may remain; wider networks merge better, and "
+            "lightning-rebasin barrier measures it"
+        )
 
 
 def _statistics(report: MergeReport) -> Iterator[str]:
@@ -106,7 +113,7 @@ def _certainty(report: MergeReport) -> Iterator[str]:
 
 
 def _proof(report: MergeReport) -> Iterator[str]:
-    if report.matches and not report.errors:
+    if report.matched and not report.errors:
         yield (
             "the permutation was not proved on this network, because its module was not given (--module): the spec "
             "was trusted"

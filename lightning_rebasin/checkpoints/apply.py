@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_rebasin.checkpoints.align import example_input
 from lightning_rebasin.checkpoints.inputs import sha256
-from lightning_rebasin.checkpoints.merge import example_input
 from lightning_rebasin.checkpoints.optimizer import permute_optimizer_states
 from lightning_rebasin.checkpoints.read import VERSION_KEY, Checkpoint
 from lightning_rebasin.checkpoints.write import PROVENANCE_KEY, RUN_STATE, write_checkpoint

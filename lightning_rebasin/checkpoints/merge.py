@@ -10,46 +10,37 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lightning_rebasin.checkpoints.advice import MERGED, NAIVE, advise
+from lightning_rebasin.checkpoints.align import (
+    Aligned,
+    Many,
+    Method,
+    align,
+    average_aligned,
+    example_input,
+    permuted,
+    prove,
+)
 from lightning_rebasin.checkpoints.inputs import read_inputs, sha256
 from lightning_rebasin.checkpoints.read import Checkpoint
 from lightning_rebasin.checkpoints.report import InputFile, MergeReport
 from lightning_rebasin.checkpoints.write import check_target, write_checkpoint
 from lightning_rebasin.errors import ConfigurationError
-from lightning_rebasin.matching import MatchResult, match_weights
 from lightning_rebasin.merging.interpolate import average, check_alike, normalised_weights
 from lightning_rebasin.merging.repair import repair
 from lightning_rebasin.merging.statistics import batch_norms, copied, reset_batch_norm
-from lightning_rebasin.symmetry import Permutation, PermutationSpec, check_equivalence, infer_spec
-from lightning_rebasin.symmetry.permutation import permute_tensor
+from lightning_rebasin.symmetry import PermutationSpec, infer_spec
 
-Method = Literal["weight", "activation", "average", "none"]
 Statistics = Literal["auto", "none", "reset", "repair"]
 #: Metrics of a network by name.
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """Models brought near the first one.
-
-    Args:
-        permutations: One per model, ``None`` where nothing moves.
-        matches: One result per model but the first; empty if nothing was matched.
-        errors: Relative output error of each permuted model; empty if there was no module.
-    """
-
-    permutations: tuple[Permutation | None, ...]
-    matches: tuple[MatchResult, ...] = ()
-    errors: tuple[float, ...] = ()
 
 
 def merge_checkpoints(
@@ -59,6 +50,7 @@ def merge_checkpoints(
     module: nn.Module | None = None,
     spec: PermutationSpec | None = None,
     method: Method = "weight",
+    many: Many = "merge_many",
     weights: Sequence[float] | None = None,
     data: Iterable[Any] | None = None,
     example: Any = None,
@@ -82,6 +74,8 @@ def merge_checkpoints(
         spec: What may be permuted, if there is no module, or to use another than the inferred one.
         method: ``"weight"`` or ``"activation"`` matching; ``"average"`` averages the models as they are (right for
             fine-tunes of one base); ``"none"`` keeps the first model (to correct its statistics or change its format).
+        many: How three or more models are matched by weights: each in turn to the mean of the others, or all at once
+            (C²M³).
         weights: Share of each model; equal if omitted.
         data: Batches of training inputs, see :func:`reset_batch_norm`; iterated several times.
         example: Example input of the module (a tensor, or a tuple of arguments) if it has no
@@ -124,7 +118,8 @@ def merge_checkpoints(
     aligned = Aligned((None,) * len(files))
     if method in ("weight", "activation"):
         assert spec is not None
-        aligned = align(spec, states, method, module=network, data=data, example=example, seed=seed, progress=progress)
+        aligned = align(spec, states, method, many, shares, network=network, data=data, seed=seed, progress=progress)
+        aligned = replace(aligned, errors=prove(network, states, aligned.permutations, data, example))
     shares_used = shares if method != "none" else (1.0, *(0.0 for _ in shares[1:]))
     merged = average_aligned(states, aligned.permutations, shares_used, progress=progress)
     merged, done, variances = _correct(network, merged, states, aligned, shares_used, statistics=statistics, data=data)
@@ -144,7 +139,9 @@ def merge_checkpoints(
         output=None if dry_run else output,
         method=method,
         statistics=done,
+        permutations=aligned.permutations,
         matches=aligned.matches,
+        many=aligned.many,
         errors=aligned.errors,
         cosines=tuple(_cosines(states, aligned)),
         evaluation=evaluation,
@@ -155,96 +152,6 @@ def merge_checkpoints(
         seconds=time.perf_counter() - begin,
     )
     return replace(report, advice=advise(report))
-
-
-def align(
-    spec: PermutationSpec,
-    states: Sequence[Mapping[str, Tensor]],
-    method: Method,
-    *,
-    module: nn.Module | None = None,
-    data: Iterable[Any] | None = None,
-    example: Any = None,
-    seed: int = 0,
-    progress: bool = False,
-) -> Aligned:
-    """Match every model to the first and prove each permutation where there is a module to prove it on.
-
-    Args:
-        spec: What may be permuted.
-        states: The models' weights.
-        method: ``"weight"`` or ``"activation"``.
-        module: A private copy of the network; its weights are overwritten.
-        data: Batches, for activation matching.
-        example: Example input for the proof.
-        seed: Seeds the matching.
-        progress: Show progress bars.
-
-    Raises:
-        EquivalenceError: A permuted model computes another function.
-    """
-    matches = []
-    for state in states[1:]:
-        if method == "activation":
-            assert module is not None
-            assert data is not None
-            matches.append(_match_activations(spec, module, states[0], state, data))
-        else:
-            matches.append(match_weights(spec, states[0], state, seed=seed, progress=progress))
-    errors = []
-    if module is not None:
-        for state, match in zip(states[1:], matches, strict=True):
-            module.load_state_dict(state)
-            errors.append(check_equivalence(module, match.permutation, *example_input(module, example, data)))
-    return Aligned((None, *(match.permutation for match in matches)), tuple(matches), tuple(errors))
-
-
-def average_aligned(
-    states: Sequence[Mapping[str, Tensor]],
-    permutations: Sequence[Permutation | None],
-    weights: Sequence[float],
-    *,
-    progress: bool = False,
-) -> dict[str, Tensor]:
-    """``Σ w_i · π_i(θ_i)``, one tensor at a time; names that share a tensor in every model share the result.
-
-    Args:
-        states: The models' weights, perhaps memory-mapped.
-        permutations: One per model, ``None`` for the identity.
-        weights: Share of each model.
-        progress: Show a progress bar.
-    """
-    done: dict[tuple[int, ...], str] = {}
-    result: dict[str, Tensor] = {}
-    for name in tqdm(states[0], desc="merging", unit="tensor", disable=not progress):
-        key = tuple(state[name].data_ptr() for state in states)
-        twin = done.setdefault(key, name) if states[0][name].numel() else name
-        if twin != name and all(_same_view(state[name], state[twin]) for state in states):
-            result[name] = result[twin]
-            continue
-        moved = [_permuted(state, name, p) for state, p in zip(states, permutations, strict=True)]
-        result[name] = average([{name: tensor} for tensor in moved], weights)[name]
-    return result
-
-
-def example_input(module: nn.Module, example: Any, data: Iterable[Any] | None) -> tuple[Any, ...]:
-    """Arguments for one forward pass; empty if the module has its own ``example_input_array``.
-
-    Raises:
-        ConfigurationError: There is none anywhere.
-    """
-    if example is not None:
-        return tuple(example) if isinstance(example, tuple | list) else (example,)
-    if getattr(module, "example_input_array", None) is not None:
-        return ()
-    batch = next(iter(data), None) if data is not None else None
-    first = batch[0] if isinstance(batch, tuple | list) else batch
-    if not isinstance(first, Tensor):
-        raise ConfigurationError(
-            f"{type(module).__name__} has no example_input_array: set it, or give an example input (--input-shape) or "
-            "data (--data)"
-        )
-    return (first[:8],)
 
 
 def _check_options(
@@ -289,34 +196,6 @@ def _check_states(files: Sequence[Checkpoint], spec: PermutationSpec | None) -> 
             spec.check_state(file.state_dict, str(file.path), finite=True)
 
 
-def _match_activations(
-    spec: PermutationSpec,
-    module: nn.Module,
-    reference: Mapping[str, Tensor],
-    source: Mapping[str, Tensor],
-    data: Iterable[Any],
-) -> MatchResult:
-    from lightning_rebasin.matching.activation import match_activations
-
-    ends = []
-    for state in (reference, source):
-        end = copied(module)
-        end.load_state_dict(state)
-        ends.append(end)
-    return match_activations(spec, ends[0], ends[1], data)
-
-
-def _permuted(state: Mapping[str, Tensor], name: str, permutation: Permutation | None) -> Tensor:
-    if permutation is None:
-        return state[name]
-    axis_map = permutation.spec.maps.get(permutation.spec.aliases.get(name, name))
-    return state[name] if axis_map is None else permute_tensor(state[name], axis_map, permutation)
-
-
-def _same_view(a: Tensor, b: Tensor) -> bool:
-    return (a.data_ptr(), a.dtype, a.shape, a.stride()) == (b.data_ptr(), b.dtype, b.shape, b.stride())
-
-
 def _correct(
     network: nn.Module | None,
     merged: dict[str, Tensor],
@@ -333,7 +212,7 @@ def _correct(
     network.load_state_dict(merged)
     if statistics == "repair":
         ends = [
-            {name: _permuted(state, name, permutation) for name in state}
+            {name: permuted(state, name, permutation) for name in state}
             for state, permutation in zip(states, aligned.permutations, strict=True)
         ]
         repaired = repair(network, ends, data, weights=shares)
@@ -387,10 +266,10 @@ def _provenance(
             for file in inputs
         ],
     }
-    if spec is not None and aligned.matches:
+    if spec is not None and aligned.objectives:
         history["spec"] = json.dumps(spec.to_dict())
-        history["permutations"] = [dict(match.permutation.orders) for match in aligned.matches]
-        history["objectives"] = [[match.identity_objective, match.objective] for match in aligned.matches]
+        history["permutations"] = [None if p is None else dict(p.orders) for p in aligned.permutations]
+        history["objectives"] = [list(pair) for pair in aligned.objectives]
     return history
 
 
@@ -404,7 +283,7 @@ def _cosines(states: Sequence[Mapping[str, Tensor]], aligned: Aligned) -> list[t
         sums = torch.zeros(4, dtype=torch.float64)
         for name in names:
             a, b = states[0][name].double().flatten(), state[name].double().flatten()
-            moved = b if permutation is None else _permuted(state, name, permutation).double().flatten()
+            moved = b if permutation is None else permuted(state, name, permutation).double().flatten()
             sums += torch.stack([a @ b, a @ moved, a @ a, b @ b])
         scale = float((sums[2] * sums[3]).sqrt()) or 1.0
         result.append((float(sums[0]) / scale, float(sums[1]) / scale))

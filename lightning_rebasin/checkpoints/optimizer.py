@@ -51,8 +51,10 @@ def permute_optimizer_states(
 
 
 def _moved(value: Any, name: str | None, key: str, permutation: Permutation) -> Any:
-    if not isinstance(value, Tensor) or value.ndim == 0:
+    if not isinstance(value, Tensor):
         return value
+    if value.ndim == 0:
+        return value.clone()
     spec = permutation.spec
     if name is None or tuple(value.shape) != spec.tensors[name].shape:
         belongs = "an unknown parameter" if name is None else f"{name!r} of shape {spec.tensors[name].shape}"
@@ -61,7 +63,7 @@ def _moved(value: Any, name: str | None, key: str, permutation: Permutation) -> 
             "(--module), or leave the optimizer out"
         )
     axis_map = spec.maps.get(spec.aliases.get(name, name))
-    return value if axis_map is None else permute_tensor(value, axis_map, permutation)
+    return value.clone() if axis_map is None else permute_tensor(value, axis_map, permutation)
 
 
 def _names_of(state: Mapping[str, Any], spec: PermutationSpec, known: Mapping[int, str] | None) -> dict[int, str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_rebasin.matching.result import MatchResult
+from lightning_rebasin.matching import ManyMatchResult, MatchResult
+from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
 
@@ -37,7 +38,9 @@ class MergeReport:
         output: The file written, ``None`` for a dry run.
         method: How the models were aligned.
         statistics: What was done to the activation statistics: ``"none"``, ``"reset"`` or ``"repair"``.
-        matches: How each model but the first was matched.
+        permutations: What was applied to each model, ``None`` where nothing moved.
+        matches: How each model but the first was matched to it.
+        many: How all were matched at once.
         errors: Relative output error of each permuted model in float64; empty if there was no module to run.
         cosines: Cosine of each model but the first to the first, before and after matching.
         evaluation: Metrics by row: each file, ``naive average``, ``merged``.
@@ -53,7 +56,9 @@ class MergeReport:
     output: Path | None
     method: str
     statistics: str
+    permutations: tuple[Permutation | None, ...]
     matches: tuple[MatchResult, ...]
+    many: ManyMatchResult | None
     errors: tuple[float, ...]
     cosines: tuple[tuple[float, float], ...]
     evaluation: Mapping[str, Mapping[str, float]]
@@ -64,6 +69,11 @@ class MergeReport:
     seconds: float
     advice: tuple[str, ...] = ()
 
+    @property
+    def matched(self) -> bool:
+        """Whether the models were aligned by matching."""
+        return bool(self.matches) or self.many is not None
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
         return {
@@ -72,6 +82,7 @@ class MergeReport:
             "method": self.method,
             "statistics": self.statistics,
             "matches": [match.to_dict() for match in self.matches],
+            "many": None if self.many is None else self.many.to_dict(),
             "equivalence_errors": list(self.errors),
             "cosines": [list(pair) for pair in self.cosines],
             "evaluation": {name: dict(row) for name, row in self.evaluation.items()},
@@ -87,7 +98,7 @@ class MergeReport:
         lines = [f"{len(self.inputs)} models, method {self.method}, statistics {self.statistics}, {self.seconds:.1f} s"]
         lines += [f"  {file.weight:.3g} × {file.path} ({file.format})" for file in self.inputs]
         for file, pair in zip(self.inputs[1:], self.cosines, strict=True):
-            matched = f", matched {pair[1]:.3f}" if self.matches else ""
+            matched = f", matched {pair[1]:.3f}" if self.matched else ""
             lines.append(f"cosine of {file.path.name} to {self.inputs[0].path.name}: {pair[0]:.3f}{matched}")
         if self.errors:
             lines.append(f"permuted models compute the same function: relative error {max(self.errors):.0e}")

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _matched(args: argparse.Namespace, module: Any, a: Any, b: Any, data: common.Data) -> dict[str, Any]:
     """B's weights after matching, if asked for."""
-    from lightning_rebasin.checkpoints.merge import example_input
+    from lightning_rebasin.checkpoints.align import example_input
     from lightning_rebasin.matching import match_weights
     from lightning_rebasin.symmetry import Permutation, PermutationSpec, infer_spec
 

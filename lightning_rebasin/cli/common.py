@@ -54,8 +54,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data",
         metavar="PKG.NAME",
-        help="import path of a LightningDataModule class, or of a function that returns one, a DataLoader, or a pair of "
-        "loaders (train, validation)",
+        help="import path of a LightningDataModule class, or of a function that returns one, a DataLoader, or a pair "
+        "of loaders (train, validation)",
     )
     group.add_argument(
         "--batches",

@@ -37,10 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Match, write the permutation, and print the report."""
+    from lightning_rebasin.checkpoints.align import example_input, match_by_activations, prove
     from lightning_rebasin.checkpoints.inputs import read_inputs
-    from lightning_rebasin.checkpoints.merge import align, example_input
     from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.errors import ConfigurationError
+    from lightning_rebasin.matching import match_weights
     from lightning_rebasin.symmetry import PermutationSpec, infer_spec
 
     check_target(args.output, force=args.force)
@@ -55,26 +56,19 @@ def run(args: argparse.Namespace) -> int:
         spec = infer_spec(module, *example_input(module, example, data))
     else:
         raise ConfigurationError("say what the network is: --module, --config or --spec")
-    if args.method == "activation" and (module is None or data is None):
-        raise ConfigurationError("activation matching runs the network on data: give --module and --data")
     files = read_inputs([args.reference, args.source], spec.tensors, progress=not args.no_progress, **reading)
     for file in files:
         spec.check_state(file.state_dict, str(file.path), finite=True)
-    aligned = align(
-        spec,
-        [file.state_dict for file in files],
-        args.method,
-        module=module,
-        data=data,
-        example=example,
-        seed=args.seed,
-        progress=not args.no_progress,
-    )
-    match = aligned.matches[0]
+    states = [file.state_dict for file in files]
+    if args.method == "activation":
+        match = match_by_activations(spec, module, states[0], states[1], data)
+    else:
+        match = match_weights(spec, states[0], states[1], seed=args.seed, progress=not args.no_progress)
+    errors = prove(module, states[1:], [match.permutation], data, example)
     match.permutation.save(args.output)
     if args.report:
-        common.write_json(args.report, {**match.to_dict(), "equivalence_errors": list(aligned.errors)})
+        common.write_json(args.report, {**match.to_dict(), "equivalence_errors": list(errors)})
     print(match.report())
-    proof = f"relative error {aligned.errors[0]:.0e}" if aligned.errors else "not checked: no --module"
+    proof = f"relative error {errors[0]:.0e}" if errors else "not checked: no --module"
     print(f"the permuted network computes the same function: {proof}\nwrote {args.output}")
     return 0

@@ -35,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how to align: by weights, by activations (needs --data), not at all (for fine-tunes of one base); 'none' "
         "keeps A, to correct its statistics or change its format (default: %(default)s)",
     )
+    parser.add_argument(
+        "--many",
+        choices=("merge_many", "cycle_consistent"),
+        default="merge_many",
+        help="three or more models by weights: each in turn to the mean of the others, or all at once as in C2M3 "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--weight", nargs="+", type=float, metavar="W", help="share of each model (default: equal)")
     parser.add_argument(
         "--statistics",
@@ -67,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         module=module,
         spec=PermutationSpec.load(args.spec) if args.spec else None,
         method=args.method,
+        many=args.many,
         weights=args.weight,
         data=data.train or None,
         example=common.load_example(args, module),

@@ -102,16 +102,16 @@ def averaging(norms: Iterable[_BatchNorm]) -> Iterator[None]:
 
 def outputs(module: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
     """Run the module on every batch, on its own device and in its own precision."""
-    like = next(iter(module.parameters()), torch.empty(0))
     for batch in batches:
         if isinstance(batch, Mapping):
-            yield module(**{name: _moved(value, like) for name, value in batch.items()})
+            yield module(**{name: moved_to(module, value) for name, value in batch.items()})
         else:
-            first = batch[0] if isinstance(batch, tuple | list) else batch
-            yield module(_moved(first, like))
+            yield module(moved_to(module, batch[0] if isinstance(batch, tuple | list) else batch))
 
 
-def _moved(value: Any, like: Tensor) -> Any:
+def moved_to(module: nn.Module, value: Any) -> Any:
+    """A tensor on the device and, if floating-point, in the precision of the module; anything else as it is."""
     if not isinstance(value, Tensor):
         return value
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     return value.to(like.device, like.dtype if value.is_floating_point() else None)

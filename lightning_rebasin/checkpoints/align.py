@@ -1,0 +1,205 @@
+"""Bringing several models of one architecture into one frame, and averaging them there.
+
+Tensors are permuted and averaged one at a time, so that memory-mapped inputs are never in memory as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lightning_rebasin.errors import ConfigurationError
+from lightning_rebasin.matching import ManyMatchResult, MatchResult, match_activations, match_many, match_weights
+from lightning_rebasin.merging.interpolate import average
+from lightning_rebasin.merging.statistics import copied, moved_to
+from lightning_rebasin.symmetry import Permutation, PermutationSpec, check_equivalence
+from lightning_rebasin.symmetry.permutation import permute_tensor
+
+Method = Literal["weight", "activation", "average", "none"]
+Many = Literal["merge_many", "cycle_consistent"]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Models brought near the first one.
+
+    Args:
+        permutations: One per model, ``None`` where nothing moves.
+        matches: One result per model but the first if they were matched to it one by one.
+        many: The result if all were matched at once.
+        errors: Relative output error of each permuted model; empty if there was no module.
+    """
+
+    permutations: tuple[Permutation | None, ...]
+    matches: tuple[MatchResult, ...] = ()
+    many: ManyMatchResult | None = None
+    errors: tuple[float, ...] = ()
+
+    @property
+    def objectives(self) -> list[tuple[float, float]]:
+        """Matching objective before and after."""
+        results = self.matches if self.many is None else (self.many,)
+        return [(result.identity_objective, result.objective) for result in results]
+
+
+def align(
+    spec: PermutationSpec,
+    states: Sequence[Mapping[str, Tensor]],
+    method: Method,
+    many: Many,
+    shares: Sequence[float],
+    *,
+    network: nn.Module | None,
+    data: Iterable[Any] | None,
+    seed: int,
+    progress: bool,
+) -> Aligned:
+    """Match every model to the first, or three and more by weights all to one another.
+
+    Args:
+        spec: What may be permuted.
+        states: The models' weights.
+        method: ``"weight"`` or ``"activation"``.
+        many: How three or more models are matched by weights.
+        shares: Weight of each model.
+        network: A copy of the network, for activation matching.
+        data: Batches, for activation matching.
+        seed: Seeds the matching.
+        progress: Show progress bars.
+
+    Raises:
+        ConfigurationError: Activation matching without network or data.
+    """
+    if method == "weight" and len(states) > 2:
+        result = match_many(spec, states, method=many, weights=shares, seed=seed, progress=progress)
+        return Aligned((None, *result.permutations[1:]), many=result)
+    matches = tuple(
+        match_weights(spec, states[0], state, seed=seed, progress=progress)
+        if method == "weight"
+        else match_by_activations(spec, network, states[0], state, data)
+        for state in states[1:]
+    )
+    return Aligned((None, *(match.permutation for match in matches)), matches)
+
+
+def match_by_activations(
+    spec: PermutationSpec,
+    network: nn.Module | None,
+    reference: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    data: Iterable[Any] | None,
+) -> MatchResult:
+    """Activation matching of two sets of weights of one network.
+
+    Raises:
+        ConfigurationError: There is no network or no data.
+    """
+    if network is None or data is None:
+        raise ConfigurationError("activation matching runs the network on data: give --module and --data")
+    ends = []
+    for state in (reference, source):
+        end = copied(network)
+        end.load_state_dict(state)
+        ends.append(end)
+    batches = (moved_to(network, batch[0] if isinstance(batch, tuple | list) else batch) for batch in data)
+    return match_activations(spec, ends[0], ends[1], batches)
+
+
+def prove(
+    network: nn.Module | None,
+    states: Sequence[Mapping[str, Tensor]],
+    permutations: Sequence[Permutation | None],
+    data: Iterable[Any] | None,
+    example: Any,
+) -> tuple[float, ...]:
+    """The gate: relative output error of every permuted model in float64; empty without a network.
+
+    Args:
+        network: A private copy of the network; its weights are overwritten.
+        states: The models' weights.
+        permutations: One per model, ``None`` where nothing moves.
+        data: Batches, of which the first may serve as the example.
+        example: Example input, see :func:`example_input`.
+
+    Raises:
+        EquivalenceError: A permuted model computes another function.
+    """
+    errors = []
+    for state, permutation in zip(states, permutations, strict=True):
+        if network is not None and permutation is not None:
+            network.load_state_dict(state)
+            errors.append(check_equivalence(network, permutation, *example_input(network, example, data)))
+    return tuple(errors)
+
+
+def example_input(module: nn.Module, example: Any, data: Iterable[Any] | None) -> tuple[Any, ...]:
+    """Arguments for one forward pass in the module's precision.
+
+    What was given comes first, then a few samples of the data, then the module's ``example_input_array``, with random
+    numbers in the place of a constant array (people write ``torch.zeros``), on which a network may have nothing to say.
+
+    Raises:
+        ConfigurationError: There is none anywhere.
+    """
+    batch = next(iter(data), None) if data is not None else None
+    first = batch[0] if isinstance(batch, tuple | list) else batch
+    own = getattr(module, "example_input_array", None)
+    if example is not None:
+        arguments = tuple(example) if isinstance(example, tuple | list) else (example,)
+    elif isinstance(first, Tensor):
+        arguments = (first[:8],)
+    elif isinstance(own, Tensor) and own.is_floating_point() and bool((own == own.flatten()[0]).all()):
+        arguments = (torch.randn(own.shape, generator=torch.Generator().manual_seed(0)),)
+    elif own is not None:
+        return ()
+    else:
+        raise ConfigurationError(
+            f"{type(module).__name__} has no example_input_array: set it, or give an example input (--input-shape) or "
+            "data (--data)"
+        )
+    return tuple(moved_to(module, argument) for argument in arguments)
+
+
+def average_aligned(
+    states: Sequence[Mapping[str, Tensor]],
+    permutations: Sequence[Permutation | None],
+    weights: Sequence[float],
+    *,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """``Σ w_i · π_i(θ_i)``, one tensor at a time; names that share a tensor in every model share the result.
+
+    Args:
+        states: The models' weights, perhaps memory-mapped.
+        permutations: One per model, ``None`` for the identity.
+        weights: Share of each model.
+        progress: Show a progress bar.
+    """
+    done: dict[tuple[int, ...], str] = {}
+    result: dict[str, Tensor] = {}
+    for name in tqdm(states[0], desc="merging", unit="tensor", disable=not progress):
+        key = tuple(state[name].data_ptr() for state in states)
+        twin = done.setdefault(key, name) if states[0][name].numel() else name
+        if twin != name and all(_same_view(state[name], state[twin]) for state in states):
+            result[name] = result[twin]
+            continue
+        moved = [permuted(state, name, p) for state, p in zip(states, permutations, strict=True)]
+        result[name] = average([{name: tensor} for tensor in moved], weights)[name]
+    return result
+
+
+def permuted(state: Mapping[str, Tensor], name: str, permutation: Permutation | None) -> Tensor:
+    """One tensor of a permuted model."""
+    if permutation is None:
+        return state[name]
+    axis_map = permutation.spec.maps.get(permutation.spec.aliases.get(name, name))
+    return state[name] if axis_map is None else permute_tensor(state[name], axis_map, permutation)
+
+
+def _same_view(a: Tensor, b: Tensor) -> bool:
+    return (a.data_ptr(), a.dtype, a.shape, a.stride()) == (b.data_ptr(), b.dtype, b.shape, b.stride())

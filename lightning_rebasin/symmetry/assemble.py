@@ -65,6 +65,10 @@ class Namer:
                 order = np.unique(cells[self.is_group[cells]], return_index=True)
                 for cell in order[0][np.argsort(order[1])]:
                     self._add(int(cell), tensor, found, taken)
+                # A group may act only through units that follow it (the heads of a fused projection).
+                for cell in np.unique(cells[self.follows[cells]]).tolist():
+                    for group in self.products.groups_of(cell):
+                        self._add(group, tensor, found, taken)
         return found
 
     def _add(self, number: int, tensor: str, found: dict[int, Group], taken: set[str]) -> Group:
@@ -123,7 +127,9 @@ def _observe(namer: Namer, seen: Contraction, result: Assembly) -> None:
         for cell in np.unique(cells[namer.is_group[cells]]):
             if np.count_nonzero(cells == cell) % len(namer.solution.cells[int(cell)].members):
                 continue
-            component = _component(namer, int(cell), tuple(number[s] for s in part.sites), part.elements.ids.reshape(-1))
+            component = _component(
+                namer, int(cell), tuple(number[s] for s in part.sites), part.elements.ids.reshape(-1)
+            )
             site = ActivationSite(seen.ordinal, seen.op, seen.argument, sites, component)
             result.activations.setdefault(component.group, []).append(site)
 

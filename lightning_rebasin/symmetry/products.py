@@ -49,6 +49,10 @@ class Products:
                 own[cell.number] = np.arange(len(cell.members), dtype=np.int64)
             self._coordinates[cell.number] = own
 
+    def groups_of(self, cell: int) -> list[int]:
+        """Cells of the groups that move the units of a cell."""
+        return list(self._coordinates[cell])
+
     def split(self, ids: IntArray) -> Product | None:
         """Find sites and components for some positions.
 
@@ -58,22 +62,16 @@ class Products:
         Returns:
             The product, or ``None`` if the groups do not act on sites of their own.
         """
-        members = self._members(ids)
-        families = self._families(members)
-        tags = [self._tag(family, members, ids.shape) for family in families]
-        sites, depends = factorise([group * (ids.size + 1) + member for group, member in tags])
+        members = self._deepest(self._members(ids))
+        sites, depends = factorise(list(members.values()))
         flat = [n for factors in sites for n in factors]
         components = []
-        for (group, member), own in zip(tags, depends, strict=True):
-            if any(set(own) <= set(other) for other in depends if other is not own):
-                return None
+        for (cell, member), own in zip(members.items(), depends, strict=True):
             window = tuple(slice(None) if k in own else 0 for k in range(len(flat)))
-            groups, which = group.reshape(flat)[window].reshape(-1), member.reshape(flat)[window].reshape(-1)
-            for cell in np.unique(groups[groups >= 0]).tolist():
-                index = _positions(groups == cell, which, len(self._solution.cells[cell].members))
-                if index is None:
-                    return None
-                components.append((cell, own, index))
+            index = _positions(member.reshape(flat)[window].reshape(-1), len(self._solution.cells[cell].members))
+            if index is None or not own:
+                return None
+            components.append((cell, own, index))
         product = Product(sites, components)
         return product if self._holds(product, ids) else None
 
@@ -86,7 +84,9 @@ class Products:
         for cell in np.unique(cells).tolist():
             here = cells == cell
             for group, member in self._coordinates.get(cell, {}).items():
-                found.setdefault(group, np.full(ids.shape, -1, dtype=np.int64))[here] = member[self._place[classes[here]]]
+                found.setdefault(group, np.full(ids.shape, -1, dtype=np.int64))[here] = member[
+                    self._place[classes[here]]
+                ]
         return found
 
     def _ancestors(self, number: int) -> list[int]:
@@ -95,38 +95,17 @@ class Products:
             found.append(self._solution.cells[found[-1]].parents[0])
         return found
 
-    def _families(self, members: dict[int, IntArray]) -> list[list[int]]:
-        """Groups such that each position is moved by at most one of a family, not counting ancestors."""
-        deepest = {}
+    def _deepest(self, members: dict[int, IntArray]) -> dict[int, IntArray]:
+        """The same without the ancestors of what moves a position anyway."""
+        found = {}
         for group, member in members.items():
-            mask = member >= 0
+            own = member.copy()
             for other, theirs in members.items():
                 if other != group and group in self._ancestors(other):
-                    mask = mask & (theirs < 0)
-            if mask.any():
-                deepest[group] = mask
-        families: list[list[int]] = []
-        for group, mask in deepest.items():
-            home = next((f for f in families if not any((deepest[g] & mask).any() for g in f)), None)
-            if home is None:
-                families.append([group])
-            else:
-                home.append(group)
-        return families
-
-    def _tag(
-        self, family: list[int], members: dict[int, IntArray], shape: tuple[int, ...]
-    ) -> tuple[IntArray, IntArray]:
-        """For each position the group of a family that moves it, else the deepest ancestor that does, and its member."""
-        group, which = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        chains = [self._ancestors(g) for g in family]
-        for depth in range(max(len(c) for c in chains)):
-            for chain in chains:
-                if depth < len(chain) and chain[depth] in members:
-                    member = members[chain[depth]]
-                    here = (group < 0) & (member >= 0)
-                    group[here], which[here] = chain[depth], member[here]
-        return group, which
+                    own[theirs >= 0] = -1
+            if (own >= 0).any():
+                found[group] = own
+        return found
 
     def _holds(self, product: Product, ids: IntArray) -> bool:
         """Whether the components move the positions as a random automorphism moves their elements."""
@@ -151,12 +130,13 @@ class Products:
         return bool((elements[place] == image[elements]).all())
 
 
-def _positions(here: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], which: IntArray, count: int) -> IntArray | None:
+def _positions(member: IntArray, count: int) -> IntArray | None:
     """Positions of each member, ``(count, copies)``; ``None`` if uneven."""
-    positions = np.flatnonzero(here)
-    if len(positions) % count or bool((np.bincount(which[here], minlength=count) != len(positions) // count).any()):
+    positions = np.flatnonzero(member >= 0)
+    which = member[positions]
+    if len(positions) % count or bool((np.bincount(which, minlength=count) != len(positions) // count).any()):
         return None
-    return positions[np.argsort(which[here], kind="stable")].reshape(count, -1)
+    return positions[np.argsort(which, kind="stable")].reshape(count, -1)
 
 
 def factorise(members: list[IntArray]) -> tuple[tuple[tuple[int, ...], ...], list[tuple[int, ...]]]:
@@ -218,5 +198,3 @@ def _locate(sites: list[list[int]], number: int) -> tuple[int, int]:
             return axis, number
         number -= len(factors)
     raise IndexError(number)
-
-

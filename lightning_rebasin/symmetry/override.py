@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from lightning_rebasin.errors import SpecError
+from lightning_rebasin.symmetry.activations import ActivationSite
 from lightning_rebasin.symmetry.report import moved_positions
 from lightning_rebasin.symmetry.spec import AxisMap, Component, Group, PermutationSpec, Pin
 
@@ -60,7 +61,12 @@ def pin_group(spec: PermutationSpec, group: str, reason: str = BY_USER) -> Permu
         name: replace(m, components=tuple(part for c in m.components for part in _split(spec, c, gone, pieces)))
         for name, m in spec.maps.items()
     }
-    return _rebuilt(spec, groups, maps, set(spec.tensors_of(group)), reason)
+    watched: dict[str, tuple[ActivationSite, ...]] = {}
+    for sites in spec.activations.values():
+        for site in sites:
+            for part in _split(spec, site.component, gone, pieces):
+                watched[part.group] = (*watched.get(part.group, ()), replace(site, component=part))
+    return _rebuilt(replace(spec, activations=watched), groups, maps, set(spec.tensors_of(group)), reason)
 
 
 def pin_tensor(spec: PermutationSpec, tensor: str, reason: str = BY_USER) -> PermutationSpec:
@@ -126,7 +132,10 @@ def tie_groups(spec: PermutationSpec, first: str, second: str) -> PermutationSpe
         name: replace(m, components=tuple(replace(c, group=first) if c.group == second else c for c in m.components))
         for name, m in spec.maps.items()
     }
-    return _rebuilt(spec, groups, maps, set(), "")
+    moved = (replace(x, component=replace(x.component, group=first)) for x in spec.activations.get(second, ()))
+    watched = {name: sites for name, sites in spec.activations.items() if name != second}
+    watched[first] = (*watched.get(first, ()), *moved)
+    return _rebuilt(replace(spec, activations={g: x for g, x in watched.items() if x}), groups, maps, set(), "")
 
 
 def free_group(spec: PermutationSpec, group: str, axes: Mapping[str, int | tuple[int, ...]]) -> PermutationSpec:

@@ -4,11 +4,19 @@ import math
 
 import pytest
 import torch
-from helpers.models import mlp, randomise
+from helpers.models import ModularAdditionTransformer, mlp, modular_addition_tokens, randomise
 from helpers.specs import blocks_spec, grouped_spec, nested_spec, random_state
 
 from lightning_rebasin.errors import EquivalenceError, SpecError
-from lightning_rebasin.symmetry import AxisMap, Component, Group, Permutation, PermutationSpec, check_equivalence
+from lightning_rebasin.symmetry import (
+    AxisMap,
+    Component,
+    Group,
+    Permutation,
+    PermutationSpec,
+    check_equivalence,
+    infer_spec,
+)
 from lightning_rebasin.symmetry.override import BY_USER, free_group, pin_group, pin_tensor, tie_groups
 
 TABLE = {"0.weight": ("a", None), "0.bias": ("a",), "2.weight": ("b", "a"), "2.bias": ("b",), "4.weight": (None, "b")}
@@ -181,3 +189,18 @@ def test_free_refuses_two_sizes():
     spec = PermutationSpec.from_table({}, {"v": (2,), "w": (3,)})
     with pytest.raises(SpecError, match="has size 3, group 'h' has 2"):
         free_group(spec, "h", {"v": 0, "w": 0})
+
+
+def test_activation_sites_follow_the_groups():
+    module = randomise(mlp(3, 6, 6, 2))
+    spec = infer_spec(module, torch.randn(2, 3))
+    first, second = spec.groups
+    assert set(pin_group(spec, first).activations) == {second}
+    tied = tie_groups(spec, first, second)
+    assert len(tied.activations[first]) == len(spec.activations[first]) + len(spec.activations[second])
+    assert {site.component.group for site in tied.activations[first]} == {first}
+    attention = infer_spec(ModularAdditionTransformer(), modular_addition_tokens()[0][:5])
+    heads = next(g for g in attention.groups.values() if g.size == 4)
+    pinned = pin_group(attention, heads.id)
+    assert set(pinned.activations) <= set(pinned.groups)
+    assert PermutationSpec.from_dict(pinned.to_dict()) == pinned

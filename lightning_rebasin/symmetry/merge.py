@@ -84,9 +84,12 @@ def merge(
     all_sizes = [size for letter in letters for size in sizes[letter]]
     for elements in pending:
         store.pin(elements, "it is picked out by itself")
-    merged = _combine(store, [p for own in parts for p in own], pinned, all_sizes)
+    inside: list[Part] = []
+    merged = _combine(store, [p for own in parts for p in own], pinned, all_sizes, inside)
     reduced = {n for (letter, _), n in number.items() if letter not in set(out)}
-    merged = reduce_sites(store, merged, reduced)
+    # parts inside others are cut into blocks too, so that the blocks of both are known to fit (grouped queries)
+    straddling = [p for p in inside if reduced.intersection(p.sites) and not reduced.issuperset(p.sites)]
+    merged = reduce_sites(store, [*merged, *straddling], reduced)
     kept = [n for n in range(len(all_sizes)) if n not in reduced]
     new = {n: i for i, n in enumerate(kept)}
     return Label(
@@ -198,8 +201,10 @@ def _wish(wishes: Wishes, parts: list[list[Part]], batch: set[int]) -> None:
                     wishes.ask(inner.elements, outer.elements, outer.elements.ids.size)
 
 
-def _combine(store: Constraints, parts: list[Part], pinned: set[int], sizes: list[int]) -> list[Part]:
-    """Equate and relate parts over the same sites; apply pins."""
+def _combine(
+    store: Constraints, parts: list[Part], pinned: set[int], sizes: list[int], inside: list[Part] | None = None
+) -> list[Part]:
+    """Equate and relate parts over the same sites; apply pins; parts within others go to ``inside``."""
     by_sites: dict[tuple[int, ...], Elements] = {}
     for part in parts:
         known = by_sites.get(part.sites)
@@ -220,6 +225,8 @@ def _combine(store: Constraints, parts: list[Part], pinned: set[int], sizes: lis
             if set(small) <= set(big):
                 store.relation(store.canonical(by_sites[big]), by_sites[small], axes)
                 dropped.add(small)
+                if inside is not None:
+                    inside.append(Part(small, by_sites[small]))
             else:
                 theirs = tuple(small.index(s) for s in shared)
                 store.equal(store.project(by_sites[big], axes), store.project(by_sites[small], theirs))

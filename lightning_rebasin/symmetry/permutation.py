@@ -264,13 +264,16 @@ def cluster_index(
     for own, members in by_sites.items():
         sizes = tuple(axis_map.site_shape[site] for site in own)
         index = torch.arange(math.prod(sizes))
+        named = torch.zeros(math.prod(sizes), dtype=torch.bool)
         for c in members:
             index[c.index.reshape(-1)] = c.index[permutation.flat(c.group)].reshape(-1)
-        if own == sites:
+            named[c.index.reshape(-1)] = True
+        if len(by_sites) == 1:
             return index
         view = [axis_map.site_shape[site] if site in own else 1 for site in sites]
         for site, coordinate in zip(own, torch.unravel_index(index.reshape(sizes), sizes), strict=True):
-            coordinates[site] = coordinate.reshape(view)
+            # positions that these components do not name are left to the others
+            coordinates[site] = torch.where(named.reshape(view), coordinate.reshape(view), coordinates[site])
     flat = torch.zeros((), dtype=torch.long)
     for site, size in zip(sites, shape, strict=True):
         flat = flat * size + coordinates[site]

@@ -51,7 +51,7 @@ def frank_wolfe(universe: Universe) -> float:
 class _FrankWolfe:
     def __init__(self, universe: Universe) -> None:
         self._u = universe
-        self._table = TermTable(universe.spec)
+        self._table = TermTable.of(universe.spec)
         joint = {
             universe.spec.groups[g].root.id
             for terms in self._table.by_group.values()

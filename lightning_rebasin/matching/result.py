@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_rebasin.symmetry.permutation import Permutation
+from lightning_rebasin.symmetry.spec import PermutationSpec
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,23 @@ class MatchState:
     """Where a descent stands after a sweep: passed back as ``init``, the descent goes on as if it had not been stopped.
 
     Args:
-        permutation: The current permutation.
+        spec: The spec.
+        flats: The current flat order of each group.
         duals: Prices and columns of each group's last assignment.
         generator: State of the generator that draws the order of the visits.
         sweeps: Sweeps done so far.
     """
 
-    permutation: Permutation
+    spec: PermutationSpec
+    flats: Mapping[str, Tensor]
     duals: Mapping[str, tuple[NDArray[np.float64], NDArray[np.int64]]]
     generator: Tensor
     sweeps: int
+
+    @cached_property
+    def permutation(self) -> Permutation:
+        """The current permutation."""
+        return Permutation.from_flat(self.spec, self.flats)
 
     def __repr__(self) -> str:
         return f"MatchState(after {self.sweeps} sweeps, {self.permutation!r})"

@@ -122,7 +122,7 @@ class WeightMatcher:
         self._dtype = _working_dtype(self._source[name] for name in self._names)
         first = next(iter(self._source.values()), torch.empty(0))
         self._device = torch.device(device) if device is not None else first.device
-        self._table = TermTable(spec)
+        self._table = TermTable.of(spec)
         self._layouts = Layouts(self._source, self._dtype, self._device)
         self._families = families_of(spec, self._table.coupled)
         self._solver = _check_solver(solver)
@@ -273,8 +273,7 @@ class _Pair:
 
     def _state(self, sweeps: int) -> MatchState:
         duals = {group: (prices.copy(), held.copy()) for group, (prices, held) in self._m._duals.items()}
-        permutation = Permutation.from_flat(self._m.spec, self._run.flats)
-        return MatchState(permutation, duals, self._generator.get_state(), sweeps)
+        return MatchState(self._m.spec, dict(self._run.flats), duals, self._generator.get_state(), sweeps)
 
     def _products(self, permutation: Permutation, names: Iterable[str] | None = None) -> dict[str, float]:
         return inner_products(self._m.spec, self._reference, self._m._source, permutation, names)

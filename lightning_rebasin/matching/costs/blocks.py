@@ -35,12 +35,14 @@ class Segment:
         groups: Empty (free), one group, or all groups of a joint axis.
         positions: Positions along the merged axis, in member order.
         copies: Positions per member.
+        whole: Whether the positions are the whole axis in its own order.
         joint: For a joint axis, what its gather index is computed from.
     """
 
     groups: tuple[str, ...]
     positions: Tensor
     copies: int
+    whole: bool
     joint: tuple[AxisMap, tuple[int, ...], tuple[Component, ...]] | None = None
 
 
@@ -96,13 +98,25 @@ class Block:
                 position += 1
         return None
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the block is the whole tensor as it stands."""
+        sites = tuple(site for sites in self.merged for site in sites)
+        return (
+            sites == tuple(range(len(self.site_shape)))
+            and self.lengths == self.site_shape
+            and all(segment.whole for segment in self.segments)
+        )
+
     def take(self, tensor: Tensor) -> Tensor:
         """The block of ``tensor`` with one dimension per entry of :attr:`axes`; a view where possible."""
+        if self.plain:
+            return tensor.reshape(self.site_shape)
         order = tuple(site for sites in self.merged for site in sites)
         split = tensor.reshape(self.site_shape).permute(order)
         split = split.reshape([math.prod(self.site_shape[site] for site in sites) for sites in self.merged])
         for dim, segment in enumerate(self.segments):
-            split = _select(split, dim, segment.positions)
+            split = split if segment.whole else _select(split, dim, segment.positions)
         return split.reshape(self.lengths)
 
     def index(self, axis: int, flats: Flats) -> Tensor:
@@ -130,7 +144,7 @@ def objective_tensors(spec: PermutationSpec) -> tuple[str, ...]:
 
 
 def blocks_of(spec: PermutationSpec) -> tuple[Block, ...]:
-    """All blocks on which at least one group acts, over every tensor of the objective."""
+    """All blocks of every tensor of the objective that is mapped; those without any group are its fixed parts."""
     return tuple(block for name in objective_tensors(spec) if name in spec.maps for block in _split(spec.maps[name]))
 
 
@@ -142,29 +156,30 @@ def _split(axis_map: AxisMap) -> Iterator[Block]:
     for site, size in enumerate(axis_map.site_shape):
         if site not in owner:
             merged.append((site,))
-            choices.append((Segment((), torch.arange(size), 1),))
+            choices.append((Segment((), torch.arange(size), 1, whole=True),))
         elif owner[site] not in done:
             done.add(owner[site])
             sites, components = axis_map.clusters[owner[site]]
             merged.append(sites)
             choices.append(tuple(_segments(axis_map, sites, components)))
     for segments in product(*choices):
-        if any(segment.groups for segment in segments):
-            yield Block(axis_map.tensor, axis_map.site_shape, tuple(merged), segments)
+        yield Block(axis_map.tensor, axis_map.site_shape, tuple(merged), segments)
 
 
 def _segments(axis_map: AxisMap, sites: tuple[int, ...], components: tuple[Component, ...]) -> Iterator[Segment]:
     total = math.prod(axis_map.site_shape[site] for site in sites)
     if any(c.sites != sites for c in components):
         groups = tuple(dict.fromkeys(c.group for c in components))
-        yield Segment(groups, torch.arange(total), 1, (axis_map, sites, components))
+        yield Segment(groups, torch.arange(total), 1, whole=True, joint=(axis_map, sites, components))
         return
     rest = torch.ones(total, dtype=torch.bool)
     for c in components:
         rest[c.index.reshape(-1)] = False
-        yield Segment((c.group,), c.index.reshape(-1), c.index.shape[1])
+        positions = c.index.reshape(-1)
+        whole = len(positions) == total and torch.equal(positions, torch.arange(total))
+        yield Segment((c.group,), positions, c.index.shape[1], whole)
     if bool(rest.any()):
-        yield Segment((), rest.nonzero().reshape(-1), 1)
+        yield Segment((), rest.nonzero().reshape(-1), 1, whole=False)
 
 
 def _select(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:

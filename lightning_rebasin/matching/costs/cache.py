@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -39,14 +40,26 @@ class TermTable:
     """
 
     def __init__(self, spec: PermutationSpec) -> None:
-        self.spec = spec
+        # Only the groups: a reference to the spec itself would keep it alive for ever.
+        self.groups = spec.groups
         self.blocks = blocks_of(spec)
         by_group: dict[str, list[Term]] = {name: [] for name in spec.groups}
         for term in terms_of(spec, self.blocks):
             by_group[term.group].append(term)
         self.by_group: Mapping[str, tuple[Term, ...]] = {name: tuple(terms) for name, terms in by_group.items()}
+        self._roots: dict[str, frozenset[str]] = {}
+        for block in self.blocks:
+            roots = frozenset(self._root(group) for group in block.groups)
+            self._roots[block.tensor] = self._roots.get(block.tensor, frozenset()) | roots
         self.depends_on = {name: _partners(terms) for name, terms in by_group.items()}
         self.coupled = frozenset(root for block in self.blocks for root in _twice(spec, block))
+
+    @classmethod
+    def of(cls, spec: PermutationSpec) -> TermTable:
+        """The table of ``spec``, made once and kept as long as the spec lives."""
+        if spec not in _TABLES:
+            _TABLES[spec] = cls(spec)
+        return _TABLES[spec]
 
     def tensors_of(self, root: str) -> tuple[str, ...]:
         """Tensors of the objective on which the family of ``root`` acts."""
@@ -54,10 +67,13 @@ class TermTable:
 
     def roots_of(self, tensor: str) -> frozenset[str]:
         """Roots of the families that act on ``tensor``."""
-        return frozenset(self._root(group) for b in self.blocks if b.tensor == tensor for group in b.groups)
+        return self._roots.get(tensor, frozenset())
 
     def _root(self, group: str) -> str:
-        return self.spec.groups[group].root.id
+        return self.groups[group].root.id
+
+
+_TABLES: WeakKeyDictionary[PermutationSpec, TermTable] = WeakKeyDictionary()
 
 
 @final
@@ -123,7 +139,7 @@ class CostCache:
             Tensor ``(members, members)``.  Terms with joint axes are left out.
         """
         static = self._static_part(group)
-        members = self._table.spec.groups[group].members
+        members = self._table.groups[group].members
         zeros = torch.zeros(members, members, dtype=self.dtype, device=self.device)
         cost = zeros if static is None else static.clone()
         for term in self._table.by_group[group]:
@@ -158,7 +174,7 @@ class CostCache:
 
     def _rebuild(self, group: str, flats: Flats) -> None:
         static = self._static_part(group)
-        members = self._table.spec.groups[group].members
+        members = self._table.groups[group].members
         if group not in self._linear:
             self._linear[group] = torch.empty(members, members, dtype=self.dtype, device=self.device)
         cost = self._linear[group]
@@ -168,7 +184,9 @@ class CostCache:
             cost.copy_(static)
         for term in self._table.by_group[group]:
             if term.kind == "bilinear":
-                add_bilinear(cost, term, self._reference, self._source, flats[term.partner].to(self.device))
+                flat = flats[term.partner]
+                moved = None if torch.equal(flat, torch.arange(len(flat))) else flat.to(self.device)
+                add_bilinear(cost, term, self._reference, self._source, moved)
         self._drift[group] = 0.0
 
     def _with_general(self, group: str, flats: Flats) -> Tensor:

@@ -30,23 +30,35 @@ class Layouts:
         self._device = device
         self._kept: dict[tuple[int, tuple[int, ...], bool], Tensor] = {}
 
-    def view(self, block: Block, order: tuple[int, ...], split: tuple[int, ...]) -> Tensor:
-        """``block`` with its axes in ``order``, reshaped to ``split``; copied only if no view can do it."""
+    def view(self, block: Block, order: tuple[int, ...]) -> Tensor:
+        """``block`` with its axes in ``order``, all but the last merged; copied only if no view can do it."""
         key = (id(block), order, False)
         if key not in self._kept:
-            self._kept[key] = self._working(block).permute(order).reshape(split)
+            ordered = self._kept.get((id(block), order, True))
+            if ordered is None:
+                ordered = self._ordered(block, order)
+            merged = ordered.reshape(-1, ordered.shape[-1])
+            if merged.data_ptr() != ordered.data_ptr():
+                self._kept[id(block), order, True] = merged.view(ordered.shape)
+            self._kept[key] = merged
         return self._kept[key]
 
     def contiguous(self, block: Block, order: tuple[int, ...]) -> Tensor:
         """``block`` with its axes in ``order``, contiguous in memory."""
         key = (id(block), order, True)
         if key not in self._kept:
-            self._kept[key] = self._working(block).permute(order).contiguous()
+            self._kept[key] = self._ordered(block, order).contiguous()
         return self._kept[key]
 
-    def norm(self, name: str) -> float:
-        """Euclidean norm of a whole tensor."""
-        return float(torch.linalg.vector_norm(self._state[name].detach().to(self._dtype)))
+    def natural(self, block: Block) -> Tensor:
+        """``block`` as it stands; complex numbers as a last axis of two."""
+        taken = block.take(self._state[block.tensor])
+        return self._working(torch.view_as_real(taken) if taken.is_complex() else taken)
 
-    def _working(self, block: Block) -> Tensor:
-        return block.take(self._state[block.tensor].detach()).to(device=self._device, dtype=self._dtype)
+    def _ordered(self, block: Block, order: tuple[int, ...]) -> Tensor:
+        taken = block.take(self._state[block.tensor]).permute(order)
+        # The real part of ⟨a, b⟩ is the inner product of real and imaginary parts taken as two numbers.
+        return self._working(torch.view_as_real(taken).movedim(-1, -2) if taken.is_complex() else taken)
+
+    def _working(self, tensor: Tensor) -> Tensor:
+        return tensor.to(device=self._device, dtype=self._dtype)

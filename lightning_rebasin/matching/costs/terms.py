@@ -89,16 +89,16 @@ def _kind(spec: PermutationSpec, block: Block, axis: int, partners: tuple[int, .
 
 def static_cost(term: Term, reference: Layouts, source: Layouts) -> Tensor:
     """``(members, members)`` cost of a static term."""
-    size = term.block.lengths[term.axis]
-    rows = reference.view(term.block, term.order, (-1, size))
-    return rows.t() @ source.view(term.block, term.order, (-1, size))
+    return reference.view(term.block, term.order).t() @ source.view(term.block, term.order)
 
 
-def add_bilinear(cost: Tensor, term: Term, reference: Layouts, source: Layouts, flat: Tensor) -> None:
-    """Add the whole bilinear term to ``cost``, its partner in the order ``flat``."""
-    rows = reference.view(term.block, term.order, (-1, cost.shape[1]))
-    moved = source.contiguous(term.block, term.order).index_select(0, flat)
-    cost.addmm_(rows.t(), moved.reshape(-1, cost.shape[1]))
+def add_bilinear(cost: Tensor, term: Term, reference: Layouts, source: Layouts, flat: Tensor | None) -> None:
+    """Add the whole bilinear term to ``cost``, its partner in the order ``flat`` (``None``: as it stands)."""
+    rows = reference.view(term.block, term.order)
+    moved = source.view(term.block, term.order)
+    if flat is not None:
+        moved = source.contiguous(term.block, term.order).index_select(0, flat).reshape(-1, cost.shape[1])
+    cost.addmm_(rows.t(), moved)
 
 
 def add_bilinear_change(
@@ -106,7 +106,7 @@ def add_bilinear_change(
 ) -> None:
     """Bring the bilinear term in ``cost`` from partner order ``before`` to ``after``, which differ in rows ``where``."""
     size = cost.shape[1]
-    rows = reference.view(term.block, term.order, (-1, size))
+    rows = reference.view(term.block, term.order)
     rows = rows.view(len(after), -1, size).index_select(0, where).reshape(-1, size)
     layout = source.contiguous(term.block, term.order)
     change = layout.index_select(0, after.index_select(0, where))
@@ -122,19 +122,17 @@ def add_soft(cost: Tensor, term: Term, reference: Layouts, source: Layouts, soft
         front = moved.movedim(position, 0)
         mixed = soft[term.block.axes[axis][0]] @ front.reshape(front.shape[0], -1)
         moved = mixed.reshape(front.shape).movedim(0, position)
-    rows = reference.view(term.block, term.order, (-1, size))
+    rows = reference.view(term.block, term.order)
     cost.addmm_(rows.t(), moved.reshape(-1, size))
 
 
 def add_general(cost: Tensor, term: Term, reference: Layouts, source: Layouts, flats: Flats) -> None:
     """Add a general term, built in the frame of the wholly permuted source and carried back to old units."""
     block, group = term.block, term.group
-    natural = tuple(range(len(block.axes)))
-    moved = source.contiguous(block, natural)
+    moved = source.natural(block)
     for axis in (term.axis, *term.partners):
         moved = moved.index_select(axis, block.index(axis, flats).to(moved.device))
-    fixed = reference.contiguous(block, natural)
-    own = _own_rows(term, fixed)
+    own = _own_rows(term, reference.natural(block))
     framed = own @ _own_rows(term, moved).t()
     inverse = torch.argsort(flats[group])
     cost += framed.index_select(1, inverse.to(cost.device))

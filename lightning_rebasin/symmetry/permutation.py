@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -155,7 +156,10 @@ class Permutation:
             StateDictError: A tensor is missing, extra or has another shape.
         """
         self.spec.check_state(state)
-        done: dict[str, Tensor] = {}
+        done: OrderedDict[str, Tensor] = OrderedDict()
+        if (versions := getattr(state, "_metadata", None)) is not None:
+            # load_state_dict of some modules insists on the versions that state_dict stores beside the tensors.
+            done._metadata = versions  # type: ignore[attr-defined]
         for name, tensor in state.items():
             origin = self.spec.aliases.get(name)
             if origin is not None and state[origin].data_ptr() == tensor.data_ptr() and origin in done:

@@ -117,12 +117,15 @@ def _control(
 def _with(
     model: nn.Module, state: dict[str, Tensor], args: tuple[object, ...], kwargs: dict[str, object]
 ) -> list[Tensor]:
-    kept = {key: value.clone() for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    model.load_state_dict(state, strict=False)
+    live = model.state_dict()
+    kept = {key: live[key].clone() for key in state}
+    for key, value in state.items():
+        live[key].copy_(value)
     try:
         return _outputs(model, args, kwargs)
     finally:
-        model.load_state_dict(kept, strict=False)
+        for key, value in kept.items():
+            live[key].copy_(value)
 
 
 def _outputs(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> list[Tensor]:

@@ -122,6 +122,14 @@ def test_apply_keeps_dtype(dtype):
     assert new["w"].dtype is dtype and new["w"].tolist() == torch.tensor([1, 0, 0]).to(dtype).tolist()
 
 
+def test_module_versions_are_kept():
+    module = torch.nn.BatchNorm1d(3)
+    spec = PermutationSpec.from_table({"weight": ("h",)}, module.state_dict())
+    new = randomly(spec).apply(module.state_dict())
+    assert new._metadata == module.state_dict()._metadata and new._metadata[""]["version"] == 2
+    assert type(new).__mro__[1] is dict and not hasattr(randomly(spec).apply(dict(module.state_dict())), "_metadata")
+
+
 def test_tied_tensors_stay_tied():
     weight = torch.arange(6.0).reshape(2, 3)
     state = {"embed": weight, "out": weight}

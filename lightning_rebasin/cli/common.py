@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -276,7 +277,9 @@ def _from_config(path: Path) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
     try:
-        return parser.instantiate_classes(parser.parse_object({"data": described}))["data"]
+        with warnings.catch_warnings():  # jsonargparse announces changes that do not touch what is used here
+            warnings.simplefilter("ignore")
+            return parser.instantiate_classes(parser.parse_object({"data": described}))["data"]
     except Exception as error:  # parsing errors, and whatever the user's own __init__ raises
         raise ConfigurationError(f"the 'data' section of {path}: {' '.join(str(error).split())[:500]}") from error
 
@@ -300,7 +303,6 @@ def _loaders(made: Any, place: str) -> tuple[Iterable[Any] | None, Iterable[Any]
 def _validated(module: Any, loader: Iterable[Any]) -> dict[str, float]:
     """``trainer.validate``, without its output."""
     import logging
-    import warnings
 
     from lightning.pytorch import Trainer
 

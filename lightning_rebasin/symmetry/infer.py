@@ -84,11 +84,16 @@ def infer_spec_many(module: nn.Module, examples: Iterable[Any], *, pin: Iterable
 
 
 def _pinned(tensors: Mapping[str, Tensor], parameters: set[int], pin: Iterable[str]) -> dict[str, str]:
-    """Tensors that must not move: chosen ones, and buffers that are not running statistics."""
+    """Tensors that must not move: chosen ones, and buffers that are no running statistics.
+
+    Tables such as sinusoidal positions are the same in every model; permuting them in one model only would make averages
+    of two models meaningless.  Statistics, and what a module keeps beside them, belong to their channels.
+    """
+    with_statistics = {name.rpartition(".")[0] for name in tensors if name.endswith(_STATISTICS)}
     result = {
-        name: "a buffer that is the same in every model"
+        name: "a buffer that is no running statistic"
         for name, tensor in tensors.items()
-        if id(tensor) not in parameters and not name.endswith(_STATISTICS)
+        if id(tensor) not in parameters and name.rpartition(".")[0] not in with_statistics
     }
     for name in pin:
         if name not in tensors:

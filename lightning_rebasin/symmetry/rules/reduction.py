@@ -98,6 +98,17 @@ def batch_norm(ctx: Context, node: Node) -> list[Label]:
     return [result, *rest]
 
 
+@rule("_weight_norm_interface")
+def weight_norm(ctx: Context, node: Node) -> list[Label]:
+    """``g · v / ‖v‖``: the norm runs over every dimension but one."""
+    label, scale = ctx.label(node.arguments["v"]), ctx.label(node.arguments["g"])
+    letters = list(range(len(label.dims)))
+    others = [d for d in letters if d != node.arguments["dim"] % len(letters)]
+    label = ctx.normalise(label, others)
+    norms = reduced_shape(ctx.reduce(label, others), others, True)
+    return [ctx.merge([(label, letters), (scale, letters)], letters), norms]
+
+
 @rule(
     "cumsum cumprod cummax cummin logcumsumexp sort topk argsort kthvalue fft_fft _fft_r2c _fft_c2c _fft_c2r unfold "
     "diff renorm"

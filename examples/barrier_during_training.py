@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with the four MNIST idx files")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "barrier_during_training")
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--points", type=int, default=25, help="number of λ (the paper's 25)")
+    parser.add_argument("--points", type=int, default=11, help="number of λ (the paper takes 25)")
     parser.add_argument("--seeds", type=int, nargs=2, default=(0, 1))
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -96,12 +96,12 @@ def report(options: argparse.Namespace, data: Classification, barrier: LossBarri
     )
     last = barrier.measurements[-1].curves
     plot_barriers(last, path=output / "last_epoch.png", title=f"after epoch {epochs[-1]} (validation = test set)")
-    chosen = {epoch for epoch in (0, 1, 2, 4, 8, 15) if epoch <= options.epochs}
+    chosen = {epoch for epoch in (1, 3, 8, 15) if epoch <= options.epochs}
     per_epoch = barrier.measurements[0].step
     a, b = ([s for s in load_trajectory(runs / n / "snapshots") if s.step // per_epoch in chosen] for n in ("a", "b"))
     model = Classifier(features=data.features, width=512, depth=3, classes=data.classes)
     spec = infer_spec(model)
-    matrix = barrier_matrix(model, a, b, loader(data.test, 500), spec=spec, points=7, metric="val_loss", progress=True)
+    matrix = barrier_matrix(model, a, b, loader(data.test, 500), spec=spec, points=5, metric="val_loss", progress=True)
     matrix.to_csv(output / "matrix.csv")
     matrix.plot(output / "matrix.png")
     numbers = {

@@ -30,7 +30,14 @@ from lightning_rebasin.errors import BarrierWarning, ConfigurationError, Missing
 from lightning_rebasin.landscape.barrier import BarrierCurve, Convention, lambda_grid
 from lightning_rebasin.landscape.geometry import Separation, separation
 from lightning_rebasin.landscape.measure import curve_from_rows
-from lightning_rebasin.landscape.probe import LightningProbe, Place, clone_batch, isolated_rng, object_gatherer
+from lightning_rebasin.landscape.probe import (
+    LightningProbe,
+    Place,
+    clone_batch,
+    isolated_rng,
+    object_gatherer,
+    without_repeats,
+)
 from lightning_rebasin.landscape.segment import Segment, weights_of
 from lightning_rebasin.symmetry import PermutationSpec
 
@@ -63,8 +70,8 @@ class LossBarrier(Callback):
     are the loggers.
 
     λ = 0 is the model *as validation sees it* (under ``WeightAveraging`` the averaged weights), λ = 1 the reference.
-    The barrier over several processes equals that of one process as long as Lightning's distributed sampler does not
-    repeat samples to make the processes even, which validation itself suffers from, too.
+    Over several processes the barrier is that of one process: samples that a distributed sampler repeats to make the
+    processes even, and which validation itself counts twice, are left out.
 
     Args:
         reference: The other end: the path of a checkpoint; a folder of snapshots of another run (the one of the same
@@ -241,7 +248,9 @@ class LossBarrier(Callback):
                 self._running = self._begin(trainer, pl_module)
         if self._running is not None and (self._limit is None or batch_idx < self._limit):
             with torch.inference_mode(mode=False):
-                self._running.batch = clone_batch(batch)
+                found = trainer.val_dataloaders
+                loader = found[dataloader_idx] if isinstance(found, (list, tuple)) else found
+                self._running.batch = without_repeats(clone_batch(batch), batch_idx, loader)
 
     @override
     def on_validation_batch_end(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import inspect
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch.cli import LightningCLI
 
 from lightning_rebasin import CheckpointSnapshot, LossBarrier
 from lightning_rebasin.landscape import load_trajectory
@@ -20,18 +22,33 @@ pytest.importorskip("jsonargparse")
 pytest.importorskip("sklearn", reason="the example trains on scikit-learn's digits")
 
 
-def train(folder, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    command = [sys.executable, str(EXAMPLES / "train.py"), *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def example():
+    """The module ``examples/train.py``."""
+    spec = importlib.util.spec_from_file_location("example_train", EXAMPLES / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def printed_by(capsys, monkeypatch, *arguments):
+    """What LightningCLI prints before it exits."""
+    module = example()
+    # LightningCLI mistrusts args= while the process itself has arguments.
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as stop:
+        LightningCLI(module.Classifier, module.Digits, args=list(map(str, arguments)))
+    assert not stop.value.code
+    return capsys.readouterr().out
 
 
 def test_the_example_runs_as_it_is(tmp_path):
-    train(tmp_path, "fit", "--config", EXAMPLES / "train.yaml", "--trainer.enable_progress_bar", "false")
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, EXAMPLES / "train.py", "fit", "--config", EXAMPLES / "train.yaml"]
+    command += ["--trainer.enable_progress_bar", "false"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "first"
     with (run / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["barrier/val_loss/matched"]]
@@ -44,10 +61,10 @@ def test_the_example_runs_as_it_is(tmp_path):
     assert len(list((run / "checkpoints").glob("lowest-barrier*.ckpt"))) == 1
 
 
-def test_print_config_round_trips(tmp_path):
-    first = train(tmp_path, "fit", "--config", EXAMPLES / "train.yaml", "--print_config")
+def test_print_config_round_trips(tmp_path, capsys, monkeypatch):
+    first = printed_by(capsys, monkeypatch, "fit", "--config", EXAMPLES / "train.yaml", "--print_config")
     (tmp_path / "printed.yaml").write_text(first)
-    second = train(tmp_path, "fit", "--config", tmp_path / "printed.yaml", "--print_config")
+    second = printed_by(capsys, monkeypatch, "fit", "--config", tmp_path / "printed.yaml", "--print_config")
     assert first == second
     assert "serialize" not in first  # what jsonargparse says of defaults that it cannot write
     printed = yaml.safe_load(first)["trainer"]["callbacks"]
@@ -58,8 +75,9 @@ def test_print_config_round_trips(tmp_path):
 
 
 @pytest.mark.parametrize("cls", [LossBarrier, CheckpointSnapshot])
-def test_every_argument_has_a_help_text(tmp_path, cls):
-    text = train(tmp_path, "fit", "--trainer.callbacks.help", f"lightning_rebasin.{cls.__name__}")
+def test_every_argument_has_a_help_text(capsys, monkeypatch, cls):
+    monkeypatch.setenv("COLUMNS", "120")
+    text = printed_by(capsys, monkeypatch, "fit", "--trainer.callbacks.help", f"lightning_rebasin.{cls.__name__}")
     documented = inspect.getdoc(cls).split("Args:")[1].split("Raises:")[0]
     for name in set(inspect.signature(cls.__init__).parameters) - {"self"}:
         assert f"--trainer.callbacks.{name} " in text

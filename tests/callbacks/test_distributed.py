@@ -1,4 +1,4 @@
-"""Two processes (gloo on the CPU) see what one process sees."""
+"""Two processes (gloo on the CPU) see what one process sees, and train as they would without the callbacks."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.classifier import Classifier
+from helpers.classifier import Classifier, blobs
 from helpers.trainers import trainer_in
 from lightning.pytorch import strategies
 from lightning.pytorch.strategies import FSDPStrategy
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_rebasin import CheckpointSnapshot, LossBarrier
 from lightning_rebasin.callbacks.strategy import refuse_sharded
 from lightning_rebasin.errors import ConfigurationError
+from lightning_rebasin.landscape.probe import without_repeats
 
 TESTS = Path(__file__).parents[1]
+#: 47 samples are padded to 48; 33 to 34, where the last batch of one process is nothing but the repeated sample.
+SAMPLES = (48, 33, 47)
 
 #: Run in fresh processes: a spawned test process would import pytest's plugins, and fork is unsafe after threads.
-SCRIPT = """
-import json, sys, warnings
+SCRIPT = f"""
+import copy, json, sys, warnings
 from pathlib import Path
 import torch
 from lightning.pytorch import seed_everything
@@ -34,16 +37,29 @@ from helpers.trainers import trainer_in
 from lightning_rebasin import CheckpointSnapshot, LossBarrier
 
 warnings.filterwarnings("ignore")
-folder, devices, attach, samples = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True", int(sys.argv[4])
+folder, devices = Path(sys.argv[1]), int(sys.argv[2])
+strategy = {{"strategy": "ddp", "devices": devices}} if devices > 1 else {{}}
 
 
-def main():
-    torch.set_num_threads(1)
-    seed_everything(3, verbose=False)
-    module = Classifier(batch_norm=True)
-    state = module.state_dict()
-    reference = {k: v + 0.3 * torch.randn_like(v) if v.is_floating_point() else v for k, v in state.items()}
-    reference["net.norm.running_var"].abs_().add_(0.1)
+def curves_of(barrier):
+    return [dict(m.curves[label].values) for m in barrier.measurements for label in ("naive", "matched")]
+
+
+def validated(module, reference):
+    "Barriers of the very same weights on validation sets of several sizes."
+    found = {{}}
+    for samples in {SAMPLES}:
+        barrier = LossBarrier(reference, "both", spec=module.spec(), points=3)
+        trainer = trainer_in(folder / str(samples), callbacks=[barrier], **strategy)
+        loader = DataLoader(blobs(samples, 1), batch_size=16 // devices)
+        trainer.validate(copy.deepcopy(module), loader, verbose=False)
+        found[samples] = curves_of(barrier)
+    return found
+
+
+def fitted(module, reference, *, attach):
+    "What a training leaves behind."
+    seed_everything(5, verbose=False)
     own = []
     if attach:
         own = [
@@ -51,72 +67,109 @@ def main():
             LossBarrier("previous", "none", points=2, prefix="barrier_previous"),
             CheckpointSnapshot(folder / "snapshots", every_n_steps=2),
         ]
-    # Unshuffled and the same global batch, so that one and two processes train alike.
-    train = DataLoader(blobs(64, 0), batch_size=16 // devices)
-    strategy = {"strategy": "ddp", "devices": devices} if devices > 1 else {}
-    trainer = trainer_in(folder, callbacks=own, **strategy)
-    trainer.fit(module, train, DataLoader(blobs(samples, 1), batch_size=16 // devices))
-    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-    weights = {k: v.tolist() for k, v in module.state_dict().items()}
-    generator = torch.get_rng_state().tolist()
-    curves = [m.curves[label].values for m in (own[0].measurements if own else []) for label in ("naive", "matched")]
-    out = {"metrics": metrics, "weights": weights, "generator": generator, "curves": [dict(c) for c in curves]}
-    (folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(out))
+    trainer = trainer_in(folder / f"attach-{{attach}}", callbacks=own, **strategy)
+    loader = DataLoader(blobs(48, 1), batch_size=16 // devices)
+    trainer.fit(module, DataLoader(blobs(64, 0), batch_size=16 // devices), loader)
+    return {{
+        "metrics": {{k: float(v) for k, v in trainer.callback_metrics.items()}},
+        "weights": {{k: v.tolist() for k, v in module.state_dict().items()}},
+        "generator": torch.get_rng_state().tolist(),
+        "curves": curves_of(own[0]) if own else [],
+    }}
+
+
+def main():
+    torch.set_num_threads(1)
+    seed_everything(3, verbose=False)
+    module = Classifier(batch_norm=True)
+    state = module.state_dict()
+    reference = {{k: v + 0.3 * torch.randn_like(v) if v.is_floating_point() else v for k, v in state.items()}}
+    reference["net.norm.running_var"].abs_().add_(0.1)
+    out = {{"validated": validated(module, reference)}}
+    if devices > 1:
+        out["without"] = fitted(copy.deepcopy(module), reference, attach=False)
+        out["with"] = fitted(copy.deepcopy(module), reference, attach=True)
+    rank = torch.distributed.get_rank() if devices > 1 else 0
+    (folder / f"rank{{rank}}.json").write_text(json.dumps(out))
 
 
 main()
 """
 
 
-def launch(folder, devices, *, attach=True, samples=48):
+def launch(folder, devices):
     folder.mkdir()
     script = folder / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
+    script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1"}
     environment |= {"PL_TORCH_DISTRIBUTED_BACKEND": "gloo", "CUDA_VISIBLE_DEVICES": ""}
-    arguments = [sys.executable, str(script), str(folder), str(devices), str(attach), str(samples)]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    arguments = [sys.executable, str(script), str(folder), str(devices)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(devices)]
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without torch.distributed")
-def test_two_processes_measure_what_one_measures_and_train_as_without(tmp_path):
-    (one,) = launch(tmp_path / "one", 1)
-    two = launch(tmp_path / "two", 2)
-    bare = launch(tmp_path / "bare", 2, attach=False)
-    names = {name for name in one["metrics"] if name.startswith("barrier")}
-    assert {"barrier/val_loss", "barrier/val_auroc/matched", "barrier_previous/val_loss"} <= names
-    # The values are the same on both processes, and so are the metrics that monitors see.
-    assert {n: two[0]["metrics"][n] for n in names} == {n: two[1]["metrics"][n] for n in names}
-    assert two[0]["curves"] == two[1]["curves"]
-    # Training is bitwise the same with and without the callbacks, on both processes.
-    for with_them, without in zip(two, bare, strict=True):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What one process and what two processes found."""
+    if not torch.distributed.is_available():
+        pytest.skip("this torch was built without torch.distributed")
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, launch(folder / "one", 1), launch(folder / "two", 2)
+
+
+def test_training_is_bitwise_the_same_on_both_processes(runs):
+    _, _, two = runs
+    for with_them, without in ((process["with"], process["without"]) for process in two):
         assert with_them["weights"] == without["weights"]
         assert with_them["generator"] == without["generator"]
         assert {k: v for k, v in with_them["metrics"].items() if not k.startswith("barrier")} == without["metrics"]
-    assert (tmp_path / "two" / "logs" / "version_0" / "barrier.csv").exists()
-    assert len(list((tmp_path / "two" / "snapshots").glob("*.ckpt"))) == 5
 
 
-def test_one_and_two_processes_give_the_same_barrier(tmp_path):
-    """No training (learning rate 0 would still move batch norms), so both see the very same weights: validate only."""
-    script = SCRIPT.replace("trainer.fit(module, train, ", "trainer.validate(module, ")
-    script = script.replace('LossBarrier("previous", "none", points=2, prefix="barrier_previous"),', "")
-    results = {}
-    for devices in (1, 2):
-        folder = tmp_path / str(devices)
-        folder.mkdir()
-        (folder / "script.py").write_text(script)
-        environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1"}
-        arguments = [sys.executable, str(folder / "script.py"), str(folder), str(devices), "True", "48"]
-        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        results[devices] = json.loads((folder / "rank0.json").read_text())
-    for one, two in zip(results[1]["curves"], results[2]["curves"], strict=True):
-        assert one.keys() == two.keys()
-        for name in one.keys() - {"val_largest"}:  # a maximum over batches depends on the batches by definition
-            assert two[name] == pytest.approx(one[name], rel=1e-5), name
+def test_monitors_see_the_same_numbers_on_both_processes(runs):
+    folder, _, two = runs
+    first, second = (process["with"] for process in two)
+    names = {name for name in first["metrics"] if name.startswith("barrier")}
+    assert {"barrier/val_loss", "barrier/val_auroc/matched", "barrier_previous/val_loss"} <= names
+    assert {n: first["metrics"][n] for n in names} == {n: second["metrics"][n] for n in names}
+    assert first["curves"] == second["curves"]
+    assert (folder / "two" / "attach-True" / "logs" / "version_0" / "barrier.csv").exists()
+    assert len(list((folder / "two" / "snapshots").glob("*.ckpt"))) == 5
+
+
+@pytest.mark.parametrize("samples", SAMPLES)
+def test_two_processes_measure_what_one_measures(runs, samples):
+    _, (one,), (two, _) = runs
+    expected, found = one["validated"][str(samples)], two["validated"][str(samples)]
+    assert found[0]["val_count"][0] == samples
+    for curve, other in zip(expected, found, strict=True):
+        assert curve.keys() == other.keys()
+        for name in curve.keys() - {"val_largest"}:  # a maximum over batches depends on the batches by definition
+            assert other[name] == pytest.approx(curve[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("samples", range(1, 14))
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_every_sample_is_counted_once(samples, processes):
+    data = list(range(samples))
+    seen = []
+    for rank in range(processes):
+        sampler = DistributedSampler(data, processes, rank, shuffle=False)
+        loader = DataLoader(data, batch_size=3, sampler=sampler)
+        for index, batch in enumerate(loader):
+            kept = without_repeats(batch, index, loader)
+            seen += [] if kept is None else kept.tolist()
+    if samples >= processes:
+        assert sorted(seen) == data
+    else:  # more processes than samples: each process still has at most one repeated sample
+        assert set(seen) == set(data)
+
+
+def test_other_loaders_are_left_alone():
+    data = blobs(5, 0)
+    for loader in (DataLoader(data, batch_size=2), [1, 2], None):
+        batch = [torch.zeros(2, 3), torch.zeros(2)]
+        assert without_repeats(batch, 0, loader) is batch
 
 
 @pytest.mark.parametrize("name", ["FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"])

@@ -20,11 +20,15 @@ Letter = Hashable
 
 @dataclass(frozen=True)
 class Refinement:
-    """A wish: the axis of ``inner`` should be ordered separately for each of the leading ``blocks`` of ``outer``."""
+    """A wish: the axis of ``inner`` should be ordered separately for each of the leading ``blocks`` of ``outer``.
+
+    With ``stack`` it is only granted to tensors of three or more dimensions, to an inner axis behind the outer one.
+    """
 
     inner: Elements
     outer: Elements
     blocks: int
+    stack: bool = False
 
 
 @dataclass
@@ -33,9 +37,11 @@ class Wishes:
 
     found: dict[tuple[bytes, bytes, int], Refinement] = field(default_factory=dict)
 
-    def ask(self, inner: Elements, outer: Elements, blocks: int) -> None:
+    def ask(self, inner: Elements, outer: Elements, blocks: int, *, stack: bool = False) -> None:
         """Ask that ``inner`` depend on the blocks of ``outer``."""
-        self.found.setdefault((inner.key, outer.key, blocks), Refinement(inner, outer, blocks))
+        key = (inner.key, outer.key, blocks)
+        if not stack or key not in self.found:
+            self.found[key] = Refinement(inner, outer, blocks, stack)
 
 
 @dataclass
@@ -80,7 +86,8 @@ def merge(
     parts, pinned, pending = _globalise(joined, number)
     if wishes is not None:
         batch_sites = {n for (letter, _), n in number.items() if letter in batch}
-        _wish(wishes, parts, batch_sites)
+        summed = {n for (letter, _), n in number.items() if letter not in set(out)}
+        _wish(wishes, parts, batch_sites, summed)
     all_sizes = [size for letter in letters for size in sizes[letter]]
     for elements in pending:
         store.pin(elements, "it is picked out by itself")
@@ -183,10 +190,11 @@ def _renumber(part: Part, to_global: dict[int, int]) -> Part:
     return Part(tuple(sorted(new)), Elements(part.elements.ids.transpose(axes)))
 
 
-def _wish(wishes: Wishes, parts: list[list[Part]], batch: set[int]) -> None:
+def _wish(wishes: Wishes, parts: list[list[Part]], batch: set[int], summed: set[int]) -> None:
     """Ask for finer axes where an operand's axes are independent but the operation stacks them.
 
-    Either a letter is a batch letter of the operation, or another operand's part spans both axes.
+    Either a letter is a batch letter of the operation, or another operand's part spans both axes, or both axes are
+    contracted together (a mixture of experts).
     """
     spanning = [set(p.sites) for own in parts for p in own if len(p.sites) > 1]
     for own in parts:
@@ -199,6 +207,8 @@ def _wish(wishes: Wishes, parts: list[list[Part]], batch: set[int]) -> None:
                     wishes.ask(inner.elements, outer.elements, math.prod(stack))
                 elif any(set(inner.sites) | set(outer.sites) <= s for s in spanning):
                     wishes.ask(inner.elements, outer.elements, outer.elements.ids.size)
+                elif len(parts) > 1 and summed.issuperset({*inner.sites, *outer.sites}):
+                    wishes.ask(inner.elements, outer.elements, outer.elements.ids.size, stack=True)
 
 
 def _combine(

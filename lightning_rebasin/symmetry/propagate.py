@@ -151,6 +151,8 @@ def _grant(
                     continue
                 if inner_axis in dependence.get((tensor, outer_axis), {}):
                     continue
+                if wish.stack and (len(shapes[tensor]) < 3 or outer_axis > inner_axis):
+                    continue
                 if count * shapes[tensor][inner_axis] > _LARGEST_AXIS:
                     continue
                 known = dependence.setdefault((tensor, inner_axis), {})

@@ -36,6 +36,8 @@ class Endpoints:
     """
 
     def __init__(self, model: nn.Module, reference: Weights, source: Weights) -> None:
+        #: Where the reference came from, if from a file.
+        self.reference_path = reference if isinstance(reference, str | Path) else None
         self.reference: Mapping[str, Tensor] = _read(reference)
         self.source: Mapping[str, Tensor] = _read(source)
         check_alike((weights_of(model), self.reference, self.source), ("the model", "the reference", "the source"))

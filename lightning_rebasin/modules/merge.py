@@ -33,7 +33,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_rebasin.checkpoints import write_checkpoint
+from lightning_rebasin.checkpoints import read_checkpoint, write_checkpoint
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.probe import batch_size
 from lightning_rebasin.matching.straight_through import Projection, Projector, StandsFor, straight_through_point
@@ -176,21 +176,33 @@ class MergeModule(LightningModule):
             merged |= self._best.statistics
         return {name: tensor.detach().cpu() for name, tensor in merged.items()}
 
-    def export(self, path: str | Path) -> None:
+    def export(self, path: str | Path, *, force: bool = False) -> None:
         """Prove the permutation, then write the merged weights as a checkpoint.
 
+        If the reference was a checkpoint file, its hyper-parameters and names are taken over, so that the merged file
+        loads wherever that one does.
+
         Args:
-            path: The file to write.
+            path: The file to write; the extension decides the format.
+            force: Overwrite an existing file.
 
         Raises:
             EquivalenceError: The permuted source does not compute the source's function; nothing is written.
             ConfigurationError: Nothing was learned yet, or there are no example inputs to prove it with.
-            OutputError: The file cannot be written.
+            OutputError: The file exists, or cannot be written.
         """
         permutation = self.permutation
         args, kwargs = self._start.example
-        check_equivalence(self.ends.write_source(self.inner.model), permutation, *args, **kwargs)
-        write_checkpoint(path, self.merged_state_dict())
+        error = check_equivalence(self.ends.write_source(self.inner.model), permutation, *args, **kwargs)
+        like = read_checkpoint(self.ends.reference_path) if self.ends.reference_path is not None else None
+        history = {
+            "method": "straight-through",
+            "lam": self._options.score_lam,
+            "held_out_loss": self._best.score if self._best is not None else None,
+            "equivalence_error": error,
+            "permutation": dict(permutation.orders),
+        }
+        write_checkpoint(path, self.merged_state_dict(), like=like, provenance=history, force=force)
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Infer the spec if needed, and decide where the first projection starts."""

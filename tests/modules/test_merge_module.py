@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from lightning_rebasin.errors import ConfigurationError, EquivalenceError, NonFiniteError, StateDictError
+from lightning_rebasin.errors import ConfigurationError, EquivalenceError, NonFiniteError, OutputError, StateDictError
 from lightning_rebasin.matching import WeightMatcher
 from lightning_rebasin.merging import interpolate, reset_batch_norm
 from lightning_rebasin.modules import MergeModule
@@ -312,6 +312,10 @@ def test_export_writes_proved_weights_only(ends: tuple[State, State], tmp_path: 
     module.export(tmp_path / "merged.ckpt")
     content = torch.load(tmp_path / "merged.ckpt", weights_only=True)
     assert all(torch.equal(t, content["state_dict"][n]) for n, t in module.merged_state_dict().items())
+    assert content["lightning_rebasin"]["equivalence_error"] < 1e-8
+    with pytest.raises(OutputError, match="force"):
+        module.export(tmp_path / "merged.ckpt")
+    module.export(tmp_path / "merged.ckpt", force=True)
 
 
 def test_export_refuses_a_spec_that_is_wrong(ends: tuple[State, State], tmp_path: Path) -> None:

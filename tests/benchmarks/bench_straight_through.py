@@ -1,0 +1,96 @@
+"""One step of the straight-through estimator against a textbook one, while the permutation is moving.
+
+    pytest -m benchmark tests/benchmarks/bench_straight_through.py -s
+
+Both take every step from the same free parameters, start and order of visits, in turn; they must find the same
+permutation.  The textbook step rebuilds every cost matrix for every visit and solves it with SciPy.
+"""
+
+import statistics
+
+import pytest
+import torch
+from helpers import textbook
+from helpers.data import mnist
+from helpers.models import mlp
+from helpers.shared import shared_path
+from helpers.timing import cpu_seconds
+from helpers.trained import mlp_table, trained_mlp
+from torch.func import functional_call
+
+from lightning_rebasin.matching.policy import orders
+from lightning_rebasin.matching.straight_through import Projector, straight_through_point
+from lightning_rebasin.symmetry.spec import PermutationSpec
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
+STEPS, WARM_UP, BATCH, LEARNING_RATE = 40, 5, 1000, 10.0
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_mlp_in_the_moving_regime():
+    shared_path("data/mnist")
+    a, b = trained_mlp(0, epochs=3), trained_mlp(1, epochs=3)
+    table = mlp_table()
+    spec = PermutationSpec.from_table(table, a)
+    groups = list(spec.groups)
+    model = mlp(784, 512, 512, 512, 10)
+    images, labels = mnist("train")
+    images = images.reshape(len(images), -1)
+    free = {name: tensor.clone().requires_grad_() for name, tensor in a.items()}
+    optimizer = torch.optim.SGD(free.values(), lr=LEARNING_RATE, momentum=0.9)
+    projector = Projector(spec, a, b)
+
+    def textbook_projection(step, start):
+        visits = list(orders("random", len(groups), 100, torch.Generator().manual_seed(step)))
+        target = {name: tensor.detach() for name, tensor in free.items()}
+        return textbook.weight_matching(table, target, b, lambda sweep: [groups[i] for i in visits[sweep]], start)
+
+    def gradient(aligned, batch, point):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(
+            functional_call(model, point(aligned), (images[batch],)), labels[batch]
+        )
+        loss.backward()
+
+    def naive_point(aligned):
+        ste = {name: aligned[name].detach() + (free[name] - free[name].detach()) for name in a}
+        return {name: 0.5 * (a[name] + ste[name]) for name in a}
+
+    generator = torch.Generator().manual_seed(0)
+    times = {"projection": ([], []), "step": ([], [])}
+    moved, before = 0, projector.permutation
+    for step in range(STEPS):
+        batch = torch.randperm(len(images), generator=generator)[:BATCH]
+        start = dict(before.orders)
+        slow, expected = cpu_seconds(lambda: textbook_projection(step, start))  # noqa: B023
+        slow_rest, _ = cpu_seconds(
+            lambda: gradient({n: textbook.permuted(b[n], table[n], expected) for n in b}, batch, naive_point)  # noqa: B023
+        )
+        fast, result = cpu_seconds(lambda: projector.project(free, step))  # noqa: B023
+        fast_rest, _ = cpu_seconds(
+            lambda: gradient(result.permutation.apply(b), batch, lambda p: straight_through_point(free, p, a, 0.5))  # noqa: B023
+        )
+        optimizer.step()
+        target = {name: tensor.detach() for name, tensor in free.items()}
+        assert result.objective > 0
+        assert all(torch.equal(expected[group], order) for group, order in result.permutation.orders.items()), step
+        assert textbook.objective(table, target, b, expected) > 0
+        moved += result.permutation != before
+        before = result.permutation
+        if step >= WARM_UP:
+            times["projection"][0].append(fast)
+            times["projection"][1].append(slow)
+            times["step"][0].append(fast + fast_rest)
+            times["step"][1].append(slow + slow_rest)
+    print(f"\nthe permutation changed in {moved} of {STEPS} steps")
+    for name, (ours, theirs) in times.items():
+        ratio = statistics.median(y / x for x, y in zip(ours, theirs, strict=True))
+        print(f"{name}: {statistics.median(theirs):.4f} s → {statistics.median(ours):.4f} s, {ratio:.1f}×")
+    assert moved > STEPS // 2, "this is not the moving regime"

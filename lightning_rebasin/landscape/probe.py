@@ -36,6 +36,7 @@ from torchmetrics import Metric
 from lightning_rebasin.errors import ConfigurationError, DataError
 from lightning_rebasin.landscape.accumulate import Average, Reduction, reduction_name
 from lightning_rebasin.landscape.batch_norm import cumulative_batch_norm, statistics_of, tracking_norms
+from lightning_rebasin.landscape.first_layer import FirstLayer
 from lightning_rebasin.landscape.metric_slots import MetricSlots
 from lightning_rebasin.landscape.segment import Segment, weights_of, write_interpolation
 
@@ -75,6 +76,7 @@ class Probe(abc.ABC):
         self._averages: list[dict[str, Average]] = [{} for _ in range(points)]
         self._targets = weights_of(self.module)
         self._statistics: dict[int, dict[str, Tensor]] = {}
+        self._first_layer = FirstLayer(self.module)
 
     @abc.abstractmethod
     def step(self, point: int, batch: Any, place: Place) -> None:
@@ -103,13 +105,17 @@ class Probe(abc.ABC):
             place: Which batch of which loader this is.
             context: Makes the context of one evaluation.
         """
-        for point, (segment, lam) in enumerate(points):
+        order = sorted(range(len(points)), key=lambda i: _ends_first(points, i))
+        for point in order:
+            segment, lam = points[point]
             self.load(segment, lam, point)
+            self._first_layer.start(segment, lam)
             # Autocast caches half-precision copies of the weights until its context ends; with one context for all
             # points the weights of the first would be evaluated again and again.  A step that draws random numbers
             # must neither move the global generators nor see other numbers at other points.
             with isolated_rng(), context():
                 self.step(point, clone_batch(batch), place)
+        self._first_layer.stop()
 
     def estimate_statistics(
         self, points: Sequence[tuple[Segment, float]], batches: Sequence[Any], *, context: Context = nullcontext
@@ -272,6 +278,13 @@ class LightningProbe(Probe):
         reduction = reduction_name(reduce_fx)
         weight = 1 if reduction != "mean" else options.get("batch_size") or batch_size(batch)
         self._averages[point].setdefault(key, Average(reduction)).update(value, weight)
+
+
+def _ends_first(points: Sequence[tuple[Segment, float]], index: int) -> tuple[int, int]:
+    """Sort key: segment by segment, λ = 0 and λ = 1 before the points between them."""
+    segment, lam = points[index]
+    number = next(i for i, (other, _) in enumerate(points) if other[1] is segment[1])
+    return number, {0.0: 0, 1.0: 1}.get(lam, 2)
 
 
 def make_probe(module: nn.Module, points: int, loss: LossFunction | None = None) -> Probe:

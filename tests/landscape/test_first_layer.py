@@ -1,0 +1,100 @@
+"""The shortcut of the first layer gives what the layer gives, and is not taken where it would be wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.models import mlp
+from torch import nn
+
+from lightning_rebasin.landscape.measure import measure_barrier
+
+
+def ends(module, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {k: torch.randn(v.shape, generator=generator, dtype=v.dtype) for k, v in module.state_dict().items()}
+        for _ in range(2)
+    ]
+
+
+def direct(module, a, b, lam, x):
+    mixed = {k: (1 - lam) * a[k] + lam * b[k] for k in a}
+    return float(torch.func.functional_call(module, mixed, x).square().mean().detach())
+
+
+def calls_of(monkeypatch):
+    """Counts the matrix products of linear layers."""
+    counts = []
+    original = torch.nn.functional.linear
+
+    def counting(x, weight, bias=None):
+        counts.append(tuple(weight.shape))
+        return original(x, weight, bias)
+
+    monkeypatch.setattr("torch.nn.functional.linear", counting)
+    return counts
+
+
+class Shifted(nn.Module):
+    """Something trainable stands before the first linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(3))
+        self.net = mlp(3, 5, 2)
+
+    def forward(self, x):
+        return self.net(x + self.shift)
+
+
+class InPlace(nn.Module):
+    """Works in place on the output, and on the input, of its first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        y = self.first(x)
+        x.zero_()
+        return self.second(y.relu_())
+
+
+class Twice(nn.Module):
+    """Runs the same layer twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.layer(torch.tanh(self.layer(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "saves"), [(lambda: mlp(3, 5, 2), True), (Shifted, False), (InPlace, True), (Twice, True)]
+)
+def test_values_are_those_of_the_plain_network(make, saves, monkeypatch):
+    module = make().double()
+    a, b = ends(module)
+    batches = [torch.randn(4, 3, dtype=torch.double) for _ in range(3)]
+    expected = [sum(direct(module, a, b, lam, x.clone()) for x in batches) / 3 for lam in (0, 0.2, 0.5, 0.8, 1)]
+    counts = calls_of(monkeypatch)
+    points = [0.2, 0.8]
+    curve = measure_barrier(module, a, b, batches, points=points, loss=lambda m, x: m(x).square().mean())
+    assert curve.values["loss"] == pytest.approx(expected, rel=1e-12)
+    assert len(counts) == 3 * (5 * 2 - (3 if saves else 0))
+
+
+def test_autocast_is_computed_as_usual(monkeypatch):
+    module = mlp(3, 5, 2)
+    a, b = ends(module)
+    counts = calls_of(monkeypatch)
+
+    def loss(m, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return m(x).float().square().mean()
+
+    measure_barrier(module, a, b, [torch.randn(4, 3)], points=5, loss=loss)
+    assert len(counts) == 10

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
+from helpers import textbook
 from helpers.models import mlp
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.func import functional_call
 
@@ -22,15 +22,19 @@ from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
 
-def mlp_spec(state: dict[str, Tensor]) -> PermutationSpec:
+def mlp_table(state: dict[str, Tensor]) -> dict[str, tuple[str | None, ...]]:
     """Hidden layers of a Sequential MLP."""
     layers = [name.split(".")[0] for name in state if name.endswith("weight")]
-    table = {}
+    table: dict[str, tuple[str | None, ...]] = {}
     for i, layer in enumerate(layers):
         before = None if i == 0 else f"h{i - 1}"
         after = None if i == len(layers) - 1 else f"h{i}"
         table |= {f"{layer}.weight": (after, before), f"{layer}.bias": (after,)}
-    return PermutationSpec.from_table(table, state)
+    return table
+
+
+def mlp_spec(state: dict[str, Tensor]) -> PermutationSpec:
+    return PermutationSpec.from_table(mlp_table(state), state)
 
 
 def random_state(*sizes: int, seed: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -39,29 +43,18 @@ def random_state(*sizes: int, seed: int, dtype: torch.dtype = torch.float64) -> 
 
 
 def textbook_projection(
-    spec: PermutationSpec, target: dict[str, Tensor], source: dict[str, Tensor], start: Permutation, seed: int
+    target: dict[str, Tensor], source: dict[str, Tensor], start: Permutation, seed: int
 ) -> Permutation:
-    """Algorithm 1 as in the paper: every visit rebuilds its cost matrix from scratch and calls SciPy."""
-    orders = {group: order.clone() for group, order in start.orders.items()}
+    """Algorithm 1 as in the paper, visiting the groups in the same random orders."""
     generator = torch.Generator().manual_seed(seed)
-    groups = list(spec.groups)
-    for _ in range(100):
-        progress = False
-        for visit in torch.randperm(len(groups), generator=generator).tolist():
-            group = groups[visit]
-            others = Permutation(spec, {**orders, group: torch.arange(spec.groups[group].size)}).apply(source)
-            cost = torch.zeros(spec.groups[group].size, spec.groups[group].size, dtype=torch.float64)
-            for name in spec.tensors_of(group):
-                for dim in spec.maps[name].dims_of(group):
-                    rows = [t.double().movedim(dim, 0).reshape(len(cost), -1) for t in (target[name], others[name])]
-                    cost += rows[0] @ rows[1].T
-            old = cost[torch.arange(len(cost)), orders[group]].sum()
-            new = torch.tensor(linear_sum_assignment(cost.numpy(), maximize=True)[1])
-            progress |= bool(cost[torch.arange(len(cost)), new].sum() > old + 1e-12)
-            orders[group] = new
-        if not progress:
-            break
-    return Permutation(spec, orders)
+    groups = list(start.spec.groups)
+
+    def order(_sweep: int) -> list[str]:
+        return [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+
+    return Permutation(
+        start.spec, textbook.weight_matching(mlp_table(target), target, source, order, dict(start.orders))
+    )
 
 
 def inner(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -150,7 +143,7 @@ def test_every_projection_of_a_run_is_the_textbook_one(projection: str) -> None:
     seen = []
     for step in range(30):
         target = projection_target(free, a, "midpoint", projection)
-        expected = textbook_projection(spec, target, b, projector.permutation, seed=7 + step)
+        expected = textbook_projection(target, b, projector.permutation, seed=7 + step)
         result = projector.project(free, step)
         assert result.permutation == expected, f"step {step}"
         assert result.objective == pytest.approx(inner(target, expected.apply(b)), rel=1e-6)

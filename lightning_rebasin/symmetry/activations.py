@@ -1,9 +1,10 @@
 """Where the units of a group can be observed while the network runs.
 
 Units are observed just before they are contracted away: at the input of the next matrix product or convolution, behind
-the nonlinearity, and for attention heads at the operands of ``q kᵀ``.  An :class:`ActivationSite` names such a tensor by
-the number of the contraction within the forward pass; :func:`record_activations` hands the tensors over during an
-ordinary forward pass.
+the nonlinearity, and for attention heads at the operands of ``q kᵀ``.  An :class:`ActivationSite` names such a tensor
+by the number of the contraction within the forward pass; :func:`record_activations` hands the tensors over during an
+ordinary forward pass.  A group that only orders blocks (heads) is seen through the groups inside it; a group whose
+tensors are ordered by other groups as well (token mixing) has no site, for its samples would not correspond.
 """
 
 from __future__ import annotations
@@ -82,11 +83,11 @@ class ActivationSite:
         return flat.index_select(0, index.reshape(-1)).reshape(*index.shape, -1)
 
 
-class _Observer(TorchDispatchMode):
+class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts contractions and reports the operands that a spec names."""
 
     def __init__(self, sites: Mapping[int, list[ActivationSite]], callback: Callable[[ActivationSite, Tensor], None]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
         self._sites = sites
         self._callback = callback
@@ -121,8 +122,8 @@ def record_activations(spec: PermutationSpec, callback: Callable[[ActivationSite
 
     Args:
         spec: A spec made by :func:`~lightning_rebasin.infer_spec`; ``spec.activations`` says what will be reported.
-        callback: Called as ``callback(site, tensor)`` with the operand as it is in memory: do not change it, copy what is
-            to be kept.  ``site.units(tensor)`` arranges it as (members, copies, samples);
+        callback: Called as ``callback(site, tensor)`` with the operand as it is in memory: do not change it, copy what
+            is to be kept.  ``site.units(tensor)`` arranges it as (members, copies, samples);
             ``site.component.group`` is the group.
 
     Raises:
@@ -133,11 +134,13 @@ def record_activations(spec: PermutationSpec, callback: Callable[[ActivationSite
         >>> from lightning_rebasin import infer_spec
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
         >>> spec = infer_spec(net, torch.zeros(1, 3))
-        >>> seen = {}
-        >>> with torch.no_grad(), record_activations(spec, lambda site, x: seen.update({site.component.group: site.units(x)})):
+        >>> seen = []
+        >>> def look(site, tensor):
+        ...     seen.append((site.component.group, tuple(site.units(tensor).shape)))
+        >>> with torch.no_grad(), record_activations(spec, look):
         ...     _ = net(torch.randn(5, 3))
-        >>> {group: tuple(units.shape) for group, units in seen.items()}
-        {'0': (4, 1, 5)}
+        >>> seen
+        [('0', (4, 1, 5))]
     """
     from lightning_rebasin.symmetry.trace import plain_kernels
 

@@ -12,8 +12,9 @@ from lightning_rebasin.symmetry.activations import ActivationSite
 from lightning_rebasin.symmetry.elements import IntArray, Table
 from lightning_rebasin.symmetry.labels import Label, Part
 from lightning_rebasin.symmetry.products import Products
+from lightning_rebasin.symmetry.reasons import Reasons, pins_of
 from lightning_rebasin.symmetry.rules.base import Contraction
-from lightning_rebasin.symmetry.solve import Cell, Solution
+from lightning_rebasin.symmetry.solve import Solution, moving
 from lightning_rebasin.symmetry.spec import AxisMap, Component, Group, Pin
 
 
@@ -100,12 +101,13 @@ def assemble(
     namer = Namer(solution, states)
     result = Assembly()
     result.groups = {g.id: g for g in _parents_first(namer.groups.values())}
-    why = _Reasons(solution, tables)
+    why = Reasons(solution, tables)
+    moves = moving(solution)
     for tensor, label in states.items():
         axis_map = _axis_map(namer, tensor, label, result)
         if axis_map is not None:
             result.maps[tensor] = axis_map
-        result.pins += _pins(namer, tensor, label, why)
+        result.pins += pins_of(moves, tensor, label, why)
     for contraction in contractions:
         if contraction.example == 0:
             _observe(namer, contraction, result)
@@ -287,54 +289,3 @@ def _without_idle_sites(component: Component, shape: tuple[int, ...]) -> Compone
             others = tuple(s for s in component.sites if s != site)
             return _without_idle_sites(Component(component.group, others, torch.from_numpy(flat[:, 0].copy())), shape)
     return component
-
-
-class _Reasons:
-    """Why the elements of a class are pinned: the first table that fixes the position of one of them."""
-
-    def __init__(self, solution: Solution, tables: list[Table]) -> None:
-        self.of_class: dict[int, Table] = {}
-        classes = solution.colouring.classes
-        for table in tables:
-            if table.kind == "position" and len(np.unique(table.right)) > 1:
-                for c in np.unique(classes[table.left]).tolist():
-                    self.of_class.setdefault(c, table)
-        self.used = np.zeros(len(classes), dtype=bool)
-        for table in tables:
-            self.used[table.left] = True
-            if table.kind in ("equal", "relation"):
-                self.used[table.right] = True
-        self.forced = np.zeros(len(classes), dtype=bool)
-        self.forced[solution.forced] = True
-        self.classes = classes
-
-    def explain(self, elements: IntArray) -> tuple[str, str]:
-        """The commonest reason for some elements, and where it arose."""
-        if not self.used[elements].any():
-            return "not used in the forward pass", ""
-        for c in self.classes[elements[:: max(1, len(elements) // 16)]].tolist():
-            if c in self.of_class:
-                return self.of_class[c].reason, self.of_class[c].where
-        if self.forced[elements].any():
-            return "its symmetry is no product of nested permutation groups", ""
-        return "no other unit is used in the same way", ""
-
-
-def _pins(namer: Namer, tensor: str, label: Label, why: _Reasons) -> list[Pin]:
-    pins = []
-    for dim, sites in enumerate(label.dims):
-        size = label.shape[dim]
-        own = [p for p in label.parts if set(sites) & set(p.sites)]
-        own = [p for p in own if p.sites[-1] == sites[-1]] or own
-        if not sites:
-            continue
-        if not own:
-            pins.append(Pin(tensor, dim, size, size, "not used in the forward pass"))
-            continue
-        ids = own[0].elements.ids
-        fixed = ~(namer.is_group | namer.follows)[namer.cell_of[ids]]
-        share = int(round(float(fixed.mean()) * size))
-        if share:
-            reason, where = why.explain(ids[fixed])
-            pins.append(Pin(tensor, dim, share, size, reason, where))
-    return pins

@@ -18,10 +18,11 @@ from lightning_rebasin.errors import TraceError, UntracedWarning
 from lightning_rebasin.symmetry.assemble import Assembly, assemble
 from lightning_rebasin.symmetry.examples import as_example, resolve_examples
 from lightning_rebasin.symmetry.propagate import Propagation, propagate
+from lightning_rebasin.symmetry.sandbox import unwrap
 from lightning_rebasin.symmetry.solve import solve
 from lightning_rebasin.symmetry.spec import PermutationSpec, TensorInfo
 from lightning_rebasin.symmetry.tape import Tape
-from lightning_rebasin.symmetry.trace import known_tensors, record, unwrap
+from lightning_rebasin.symmetry.trace import known_tensors, record
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -86,8 +87,8 @@ def infer_spec_many(module: nn.Module, examples: Iterable[Any], *, pin: Iterable
 def _pinned(tensors: Mapping[str, Tensor], parameters: set[int], pin: Iterable[str]) -> dict[str, str]:
     """Tensors that must not move: chosen ones, and buffers that are no running statistics.
 
-    Tables such as sinusoidal positions are the same in every model; permuting them in one model only would make averages
-    of two models meaningless.  Statistics, and what a module keeps beside them, belong to their channels.
+    Tables such as sinusoidal positions are the same in every model; permuting them in one model only would make
+    averages of two models meaningless.  Statistics, and what a module keeps beside them, belong to their channels.
     """
     with_statistics = {name.rpartition(".")[0] for name in tensors if name.endswith(_STATISTICS)}
     result = {
@@ -136,7 +137,7 @@ def _notes(
         for name, tensor in tensors.items()
         if name not in touched and id(tensor) in parameters and tensor.numel() > 0
     ]
-    notes += [f"operation {op} has no rule (in {where}); what it touches is pinned" for op, where in found.unknown.items()]
+    notes += [f"operation {op} has no rule ({where}); what it touches is pinned" for op, where in found.unknown.items()]
     return tuple(notes)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from lightning_rebasin.symmetry.elements import Constraints, Elements
 from lightning_rebasin.symmetry.labels import Label, Part, canonical, fuse_sites, split_site
@@ -134,9 +135,9 @@ def _align(store: Constraints, operands: list[Operand], letters: list[Letter]) -
 def _common_factors(layouts: Iterable[tuple[int, ...]]) -> tuple[int, ...] | None:
     """The coarsest factors that all layouts can be split into, or ``None``."""
     boundaries = sorted({math.prod(sizes[k:]) for sizes in layouts for k in range(len(sizes) + 1)})
-    if any(b % a for a, b in zip(boundaries, boundaries[1:], strict=False)):
+    if any(b % a for a, b in pairwise(boundaries)):
         return None
-    return tuple(b // a for a, b in zip(boundaries, boundaries[1:], strict=False))[::-1]
+    return tuple(b // a for a, b in pairwise(boundaries))[::-1]
 
 
 def _fuse_letter(store: Constraints, operand: Operand, letter: Letter) -> None:
@@ -156,7 +157,8 @@ def _split_letter(operand: Operand, letter: Letter, common: tuple[int, ...]) -> 
     position = 0
     while position < len(operand.sites_of(letter)):
         site = operand.sites_of(letter)[position]
-        size, factors = operand.label.sizes[site], []
+        size = operand.label.sizes[site]
+        factors: list[int] = []
         while math.prod(factors) < size:
             factors.append(remaining.pop(0))
         operand.label = split_site(operand.label, site, factors)
@@ -219,8 +221,8 @@ def _combine(
     for part in parts:
         known = by_sites.get(part.sites)
         by_sites[part.sites] = part.elements if known is None else store.equal(known, part.elements)
-    for sites in [s for s in by_sites if len(s) == 1 and s[0] in pinned]:
-        store.pin(by_sites.pop(sites), f"it meets a dimension of size {sizes[sites[0]]} whose order is fixed")
+    for alone in [s for s in by_sites if len(s) == 1 and s[0] in pinned]:
+        store.pin(by_sites.pop(alone), f"it meets a dimension of size {sizes[alone[0]]} whose order is fixed")
     for sites, elements in by_sites.items():
         for site in pinned.intersection(sites):
             store.position(elements, sites.index(site), "it meets a dimension whose order is fixed")

@@ -99,11 +99,10 @@ def run_rule(ctx: Context, node: Node) -> None:
     for value, label in zip(node.outputs, found, strict=False):
         if ctx.tape.values[value].origin != "operation":
             continue
-        if 0 in ctx.tape.values[value].shape:
-            label = labels.fixed(ctx.tape.values[value].shape)
-        if label.shape != ctx.tape.values[value].shape:
-            raise AssertionError(f"{node.op}: label {label.shape} for a result {ctx.tape.values[value].shape}")
-        ctx.known[value] = label
+        shape = ctx.tape.values[value].shape
+        if label.shape != shape and 0 not in shape:
+            raise AssertionError(f"{node.op}: label {label.shape} for a result {shape}")
+        ctx.known[value] = labels.fixed(shape) if 0 in shape else label
 
 
 def state_label(store: Constraints, name: str, shape: tuple[int, ...], dependence: Dependence) -> Label:
@@ -177,4 +176,3 @@ def _classes(store: Constraints) -> IntArray:
     graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(store.size, store.size))
     result: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
     return result
-

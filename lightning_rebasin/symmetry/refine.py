@@ -100,7 +100,9 @@ class Refiner:
         colours[~used] = mix(np.arange(size, dtype=np.int64)[~used], 99)
         self._first = colours
 
-    def colour(self, equal: tuple[IntArray, IntArray], relation: tuple[IntArray, IntArray], forced: IntArray) -> Colouring:
+    def colour(
+        self, equal: tuple[IntArray, IntArray], relation: tuple[IntArray, IntArray], forced: IntArray
+    ) -> Colouring:
         """Colours at the fixpoint.
 
         Args:

@@ -144,14 +144,17 @@ def _parent_maps(
     keep = (size[cell] > 1) & (a != b)
     a, b, cell, key = a[keep], b[keep], cell[keep], key[keep]
     key = mix(key, colouring.cells[b])
-    rows = np.unique(np.rec.fromarrays([cell, key, a, b]))  # type: ignore[call-overload]
-    cell, key, a, b = rows.f0, rows.f1, rows.f2, rows.f3
-    cuts = np.flatnonzero(np.r_[True, (cell[1:] != cell[:-1]) | (key[1:] != key[:-1])]) if len(cell) else []
+    order = np.lexsort((b, a, key, cell))
+    cell, key, a, b = cell[order], key[order], a[order], b[order]
+    fresh = np.r_[True, (cell[1:] != cell[:-1]) | (key[1:] != key[:-1]) | (a[1:] != a[:-1]) | (b[1:] != b[:-1])]
+    fresh = fresh[: len(cell)]
+    cell, key, a, b = cell[fresh], key[fresh], a[fresh], b[fresh]
+    cuts = np.flatnonzero(np.r_[True, (cell[1:] != cell[:-1]) | (key[1:] != key[:-1])][: len(cell)])
     rank = np.zeros(len(colouring.cells), dtype=np.int64)
     for classes in members.values():
         rank[classes] = np.arange(len(classes))
     result: dict[int, list[IntArray]] = {}
-    for start, stop in zip(cuts, np.r_[cuts[1:], len(cell)] if len(cell) else [], strict=True):
+    for start, stop in zip(cuts, np.r_[cuts[1:], len(cell)][: len(cuts)], strict=True):
         own = a[start:stop]
         number = int(cell[start])
         if stop - start != len(members[number]) or len(np.unique(own)) != len(own):

@@ -115,9 +115,7 @@ def index_add(ctx: Context, node: Node) -> list[Label]:
     return [_pointwise_at(ctx, given["dim"], given["self"], refs, ctx.out_shape(node), keep=True)]
 
 
-def _pointwise_at(
-    ctx: Context, dim: int, base: Ref, others: list[Ref], shape: tuple[int, ...], *, keep: bool
-) -> Label:
+def _pointwise_at(ctx: Context, dim: int, base: Ref, others: list[Ref], shape: tuple[int, ...], *, keep: bool) -> Label:
     """Join ``base`` and ``others`` along every dimension but ``dim``, which is pinned."""
     if not shape:
         return ctx.use(ctx.label(base))
@@ -171,7 +169,7 @@ def _consumes(ctx: Context, ref: Ref) -> int:
 def square(ctx: Context, node: Node) -> list[Label]:
     """Both of the last two dimensions are positions."""
     given = node.arguments
-    ref = given.get("self", given.get("A"))
+    ref = given["self"] if "self" in given else given["A"]
     ndim = len(ctx.shape(ref))
     dims = [-2, -1] if "dim1" not in given else [given["dim1"], given["dim2"]]
     label = ctx.pin(ctx.label(ref), dims_of(dims, ndim), f"{node.op} depends on positions")

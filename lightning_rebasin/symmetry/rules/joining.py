@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from lightning_rebasin.symmetry import labels
+from lightning_rebasin.symmetry.elements import Elements
 from lightning_rebasin.symmetry.labels import Label, Part
 from lightning_rebasin.symmetry.rules.base import Context, rule, unknown
 from lightning_rebasin.symmetry.tape import Node, Ref
@@ -16,8 +18,8 @@ from lightning_rebasin.symmetry.tape import Node, Ref
 def concatenate(ctx: Context, pieces: Sequence[Label], dim: int) -> Label:
     """Pieces one after the other along ``dim``; they are joined along all other dimensions.
 
-    Along ``dim`` the result has new elements, copies of the pieces' (one table for each piece, so that two copies of one
-    piece stay apart).
+    Along ``dim`` the result has new elements, copies of the pieces' (one table for each piece, so that two copies of
+    one piece stay apart).
     """
     pieces = [labels.single_site(labels.canonical(p, ctx.store), dim, ctx.store) for p in pieces]
     sizes = [p.shape[dim] for p in pieces]
@@ -31,7 +33,7 @@ def concatenate(ctx: Context, pieces: Sequence[Label], dim: int) -> Label:
     ]
     if sum(sizes) == 1 or not (any(moving) or any(loose)):
         return joined
-    return _derived(ctx, pieces, moving, joined, dim, sizes)
+    return _derived(ctx, pieces, joined, dim)
 
 
 def _without(label: Label, dim: int) -> Label:
@@ -46,10 +48,9 @@ def _without(label: Label, dim: int) -> Label:
     return Label(last.dims[:-1], last.sizes[:-1], last.parts, last.pinned - {gone}, last.pending)
 
 
-def _derived(
-    ctx: Context, pieces: Sequence[Label], moving: list[list[Part]], joined: Label, dim: int, sizes: list[int]
-) -> Label:
+def _derived(ctx: Context, pieces: Sequence[Label], joined: Label, dim: int) -> Label:
     """New elements along ``dim`` (and the sites that the pieces' elements depend on)."""
+    sizes = [p.shape[dim] for p in pieces]
     pieces, joined, site_maps = _aligned(ctx, pieces, joined, dim)
     moving = [[q for q in p.parts if p.dims[dim] and p.dims[dim][0] in q.sites] for p in pieces]
     site = joined.dims[dim][0]
@@ -59,12 +60,12 @@ def _derived(
     for piece, own, to_joined, size in zip(pieces, moving, site_maps, sizes, strict=True):
         window = [slice(None)] * len(span)
         window[span.index(site)] = slice(start, start + size)
-        segment = labels.Elements(new.ids[tuple(window)])
+        segment = Elements(new.ids[tuple(window)])
         start += size
         for part in own:
             axes = tuple(span.index(to_joined[s]) for s in part.sites)
             order = sorted(range(len(axes)), key=axes.__getitem__)
-            source = labels.Elements(part.elements.ids.transpose(order))
+            source = Elements(part.elements.ids.transpose(order))
             ctx.store.relation(segment, source, tuple(sorted(axes)), defines=True)
         pinned = bool(piece.dims[dim]) and piece.dims[dim][0] in piece.pinned
         if pinned and size > 1:
@@ -83,24 +84,16 @@ def _aligned(
 ) -> tuple[list[Label], Label, list[dict[int, int]]]:
     """Split or fuse sites until every piece has those of ``joined``; maps the sites of each piece to joined ones."""
     result, maps = [], []
-    for piece in pieces:
-        sites_in_order = []
-        for d, sites in enumerate(piece.dims):
+    for given in pieces:
+        piece = given
+        for d in range(len(piece.dims)):
             wanted = [joined.sizes[s] for s in joined.dims[d]]
-            if d == dim or not sites:
-                continue
-            sites_in_order.append((d, wanted))
-        for d, wanted in sites_in_order:
-            sites = piece.dims[d]
-            if [piece.sizes[s] for s in sites] != wanted:
+            if d != dim and piece.dims[d] and [piece.sizes[s] for s in piece.dims[d]] != wanted:
                 piece = labels.single_site(piece, d, ctx.store)
                 piece = labels.split_site(piece, piece.dims[d][0], wanted)
         result.append(piece)
-        to_joined = {}
-        for d, sites in enumerate(piece.dims):
-            for own, theirs in zip(sites, joined.dims[d], strict=False):
-                to_joined[own] = theirs
-        maps.append(to_joined)
+        pairs = (zip(own, theirs, strict=False) for own, theirs in zip(piece.dims, joined.dims, strict=True))
+        maps.append(dict(pair for row in pairs for pair in row))
     return result, joined, maps
 
 
@@ -154,7 +147,7 @@ def stack_labels(ctx: Context, pieces: list[Label], dim: int) -> Label:
             continue
         new = ctx.store.fresh((*(first.sizes[s] for s in sites), len(pieces)))
         for k, elements in enumerate(own):
-            segment = labels.Elements(new.ids[..., k])
+            segment = Elements(new.ids[..., k])
             if elements is not None:
                 ctx.store.relation(segment, elements, tuple(range(len(sites))), defines=True)
             else:
@@ -197,67 +190,69 @@ def _padded(ctx: Context, label: Label, dim: int, low: int, high: int) -> Label:
     return labels.take(concatenate(ctx, [blank, label], dim), dim, order, ctx.store)
 
 
+@dataclass(frozen=True)
+class _View:
+    """A view operation to be undone: its name, its arguments but the base, and which of its results was written."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    output: int = 0
+
+
 @rule("slice_scatter select_scatter")
 def scatter_into(ctx: Context, node: Node) -> list[Label]:
     """A copy of ``self`` with a slice replaced."""
-    view = "aten.slice" if "slice" in node.op else "aten.select"
-    arguments = {k: v for k, v in node.arguments.items() if k not in ("self", "src")}
-    base, piece = ctx.label(node.arguments["self"]), ctx.label(node.arguments["src"])
-    return [_write(ctx, view, arguments, 0, base, piece) or unknown(ctx, node)[0]]
+    view = _View("slice" if "slice" in node.op else "select", node.arguments)
+    written = _write(ctx, view, ctx.label(node.arguments["self"]), ctx.label(node.arguments["src"]))
+    return unknown(ctx, node) if written is None else [written]
 
 
 @rule("tape.write_back")
 def write_back(ctx: Context, node: Node) -> list[Label]:
     """What lies behind a view after a write into the view."""
     given = node.arguments
-    base, piece = ctx.label(given["base"]), ctx.label(given["piece"])
-    result = _write(ctx, given["view"], given["view_arguments"], given["output"], base, piece)
-    if result is None:
-        return unknown(ctx, node)
-    return [result]
+    view = _View(given["view"].removeprefix("aten."), given["view_arguments"], given["output"])
+    written = _write(ctx, view, ctx.label(given["base"]), ctx.label(given["piece"]))
+    return unknown(ctx, node) if written is None else [written]
 
 
-def _write(ctx: Context, view: str, given: dict[str, object], output: int, base: Label, piece: Label) -> Label | None:
+def _write(ctx: Context, view: _View, base: Label, piece: Label) -> Label | None:
     """Undo one view operation; ``None`` if it is not understood."""
-    name, shape = view.removeprefix("aten."), base.shape
-    if name in ("view", "alias", "detach", "unsqueeze", "squeeze", "_reshape_alias", "reshape"):
-        return labels.view(piece, shape, ctx.store)
-    if name in ("t", "transpose", "permute"):
-        return _permute_back(piece, name, given)
-    if name in ("slice", "select", "split", "split_with_sizes", "narrow", "chunk", "unbind"):
-        return _write_slice(ctx, name, given, output, base, piece)
+    if view.name in ("view", "alias", "detach", "unsqueeze", "squeeze", "_reshape_alias", "reshape"):
+        return labels.view(piece, base.shape, ctx.store)
+    if view.name in ("t", "transpose", "permute"):
+        return labels.permute(piece, _inverse_order(view, len(piece.dims)))
+    if view.name in ("slice", "select", "unbind"):
+        return _write_slice(ctx, view, base, piece)
     return None
 
 
-def _permute_back(piece: Label, name: str, given: dict[str, object]) -> Label:
-    ndim = len(piece.dims)
+def _inverse_order(view: _View, ndim: int) -> list[int]:
+    given = view.arguments
+    if view.name == "permute":
+        forward = [int(d) % ndim for d in given["dims"]]
+        return [forward.index(d) for d in range(ndim)]
     order = list(range(ndim))
-    if name == "permute":
-        forward = [int(d) % ndim for d in given["dims"]]  # type: ignore[attr-defined]
-        order = [forward.index(d) for d in range(ndim)]
-    elif name == "t":
-        order = order[::-1]
-    else:
-        a, b = int(given["dim0"]) % ndim, int(given["dim1"]) % ndim  # type: ignore[call-overload]
-        order[a], order[b] = b, a
-    return labels.permute(piece, order)
+    if view.name == "t":
+        return order[::-1]
+    a, b = int(given["dim0"]) % ndim, int(given["dim1"]) % ndim
+    order[a], order[b] = b, a
+    return order
 
 
-def _write_slice(
-    ctx: Context, name: str, given: dict[str, object], output: int, base: Label, piece: Label
-) -> Label | None:
-    dim = int(given["dim"] or 0) % len(base.dims)  # type: ignore[call-overload]
+def _write_slice(ctx: Context, view: _View, base: Label, piece: Label) -> Label | None:
+    """Replace some positions of one dimension: the rest of the base is put around the piece."""
+    given = view.arguments
+    dim = int(given["dim"] or 0) % len(base.dims)
     size = base.shape[dim]
-    if name in ("select", "unbind"):
-        index = int(given["index"]) % size if name == "select" else output  # type: ignore[call-overload]
+    if view.name == "slice":
+        rows = np.arange(size)[given["start"] : given["end"] : given["step"]]
+    else:
+        index = int(given["index"]) % size if view.name == "select" else view.output
         rows = np.arange(index, index + 1)
         piece = labels.insert_dim(piece, dim)
-    elif name == "slice":
-        rows = np.arange(size)[given["start"] : given["end"] : given["step"]]  # type: ignore[misc]
-    else:
-        return None
     if len(rows) == size:
-        return labels.take(piece, dim, np.argsort(rows), ctx.store)
+        return piece
     if not len(rows) or (np.diff(rows) != 1).any():
         return None
     start, stop = int(rows[0]), int(rows[-1]) + 1

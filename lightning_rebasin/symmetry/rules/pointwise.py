@@ -55,7 +55,8 @@ def filled(ctx: Context, node: Node) -> list[Label]:
 
 @rule(
     "rand randn randint rand_like randn_like randint_like bernoulli normal uniform exponential random multinomial "
-    "arange linspace eye tril_indices triu_indices randperm scalar_tensor hann_window poisson nonzero masked_select bincount histc searchsorted bucketize unique_dim _unique2"
+    "arange linspace eye tril_indices triu_indices randperm scalar_tensor hann_window poisson "
+    "nonzero masked_select bincount histc searchsorted bucketize unique_dim _unique2"
 )
 def positional(ctx: Context, node: Node) -> list[Label]:
     """Ranges and random numbers: every position is its own."""

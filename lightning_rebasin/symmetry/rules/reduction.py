@@ -10,7 +10,7 @@ from lightning_rebasin.symmetry.rules.base import Context, dims_of, rule
 from lightning_rebasin.symmetry.tape import Node, Ref
 
 
-def reduced_shape(label: Label, dims: list[int], keepdim: Any) -> Label:
+def reduced_shape(label: Label, dims: list[int], *, keepdim: Any = True) -> Label:
     """Put reduced dimensions back as size 1 where ``keepdim`` asks for it."""
     if keepdim:
         for dim in sorted(dims):
@@ -28,7 +28,7 @@ def reduction(ctx: Context, node: Node) -> list[Label]:
     if isinstance(given.get("other"), Ref):
         from lightning_rebasin.symmetry.rules.pointwise import pointwise
 
-        return pointwise(ctx, node)
+        return list(pointwise(ctx, node))
     label = ctx.label(given["self"])
     dims = dims_of(given.get("dim"), len(label.dims))
     indices = ("argm" in node.op and [0]) or (
@@ -36,7 +36,7 @@ def reduction(ctx: Context, node: Node) -> list[Label]:
     )
     if any(ctx.needed[node.outputs[i]] for i in indices) or node.op == "aten.trace":
         label = ctx.pin(label, dims, f"{node.op} gives positions")
-    result = reduced_shape(ctx.reduce(label, dims), dims, given.get("keepdim"))
+    result = reduced_shape(ctx.reduce(label, dims), dims, keepdim=given.get("keepdim"))
     return [result for _ in node.outputs]
 
 
@@ -59,7 +59,7 @@ def layer_norm(ctx: Context, node: Node) -> list[Label]:
     operands: list[Any] = [(label, letters)]
     operands += [(ctx.label(given[n]), last) for n in ("weight", "bias") if isinstance(given.get(n), Ref)]
     result = ctx.merge(operands, letters)
-    statistics = reduced_shape(ctx.reduce(label, last), last, True)
+    statistics = reduced_shape(ctx.reduce(label, last), last)
     return [result, *(statistics for _ in node.outputs[1:])]
 
 
@@ -98,17 +98,6 @@ def batch_norm(ctx: Context, node: Node) -> list[Label]:
     return [result, *rest]
 
 
-@rule("_weight_norm_interface")
-def weight_norm(ctx: Context, node: Node) -> list[Label]:
-    """``g · v / ‖v‖``: the norm runs over every dimension but one."""
-    label, scale = ctx.label(node.arguments["v"]), ctx.label(node.arguments["g"])
-    letters = list(range(len(label.dims)))
-    others = [d for d in letters if d != node.arguments["dim"] % len(letters)]
-    label = ctx.normalise(label, others)
-    norms = reduced_shape(ctx.reduce(label, others), others, True)
-    return [ctx.merge([(label, letters), (scale, letters)], letters), norms]
-
-
 @rule(
     "cumsum cumprod cummax cummin logcumsumexp sort topk argsort kthvalue fft_fft _fft_r2c _fft_c2c _fft_c2r unfold "
     "diff renorm"
@@ -137,7 +126,7 @@ def spatial(ctx: Context, node: Node) -> list[Label]:
     """Pooling, resizing and reflecting: the last one to three dimensions are an image."""
     import re
 
-    label = ctx.label(node.arguments.get("self", node.arguments.get("input")))
+    label = ctx.label(node.arguments["self"] if "self" in node.arguments else node.arguments["input"])
     found = re.search(r"([123])d", node.op)
     space = int(found.group(1)) if found else 2
     dims = list(range(len(label.dims) - space, len(label.dims)))

@@ -155,7 +155,9 @@ def roll(ctx: Context, node: Node) -> list[Label]:
     return [label]
 
 
-def take(ctx: Context, node: Node, dim: int, index: np.ndarray[tuple[int], np.dtype[np.int64]], output: int = 0) -> Label:
+def take(
+    ctx: Context, node: Node, dim: int, index: np.ndarray[tuple[int], np.dtype[np.int64]], output: int = 0
+) -> Label:
     """Positions of one dimension; slicing a piece out of a concatenation gives back the piece."""
     piece = ctx.piece_of(node.arguments["self"], dim, index)
     if piece is not None:

@@ -547,3 +547,22 @@ def test_uneven_batches_are_weighted(tmp_path):
     with torch.no_grad():
         expected = float(nn.functional.cross_entropy(module(data.tensors[0]), data.tensors[1]))
     assert barrier.measurements[0].curves["naive"].values["val_loss"][0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_layers_made_in_configure_model_are_seen(tmp_path):
+    """There are no weights in setup yet, so the reference is checked right after they are made."""
+
+    class Late(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.net = None
+
+        def configure_model(self):
+            if self.net is None:
+                self.net = Classifier().net
+
+    barrier = LossBarrier(Classifier().state_dict(), "none", points=2)
+    fit(tmp_path / "1", barrier, module=Late(), max_epochs=1)
+    assert len(barrier.measurements) == 1
+    with pytest.raises(StateDictError, match=r"net\.fc1\.weight"):
+        fit(tmp_path / "2", LossBarrier(Classifier(hidden=9).state_dict(), "none"), Alarm(), module=Late())

@@ -12,6 +12,7 @@ mode before it gets its name.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -101,7 +102,7 @@ def write_checkpoint(
             payload: Any = _lightning_payload(weights, like, provenance, run_state, dropped)
         else:
             payload = _torch_payload(weights, like.wrapper if like else None, provenance, dropped)
-        torch.save(payload, temporary)
+        _save(payload, temporary)
         _check_written(temporary, path)
     return tuple(dropped)
 
@@ -186,6 +187,15 @@ def _save_safetensors(path: Path, weights: Mapping[str, Tensor], provenance: Map
     if provenance:
         header[PROVENANCE_KEY] = json.dumps(provenance, default=_jsonable)
     save_file(separate, path, metadata=header)
+
+
+def _save(payload: Any, path: Path) -> None:
+    """Through an open file, because ``torch.save`` would otherwise write the temporary name into the archive."""
+    with path.open("wb") as file:
+        try:
+            torch.save(payload, file)
+        except RuntimeError as error:  # how torch's zip writer reports that the disk is full
+            raise OSError(errno.EIO, f"writing failed: {str(error).splitlines()[0]}") from error
 
 
 def _jsonable(value: Any) -> Any:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -142,14 +144,39 @@ def test_nothing_is_overwritten_or_left_behind(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="is a folder"):
         write_checkpoint(tmp_path, state, force=True)
 
-    def broken(payload, path):
-        path.write_bytes(b"half")
+    def broken(payload, file):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(write_module.torch, "save", broken)
     with pytest.raises(OutputError, match="No space left"):
         write_checkpoint(tmp_path / "b.pt", state)
-    monkeypatch.setattr(write_module.torch, "save", lambda payload, path: path.write_bytes(b"half"))
+    monkeypatch.setattr(write_module.torch, "save", lambda payload, file: file.write(b"half"))
     with pytest.raises(CheckpointError, match="was not written"):
         write_checkpoint(tmp_path / "b.pt", state)
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """A limit on the size of files stands for the full disk."""
+    code = (
+        "import resource, sys, torch\n"
+        "from lightning_rebasin.checkpoints.write import write_checkpoint\n"
+        "from lightning_rebasin.errors import OutputError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try:\n"
+        "    write_checkpoint(sys.argv[1], {'w': torch.zeros(1_000_000)})\n"
+        "except OutputError as error:\n"
+        "    print('typed', error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, tmp_path / "a.pt"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("typed cannot write"), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path):
+    for name in ("a.pt", "b.pt"):
+        write_checkpoint(tmp_path / name, {"w": torch.ones(3)}, provenance={"method": "x"})
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()

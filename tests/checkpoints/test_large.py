@@ -1,0 +1,110 @@
+"""Large files: memory stays small, progress is shown, and a kill at any moment leaves no broken output."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_rebasin.symmetry import Permutation, PermutationSpec
+
+MEBIBYTE = 2**20
+
+
+def make(folder, width, layers):
+    """Two checkpoints of a chain of square layers, the second one permuted and disturbed, and their spec."""
+    names = [f"layer{i}.weight" for i in range(layers)]
+    table = {name: (f"h{i}" if i < layers - 1 else None, f"h{i - 1}" if i else None) for i, name in enumerate(names)}
+    spec = PermutationSpec.from_table(table, dict.fromkeys(names, (width, width)))
+    g = torch.Generator().manual_seed(0)
+    a = {name: torch.randn(width, width, generator=g) for name in names}
+    torch.save(a, folder / "a.pt")
+    moved = Permutation.random(spec, g).apply(a)
+    del a
+    for tensor in moved.values():
+        tensor.add_(torch.randn(width, width, generator=g), alpha=0.3)
+    torch.save(moved, folder / "b.pt")
+    spec.save(folder / "spec.json")
+
+
+def command(folder):
+    program = "import sys; from lightning_rebasin.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    return [sys.executable, "-c", program, "merge", "a.pt", "b.pt", "-o", "out.pt", "--spec", "spec.json", "--force"]
+
+
+def memory(pid):
+    """Anonymous and file-backed resident memory in MiB."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0, 0.0
+    found = dict(re.findall(r"(RssAnon|RssFile):\s+(\d+) kB", status))
+    return int(found.get("RssAnon", 0)) / 1024, int(found.get("RssFile", 0)) / 1024
+
+
+def watched(folder):
+    """Run the merge; its highest anonymous and total memory in MiB, and what it printed."""
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command(folder), cwd=folder, stdout=log, stderr=log)
+        anonymous = total = 0.0
+        while process.poll() is None:
+            private, shared = memory(process.pid)
+            anonymous, total = max(anonymous, private), max(total, private + shared)
+            time.sleep(0.02)
+    assert process.returncode == 0, (folder / "log").read_text()
+    return anonymous, total, (folder / "log").read_text()
+
+
+def baseline(folder):
+    """Memory of the program with the libraries but no model."""
+    code = "import lightning_rebasin.checkpoints, sys; print('up', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=folder, **pipes)
+    process.stdout.readline()
+    private, _ = memory(process.pid)
+    process.communicate()
+    return private
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_two_files_of_500_megabytes_need_less_than_three_models(tmp_path):
+    make(tmp_path, width=1024, layers=124)
+    size = (tmp_path / "a.pt").stat().st_size / MEBIBYTE
+    assert size > 490
+    anonymous, total, log = watched(tmp_path)
+    print(f"MiB: model {size:.0f}, anonymous {anonymous:.0f}, libraries {baseline(tmp_path):.0f}, all {total:.0f}")
+    assert anonymous - baseline(tmp_path) < 3 * size
+    for step in ("reading", "weight matching", "merging"):
+        assert step in log
+    ends = [torch.load(tmp_path / f"{name}.pt", weights_only=True, mmap=True) for name in ("out", "a")]
+    merged, reference = (end["layer3.weight"].flatten() for end in ends)
+    cosine = torch.nn.functional.cosine_similarity(merged, reference, dim=0)
+    assert cosine > 0.97
+
+
+@pytest.mark.timeout(280)
+def test_killed_at_any_moment(tmp_path):
+    make(tmp_path, width=256, layers=8)
+    process = subprocess.run(command(tmp_path), cwd=tmp_path, capture_output=True, check=True)
+    assert b"wrote out.pt" in process.stdout
+    whole = (tmp_path / "out.pt").read_bytes()
+    begin = time.monotonic()
+    subprocess.run(command(tmp_path), cwd=tmp_path, capture_output=True, check=True)
+    length = time.monotonic() - begin
+    (tmp_path / "out.pt").unlink()
+    for moment in (0.5, 0.9, 0.97, 1.0):
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command(tmp_path), cwd=tmp_path, **silent)
+        try:
+            process.wait(timeout=moment * length)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if (tmp_path / "out.pt").exists():
+            assert (tmp_path / "out.pt").read_bytes() == whole
+            (tmp_path / "out.pt").unlink()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import multiprocessing
-import os
 import sys
 import time
 import warnings
@@ -83,7 +82,6 @@ def main() -> int:
     for package in {families[name.split("/")[0]] for name in chosen if name.split("/")[0] in families}:
         # Imported once here, shared by the forks.
         importlib.import_module(package)
-    os.nice(10)
     rows = []
     print(HEADER, flush=True)
     for name in chosen:

@@ -108,11 +108,12 @@ def main() -> None:
     images = normalise(images, "cifar10-resnet20")
     batches = normalise(cifar10("train", args.train)[0], "cifar10-resnet20").split(250)
     groups = [*["".join(pair) for pair in combinations(NAMES, 2)][: args.pairs], NAMES]
-    rows = [measure(names, states, batches, images, labels) for names in tqdm(groups, desc="merges")]
-    text = table(rows, (args.train, args.test))
-    print(text)
-    if args.output:
-        atomic_write_text(args.output, text)
+    rows: list[Row] = []
+    for names in tqdm(groups[::-1], desc="merges"):  # the five first, and a table after every merge
+        rows.insert(0, measure(names, states, batches, images, labels))
+        if args.output:
+            atomic_write_text(args.output, table(rows, (args.train, args.test)))
+    print(table(rows, (args.train, args.test)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lightning_rebasin.cli import common
+from lightning_rebasin.cli import common, datasets
 
 HELP = "measure and draw the loss barrier between two checkpoints"
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="use only N validation batches")
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
     common.add_model_arguments(parser)
-    common.add_data_arguments(parser)
+    datasets.add_data_arguments(parser)
     common.add_file_arguments(parser)
 
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         check_target(args.output, force=args.force)
     reading = common.reading_options(args)
     module = common.load_module(args, read_inputs([args.reference], **reading)[0])
-    data = common.load_data(args)
+    data = datasets.load_data(args)
     if module is None or data.validate is None:
         raise ConfigurationError("measuring runs the network on data: give --module and --data, or --config")
     files = read_inputs([args.reference, args.source], module.state_dict(), progress=not args.no_progress, **reading)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             state,
             data.validate,
             points=args.points,
-            loss=None if isinstance(module, LightningModule) else common.cross_entropy,
+            loss=None if isinstance(module, LightningModule) else datasets.cross_entropy,
             batch_norm=data.train if batch_norms(module) else None,
             limit_batches=args.limit,
             progress=not args.no_progress,
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _matched(args: argparse.Namespace, module: Any, a: Any, b: Any, data: common.Data) -> dict[str, Any]:
+def _matched(args: argparse.Namespace, module: Any, a: Any, b: Any, data: datasets.Data) -> dict[str, Any]:
     """B's weights after matching, if asked for."""
     from lightning_rebasin.checkpoints.align import example_input
     from lightning_rebasin.matching import match_weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lightning_rebasin.cli import common
+from lightning_rebasin.cli import common, datasets
 
 HELP = "find the permutation that brings one checkpoint nearest to another, and write only that"
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--report", type=Path, metavar="JSON", help="also write the report to this file")
     common.add_model_arguments(parser)
-    common.add_data_arguments(parser)
+    datasets.add_data_arguments(parser)
     common.add_file_arguments(parser)
 
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     reference = read_inputs([args.reference], **reading)[0]
     module = common.load_module(args, reference)
     example = common.load_example(args, module)
-    data = common.load_data(args).train or None
+    data = datasets.load_data(args).train or None
     if args.spec:
         spec = PermutationSpec.load(args.spec)
     elif module is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lightning_rebasin.cli import common
+from lightning_rebasin.cli import common, datasets
 
 HELP = "merge two or more checkpoints into one that works"
 
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="do everything but write OUT")
     parser.add_argument("--report", type=Path, metavar="JSON", help="also write the report to this file")
     common.add_model_arguments(parser)
-    common.add_data_arguments(parser)
+    datasets.add_data_arguments(parser)
     common.add_file_arguments(parser)
 
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         check_target(args.output, force=args.force)
     reading = common.reading_options(args)
     module = common.load_module(args, read_checkpoint(args.files[0], **reading))
-    data = common.load_data(args)
+    data = datasets.load_data(args)
     report = merge_checkpoints(
         args.files,
         args.output,
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         data=data.train or None,
         example=common.load_example(args, module),
         statistics=args.statistics,
-        evaluate=common.evaluator(module, data),
+        evaluate=datasets.evaluator(module, data),
         select=reading["weights"],
         prefix=reading["prefix"],
         unsafe=reading["unsafe"],

@@ -301,3 +301,27 @@ def test_safetensors(tmp_path, state, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ImportError, match=r"lightning-rebasin\[safetensors\]"):
         read_checkpoint(tmp_path / "a.bin")
+
+
+def test_files_that_lightning_wrote_with_weight_averaging(tmp_path):
+    from helpers.classifier import Classifier, train_loader
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    live, averaged = {}, {}
+
+    class Watch(EMAWeightAveraging):
+        def on_train_batch_end(self, trainer, module, *args):
+            super().on_train_batch_end(trainer, module, *args)
+            live.update({n: t.clone() for n, t in module.state_dict().items()})
+            averaged.update({n: t.clone() for n, t in self._average_model.module.state_dict().items()})
+            trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=[Watch(decay=0.5)], **dict.fromkeys(quiet, False))
+        trainer.fit(Classifier(), train_loader())
+    assert same(read_checkpoint(tmp_path / "a.ckpt").state_dict, averaged)
+    assert same(read_checkpoint(tmp_path / "a.ckpt", weights="current").state_dict, live)
+    assert not same(live, averaged)

@@ -243,6 +243,40 @@ def test_wrapped_modules_are_looked_through():
     assert check_equivalence(module, p, images()) < 1e-12
 
 
+def test_distributed_wrapper_is_looked_through(tmp_path):
+    distributed = torch.distributed
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        module, p = cnn()
+        assert check_equivalence(nn.parallel.DistributedDataParallel(module), p, images()) < 1e-12
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_compiled_lightning_module_runs_its_copy():
+    """Lightning binds the compiled forward of the original to the instance: a plain copy would run old weights."""
+    lightning = pytest.importorskip("lightning.pytorch")
+    from lightning.pytorch.utilities.compile import from_compiled
+
+    class Model(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(3, 5, 2)
+
+        def forward(self, x):
+            return self.net(x)
+
+    plain = Model()
+    module = from_compiled(torch.compile(plain, backend="eager"))
+    table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
+    spec = PermutationSpec.from_table(table, plain.state_dict())
+    assert check_equivalence(module, randomly(spec), torch.randn(4, 3)) < 1e-12
+    wrong = PermutationSpec.from_table({"net.0.weight": ("h", None)}, plain.state_dict())
+    with pytest.raises(EquivalenceError, match=r"net\.0\."):
+        check_equivalence(module, randomly(wrong), torch.randn(4, 3))
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_hook_style_weight_norm_can_be_copied():
     module = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 6)), nn.Tanh(), nn.Linear(6, 2))

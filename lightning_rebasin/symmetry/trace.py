@@ -7,6 +7,7 @@ random state and gradients are as before.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -127,7 +128,10 @@ def _module_paths(module: nn.Module, path: list[str]) -> Iterator[None]:
     before = nn.modules.module.register_module_forward_pre_hook(enter)
     after = nn.modules.module.register_module_forward_hook(leave)
     try:
-        yield
+        with warnings.catch_warnings():
+            # a compiled submodule warns that global hooks fire twice, which is harmless here
+            warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
+            yield
     finally:
         before.remove()
         after.remove()

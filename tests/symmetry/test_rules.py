@@ -1,0 +1,167 @@
+"""Families of rules: every network exact, with as many symmetries as there are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.exact import exact, log10
+from torch import nn
+
+
+def x(*shape, seed=1):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Between(nn.Module):
+    """``after(operation(before(x)))`` with channels in dimension ``dim``."""
+
+    def __init__(self, before, operation, after):
+        super().__init__()
+        self.before, self.operation, self.after = before, operation, after
+
+    def forward(self, x):
+        return self.after(self.operation(F.relu(self.before(x))))
+
+
+def conv(dims, *args, transposed=False, **kwargs):
+    kind = f"Conv{'Transpose' if transposed else ''}{dims}d"
+    return getattr(nn, kind)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_convolutions_of_every_kind(dims, transposed):
+    net = nn.Sequential(
+        conv(dims, 2, 4, 2, transposed=transposed),
+        nn.ReLU(),
+        conv(dims, 4, 6, 2, groups=2, transposed=transposed),
+        nn.ReLU(),
+        conv(dims, 6, 6, 2, groups=6, transposed=transposed),
+        nn.ReLU(),
+        conv(dims, 6, 2, 1),
+    )
+    spec = exact(net, x(2, 2, *[5] * dims))
+    # two blocks of 2 channels in and 3 out, which swap together
+    assert spec.log10_symmetries == pytest.approx(log10((2, 1), (2, 2), (3, 2)))
+
+
+def test_group_norm_nests_and_follows():
+    net = nn.Sequential(nn.Conv2d(2, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    assert exact(net, x(2, 2, 7, 7)).log10_symmetries == pytest.approx(log10((4, 1), (2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("operation", "groups"),
+    [
+        (lambda h: (h[:, :4] * torch.sigmoid(h[:, 4:])).repeat(1, 2), [(4, 1)]),
+        (lambda h: F.glu(torch.cat([h, h.flip(1)], 1), 1), [(4, 0)]),
+        (lambda h: torch.cat([h, -h], 1)[:, :8], [(8, 1)]),
+        (lambda h: h.view(-1, 2, 4).softmax(-1).reshape(-1, 8), [(2, 1), (4, 2)]),
+        (lambda h: h.view(-1, 2, 4).cumsum(1).reshape(-1, 8), [(4, 1)]),
+        (lambda h: torch.stack([h[:, :4], h[:, 4:]], 2).flatten(1), [(4, 2)]),
+        (lambda h: torch.cat([t + 1 for t in h.unbind(1)]).view(8, -1).T, [(8, 0)]),
+        (lambda h: h.index_select(1, torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])), [(8, 1)]),
+        (lambda h: F.pad(h[:, 2:6], (2, 2)), [(4, 1)]),
+        (lambda h: h.sort(1).values, []),
+        (lambda h: h * (h > h.mean(1, keepdim=True)), [(8, 1)]),
+        (lambda h: h.clone().index_add_(0, torch.tensor([0, 2]), h[:2]), [(8, 1)]),
+        (lambda h: torch.zeros_like(h).scatter_(1, torch.arange(8).expand(3, -1), h), []),
+        (lambda h: torch.fft.fft(h, dim=1).real, []),
+        (lambda h: F.normalize(h, dim=1) + h.logsumexp(1, keepdim=True), [(8, 1)]),
+    ],
+)
+def test_operations_on_units(operation, groups):
+    spec = exact(Between(nn.Linear(5, 8), operation, nn.Linear(8, 2)), x(3, 5))
+    assert spec.log10_symmetries >= log10(*groups) - 1e-6
+
+
+def test_writes_into_views():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 3), nn.Linear(4, 5), nn.Linear(8, 2)
+
+        def forward(self, x):
+            buffer = x.new_zeros(2, x.shape[0], 8)
+            buffer[0, :, :3] = self.a(x)
+            rest = buffer[0][:, 3:]
+            rest += self.b(x)
+            return self.c(buffer[0].relu_())
+
+    assert exact(Writes(), x(3, 4)).log10_symmetries == pytest.approx(log10((3, 1), (5, 1)))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_networks(kind):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.r, self.o = kind(3, 5, num_layers=2), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.o(self.r(x)[0])
+
+    assert exact(Net(), x(4, 2, 3)).log10_symmetries == pytest.approx(log10((5, 2)))
+
+
+class Stacked(nn.Module):
+    """Attention whose heads are the first dimension of its parameters."""
+
+    def __init__(self, d=6, h=3, k=2):
+        super().__init__()
+        self.i, self.o = nn.Linear(4, d), nn.Linear(d, 2)
+        self.q, self.k, self.v = (nn.Parameter(torch.zeros(h, d, k)) for _ in range(3))
+        self.w = nn.Parameter(torch.zeros(h, k, d))
+
+    def forward(self, x):
+        x = self.i(x)
+        q, k, v = (torch.einsum("btd,hdk->bhtk", x, w) for w in (self.q, self.k, self.v))
+        a = torch.einsum("bhtk,bhsk->bhts", q, k).tril().softmax(-1)
+        return self.o(x + torch.einsum("bhts,bhsk,hkd->btd", a, v, self.w))
+
+
+def test_stacked_head_parameters():
+    assert exact(Stacked(), x(2, 4, 4)).log10_symmetries == pytest.approx(log10((6, 1), (3, 1), (2, 3), (2, 3)))
+
+
+def test_stacked_experts_are_ordered_one_by_one():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.o = nn.Linear(4, 5), nn.Linear(5, 2)
+            self.up, self.bias = nn.Parameter(torch.zeros(3, 5, 4)), nn.Parameter(torch.zeros(3, 4))
+            self.down = nn.Parameter(torch.zeros(3, 4, 5))
+
+        def forward(self, x):
+            x = self.a(x)
+            for e in range(3):
+                x = x + F.relu(x @ self.up[e] + self.bias[e]) @ self.down[e]
+            return self.o(x)
+
+    assert exact(Experts(), x(2, 4)).log10_symmetries == pytest.approx(log10((5, 1), (4, 3)))
+
+
+def test_grouped_queries_in_the_kernel():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.o = nn.Linear(4, 12), nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(12, 2)
+
+        def forward(self, x):
+            q, k, v = (f(x).unflatten(-1, (-1, 3)).transpose(1, 2) for f in (self.q, self.k, self.v))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            return self.o(y.transpose(1, 2).flatten(2))
+
+    # 2 key heads, 2 query heads in each, 3 dims of q and k and 3 of v in each key head
+    assert exact(Net(), x(2, 5, 4)).log10_symmetries == pytest.approx(log10((2, 1), (2, 2), (3, 2), (3, 2)))
+
+
+def test_weight_standardised_grouped_convolution():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            w = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
+            return F.conv2d(x, w.view_as(self.weight), self.bias, groups=self.groups)
+
+    net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), Standardised(4, 6, 2, groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    assert exact(net, x(2, 2, 5, 5)).log10_symmetries == pytest.approx(log10((2, 1), (2, 2), (3, 2)))

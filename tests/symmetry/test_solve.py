@@ -1,0 +1,155 @@
+"""The solver against brute force: on a few elements all automorphisms can be enumerated."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_rebasin.symmetry.elements import Constraints, Elements
+from lightning_rebasin.symmetry.products import factorise
+from lightning_rebasin.symmetry.solve import element_map, random_automorphism, solve
+
+
+def automorphisms(store: Constraints) -> set[tuple[int, ...]]:
+    """All bijections of the used elements that keep every axis and map every table onto itself, by enumeration."""
+    tables = store.active_tables()
+    axes = [range(b.start, b.stop) for b in store.blocks]
+    rows = [
+        (t.kind == "position" or t.kind == "mark", set(zip(t.left.tolist(), t.right.tolist(), strict=True)))
+        for t in tables
+    ]
+    found = set()
+    for parts in itertools.product(*(itertools.permutations(axis) for axis in axes)):
+        move = [m for part in parts for m in part]
+        if all({(move[a], b if plain else move[b]) for a, b in pairs} == pairs for plain, pairs in rows):
+            found.add(tuple(move))
+    return found
+
+
+def count(store: Constraints) -> float:
+    solution = solve(store.size, store.blocks, store.active_tables())
+    total = 1
+    for cell in solution.cells.values():
+        if cell.kind == "group":
+            total *= math.factorial(cell.size) ** (len(cell.members) // cell.size)
+    return total
+
+
+def axes(*shapes: tuple[int, ...]) -> tuple[Constraints, list[Elements]]:
+    store = Constraints()
+    return store, [store.fresh(shape, f"t{i}", 0) for i, shape in enumerate(shapes)]
+
+
+def test_one_axis_is_a_symmetric_group():
+    store, (a,) = axes((4,))
+    store.mark(a)
+    assert count(store) == 24 == len(automorphisms(store))
+
+
+def test_equal_axes_move_together():
+    store, (a, b) = axes((4,), (4,))
+    store.equal(a, b)
+    assert count(store) == 24 == len(automorphisms(store))
+
+
+def test_elements_that_nothing_uses_stay():
+    store, (a,) = axes((4,))
+    store.mark(Elements(a.ids[:2]))
+    assert count(store) == 2
+
+
+def test_a_subset_splits_an_axis():
+    store, (a,) = axes((5,))
+    store.mark(a)
+    store.mark(Elements(a.ids[:2]))
+    assert count(store) == 12 == len(automorphisms(store))
+
+
+def test_blocks_nest():
+    store, (a,) = axes((2, 3))
+    store.mark(a)
+    store.project(a, (0,), commit=True)
+    solution = solve(store.size, store.blocks, store.active_tables())
+    cells = sorted(solution.cells.values(), key=lambda cell: len(cell.members))
+    assert [(c.kind, c.size, len(c.members)) for c in cells] == [("group", 2, 2), ("group", 3, 6)]
+    assert cells[1].parents == (cells[0].number,)
+    assert count(store) == 2 * 6**2
+
+
+def test_two_parents_that_cut_alike_are_equal():
+    store, (a, p) = axes((2, 3), (2,))
+    store.mark(a)
+    store.relation(a, p, (0,))
+    store.project(Elements(a.ids.T.copy()), (1,), commit=True)
+    assert count(store) == 2 * 6**2
+
+
+def test_product_follows_both_parents():
+    store, (a, p, q) = axes((2, 3), (2,), (3,))
+    store.relation(a, p, (0,))
+    store.relation(a, q, (1,))
+    assert count(store) == 2 * 6 == len(automorphisms(store))
+
+
+def test_position_marks_are_per_relation():
+    store, (flat, channel) = axes((2, 2), (2,))
+    store.relation(flat, channel, (0,))
+    store.position(flat, 1, "place")
+    assert count(store) == 2 == len(automorphisms(store))
+
+
+def test_repeated_class_without_roles_is_fixed():
+    store, (a,) = axes((4,))
+    store.equal(a, Elements(np.roll(a.ids, 1)))
+    assert count(store) == 1
+
+
+def test_dead_definitions_constrain_nothing():
+    store, (a,) = axes((4,))
+    store.mark(a)
+    dead = store.fresh((2,))
+    store.relation(dead, Elements(a.ids[:2]), (0,), defines=True)
+    assert count(store) == 24
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_random_automorphisms_are_automorphisms(data):
+    """Whatever the constraints, what the solver calls a symmetry is one (checked by brute force)."""
+    store, arrays = axes(*[(data.draw(st.integers(1, 3)),) for _ in range(data.draw(st.integers(1, 3)))])
+    pool = np.concatenate([a.ids for a in arrays])
+    for _ in range(data.draw(st.integers(1, 4))):
+        size = data.draw(st.integers(1, min(3, len(pool))))
+        pick = lambda: Elements(pool[data.draw(st.permutations(range(len(pool))))[:size]])  # noqa: B023
+        kind = data.draw(st.sampled_from(["equal", "relation", "mark", "position"]))
+        if kind == "equal":
+            store.equal(pick(), pick())
+        elif kind == "relation":
+            store.relation(pick(), pick(), (0,))
+        elif kind == "mark":
+            store.mark(pick())
+        else:
+            store.position(pick(), 0, "test")
+    solution = solve(store.size, store.blocks, store.active_tables())
+    allowed = automorphisms(store)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        move = random_automorphism(solution, rng)
+        assert tuple(element_map(solution.colouring, move).tolist()) in allowed
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (3, 2, 2), (4, 1, 3)])
+def test_factorise_finds_the_sites_of_each_group(shape):
+    a, b, c = np.unravel_index(np.arange(math.prod(shape)), shape)
+    outer, inner = a * shape[1] + b, a * shape[2] + c
+    (sites,), depends = factorise([outer, inner])
+    assert math.prod(sites) == math.prod(shape)
+    for array, own in zip((outer, inner), depends, strict=True):
+        grid = array.reshape(sites)
+        for k in range(len(sites)):
+            assert (k in own) == bool((grid != grid.take([0], k)).any())

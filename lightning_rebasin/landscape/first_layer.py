@@ -34,41 +34,60 @@ class FirstLayer:
         self._waiting = False
         self._input: tuple[object, nn.Linear, Tensor] | None = None
         self._ends: dict[str, tuple[object, Tensor]] = {}
+        self._own: dict[nn.Linear, tuple[Tensor, ...]] = {}
+        self._versions: dict[nn.Linear, list[int]] = {}
         for layer in module.modules():
-            if type(layer) is nn.Linear and not is_parametrized(layer):
+            # Weights that are computed from others (parametrizations, weight_norm) are no affine function of λ.
+            if type(layer) is nn.Linear and not is_parametrized(layer) and "weight" in layer._parameters:
+                self._own[layer] = tuple(layer.parameters())
                 layer.forward = partial(self._forward, layer)  # type: ignore[method-assign]
 
     def start(self, segment: Segment, lam: float) -> None:
         """The next evaluation is at this point; the ends must come before the points between them."""
         self._position, self._active, self._waiting = (segment, lam), True, True
+        self._versions = {layer: [p._version for p in own] for layer, own in self._own.items()}
 
     def stop(self) -> None:
         """Evaluate as usual and forget: another batch, or other weights."""
         self._active, self._input, self._ends = False, None, {}
 
     def _forward(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        if not (self._active and self._waiting) or (torch.is_grad_enabled() and x.requires_grad):
-            return functional.linear(x, layer.weight, layer.bias)
-        self._waiting = False
+        first, self._waiting = self._active and self._waiting, False
+        gradient = torch.is_grad_enabled() and x.requires_grad
+        known = self._mixed(layer, x) if first and not gradient and self._loaded(layer) else None
+        if known is not None:
+            return known
+        output = functional.linear(x, layer.weight, layer.bias)
+        if first and not gradient and self._loaded(layer):
+            self._remember(layer, x, output)
+        return output
+
+    def _mixed(self, layer: nn.Linear, x: Tensor) -> Tensor | None:
+        """The output between the ends, if both are known for this input."""
         segment, lam = self._position
-        assert segment is not None
-        if lam == 0.0:
-            output = functional.linear(x, layer.weight, layer.bias)
-            # Clones: what follows may work in place.  Autocast gives another dtype, whose rounding would be mixed in.
-            usable = output.dtype == layer.weight.dtype in (torch.float32, torch.float64)
-            self._input = (segment[0], layer, x.clone()) if usable else None
-            self._ends = {"a": (segment[0], output.clone())} if usable else {}
-            return output
-        if not self._seen(segment, layer, x):
-            return functional.linear(x, layer.weight, layer.bias)
-        if lam == 1.0:
-            output = functional.linear(x, layer.weight, layer.bias)
-            self._ends["b"] = (segment[1], output.clone())
-            return output
         first, last = self._ends.get("a"), self._ends.get("b")
-        if first is None or last is None or last[0] is not segment[1]:
-            return functional.linear(x, layer.weight, layer.bias)
-        return torch.lerp(first[1], last[1], lam)
+        if segment is None or lam in (0.0, 1.0) or first is None or last is None or last[0] is not segment[1]:
+            return None
+        return torch.lerp(first[1], last[1], lam) if self._seen(segment, layer, x) else None
+
+    def _remember(self, layer: nn.Linear, x: Tensor, output: Tensor) -> None:
+        """Keep what the layer gave at an end.  Clones: what follows may work in place."""
+        segment, lam = self._position
+        # Autocast gives another dtype, whose rounding would be mixed in.
+        exact = output.dtype == layer.weight.dtype in (torch.float32, torch.float64)
+        if segment is None or not exact:
+            return
+        if lam == 0.0:
+            self._input = (segment[0], layer, x.clone())
+            self._ends = {"a": (segment[0], output.clone())}
+        elif lam == 1.0 and self._seen(segment, layer, x):
+            self._ends["b"] = (segment[1], output.clone())
+
+    def _loaded(self, layer: nn.Linear) -> bool:
+        """Whether the layer still has the weights of the point: a step may replace them, or change them in place."""
+        now, own = tuple(layer.parameters()), self._own[layer]
+        same = len(now) == len(own) and all(a is b for a, b in zip(now, own, strict=True))
+        return same and layer.weight is own[0] and [p._version for p in own] == self._versions[layer]
 
     def _seen(self, segment: Segment, layer: nn.Linear, x: Tensor) -> bool:
         """Whether λ = 0 of this segment came first, with the same layer and the same input."""

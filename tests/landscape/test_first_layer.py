@@ -72,6 +72,56 @@ class Twice(nn.Module):
         return self.layer(torch.tanh(self.layer(x)))
 
 
+class Normed(nn.Module):
+    """The weight is computed from two others before each call, and is no affine function of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Clipping(nn.Module):
+    """Changes its weights in place before it uses them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.layer.weight.clamp_(-0.5, 0.5)
+        return self.layer(x)
+
+
+class Functional(nn.Module):
+    """Runs its layer with other weights than the layer's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return torch.func.functional_call(self.layer, {"weight": self.layer.weight.square()}, x)
+
+
+@pytest.mark.parametrize("make", [Normed, Clipping, Functional])
+def test_weights_that_are_not_those_of_the_point_are_used_as_they_are(make):
+    module = make().double()
+    a, b = ends(module)
+    x = torch.randn(4, 3, dtype=torch.double)
+    lambdas = (0, 0.3, 0.5, 1)
+    expected = []
+    for lam in lambdas:
+        plain = make().double()
+        plain.load_state_dict({k: (1 - lam) * a[k] + lam * b[k] for k in a})
+        expected.append(float(plain(x.clone()).square().mean().detach()))
+    curve = measure_barrier(module, a, b, [x], points=[0.3], loss=lambda m, x: m(x).square().mean())
+    assert curve.values["loss"] == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("make", "saves"), [(lambda: mlp(3, 5, 2), True), (Shifted, False), (InPlace, True), (Twice, True)]
 )

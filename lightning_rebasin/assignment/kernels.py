@@ -1,10 +1,11 @@
 """The compiled solver: ε-scaling auction for a first idea, augmenting row reduction, shortest augmenting paths.
 
-Everything is written for maximisation with prices: row ``i`` wants the column with the largest *value* ``a[i, j] − p[j]``.
-An assignment is optimal as soon as every row holds a column of largest value (complementary slackness), whatever the
-prices.  Three stages, each starting from the prices of the one before:
+Everything is written for maximisation with prices: row ``i`` wants the column with the largest *value* ``a[i, j] −
+p[j]``. An assignment is optimal as soon as every row holds a column of largest value (complementary slackness),
+whatever the prices.  Three stages, each starting from the prices of the one before:
 
-1. *Auction* (cold starts only): free rows bid for their best column, raising its price by the advantage over the second best
+1. *Auction* (cold starts only): free rows bid for their best column, raising its price by the advantage over the
+  second best
    plus ε; ε shrinks from phase to phase.  Fast, but only ε-optimal; run in the precision of the costs and capped.
 2. *Row reduction*: rows whose column is no longer best lose it and bid with ε = 0.
 3. *Shortest augmenting paths* (Dijkstra on ``u[i] + p[j] − a[i, j]``) for the rows that remain free.  Exact.
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit
 from numba.extending import intrinsic
 
@@ -32,7 +33,7 @@ BLOCK = 64
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on first use and keep the machine code, where there is any place to keep it."""
-    options = {"fastmath": {"nnan", "nsz"}, "nogil": True}
+    options: dict[str, Any] = {"fastmath": {"nnan", "nsz"}, "nogil": True}
     try:
         compiled: Callable[..., Any] = njit(cache=True, **options)(function)
     except RuntimeError:  # neither the installation nor the user's cache folder can be written
@@ -40,16 +41,18 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
-@intrinsic
-def _larger(context, a, b):  # type: ignore[no-untyped-def]
-    """``max(a, b)`` as LLVM's own operation: only so are loops of maxima turned into vector code, ten times faster."""
+def _maximum(_context, a, b):  # type: ignore[no-untyped-def]
+    """``max(a, b)`` as LLVM's own operation: only so do loops of maxima become vector code, ten times faster."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(_, builder, __, arguments):  # type: ignore[no-untyped-def]
         kind = arguments[0].type
         maximum = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
         return builder.call(maximum, arguments, fastmath=["nnan", "nsz", "reassoc"])
 
     return a(a, b), generate
+
+
+_larger: Any = intrinsic(_maximum)
 
 
 @_compiled
@@ -93,8 +96,8 @@ def _scan(row, prices, maxima):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _auction(a, prices, owner, held, epsilon, budget):  # type: ignore[no-untyped-def]
-    """One phase: free rows, and rows not content within ``epsilon``, bid until all hold a column or the bids run out."""
+def _auction(a, prices, owner, held, epsilon, budget):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """One phase: rows that are free, or not content within ``epsilon``, bid until all hold a column or bids run out."""
     n = len(a)
     maxima = np.empty((n + BLOCK - 1) // BLOCK, a.dtype)
     stack = np.empty(n, np.int64)
@@ -124,7 +127,7 @@ def _auction(a, prices, owner, held, epsilon, budget):  # type: ignore[no-untype
 
 
 @_compiled
-def _reduce(a, p, owner, held, free, count, maxima, steps):  # type: ignore[no-untyped-def]
+def _reduce(a, p, owner, held, free, count, maxima, steps):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Augmenting row reduction, two rounds, at most ``steps`` bids; returns how many rows stay free (in ``free``)."""
     for _ in range(2):
         k = 0
@@ -160,7 +163,7 @@ def _reduce(a, p, owner, held, free, count, maxima, steps):  # type: ignore[no-u
 
 
 @_compiled
-def _augment(a, p, owner, held, start, dist, pred, scanned, final):  # type: ignore[no-untyped-def]
+def _augment(a, p, owner, held, start, dist, pred, scanned, final):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """One shortest augmenting path from the free row ``start``; keeps complementary slackness."""
     n = len(a)
     inf = np.inf
@@ -212,7 +215,7 @@ def _augment(a, p, owner, held, start, dist, pred, scanned, final):  # type: ign
 
 
 @_compiled
-def _finish(a, p, owner, held, steps, limit):  # type: ignore[no-untyped-def]
+def _finish(a, p, owner, held, steps, limit):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Exact optimum from any prices and any partial assignment.
 
     Gives up, and returns False, if more than ``limit`` rows are free after ``steps`` bids.

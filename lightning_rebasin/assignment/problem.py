@@ -17,8 +17,9 @@ Matrix = NDArray[Any]
 class Assignment:
     """An optimal assignment with the dual variables that prove it.
 
-    For a maximisation ``row_duals[i] + column_duals[j] ≥ cost[i, j]`` everywhere, with equality where row ``i`` holds column
-    ``j`` (complementary slackness); for a minimisation ``≤``.  A batch has one more dimension in front of everything.
+    For a maximisation ``row_duals[i] + column_duals[j] ≥ cost[i, j]`` everywhere, with equality where row ``i`` holds
+    column ``j`` (complementary slackness); for a minimisation ``≤``.  A batch has one more dimension in front of
+    everything.
 
     Args:
         columns: int64 ``(n,)``; row ``i`` holds column ``columns[i]``.
@@ -61,8 +62,8 @@ def check_cost(cost: Any, name: str) -> Matrix:
 def duals_of(value: Matrix, columns: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Dual variables of an optimal assignment that came without any, by Bellman–Ford.
 
-    Prices must satisfy ``p[j] ≥ p[columns[i]] + value[i, j] − value[i, columns[i]]``: longest paths over the columns, which
-    exist because an optimal assignment leaves no cycle that gains.
+    Prices must satisfy ``p[j] ≥ p[columns[i]] + value[i, j] − value[i, columns[i]]``: longest paths over the columns,
+    which exist because an optimal assignment leaves no cycle that gains.
 
     Args:
         value: ``(n, n)``, to be maximised.

@@ -1,7 +1,8 @@
 """The linear assignment problem: which column for which row, each used once, with the largest (or smallest) sum.
 
-Small problems go to SciPy.  Large ones go to our own compiled solver, which is several times faster on the costs of weight
-matching, cold, and an order of magnitude when it can start from the dual variables of a similar problem.  Both are exact.
+Small problems go to SciPy.  Large ones go to our own compiled solver, which is several times faster on the costs of
+weight matching, cold, and an order of magnitude when it can start from the dual variables of a similar problem.  Both
+are exact.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ COMPILED_FROM = 160
 
 def solve_assignment(
     cost: Any,
-    maximize: bool = True,  # noqa: FBT001, FBT002 - SciPy's own signature
+    maximize: bool = True,
     warm: Assignment | None = None,
     solver: Solver = "auto",
     name: str = "cost",
@@ -34,7 +35,8 @@ def solve_assignment(
         cost: ``(n, n)`` finite real numbers, or ``(batch, n, n)`` for many small problems at once; n may be 0.
         maximize: Largest sum; otherwise the smallest.
         warm: The answer to a similar problem of the same size and sense; saves most of the work if it is near.
-        solver: ``"numba"``: our own, warm-started; ``"scipy"``; ``"lap"``; ``"auto"``: SciPy below 160 rows, else our own.
+        solver: ``"numba"``: our own, warm-started; ``"scipy"``; ``"lap"``; ``"auto"``: SciPy below 160 rows, else our
+            own.
         name: What to call the costs in an error message: the tensor or group that they belong to.
 
     Returns:

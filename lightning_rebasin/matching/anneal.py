@@ -1,10 +1,11 @@
 """A start for coordinate descent that no unlucky first step can spoil: graduated assignment.
 
 Coordinate descent commits every group to one permutation while its neighbours still stand in arbitrary order, and the
-first commitments decide where it ends.  Here every group holds a doubly stochastic matrix instead, uniform at first.  A sweep
-replaces each one by the Sinkhorn projection of ``exp(C / T)``, where the cost ``C`` sees the neighbours through their soft
-matrices; as the temperature ``T`` falls, the matrices sharpen together and weak evidence never outvotes strong.  The
-last costs are rounded to permutations.  Nothing depends on the order in which the units of either network happen to stand.
+first commitments decide where it ends.  Here every group holds a doubly stochastic matrix instead, uniform at first.
+A sweep replaces each one by the Sinkhorn projection of ``exp(C / T)``, where the cost ``C`` sees the neighbours
+through their soft matrices; as the temperature ``T`` falls, the matrices sharpen together and weak evidence never
+outvotes strong.  The last costs are rounded to permutations.  Nothing depends on the order in which the units of
+either network happen to stand.
 
 Sources: Gold and Rangarajan, "A graduated assignment algorithm for graph matching", PAMI 18 (1996); Sinkhorn (1964).
 """
@@ -12,6 +13,7 @@ Sources: Gold and Rangarajan, "A graduated assignment algorithm for graph matchi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -20,10 +22,34 @@ from torch import Tensor
 from lightning_rebasin.matching.costs.cache import CostCache
 from lightning_rebasin.matching.families import Family, solve_nested
 
-#: Temperatures of the sweeps in standard deviations of the costs, falling geometrically.
-HOT, COLD = 1.0, 0.1
-SWEEPS = 10
-ITERATIONS = 3
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the temperature falls, geometrically, in standard deviations of the costs.
+
+    Args:
+        sweeps: Number of temperatures.
+        hot: First temperature.
+        cold: Last temperature.
+        noise: Relative size of a random disturbance of the uniform beginning; 0 is deterministic.
+    """
+
+    sweeps: int
+    hot: float = 1.0
+    cold: float = 0.05
+    noise: float = 0.0
+
+    def affordable(self, work: float) -> int:
+        """Sweeps for a pair whose sweep takes ``work`` floating-point operations: fewer for very large networks."""
+        return min(self.sweeps, max(_FEWEST_SWEEPS, int(_BUDGET / max(work, 1.0))))
+
+
+SLOW = Schedule(30)
+FAST = Schedule(10, cold=0.1)
+#: Sinkhorn iterations per visit: the potentials are kept, so few are enough.
+_ITERATIONS = 3
+_BUDGET = 2e11
+_FEWEST_SWEEPS = 8
 
 
 @final
@@ -33,40 +59,38 @@ class Annealing:
     Args:
         families: What is annealed.
         costs: Gives the costs under soft orders.
-        noise: Relative size of a random disturbance of the uniform beginning; 0 is deterministic.
+        schedule: How to cool.
         generator: Draws the disturbance.
     """
 
     def __init__(
-        self, families: Sequence[Family], costs: CostCache, noise: float = 0.0, generator: torch.Generator | None = None
+        self, families: Sequence[Family], costs: CostCache, schedule: Schedule, generator: torch.Generator
     ) -> None:
         self._families = families
+        self._schedule = schedule
         self._costs = costs
         self._soft: dict[str, Tensor] = {}
         self._potentials: dict[str, tuple[Tensor, Tensor]] = {}
         for family in families:
             for group in family.groups:
                 uniform = torch.full((group.members, group.members), 1.0 / group.members, dtype=costs.dtype)
-                if noise:
-                    uniform *= 1.0 + noise * torch.randn(uniform.shape, generator=generator, dtype=costs.dtype)
+                if schedule.noise:
+                    uniform *= 1.0 + schedule.noise * torch.randn(uniform.shape, generator=generator, dtype=costs.dtype)
                 self._soft[group.id] = uniform.to(costs.device)
 
-    def run(self, sweeps: int = SWEEPS, iterations: int = ITERATIONS) -> dict[str, Tensor]:
+    def run(self) -> dict[str, Tensor]:
         """Anneal and round.
-
-        Args:
-            sweeps: Number of temperatures.
-            iterations: Sinkhorn iterations per visit.
 
         Returns:
             Flat order of each group.
         """
         last: dict[str, Mapping[str, Tensor]] = {}
+        schedule, sweeps = self._schedule, self._schedule.affordable(self._costs.soft_work)
         for sweep in range(sweeps):
-            temperature = HOT * (COLD / HOT) ** (sweep / max(sweeps - 1, 1))
+            temperature = schedule.hot * (schedule.cold / schedule.hot) ** (sweep / max(sweeps - 1, 1))
             for family in self._families if sweep % 2 == 0 else self._families[::-1]:
                 costs = {group.id: self._costs.soft_matrix(group.id, self._soft) for group in family.groups}
-                self._project(family, costs, temperature, iterations)
+                self._project(family, costs, temperature)
                 last[family.root.id] = costs
         flats: dict[str, Tensor] = {}
         for family in self._families:
@@ -74,14 +98,14 @@ class Annealing:
             flats.update({name: torch.from_numpy(order) for name, order in solved.items()})
         return flats
 
-    def _project(self, family: Family, costs: dict[str, Tensor], temperature: float, iterations: int) -> None:
+    def _project(self, family: Family, costs: dict[str, Tensor], temperature: float) -> None:
         """Soft orders of one family from its costs, the inner groups for every pair of parent members."""
         inner: dict[str, Tensor] = {}
         total = dict(costs)
         for group in reversed(family.groups):
             blocks = total[group.id].reshape(group.instances, group.size, group.instances, group.size).transpose(1, 2)
             scale = temperature * float(blocks.std()) if blocks.numel() > 1 else 0.0
-            inner[group.id] = self._sinkhorn(group.id, blocks, scale, iterations)
+            inner[group.id] = self._sinkhorn(group.id, blocks, scale)
             if group.parent is not None:
                 value = (inner[group.id] * blocks).sum((-1, -2))
                 total[group.parent.id] = total[group.parent.id] + value
@@ -91,7 +115,7 @@ class Annealing:
                 soft = soft * self._soft[group.parent.id][:, :, None, None]
             self._soft[group.id] = soft.transpose(1, 2).reshape(group.members, group.members)
 
-    def _sinkhorn(self, name: str, cost: Tensor, temperature: float, iterations: int) -> Tensor:
+    def _sinkhorn(self, name: str, cost: Tensor, temperature: float) -> Tensor:
         """Doubly stochastic matrices nearest to ``exp(cost / T)``; potentials are kept from visit to visit."""
         if temperature <= 0.0:
             return torch.full_like(cost, 1.0 / cost.shape[-1])
@@ -102,7 +126,7 @@ class Annealing:
         kernel = ((reduced - rows[..., None]) / temperature).exp_()
         v = torch.ones_like(columns)
         u = torch.ones_like(rows)
-        for _ in range(iterations):
+        for _ in range(_ITERATIONS):
             u = (kernel @ v[..., None]).squeeze(-1).clamp_min_(1e-30).reciprocal_()
             v = (u[..., None, :] @ kernel).squeeze(-2).clamp_min_(1e-30).reciprocal_()
         self._potentials[name] = (rows, columns - temperature * v.log())

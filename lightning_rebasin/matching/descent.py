@@ -1,8 +1,8 @@
 """Permutation coordinate descent over families of groups.
 
-Visit one family at a time, everything else as it is: the best permutation of its units is one linear assignment problem.
-The objective increases strictly with every accepted step, so the descent ends; the end is a local optimum, which is why
-the policy above starts it several times.
+Visit one family at a time, everything else as it is: the best permutation of its units is one linear assignment
+problem. The objective increases strictly with every accepted step, so the descent ends; the end is a local optimum,
+which is why the policy above starts it several times.
 
 Source: Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023, algorithm 1 (arXiv 2209.04836).
 """
@@ -46,7 +46,7 @@ class CoordinateDescent:
         duals: Prices and columns of each group's last assignment; updated.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         families: Sequence[Family],
         costs: CostCache,

@@ -1,14 +1,14 @@
 """Families: a root group with everything nested in it, moved in one step.
 
-Heads and the dimensions inside each head must be chosen together: how well head ``h`` fits head ``h'`` depends on the best
-inner permutation for that pair.  So a nested group is solved from the inside out: for every pair of parent members the
-inner assignment problem (all of them in one batch), whose value is added to the parent's cost, and so on up to the root.
-Without coupling between the members of a family this is the exact optimum of the step.
+Heads and the dimensions inside each head must be chosen together: how well head ``h`` fits head ``h'`` depends on the
+best inner permutation for that pair.  So a nested group is solved from the inside out: for every pair of parent
+members the inner assignment problem (all of them in one batch), whose value is added to the parent's cost, and so on
+up to the root. Without coupling between the members of a family this is the exact optimum of the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np

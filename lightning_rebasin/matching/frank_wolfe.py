@@ -1,9 +1,10 @@
 """Frank–Wolfe over the permutations of several networks at once (C²M³).
 
 Each network ``a`` and group holds a doubly stochastic matrix ``P_a``.  The gradient of
-``f = Σ_{a<b} w_a w_b ⟨P_a(Θ_a), P_b(Θ_b)⟩`` with respect to ``P_a`` is an ordinary cost matrix: that of ``Θ_a`` against the
-weighted sum of the *other* soft networks.  The permutations that maximise its inner product are the direction; one step
-length for all of them at once is found exactly, because ``f`` is a polynomial of low degree along a line.
+``f = Σ_{a<b} w_a w_b ⟨P_a(Θ_a), P_b(Θ_b)⟩`` with respect to ``P_a`` is an ordinary cost matrix: that of ``Θ_a``
+against the weighted sum of the *other* soft networks.  The permutations that maximise its inner product are the
+direction; one step length for all of them at once is found exactly, because ``f`` is a polynomial of low degree along
+a line.
 
 Groups on joint axes (grouped convolutions) are left to the sweeps that follow.
 
@@ -36,8 +37,8 @@ _TOLERANCE = 1e-6
 def frank_wolfe(universe: Universe) -> float:
     """Improve the permutations of ``universe`` together.
 
-    Starts half-way between the given permutations and the uniform matrix, so that every pair can still be reached, and keeps
-    the rounded end only if it is better.
+    Starts half-way between the given permutations and the uniform matrix, so that every pair can still be reached,
+    and keeps the rounded end only if it is better.
 
     Args:
         universe: The networks; its permutations and sum are updated.
@@ -161,9 +162,9 @@ class _FrankWolfe:
             self._value([self._mix(s, t, float(step)) for s, t in zip(softs, target, strict=True)]) for step in steps
         ]
         polynomial = np.polynomial.Polynomial.fit(steps, values, degree)
-        roots = polynomial.deriv().roots()
-        inside = [float(r.real) for r in roots if abs(r.imag) < 1e-9 and 0.0 < r.real < 1.0]
-        best = max([0.0, 1.0, *inside], key=polynomial)
+        roots: list[complex] = [complex(root) for root in polynomial.deriv().roots()]
+        inside = [r.real for r in roots if abs(r.imag) < 1e-9 and 0.0 < r.real < 1.0]
+        best = max([0.0, 1.0, *inside], key=lambda step: float(polynomial(step)))
         return best, float(polynomial(best))
 
     def _rounded(self, soft: Soft, before: Permutation) -> Permutation:

@@ -1,8 +1,9 @@
 """Matching several networks at once: one permutation per network into a common frame.
 
-Pairwise matchings of three networks need not agree: going from A to B to C may end elsewhere than going straight.  Here each
-network gets one permutation into a shared *universe*, so all pairwise permutations compose consistently by construction.
-What is maximised is ``Σ_{i<j} w_i w_j ⟨π_i(Θ_i), π_j(Θ_j)⟩``, which is the same as bringing all networks near their mean.
+Pairwise matchings of three networks need not agree: going from A to B to C may end elsewhere than going straight.
+Here each network gets one permutation into a shared *universe*, so all pairwise permutations compose consistently by
+construction. What is maximised is ``Σ_{i<j} w_i w_j ⟨π_i(Θ_i), π_j(Θ_j)⟩``, which is the same as bringing all
+networks near their mean.
 
 - ``merge_many`` (Git Re-Basin, algorithm 3): networks in turn are matched to the mean of the others.  Every step
   increases the objective.
@@ -46,7 +47,8 @@ class ManyMatchResult:
     Args:
         permutations: π_i; ``permutations[i].apply(states[i])`` are all near one another.
         weights: Weight of each network, summing to 1.
-        objectives: ``Σ_{i<j} w_i w_j ⟨π_i(Θ_i), π_j(Θ_j)⟩`` after the first pass and after each further sweep, in float64.
+        objectives: ``Σ_{i<j} w_i w_j ⟨π_i(Θ_i), π_j(Θ_j)⟩`` after the first pass and after each further sweep, in
+            float64.
         identity_objective: The same for doing nothing.
         method: How it was maximised.
         seconds: Wall-clock time.

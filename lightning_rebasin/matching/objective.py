@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from lightning_rebasin.matching.costs.blocks import objective_tensors
 from lightning_rebasin.symmetry.permutation import Permutation, permute_tensor
-from lightning_rebasin.symmetry.spec import AxisMap, Component, PermutationSpec
+from lightning_rebasin.symmetry.spec import AxisMap, PermutationSpec
 
 #: Elements converted to float64 at a time: small enough to stay in the cache.
 _CHUNK = 1 << 16
@@ -28,7 +29,7 @@ def inner_product(a: Tensor, b: Tensor) -> float:
     a, b = a.detach().reshape(-1), b.detach().reshape(-1)
     if len(a) <= _CHUNK:
         return float(torch.dot(a.double(), b.to(a.device).double()))
-    pairs = zip(a.split(_CHUNK), b.split(_CHUNK), strict=True)
+    pairs = zip(torch.split(a, _CHUNK), torch.split(b, _CHUNK), strict=True)
     return sum(float(torch.dot(x.double(), y.double().to(x.device))) for x, y in pairs)
 
 
@@ -61,20 +62,33 @@ def inner_products(
     return found
 
 
+#: For each axis map of whole axes only, the group of each permuted dimension; ``None`` for any other map.
+_WHOLE_AXES: WeakKeyDictionary[AxisMap, tuple[tuple[int, str], ...] | None] = WeakKeyDictionary()
+
+
 def _permuted(tensor: Tensor, axis_map: AxisMap, permutation: Permutation) -> Tensor:
     """:func:`permute_tensor`, faster for the common case of whole axes."""
-    if not all(len(sites) == 1 and len(own) == 1 and _whole(own[0], axis_map) for sites, own in axis_map.clusters):
+    if axis_map not in _WHOLE_AXES:
+        _WHOLE_AXES[axis_map] = _whole_axes(axis_map)
+    axes = _WHOLE_AXES[axis_map]
+    if axes is None:
         return permute_tensor(tensor, axis_map, permutation)
     moved = tensor.reshape(axis_map.site_shape)
-    for (site,), (component,) in axis_map.clusters:
-        moved = moved.index_select(site, permutation.flat(component.group).to(tensor.device))
+    for site, group in axes:
+        moved = moved.index_select(site, permutation.flat(group).to(tensor.device))
     return moved
 
 
-def _whole(component: Component, axis_map: AxisMap) -> bool:
-    members, copies = component.index.shape
-    site = axis_map.site_shape[component.sites[0]]
-    return copies == 1 and members == site and torch.equal(component.index[:, 0], torch.arange(site))
+def _whole_axes(axis_map: AxisMap) -> tuple[tuple[int, str], ...] | None:
+    found = []
+    for sites, components in axis_map.clusters:
+        size = axis_map.site_shape[sites[0]]
+        index = components[0].index
+        single = len(sites) == len(components) == 1 and tuple(index.shape) == (size, 1)
+        if not (single and torch.equal(index[:, 0], torch.arange(size))):
+            return None
+        found.append((sites[0], components[0].group))
+    return tuple(found)
 
 
 def objective(
@@ -97,14 +111,15 @@ def objective(
 
 def tensor_norms(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, float]:
     """Euclidean norm of each tensor; not finite if any entry is not."""
-    found = {}
-    for name in names:
-        tensor = torch.view_as_real(state[name]) if state[name].is_complex() else state[name]
-        wide = tensor if tensor.dtype == torch.float64 else tensor.float()
-        norm = float(torch.linalg.vector_norm(wide))
-        # The squares of large float32 entries overflow long before the norm does.
-        found[name] = norm if 1e-15 < norm < 1e15 else float(torch.linalg.vector_norm(wide.double()))
-    return found
+    names = tuple(names)
+    real = [torch.view_as_real(state[name]) if state[name].is_complex() else state[name] for name in names]
+    wide = [t if t.dtype == torch.float64 else t.float() for t in real]
+    norms = [float(torch.linalg.vector_norm(t)) for t in wide]
+    # The squares of large float32 entries overflow, and of small ones vanish, long before the norm does.
+    return {
+        name: norm if 1e-15 < norm < 1e15 else float(torch.linalg.vector_norm(t.double()))
+        for name, norm, t in zip(names, norms, wide, strict=True)
+    }
 
 
 def group_similarity(

@@ -1,12 +1,14 @@
 """Where descents start and in which order they visit the groups.
 
-The default is built from what works on real pairs of networks.  Annealed starts (:mod:`.anneal`) find far better optima than
-any number of descents from the identity or from random permutations; one descent from the identity costs little, is
-right when the two networks share a basin already, and makes sure that the answer is never worse than doing nothing.
+The default is built from what works on real pairs of networks.  Annealed starts (:mod:`.anneal`) find far better
+optima than any number of descents from the identity or from random permutations; one descent from the identity costs
+little, is right when the two networks share a basin already, and makes sure that the answer is never worse than doing
+nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from lightning_rebasin.errors import ConfigurationError, PermutationError
+from lightning_rebasin.matching.anneal import FAST, SLOW, Schedule
 from lightning_rebasin.matching.result import MatchState
 from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec
@@ -22,9 +25,9 @@ Init = Literal["identity", "random"] | Permutation | MatchState
 Order = Literal["random", "forward", "backward", "alternating"]
 Kind = Literal["identity", "random", "given", "annealed"]
 ORDERS: tuple[Order, ...] = ("random", "forward", "backward", "alternating")
-#: Descents of the default policy: identity, annealed, annealed from a disturbed beginning.
+#: Descents of the default policy: identity, annealed slowly, annealed fast.
 DEFAULT_DESCENTS = 3
-#: Relative disturbance that makes annealed starts differ.
+#: Relative disturbance that makes further annealed starts differ.
 NOISE = 0.3
 
 
@@ -36,13 +39,13 @@ class Start:
         name: For the report.
         kind: What it starts from.
         order: Order of the visits.
-        noise: Disturbance of an annealed start.
+        schedule: How an annealed start cools.
     """
 
     name: str
     kind: Kind
     order: Order
-    noise: float = 0.0
+    schedule: Schedule = SLOW
 
 
 def plan(init: Init | None, restarts: int | None, order: Order | None) -> tuple[Start, ...]:
@@ -60,10 +63,13 @@ def plan(init: Init | None, restarts: int | None, order: Order | None) -> tuple[
         return tuple(Start(f"{init}, {visits} order {n}", init, visits) for n in range(restarts or 1))
     starts = [
         Start("identity", "identity", order or "forward"),
-        Start("annealed", "annealed", order or "forward"),
+        Start("annealed slowly", "annealed", order or "forward", SLOW),
+        Start("annealed fast", "annealed", order or "forward", FAST),
     ]
     total = restarts or DEFAULT_DESCENTS
-    starts += [Start(f"annealed {n}", "annealed", visits, NOISE) for n in range(1, total - 1)]
+    varied = itertools.product((0.5, 2.0, 0.3, 3.0), (20, 15, 12, 10, 25))
+    for n, (hot, sweeps) in zip(range(total - len(starts)), itertools.cycle(varied), strict=False):
+        starts.append(Start(f"annealed, variant {n}", "annealed", visits, Schedule(sweeps, hot, 0.05, NOISE)))
     return tuple(starts[:total])
 
 

@@ -174,7 +174,7 @@ class MatchResult:
         """The result as a short text for a person."""
         lines = [
             f"matched by {self.method} in {self.seconds:.2f} s",
-            f"objective {self.objective:.6g}, identity {self.identity_objective:.6g} (gain {self.gain:+.4g}); "
+            f"objective {self.objective:.6g}, identity {self.identity_objective:.6g} (gain {self.gain:+.4g})",
             f"cosine to the reference {self.cosine:.3f}",
         ]
         if self.same_basin:

@@ -60,7 +60,8 @@ def match_weights(
         reference: Weights A: exactly the tensors of the spec, any floating dtype, any device.
         source: Weights B, likewise; never written to.
         seed: Seeds every random choice; the same seed gives the same result.
-        init: ``None`` for the default policy (identity and annealed starts), ``"identity"``, ``"random"``, a permutation to
+        init: ``None`` for the default policy (identity and annealed starts), ``"identity"``, ``"random"``, a
+            permutation to
             start from (left alone), or the ``state`` of an earlier result to go on from.
         restarts: Number of descents; by default 3, or one if ``init`` is given.
         max_sweeps: Most sweeps over all groups in one descent.
@@ -92,9 +93,9 @@ def match_weights(
 class WeightMatcher:
     """Weight matching of one fixed source against references that may change from call to call.
 
-    Keeps what depends on the source alone (its contiguous layouts) and the dual variables of the last assignments, so that
-    matching a slowly moving reference, as the straight-through estimator does every step, costs little more than the
-    matrix products.
+    Keeps what depends on the source alone (its contiguous layouts) and the dual variables of the last assignments, so
+    that matching a slowly moving reference, as the straight-through estimator does every step, costs little more than
+    the matrix products.
 
     Args:
         spec: What may be permuted.
@@ -127,7 +128,8 @@ class WeightMatcher:
         self._families = families_of(spec, self._table.coupled)
         self._solver = _check_solver(solver)
         self._duals: dict[str, Duals] = {}
-        #: Where the current or last descent stands after its last whole sweep: what to go on from after an interruption.
+        #: Where the current or last descent stands after its last whole sweep: what to go on from after an
+        #: interruption.
         self.state: MatchState | None = None
 
     def match(
@@ -193,7 +195,7 @@ class _Pair:
             matcher._families, self._costs, scales, epsilon, self._local_objective, matcher._solver, matcher._duals
         )
         self._identity = Permutation.identity(matcher.spec)
-        self._at_identity = self._products(self._identity)
+        self._at_identity = self._products(None)
         self._best = (self._identity, self._at_identity, sum(self._at_identity.values()))
         self._from_identity = self._best
         self._descents: list[Descent] = []
@@ -202,7 +204,7 @@ class _Pair:
     def obvious(self) -> bool:
         """Whether the two networks are so alike that no other permutation can be far better."""
         a, b = (sum(norm**2 for norm in norms.values()) ** 0.5 for norms in (self._norms, self._m._norms))
-        return sum(self._at_identity.values()) > _OBVIOUS * a * b > 0.0
+        return bool(sum(self._at_identity.values()) > _OBVIOUS * a * b > 0.0)
 
     def descend(self, start: Start, init: Init | None, bar: tqdm[None]) -> None:
         """Run one descent and keep its end if it is the best so far."""
@@ -263,7 +265,7 @@ class _Pair:
         if start.kind == "random":
             return Permutation.random(spec, self._generator), False, 0
         if start.kind == "annealed":
-            annealing = Annealing(self._m._families, self._costs, start.noise, self._generator)
+            annealing = Annealing(self._m._families, self._costs, start.schedule, self._generator)
             return Permutation.from_flat(spec, annealing.run()), False, 0
         if isinstance(init, MatchState):
             self._generator.set_state(init.generator)
@@ -275,7 +277,7 @@ class _Pair:
         duals = {group: (prices.copy(), held.copy()) for group, (prices, held) in self._m._duals.items()}
         return MatchState(self._m.spec, dict(self._run.flats), duals, self._generator.get_state(), sweeps)
 
-    def _products(self, permutation: Permutation, names: Iterable[str] | None = None) -> dict[str, float]:
+    def _products(self, permutation: Permutation | None, names: Iterable[str] | None = None) -> dict[str, float]:
         return inner_products(self._m.spec, self._reference, self._m._source, permutation, names)
 
     def _local_objective(self, family: Family, flats: Mapping[str, Tensor]) -> float:
@@ -299,7 +301,7 @@ def _checked(
 def _check_solver(solver: str) -> Solver:
     if solver not in SOLVERS:
         raise ConfigurationError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
-    return cast(Solver, solver)
+    return solver
 
 
 def _working_dtype(tensors: Iterable[Tensor]) -> torch.dtype:

@@ -71,8 +71,8 @@ def test_numba_against_scipy_with_certificate(n, dtype):
     rng = np.random.default_rng(n)
     for name, cost in families(n, rng):
         if dtype == np.float32 and name in ("huge", "tiny", "denormal"):
-            cost = cost / 1e300 * 1e37 if name == "huge" else cost * 1e270  # noqa: PLW2901
-        cost = cost.astype(dtype)  # noqa: PLW2901
+            cost = cost / 1e300 * 1e37 if name == "huge" else cost * 1e270
+        cost = cost.astype(dtype)
         for maximize in (True, False):
             result = solve_assignment(cost, maximize, solver="numba")
             certify(cost, result, maximize)
@@ -98,7 +98,8 @@ def test_warm_start_gives_the_same_optimum_from_any_state():
         certify(cost, result)
     far = Assignment(rng.permutation(150), np.zeros(150), 1e6 * rng.standard_normal(150))
     certify(cost, solve_assignment(cost, warm=far, solver="numba"))
-    smaller = solve_assignment(cost, False, warm=solve_assignment(cost, False, solver="numba"), solver="numba")
+    first = solve_assignment(cost, maximize=False, solver="numba")
+    smaller = solve_assignment(cost, maximize=False, warm=first, solver="numba")
     certify(cost, smaller, maximize=False)
 
 

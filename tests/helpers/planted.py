@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -114,7 +116,7 @@ def chain(
     last = len(sizes) - 2
     table: dict[str, tuple[str | None, ...]] = {}
     states: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-    for i, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (before, after) in enumerate(itertools.pairwise(sizes)):
         own = f"h{i}" if i < last else None
         table[f"{i}.weight"], table[f"{i}.bias"] = (own, f"h{i - 1}" if i else None), (own,)
         for state in states:

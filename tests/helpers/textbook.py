@@ -1,7 +1,7 @@
 """Permutation coordinate descent exactly as in the code of the Git Re-Basin paper (``weight_matching.py``), in torch.
 
 The cost matrix of a group is rebuilt for every visit by permuting every tensor of the source, SciPy solves it, the new
-assignment is always taken, and progress is ``new > old + 1e-12``.  Only for classical tables: one group (or none) per axis,
+assignment is always taken, progress is ``new > old + 1e-12``.  Only for classical tables, one group or none per axis:
 ``tensor: (group, None, ...)``.  Kept as the independent reference and as the opponent in the benchmarks.
 """
 

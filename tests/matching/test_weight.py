@@ -38,9 +38,11 @@ def cache(spec, a, b):
 # --- costs ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [nested_spec, blocks_spec, lambda: PermutationSpec.from_table(*chain((5, 7, 6, 4), 0)[:2])])
+@pytest.mark.parametrize(
+    "make", [nested_spec, blocks_spec, lambda: PermutationSpec.from_table(*chain((5, 7, 6, 4), 0)[:2])]
+)
 def test_cost_is_the_change_of_the_objective_by_definition(make):
-    """``C[i, j]`` summed over a permutation of one group is the exact objective, up to what the group does not touch."""
+    """Summed over a permutation of one group, ``C`` is the exact objective up to what the group does not touch."""
     spec = make()
     a, b = ({n: t.double() for n, t in random_state(spec, seed).items()} for seed in (0, 1))
     generator = torch.Generator().manual_seed(0)

@@ -1,9 +1,9 @@
 """Dense blocks: every spec reduced to plain arrays whose axes are whole groups.
 
-The matching objective is ``Σ_tensors ⟨A, π(B)⟩``.  An axis map may split, concatenate and tie axes in many ways, but each
-tensor falls apart into *blocks*: sub-arrays in which every axis is either the complete list of one group's members, or
-free.  A plain convolution weight is one block ``(out group, in group, free)``; the input of a dense layer after a flatten is
-``(out group, channel group, free)``; a concatenated input axis gives one block per segment.
+The matching objective is ``Σ_tensors ⟨A, π(B)⟩``.  An axis map may split, concatenate and tie axes in many ways, but
+each tensor falls apart into *blocks*: sub-arrays in which every axis is either the complete list of one group's
+members, or free.  A plain convolution weight is one block ``(out group, in group, free)``; the input of a dense layer
+after a flatten is ``(out group, channel group, free)``; a concatenated input axis gives one block per segment.
 
 Axes that move together in a way no single group describes (the two channel axes of a grouped convolution share their
 group of groups) become one *joint* axis, whose gather index depends on several groups.

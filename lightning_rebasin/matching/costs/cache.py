@@ -1,15 +1,16 @@
 """Cost matrices that are kept and updated instead of rebuilt.
 
-One matrix per group.  Static terms enter once.  Each other term remembers the orders that its part of the matrix was made
-with: orders are never written to, only replaced, so ``is`` tells whether a neighbour moved at all.  If nothing moved, the
-matrix, and the assignment that was optimal for it, still stand, and the visit is skipped.
+One matrix per group.  Static terms enter once.  Each other term remembers the orders that its part of the matrix was
+made
+with: orders are never written to, only replaced, so ``is`` tells whether a neighbour moved at all.  If nothing moved,
+the matrix, and the assignment that was optimal for it, still stand, and the visit is skipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import final
-from weakref import WeakKeyDictionary
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -57,9 +58,11 @@ class TermTable:
     @classmethod
     def of(cls, spec: PermutationSpec) -> TermTable:
         """The table of ``spec``, made once and kept as long as the spec lives."""
-        if spec not in _TABLES:
-            _TABLES[spec] = cls(spec)
-        return _TABLES[spec]
+        key = id(spec)
+        if key not in _TABLES:
+            _TABLES[key] = cls(spec)
+            finalize(spec, _TABLES.pop, key, None)
+        return _TABLES[key]
 
     def tensors_of(self, root: str) -> tuple[str, ...]:
         """Tensors of the objective on which the family of ``root`` acts."""
@@ -73,7 +76,8 @@ class TermTable:
         return self.groups[group].root.id
 
 
-_TABLES: WeakKeyDictionary[PermutationSpec, TermTable] = WeakKeyDictionary()
+#: By identity: comparing specs for equality would cost more than making the table.
+_TABLES: dict[int, TermTable] = {}
 
 
 @final
@@ -127,6 +131,17 @@ class CostCache:
             self._cost[group] = self._with_general(group, flats)
             self._made_with[group] = self._state(group, flats)
         return self._cost[group]
+
+    @property
+    def soft_work(self) -> float:
+        """Floating-point operations of one :meth:`soft_matrix` for every group."""
+        work = 0.0
+        for terms in self._table.by_group.values():
+            for term in terms:
+                own = term.block.lengths[term.axis]
+                mixed = sum(term.block.lengths[axis] for axis in term.partners)
+                work += 2.0 * term.rank * own * (own + mixed) * bool(term.partners)
+        return work
 
     def soft_matrix(self, group: str, soft: Mapping[str, Tensor]) -> Tensor:
         """The cost of ``group`` while every other group is only softly ordered.
@@ -200,12 +215,8 @@ class CostCache:
 
     def _static_part(self, group: str) -> Tensor | None:
         if group not in self._static:
-            parts = [
-                static_cost(term, self._reference, self._source)
-                for term in self._table.by_group[group]
-                if term.kind == "static"
-            ]
-            self._static[group] = torch.stack(parts).sum(0) if parts else None
+            terms = [term for term in self._table.by_group[group] if term.kind == "static"]
+            self._static[group] = static_cost(terms, self._reference, self._source) if terms else None
         return self._static[group]
 
 

@@ -1,8 +1,8 @@
 """Contiguous copies of the blocks, made when first needed.
 
 Permuting along the first axis of a contiguous array is a row gather, several times faster than along any other axis, so
-each bilinear term wants its block of the source with the contracted axis first.  The copies cost memory (at most two of the
-source and one of the reference); axes that are laid out so already are used as they are.
+each bilinear term wants its block of the source with the contracted axis first.  The copies cost memory (at most two
+of the source and one of the reference); axes that are laid out so already are used as they are.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
 """Terms: what one axis of one block contributes to the cost matrix of its group.
 
-For group ``g`` the cost ``C[i, j]`` is what the objective gains if new unit ``i`` is old unit ``j``, all other groups as they
-are: the sum over every block axis of ``g`` of ``⟨A_i, B'_j⟩``, where ``B'`` has its *other* axes permuted already.  A term is
+For group ``g`` the cost ``C[i, j]`` is what the objective gains if new unit ``i`` is old unit ``j``, all other groups
+as they
+are: the sum over every block axis of ``g`` of ``⟨A_i, B'_j⟩``, where ``B'`` has its *other* axes permuted already.  A
+    term is
 
 - *static* if no other axis belongs to a group: it never changes;
-- *bilinear* if exactly one other axis does, of another family: it changes by a product of rank ``k`` when ``k`` units of
+- *bilinear* if exactly one other axis does, of another family: it changes by a product of rank ``k`` when ``k`` units
+  of
   that group move;
 - *general* otherwise (three permuted axes, tied axes, joint axes): rebuilt in the frame of the permuted source.
 """
@@ -12,7 +15,7 @@ are: the sum over every block axis of ``g`` of ``⟨A_i, B'_j⟩``, where ``B'``
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -73,8 +76,7 @@ def terms_of(spec: PermutationSpec, blocks: Iterable[Block]) -> tuple[Term, ...]
     for block in blocks:
         for axis, groups in enumerate(block.axes):
             partners = tuple(a for a, other in enumerate(block.axes) if other and a != axis)
-            for group in groups:
-                found.append(Term(group, block, axis, partners, _kind(spec, block, axis, partners)))
+            found += [Term(group, block, axis, partners, _kind(spec, block, axis, partners)) for group in groups]
     return tuple(found)
 
 
@@ -87,9 +89,10 @@ def _kind(spec: PermutationSpec, block: Block, axis: int, partners: tuple[int, .
     return "general" if spec.groups[block.axes[partners[0]][0]].root == root else "bilinear"
 
 
-def static_cost(term: Term, reference: Layouts, source: Layouts) -> Tensor:
-    """``(members, members)`` cost of a static term."""
-    return reference.view(term.block, term.order).t() @ source.view(term.block, term.order)
+def static_cost(terms: Sequence[Term], reference: Layouts, source: Layouts) -> Tensor:
+    """``(members, members)`` cost of all static terms of one group, in one product."""
+    a, b = (torch.cat([of.view(term.block, term.order) for term in terms]) for of in (reference, source))
+    return a.t() @ b
 
 
 def add_bilinear(cost: Tensor, term: Term, reference: Layouts, source: Layouts, flat: Tensor | None) -> None:
@@ -101,10 +104,10 @@ def add_bilinear(cost: Tensor, term: Term, reference: Layouts, source: Layouts, 
     cost.addmm_(rows.t(), moved)
 
 
-def add_bilinear_change(
+def add_bilinear_change(  # noqa: PLR0917
     cost: Tensor, term: Term, reference: Layouts, source: Layouts, before: Tensor, after: Tensor, where: Tensor
 ) -> None:
-    """Bring the bilinear term in ``cost`` from partner order ``before`` to ``after``, which differ in rows ``where``."""
+    """Bring the bilinear term in ``cost`` from partner order ``before`` to ``after``, different in rows ``where``."""
     size = cost.shape[1]
     rows = reference.view(term.block, term.order)
     rows = rows.view(len(after), -1, size).index_select(0, where).reshape(-1, size)

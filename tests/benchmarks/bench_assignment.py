@@ -1,0 +1,143 @@
+"""Single assignment problems against SciPy and lap, on the cost matrices of real descents.
+
+pytest -m benchmark tests/benchmarks/bench_assignment.py -s
+"""
+
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from helpers.planted import chain
+from helpers.shared import shared_path
+from helpers.timing import cpu_seconds
+from helpers.trained import mlp_table, trained_mlp
+
+from lightning_rebasin.assignment import solve_assignment
+from lightning_rebasin.assignment.solve import solve_in_place
+from lightning_rebasin.matching import match_weights
+from lightning_rebasin.matching.descent import CoordinateDescent
+from lightning_rebasin.symmetry.spec import PermutationSpec
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
+
+
+def recorded(table, a, b):
+    """Every ``(group, cost matrix)`` that a descent solves, in order."""
+    found = []
+    solve = CoordinateDescent._solve
+
+    def record(self, group, cost):
+        found.append((group, cost.copy()))
+        return solve(self, group, cost)
+
+    CoordinateDescent._solve = record
+    try:
+        match_weights(PermutationSpec.from_table(table, a), a, b, init="identity")
+    finally:
+        CoordinateDescent._solve = solve
+    return found
+
+
+def value(cost, columns):
+    return cost[np.arange(len(cost)), columns].astype(np.float64).sum()
+
+
+def ours_cold(cost):
+    prices, held = np.zeros(len(cost)), np.full(len(cost), -1)
+    solve_in_place(cost, prices, held, warm=False)
+    return held
+
+
+def cold(name, costs):
+    ratios, mine, best = [], [], []
+    ours_cold(costs[0][1])
+    for _, cost in costs:
+        own, held = cpu_seconds(lambda: ours_cold(cost))  # noqa: B023
+        others = [cpu_seconds(lambda: solver(cost)) for solver in (scipy_columns, lap_columns)]  # noqa: B023
+        assert value(cost, held) == pytest.approx(max(value(cost, columns) for _, columns in others), rel=1e-6)
+        mine.append(own)
+        best.append(min(seconds for seconds, _ in others))
+        ratios.append(best[-1] / own)
+    print(
+        f"\n| cold LAP, {name}, {len(costs)} problems | {statistics.median(best):.4g} | {statistics.median(mine):.4g} "
+        f"| **{statistics.median(ratios):.1f}×** | 4× / 8× |"
+    )
+
+
+def scipy_columns(cost):
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(cost, maximize=True)[1]
+
+
+def lap_columns(cost):
+    from lap import lapjv
+
+    return lapjv(-cost.astype(np.float64))[1]
+
+
+@pytest.mark.parametrize("n", [512, 1024, 2048])
+def test_cold_random_networks(n):
+    torch.set_num_threads(1)
+    costs = recorded(*chain((784, n, n, n, 10), 0))
+    cold(f"late descent of random MLPs, n = {n}", costs[-8:])
+
+
+def test_cold_and_warm_trained_networks():
+    shared_path("data/mnist")
+    torch.set_num_threads(1)
+    costs = recorded(mlp_table(), trained_mlp(0), trained_mlp(1))
+    cold("trained MLPs, n = 512", costs[-12:])
+    state, ratios, mine, theirs = {}, [], [], []
+    for group, cost in costs:
+        warm = group in state
+        prices, held = state.setdefault(group, (np.zeros(len(cost)), np.full(len(cost), -1)))
+        own, _ = cpu_seconds(lambda: solve_in_place(cost, prices, held, warm=warm))  # noqa: B023
+        other, columns = cpu_seconds(lambda: scipy_columns(cost))  # noqa: B023
+        assert value(cost, held) == pytest.approx(value(cost, columns), rel=1e-6)
+        if warm:
+            mine.append(own)
+            theirs.append(other)
+            ratios.append(other / own)
+    print(
+        f"\n| warm re-solve, trained MLPs, n = 512, {len(mine)} visits | {statistics.median(theirs):.4g} "
+        f"| {statistics.median(mine):.4g} | **{statistics.median(ratios):.1f}×** | 20× / 40× |"
+    )
+
+
+@pytest.mark.parametrize("n", [3072])
+def test_cold_rank_one_dominated(n):
+    rng = np.random.default_rng(0)
+    cost = (np.outer(rng.random(n), rng.random(n)) + 0.01 * rng.standard_normal((n, n))).astype(np.float32)
+    cold(f"rank-one dominated, n = {n}", [("", cost)])
+
+
+def test_first_call():
+    """What the first compiled call of an installation costs, in a fresh process with an empty cache."""
+    import os
+    import subprocess
+    import sys
+    import tempfile
+
+    code = (
+        "import time, numpy as np; from lightning_rebasin.assignment import solve_assignment as s;"
+        "c = np.random.default_rng(0).standard_normal((200, 200)).astype('float32');"
+        "w, p = time.perf_counter(), time.process_time(); s(c);"
+        "print(f'{time.perf_counter() - w:.2f} s wall, {time.process_time() - p:.2f} s CPU')"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for what in ("first call of an installation", "first call of a later process"):
+            environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+            out = subprocess.run(
+                [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+            )
+            print(f"\n{what}: {out.stdout.strip()}")
+
+
+def test_solve_assignment_itself():
+    cost = np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32)
+    solve_assignment(cost)
+    own, _ = cpu_seconds(lambda: solve_assignment(cost))
+    other, _ = cpu_seconds(lambda: scipy_columns(cost))
+    print(f"\n| cold LAP, Gaussian, n = 1024 | {other:.4g} | {own:.4g} | **{other / own:.1f}×** | |")

@@ -7,9 +7,11 @@ a run would advance the global random state, and with persistent workers would e
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -35,9 +37,23 @@ def first_batches(trainer: Trainer, count: int) -> list[Any]:
         loader = source.dataloader()
         if isinstance(loader, Mapping | Sequence):
             loader = CombinedLoader(loader, "min_size")
-        if isinstance(loader, CombinedLoader):
-            return [batch for batch, _, _ in itertools.islice(iter(loader), count)]
-        return list(itertools.islice(loader, count))
+        combined = isinstance(loader, CombinedLoader)
+        with _untouched(loader.flattened if combined else [loader]):
+            batches = list(itertools.islice(loader, count))
+    return [batch for batch, _, _ in batches] if combined else batches
+
+
+@contextmanager
+def _untouched(loaders: list[Any]) -> Iterator[None]:
+    """Give the loaders' own generators back as they were, so that training sees the same order of samples."""
+    holders = [holder for loader in loaders for holder in (loader, getattr(loader, "sampler", None))]
+    found = [getattr(holder, "generator", None) for holder in holders]
+    states = [(generator, generator.get_state()) for generator in found if isinstance(generator, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def example_inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

@@ -217,9 +217,10 @@ class MergeModule(LightningModule):
 
     def on_validation_start(self) -> None:
         """The same, for ``trainer.validate`` alone."""
-        # Tensors made under the trainer's inference mode could not be trained with later.
-        with torch.inference_mode(mode=False):
-            self._place()
+        if self.trainer.state.fn != "fit":
+            # Tensors made under the trainer's inference mode could not be trained with later.
+            with torch.inference_mode(mode=False):
+                self._place()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Project, then compute the loss on the segment with a straight-through gradient."""

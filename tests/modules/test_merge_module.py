@@ -14,7 +14,7 @@ import torch
 from helpers.classifier import CLASSES, FEATURES, Classifier, blobs
 from helpers.models import BatchNormCNN, mlp
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from lightning_rebasin.errors import ConfigurationError, EquivalenceError, NonFiniteError, OutputError, StateDictError
-from lightning_rebasin.matching import WeightMatcher
+from lightning_rebasin.matching import WeightMatcher, match_activations
 from lightning_rebasin.merging import interpolate, reset_batch_norm
 from lightning_rebasin.modules import MergeModule
 from lightning_rebasin.symmetry.infer import infer_spec
@@ -348,6 +348,75 @@ def test_starts_from_a_given_permutation(ends: tuple[State, State], tmp_path: Pa
     module._project_on_rank_zero = lambda step, before: (starts.append(before), real(step, before))[1]
     fit(module, tmp_path, max_epochs=1)
     assert starts[0] == start
+
+
+def test_starts_from_activations(ends: tuple[State, State], tmp_path: Path) -> None:
+    """All six batches are fewer than the twenty that are looked at, so the order of the samples does not matter."""
+    module = make(ends, init="activations")
+    starts = []
+    real = module._project_on_rank_zero
+    module._project_on_rank_zero = lambda step, before: (starts.append(before), real(step, before))[1]
+    fit(module, tmp_path, max_epochs=1)
+    nets = [Classifier(hidden=16), Classifier(hidden=16)]
+    for net, state in zip(nets, ends, strict=True):
+        net.load_state_dict(state)
+    expected = match_activations(module.spec, *nets, train_data()).permutation
+    assert starts[0] == expected
+    assert not expected.is_identity
+
+
+class FirstSample(Callback):
+    """Remembers the first training batch."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.batch = batch[0]
+            self.noise = torch.rand(3, generator=torch.default_generator.clone_state())
+
+
+def test_looking_at_the_data_changes_neither_their_order_nor_the_random_state(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
+    seen = []
+    for init in ("identity", "activations", None):
+        first = FirstSample()
+        torch.manual_seed(1)
+        module = Classifier(hidden=16) if init is None else make(ends, init=init)
+        torch.manual_seed(1)
+        fit(module, tmp_path, max_epochs=1, callbacks=[first], limit_val_batches=0)
+        seen.append(first)
+    assert torch.equal(seen[0].batch, seen[2].batch)
+    assert torch.equal(seen[1].batch, seen[2].batch)
+    assert torch.equal(seen[0].noise, seen[2].noise)
+    assert torch.equal(seen[1].noise, seen[2].noise)
+
+
+class Whisper(Callback):
+    """Claims an impossibly good minibatch for one permutation."""
+
+    def __init__(self, permutation: Permutation) -> None:
+        self.permutation = permutation
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: MergeModule) -> None:
+        pl_module._shortlist.offer(self.permutation, -1e9)
+
+    on_train_epoch_start = on_train_epoch_end
+
+
+def test_one_lucky_minibatch_does_not_decide(ends: tuple[State, State], tmp_path: Path) -> None:
+    spec = infer_spec(Classifier(hidden=16), torch.zeros(2, FEATURES))
+    lucky = Permutation.random(spec, torch.Generator().manual_seed(0))
+    lucky_loss = held_out_loss(Classifier(hidden=16), interpolate(ends[0], lucky.apply(ends[1]), 0.5))
+    module = make(ends, spec=spec)
+    scored = []
+    real = module.on_validation_epoch_end
+    module.on_validation_epoch_end = lambda: (scored.extend(s._candidate.permutation for s in module._scores), real())[
+        1
+    ]
+    trainer = fit(module, tmp_path, max_epochs=1, callbacks=[Whisper(lucky)])
+    assert lucky in scored, "it is short-listed"
+    assert module.permutation != lucky
+    assert float(trainer.callback_metrics["best_midpoint_loss"]) < lucky_loss
 
 
 def test_validate_alone_scores_the_start(ends: tuple[State, State]) -> None:

@@ -179,8 +179,9 @@ def test_trained_mnist_networks_keep_their_accuracy(folder, name, build, expecte
     assert sorted(g.size for g in spec.groups.values()) == sizes
     p = Permutation.random(spec, torch.Generator().manual_seed(0))
     assert check_equivalence(module, p, images[:16]) < 1e-12
+    before = module(images[:500]).argmax(1)
     module.load_state_dict(p.apply(module.state_dict()))
-    assert accuracy(module, images, labels) == pytest.approx(expected, abs=2e-4)
+    assert torch.equal(module(images[:500]).argmax(1), before)
 
 
 def test_trained_resnet20_with_option_a_shortcuts():

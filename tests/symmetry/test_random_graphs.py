@@ -21,7 +21,7 @@ def judge(program, seed):
 
 @pytest.mark.filterwarnings("ignore::lightning_rebasin.errors.UntracedWarning")
 @given(st.lists(steps, min_size=1, max_size=9), st.integers(0, 2**16))
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_random_networks_are_exact(program, seed):
     spec, measured = judge(program, seed)
     assert measured.error < 1e-9, spec

@@ -94,6 +94,9 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func._can_decompose():
+            with self:
+                return func.decompose(*args, **kwargs)
         name = f"{func.namespace}.{func._schema.name.split('::')[1]}"
         operands = CONTRACTIONS.get(name)
         if operands is not None:

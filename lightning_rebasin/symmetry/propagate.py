@@ -84,25 +84,29 @@ def _one_pass(
 
 
 def run_rule(ctx: Context, node: Node) -> None:
-    """Label the results of one operation."""
+    """Label the results of one operation; what its rule does not cover is pinned and reported."""
     ctx.store.where = node.where
     shapes = [ctx.tape.values[v].shape for v in node.outputs]
-    function = RULES.get(node.op) or (RULES["aten.clone"] if node.pointwise else None)
-    found: Sequence[Label]
     if shapes and all(0 in shape for shape in shapes):
-        found = [labels.fixed(shape) for shape in shapes]
-    elif function is None:
-        ctx.unknown.setdefault(node.op, node.where)
-        found = unknown(ctx, node)
+        found: Sequence[Label] = [labels.fixed(shape) for shape in shapes]
     else:
-        found = function(ctx, node)
-    for value, label in zip(node.outputs, found, strict=False):
-        if ctx.tape.values[value].origin != "operation":
-            continue
-        shape = ctx.tape.values[value].shape
-        if label.shape != shape and 0 not in shape:
-            raise AssertionError(f"{node.op}: label {label.shape} for a result {shape}")
-        ctx.known[value] = labels.fixed(shape) if 0 in shape else label
+        found = _labels(ctx, node, shapes)
+    for value, shape, label in zip(node.outputs, shapes, found, strict=False):
+        if ctx.tape.values[value].origin == "operation":
+            ctx.known[value] = labels.fixed(shape) if 0 in shape else label
+
+
+def _labels(ctx: Context, node: Node, shapes: Sequence[tuple[int, ...]]) -> Sequence[Label]:
+    function = RULES.get(node.op) or (RULES["aten.clone"] if node.pointwise else unknown)
+    if function is not unknown:
+        try:
+            found = function(ctx, node)
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
+            found = [labels.fixed((-1,))]  # an overload or a layout that the rule does not expect
+        if all(x.shape == shape or 0 in shape for x, shape in zip(found, shapes, strict=False)):
+            return found
+    ctx.unknown.setdefault(node.op, node.where)
+    return unknown(ctx, node)
 
 
 def state_label(store: Constraints, name: str, shape: tuple[int, ...], dependence: Dependence) -> Label:

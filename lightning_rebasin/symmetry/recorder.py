@@ -101,6 +101,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and write it down."""
         kwargs = dict(kwargs or {})
+        if func._can_decompose():
+            # in inference mode composite operations (linear, matmul) arrive whole
+            with self:
+                return func.decompose(*args, **kwargs)
         bound, given = self._bind(func, args, kwargs)
         writes = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         self._guard([given[name] for name in writes])

@@ -34,7 +34,7 @@ def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         The tape; its results are the output tensors.
 
     Raises:
-        TraceError: The model does not run on this input.
+        TraceError: The model does not run on this input, or returns no tensor.
     """
     inputs = [leaf for leaf in tree_flatten((args, dict(kwargs)))[0] if isinstance(leaf, Tensor)]
     # ``example_input_array`` is an attribute of the module too, but here it is an input.
@@ -55,7 +55,10 @@ def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         with torch.no_grad():
             for tensor, copy in recorder.saved:
                 tensor.copy_(copy)
-    return recorder.finish(list(output_tensors(output).values()))
+    results = list(output_tensors(output).values())
+    if not results:
+        raise TraceError(f"{type(module).__name__} returned no tensor on the example input: its function is unknown")
+    return recorder.finish(results)
 
 
 def known_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -130,3 +130,31 @@ def test_tape_is_in_single_assignment_form():
     assert len(outputs) == len(set(outputs))
     assert [node.op for node in tape.live_nodes()[0]][-1] == "aten.mul"
     assert "tape.write_back" in [node.op for node in tape.live_nodes()[0]]
+
+
+def test_inference_mode_makes_no_difference():
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    expected = infer_spec(net, torch.zeros(2, 3, 4))
+
+    class Inference(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        @torch.inference_mode()
+        def forward(self, x):
+            return self.net(x)
+
+    with torch.inference_mode():
+        assert infer_spec(net, torch.zeros(2, 3, 4)) == expected
+    inner = infer_spec(Inference(), torch.zeros(2, 3, 4))
+    assert [g.size for g in inner.groups.values()] == [5]
+
+
+def test_model_without_tensor_outputs_is_refused():
+    class Silent(nn.Module):
+        def forward(self, x):
+            return None
+
+    with pytest.raises(TraceError, match="returned no tensor"):
+        infer_spec(Silent(), torch.zeros(1))

@@ -32,7 +32,8 @@ def broadcast(ctx: Context, refs: list[Ref], shape: tuple[int, ...]) -> Label:
 def pointwise(ctx: Context, node: Node) -> list[Label]:
     """All tensor arguments meet position by position."""
     refs = list(references(node.arguments))
-    return [broadcast(ctx, refs, ctx.out_shape(node, i)) for i in range(len(node.outputs))]
+    shapes = [ctx.out_shape(node, i) for i in range(len(node.outputs))]
+    return [labels.fixed(shape) if 0 in shape else broadcast(ctx, refs, shape) for shape in shapes]
 
 
 @rule("copy")
@@ -56,7 +57,8 @@ def filled(ctx: Context, node: Node) -> list[Label]:
 @rule(
     "rand randn randint rand_like randn_like randint_like bernoulli normal uniform exponential random multinomial "
     "arange linspace eye tril_indices triu_indices randperm scalar_tensor hann_window poisson "
-    "nonzero masked_select bincount histc searchsorted bucketize unique_dim _unique2"
+    "nonzero masked_select bincount histc searchsorted bucketize unique_dim _unique2 "
+    "nll_loss_forward nll_loss2d_forward _ctc_loss multi_margin_loss"
 )
 def positional(ctx: Context, node: Node) -> list[Label]:
     """Ranges and random numbers: every position is its own."""

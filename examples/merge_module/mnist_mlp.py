@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from compare import compare
+from compare import Learning, compare
 from data import MNIST
 from lightning.pytorch import Trainer, seed_everything
 from networks import MLP
@@ -39,12 +39,12 @@ def main() -> None:
     parser.add_argument("--ends", type=Path, default=Path("ends"), help="where the two trained networks are kept")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="where the numbers and the picture go")
     parser.add_argument("--epochs", type=int, default=25, help="epochs of each training")
-    parser.add_argument("--merge-epochs", type=int, default=4, help="epochs of the straight-through estimator")
+    parser.add_argument("--steps", type=int, default=220, help="steps of the straight-through estimator")
     args = parser.parse_args()
     a, b = (train(seed, MNIST(args.data_dir), args.epochs, args.ends) for seed in (1, 2))
     seed_everything(0)
     data = MNIST(args.data_dir, batch_size=1000)
-    compare(MLP(), a, b, data, out=args.out, name="mnist-mlp", epochs=args.merge_epochs, lr=10.0)
+    compare(MLP(), a, b, data, out=args.out, name="mnist-mlp", learning=Learning(10.0, args.steps, 5))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ from lightning_rebasin.matching.straight_through import Projector, straight_thro
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
-STEPS, WARM_UP, BATCH, LEARNING_RATE = 40, 5, 1000, 10.0
+STEPS, WARM_UP, LEARNING_RATE = 40, 5, 10.0
+#: Batch sizes of the gradient: 1000 is the MNIST script's, 500 the VGG script's.  The run itself takes the first.
+BATCHES = (1000, 500, 250)
 
 
 @pytest.fixture(autouse=True)
@@ -64,33 +66,34 @@ def test_mlp_in_the_moving_regime():
         return {name: 0.5 * (a[name] + ste[name]) for name in a}
 
     generator = torch.Generator().manual_seed(0)
-    times = {"projection": ([], []), "step": ([], [])}
-    moved, before = 0, projector.permutation
+    projections, steps = ([], []), {size: ([], []) for size in BATCHES}
+    moved, sweeps, before = 0, [], projector.permutation
     for step in range(STEPS):
-        batch = torch.randperm(len(images), generator=generator)[:BATCH]
+        batch = torch.randperm(len(images), generator=generator)[: BATCHES[0]]
         start = dict(before.orders)
         slow, expected = cpu_seconds(lambda: textbook_projection(step, start))  # noqa: B023
-        slow_rest, _ = cpu_seconds(
-            lambda: gradient({n: textbook.permuted(b[n], table[n], expected) for n in b}, batch, naive_point)  # noqa: B023
-        )
         fast, result = cpu_seconds(lambda: projector.project(free, step))  # noqa: B023
-        fast_rest, _ = cpu_seconds(
-            lambda: gradient(result.permutation.apply(b), batch, lambda p: straight_through_point(free, p, a, 0.5))  # noqa: B023
-        )
-        optimizer.step()
-        target = {name: tensor.detach() for name, tensor in free.items()}
-        assert result.objective > 0
         assert all(torch.equal(expected[group], order) for group, order in result.permutation.orders.items()), step
-        assert textbook.objective(table, target, b, expected) > 0
+        rest = {}
+        for size in reversed(BATCHES):  # the last gradient is the one that the optimizer takes
+            part = batch[:size]
+            permuted = lambda: {n: textbook.permuted(b[n], table[n], expected) for n in b}  # noqa: B023
+            aligned = lambda: result.permutation.apply(b)  # noqa: B023
+            theirs, _ = cpu_seconds(lambda: gradient(permuted(), part, naive_point))  # noqa: B023
+            ours, _ = cpu_seconds(lambda: gradient(aligned(), part, lambda p: straight_through_point(free, p, a, 0.5)))  # noqa: B023
+            rest[size] = (ours, theirs)
+        optimizer.step()
         moved += result.permutation != before
         before = result.permutation
+        sweeps.append(result.descents[0].sweeps)
         if step >= WARM_UP:
-            times["projection"][0].append(fast)
-            times["projection"][1].append(slow)
-            times["step"][0].append(fast + fast_rest)
-            times["step"][1].append(slow + slow_rest)
-    print(f"\nthe permutation changed in {moved} of {STEPS} steps")
-    for name, (ours, theirs) in times.items():
-        ratio = statistics.median(y / x for x, y in zip(ours, theirs, strict=True))
-        print(f"{name}: {statistics.median(theirs):.4f} s → {statistics.median(ours):.4f} s, {ratio:.1f}×")
+            projections[0].append(fast)
+            projections[1].append(slow)
+            for size, (ours, theirs) in rest.items():
+                steps[size][0].append(fast + ours)
+                steps[size][1].append(slow + theirs)
+    print(f"\nthe permutation changed in {moved} of {STEPS} steps, {statistics.mean(sweeps):.1f} sweeps on average")
+    for name, times in (("projection", projections), *((f"whole step, batch {n}", t) for n, t in steps.items())):
+        ratio = statistics.median(y / x for x, y in zip(*times, strict=True))
+        print(f"{name}: {statistics.median(times[1]):.4f} s → {statistics.median(times[0]):.4f} s, {ratio:.1f}×")
     assert moved > STEPS // 2, "this is not the moving regime"

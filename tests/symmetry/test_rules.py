@@ -165,3 +165,53 @@ def test_weight_standardised_grouped_convolution():
 
     net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), Standardised(4, 6, 2, groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1))
     assert exact(net, x(2, 2, 5, 5)).log10_symmetries == pytest.approx(log10((2, 1), (2, 2), (3, 2)))
+
+
+def test_interleaved_writes_and_masked_writes():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = self.a(x).clone()
+            h[h < 0] = 0
+            y = torch.empty_like(h)
+            y[:, ::2], y[:, 1::2] = h[:, 1::2] * 2, h[:, ::2]
+            return self.b(y)
+
+    assert exact(Writes(), x(3, 4)).log10_symmetries == pytest.approx(log10((4, 2)))
+
+
+def test_routing_between_capsules():
+    class Capsules(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.i, self.w, self.o = nn.Linear(5, 12), nn.Parameter(torch.zeros(4, 3, 2, 3)), nn.Linear(6, 2)
+
+        def forward(self, x):
+            h = torch.einsum("bnd,nkjd->bnkj", self.i(x).view(-1, 4, 3), self.w)
+            route = torch.zeros(h.shape[:3], dtype=h.dtype)
+            for _ in range(2):
+                v = torch.tanh((route.softmax(2)[..., None] * h).sum(1))
+                route = route + (h * v[:, None]).sum(-1)
+            return self.o(v.flatten(1))
+
+    exact(Capsules(), x(3, 5))
+
+
+def test_weights_mixed_from_several_convolutions():
+    class Conditional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.i, self.r, self.o = nn.Conv2d(3, 6, 3), nn.Linear(6, 4), nn.Conv2d(8, 2, 1)
+            self.w = nn.Parameter(torch.zeros(4, 8 * 6 * 9))
+
+        def forward(self, x):
+            h = F.relu(self.i(x))
+            w = (self.r(h.mean((2, 3))).sigmoid() @ self.w).view(-1, 6, 3, 3)
+            y = F.conv2d(h.reshape(1, -1, *h.shape[2:]), w, groups=len(x))
+            return self.o(F.relu(y.view(len(x), 8, *y.shape[2:])))
+
+    spec = exact(Conditional(), x(2, 3, 7, 7))
+    assert spec.log10_symmetries == pytest.approx(log10((4, 1), (6, 1), (8, 1)))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lightning_rebasin.symmetry import labels
 from lightning_rebasin.symmetry.labels import Label
 from lightning_rebasin.symmetry.rules.base import Context, dims_of, rule, unknown
+from lightning_rebasin.symmetry.rules.pointwise import broadcast
 from lightning_rebasin.symmetry.tape import Node, Ref, references
 
 
@@ -144,6 +145,8 @@ def index_put(ctx: Context, node: Node) -> list[Label]:
     indices = list(given["indices"])
     indexed = [d for d, i in enumerate(indices) if isinstance(i, Ref)]
     refs = [indices[d] for d in indexed]
+    if len(refs) == 1 and ctx.shape(refs[0]) == label.shape and _is_mask(ctx, refs[0]) and not any(values.dims):
+        return [broadcast(ctx, [given["self"], refs[0], given["values"]], label.shape)]  # x[x < 0] = 0
     ctx.pin_all(refs, "it is an index")
     consumed = sorted({d + k for d in indexed for k in range(_consumes(ctx, indices[d]))})
     if any(_is_mask(ctx, r) for r in refs) and len(refs) > 1:

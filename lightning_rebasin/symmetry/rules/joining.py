@@ -253,8 +253,12 @@ def _write_slice(ctx: Context, view: _View, base: Label, piece: Label) -> Label 
         piece = labels.insert_dim(piece, dim)
     if len(rows) == size:
         return piece
-    if not len(rows) or (np.diff(rows) != 1).any():
-        return None
+    if not len(rows):
+        return base
+    if (np.diff(rows) != 1).any():
+        rest = np.setdiff1d(np.arange(size), rows)
+        apart = concatenate(ctx, [labels.take(base, dim, rest, ctx.store), piece], dim)
+        return labels.take(apart, dim, np.argsort(np.concatenate([rest, rows])), ctx.store)
     start, stop = int(rows[0]), int(rows[-1]) + 1
     before = [labels.take(base, dim, np.arange(start), ctx.store)] if start else []
     after = [labels.take(base, dim, np.arange(stop, size), ctx.store)] if stop < size else []

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lightning_rebasin.assignment import SOLVERS, Solver
 from lightning_rebasin.errors import ConfigurationError
-from lightning_rebasin.matching.anneal import Annealing
+from lightning_rebasin.matching.anneal import FAST, SLOW, Annealing
 from lightning_rebasin.matching.costs.blocks import objective_tensors
 from lightning_rebasin.matching.costs.cache import CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts
@@ -166,6 +166,9 @@ class WeightMatcher:
         check_options(self.spec, init, restarts, max_sweeps, order)
         pair = _Pair(self, reference, seed, max_sweeps)
         starts = plan(init, restarts, order)
+        if init is None and restarts is None and pair.costly:
+            # The slow start was cut to the length of the fast one: one of them will do.
+            starts = starts[:-1]
         with tqdm(total=len(starts), desc="weight matching", unit="descent", disable=not progress) as bar:
             for start in starts:
                 pair.descend(start, init, bar)
@@ -205,6 +208,11 @@ class _Pair:
         """Whether the two networks are so alike that no other permutation can be far better."""
         a, b = (sum(norm**2 for norm in norms.values()) ** 0.5 for norms in (self._norms, self._m._norms))
         return bool(sum(self._at_identity.values()) > _OBVIOUS * a * b > 0.0)
+
+    @property
+    def costly(self) -> bool:
+        """Whether the networks are too large for a slow annealed start."""
+        return SLOW.affordable(self._costs.soft_work) <= FAST.sweeps
 
     def descend(self, start: Start, init: Init | None, bar: tqdm[None]) -> None:
         """Run one descent and keep its end if it is the best so far."""

@@ -1,0 +1,95 @@
+"""Blocks, memory and the table of terms."""
+
+import gc
+
+import pytest
+import torch
+from helpers.planted import GroupedResidual, Recurrent, Transformer, chain, small_vgg
+from helpers.specs import blocks_spec, grouped_spec, nested_spec
+
+from lightning_rebasin import infer_spec
+from lightning_rebasin.matching.costs.blocks import blocks_of, objective_tensors
+from lightning_rebasin.matching.costs.cache import _TABLES, CostCache, TermTable
+from lightning_rebasin.matching.costs.layouts import Layouts
+from lightning_rebasin.symmetry.spec import PermutationSpec
+
+SPECS = {
+    "nested": nested_spec,
+    "grouped": grouped_spec,
+    "flatten block": blocks_spec,
+    "vgg": lambda: infer_spec(small_vgg().eval(), torch.randn(2, 3, 8, 8)),
+    "transformer": lambda: infer_spec(Transformer(), torch.randint(0, 20, (2, 8))),
+    "grouped convolution": lambda: infer_spec(GroupedResidual(), torch.randn(2, 3, 8, 8)),
+    "lstm": lambda: infer_spec(Recurrent(), torch.randn(2, 4, 10)),
+}
+
+
+@pytest.mark.parametrize("name", list(SPECS))
+def test_blocks_cut_every_tensor_into_disjoint_parts(name):
+    spec = SPECS[name]()
+    covered = {n: torch.zeros(spec.tensors[n].shape) for n in objective_tensors(spec) if n in spec.maps}
+    for block in blocks_of(spec):
+        tensor = covered[block.tensor]
+        places = block.take(torch.arange(tensor.numel()).reshape(tensor.shape))
+        assert tuple(places.shape) == block.lengths
+        assert len(block.lengths) == len(block.axes)
+        tensor.view(-1)[places.reshape(-1)] += 1
+    assert all(bool((tensor == 1).all()) for tensor in covered.values())
+
+
+@pytest.mark.parametrize("name", ["nested", "flatten block", "vgg", "transformer"])
+def test_soft_costs_at_permutation_matrices_are_the_hard_costs(name):
+    from lightning_rebasin.symmetry.permutation import Permutation
+
+    spec = SPECS[name]()
+    generator = torch.Generator().manual_seed(0)
+    a, b = (
+        {n: torch.randn(i.shape, generator=generator, dtype=torch.float64) for n, i in spec.tensors.items()}
+        for _ in range(2)
+    )
+    cpu = torch.device("cpu")
+    layouts = (Layouts(s, torch.float64, cpu) for s in (a, b))
+    costs = CostCache(TermTable.of(spec), *layouts, torch.float64, cpu)
+    p = Permutation.random(spec, generator)
+    flats = {g: p.flat(g) for g in spec.groups}
+    soft = {g: torch.eye(len(flat), dtype=torch.float64)[flat] for g, flat in flats.items()}
+    for group in spec.groups:
+        torch.testing.assert_close(costs.soft_matrix(group, soft), costs.matrix(group, flats))
+
+
+def test_copies_stay_below_three_models():
+    spec = infer_spec(small_vgg().eval(), torch.randn(2, 3, 8, 8))
+    model = small_vgg().state_dict()
+    size = sum(t.numel() * t.element_size() for t in model.values() if t.is_floating_point())
+    cpu = torch.device("cpu")
+    a, b = (Layouts(model, torch.float32, cpu) for _ in range(2))
+    costs = CostCache(TermTable.of(spec), a, b, torch.float32, cpu)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        flats = {g: torch.randperm(s.members, generator=generator) for g, s in spec.groups.items()}
+        for group in spec.groups:
+            costs.matrix(group, flats)
+    own = {t.untyped_storage().data_ptr() for t in model.values()}
+    kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for of in (a, b) for t in of._kept.values()}
+    assert sum(nbytes for pointer, nbytes in kept.items() if pointer not in own) <= 3 * size
+
+
+def test_tables_are_kept_per_spec_and_let_go_with_it():
+    table, a, _ = chain((4, 5, 3), 0)
+    spec = PermutationSpec.from_table(table, a)
+    assert TermTable.of(spec) is TermTable.of(spec)
+    key = id(spec)
+    assert key in _TABLES
+    del spec
+    gc.collect()
+    assert key not in _TABLES
+
+
+@pytest.mark.cuda
+def test_costs_on_a_gpu_give_the_same_matching():
+    from lightning_rebasin.matching import match_weights
+
+    table, a, b = chain((20, 60, 50, 5), 0)
+    spec = PermutationSpec.from_table(table, a)
+    there = ({n: t.cuda() for n, t in state.items()} for state in (a, b))
+    assert match_weights(spec, *there).permutation == match_weights(spec, a, b).permutation

@@ -24,6 +24,8 @@ from lightning_rebasin.symmetry.spec import PermutationSpec
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 STEPS, WARM_UP, LEARNING_RATE = 40, 5, 10.0
+#: The longer the two were trained, the more sweeps a projection takes (3 epochs: about 3, 25 epochs: about 5).
+EPOCHS = 25
 #: Batch sizes of the gradient: 1000 is the MNIST script's, 500 the VGG script's.  The run itself takes the first.
 BATCHES = (1000, 500, 250)
 
@@ -38,7 +40,7 @@ def one_thread():
 
 def test_mlp_in_the_moving_regime():
     shared_path("data/mnist")
-    a, b = trained_mlp(0, epochs=3), trained_mlp(1, epochs=3)
+    a, b = trained_mlp(0, EPOCHS), trained_mlp(1, EPOCHS)
     table = mlp_table()
     spec = PermutationSpec.from_table(table, a)
     groups = list(spec.groups)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 
 
 def mlp(*sizes: int, bias: bool = True) -> nn.Sequential:
-    """Linear layers with ReLU between them; ``mlp(784, 512, 10)`` has keys ``0.weight``, ``0.bias``, ``2.weight``, ..."""
+    """Linear layers with ReLU between them; ``mlp(784, 512, 10)`` has keys ``0.weight``, ``0.bias``, ``2.weight``."""
     layers: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after, bias=bias), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -174,7 +175,7 @@ class _Unembed(nn.Module):
 class ModularAdditionTransformer(nn.Module):
     """One layer, d 128, 4 heads, ReLU, no LayerNorm; checkpoints/modular-addition/transformer-*.pt.
 
-    Input: tokens ``(batch, 3)``: a, b and the sign "=" (token 113).  Output: logits ``(batch, 113)`` of (a + b) mod 113.
+    Input: tokens ``(batch, 3)``: a, b and the sign "=" (113).  Output: logits ``(batch, 113)`` of (a + b) mod 113.
     ``x_embed``, ``y_embed`` and ``embed.W_E`` are one tied parameter (equal in both files).
     """
 

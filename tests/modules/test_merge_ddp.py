@@ -16,10 +16,11 @@ TESTS = Path(__file__).resolve().parents[1]
 def launch(out: Path, devices: int, size: int) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(TESTS / "helpers" / "merge_ddp.py"), str(out), str(devices), str(size)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     launch(tmp_path, 2, 8)

@@ -113,7 +113,10 @@ def test_tensors_made_during_validation_are_usable_afterwards(tmp_path):
 
 @pytest.mark.parametrize("inference_mode", [True, False])
 def test_one_autocast_context_for_all_points_would_evaluate_old_weights(tmp_path, inference_mode):
-    """Trap: autocast caches the cast weights; both ends must be what validation says in the same precision."""
+    """Trap: autocast caches the cast weights; both ends must be what validation says in the same precision.
+
+    That every point gets its own context is held by tests/landscape/test_probe.py.
+    """
     module = Classifier(hidden=64)
     reference = shifted(module)
     options = {"precision": "bf16-mixed", "inference_mode": inference_mode}
@@ -131,7 +134,7 @@ def test_one_autocast_context_for_all_points_would_evaluate_old_weights(tmp_path
     assert len(set(curve.values["val_loss"])) == 3
 
 
-@pytest.mark.parametrize("compiled", ["module", "submodule"])
+@pytest.mark.parametrize("compiled", [pytest.param("module", marks=pytest.mark.slow), "submodule"])
 def test_a_copy_of_a_compiled_module_would_run_the_original(tmp_path, compiled):
     """Trap: compiled methods stay bound to the original, and compiled submodules rename their weights."""
     plain = Classifier()

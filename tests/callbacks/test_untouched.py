@@ -93,7 +93,9 @@ CONFIGURATIONS = {
 
 
 @pytest.mark.filterwarnings(r"ignore:The \.grad attribute")  # dynamo's own, while it traces training_step
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "compiled module" else []) for n in CONFIGURATIONS]
+)
 def test_training_is_bitwise_the_same(tmp_path, name):
     configuration = CONFIGURATIONS[name]
     # torch.compile of a whole LightningModule cannot trace self.log (Lightning 2.6 with torch 2.13), callbacks or not.

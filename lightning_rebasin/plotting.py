@@ -149,7 +149,8 @@ def _finish(axes: Axes) -> None:
     axes.grid(visible=True, color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    # Above the axes: a barrier fills its panel, so no place inside is free for every curve.
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
 
 
 def _save(figure: Figure, path: str | Path | None, title: str) -> Figure:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lightning_rebasin.checkpoints import read_checkpoint as read_checkpoint
     from lightning_rebasin.checkpoints import write_checkpoint as write_checkpoint
     from lightning_rebasin.landscape import BarrierCurve as BarrierCurve
+    from lightning_rebasin.landscape import barrier_matrix as barrier_matrix
+    from lightning_rebasin.landscape import load_trajectory as load_trajectory
     from lightning_rebasin.landscape import measure_barrier as measure_barrier
     from lightning_rebasin.matching import MatchResult as MatchResult
     from lightning_rebasin.matching import match_activations as match_activations
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from lightning_rebasin.symmetry import PermutationSpec as PermutationSpec
     from lightning_rebasin.symmetry import check_equivalence as check_equivalence
     from lightning_rebasin.symmetry import infer_spec as infer_spec
+    from lightning_rebasin.symmetry import infer_spec_many as infer_spec_many
 
 __version__ = "0.1.0"
 
@@ -37,11 +40,11 @@ _HOMES = {
     "assignment": ("solve_assignment",),
     "callbacks": ("CheckpointSnapshot", "LossBarrier"),
     "checkpoints": ("merge_checkpoints", "read_checkpoint", "write_checkpoint"),
-    "landscape": ("BarrierCurve", "measure_barrier"),
+    "landscape": ("BarrierCurve", "barrier_matrix", "load_trajectory", "measure_barrier"),
     "matching": ("MatchResult", "match_activations", "match_many", "match_weights"),
     "merging": ("average", "interpolate", "repair", "reset_batch_norm"),
     "modules": ("MergeModule",),
-    "symmetry": ("Permutation", "PermutationSpec", "check_equivalence", "infer_spec"),
+    "symmetry": ("Permutation", "PermutationSpec", "check_equivalence", "infer_spec", "infer_spec_many"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604  the names are those of _HOMES

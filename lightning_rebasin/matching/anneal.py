@@ -48,7 +48,7 @@ SLOW = Schedule(30)
 FAST = Schedule(10, cold=0.1)
 #: Sinkhorn iterations per visit: the potentials are kept, so few are enough.
 _ITERATIONS = 3
-_BUDGET = 2e11
+_BUDGET = 1e10
 _FEWEST_SWEEPS = 8
 
 

@@ -167,8 +167,7 @@ class WeightMatcher:
         pair = _Pair(self, reference, seed, max_sweeps)
         starts = plan(init, restarts, order)
         if init is None and restarts is None and pair.costly:
-            # The slow start was cut to the length of the fast one: one of them will do.
-            starts = starts[:-1]
+            starts = tuple(start for start in starts if start.schedule is not SLOW or start.kind != "annealed")
         with tqdm(total=len(starts), desc="weight matching", unit="descent", disable=not progress) as bar:
             for start in starts:
                 pair.descend(start, init, bar)
@@ -212,7 +211,7 @@ class _Pair:
     @property
     def costly(self) -> bool:
         """Whether the networks are too large for a slow annealed start."""
-        return SLOW.affordable(self._costs.soft_work) <= FAST.sweeps
+        return 2 * SLOW.affordable(self._costs.soft_work) <= SLOW.sweeps
 
     def descend(self, start: Start, init: Init | None, bar: tqdm[None]) -> None:
         """Run one descent and keep its end if it is the best so far."""

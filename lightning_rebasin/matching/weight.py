@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lightning_rebasin.assignment import SOLVERS, Solver
 from lightning_rebasin.errors import ConfigurationError
-from lightning_rebasin.matching.anneal import FAST, SLOW, Annealing
+from lightning_rebasin.matching.anneal import SLOW, Annealing
 from lightning_rebasin.matching.costs.blocks import objective_tensors
 from lightning_rebasin.matching.costs.cache import CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_rebasin.errors import ConfigurationError, RebasinError
+from lightning_rebasin.errors import BarrierWarning, ConfigurationError, RebasinError
 from lightning_rebasin.landscape.probe import copy_module, isolated_rng
 from lightning_rebasin.landscape.segment import weights_of
 from lightning_rebasin.matching import match_weights
-from lightning_rebasin.symmetry import Permutation, PermutationSpec
+from lightning_rebasin.symmetry import Permutation, PermutationSpec, check_equivalence, infer_spec, measure_equivalence
 
 
 class Aligner:
@@ -38,10 +40,30 @@ class Aligner:
             ConfigurationError: It has to be inferred, but there is no example input.
             SpecError: The file is no spec.
             StateDictError: The spec belongs to another architecture.
+            EquivalenceError: Permuting the module as the spec says changes its function.
         """
         if self._spec is None:
-            self._spec = self._find(module)
-            self._spec.check_state(weights_of(module), "the module")
+            spec = self._find(module)
+            spec.check_state(weights_of(module), "the module")
+            if getattr(module, "example_input_array", None) is not None:
+                self._prove(module, spec)
+            self._spec = spec
+
+    def _prove(self, module: LightningModule, spec: PermutationSpec) -> None:
+        """Refuse a spec that changes the function: a barrier to another network would look like a result."""
+        permutation = Permutation.random(spec, torch.Generator().manual_seed(self._seed))
+        with isolated_rng():
+            copy = copy_module(module)
+            result = measure_equivalence(copy, permutation)
+            if not result.equal:
+                check_equivalence(copy, permutation)  # finds out which tensor is to blame, and raises
+        if not result.sees and not permutation.is_identity:
+            warnings.warn(
+                "LossBarrier could not prove the symmetries of the module: its output does not depend on "
+                "example_input_array (all zeros?); real values there make the proof possible",
+                BarrierWarning,
+                stacklevel=2,
+            )
 
     def _find(self, module: LightningModule) -> PermutationSpec:
         if isinstance(self._given, PermutationSpec):
@@ -53,8 +75,6 @@ class Aligner:
                 "matching needs to run the model once to find its symmetries: set self.example_input_array in the "
                 "LightningModule, or pass spec=, or use matching='none'"
             )
-        from lightning_rebasin.symmetry import infer_spec
-
         # On a copy: a forward pass in training mode would move batch-norm statistics and random generators.
         with isolated_rng():
             return infer_spec(copy_module(module))

@@ -162,12 +162,15 @@ def _measure(sandbox: Sandbox, permutation: Permutation, examples: tuple[Example
 def _controls(sandbox: Sandbox, spec: PermutationSpec) -> Iterator[dict[str, Tensor]]:
     """Weights with one axis of one tensor permuted alone: changes that must show."""
     groups = _spread([g for g in spec.groups.values() if g.size > 1 and spec.tensors_of(g.id)])
-    for group in groups:
-        name = min(spec.tensors_of(group.id), key=lambda name: spec.tensors[name].kind != "parameter")
-        one = next(c for c in spec.maps[name].components if c.group == group.id)
-        rolled = Permutation(spec, {group.id: torch.arange(group.size).roll(1).expand(group.shape)})
-        moved = permute_tensor(sandbox.state[name], replace(spec.maps[name], components=(one,)), rolled)
-        yield sandbox.changed(sandbox.state, {name: moved})
+    # Second pass, the last tensor: an input of zeros hides the weights that read it, not those that read the units.
+    for position in (0, -1):
+        for group in groups:
+            moving = spec.tensors_of(group.id)
+            name = ([n for n in moving if spec.tensors[n].kind == "parameter"] or moving)[position]
+            one = next(c for c in spec.maps[name].components if c.group == group.id)
+            rolled = Permutation(spec, {group.id: torch.arange(group.size).roll(1).expand(group.shape)})
+            moved = permute_tensor(sandbox.state[name], replace(spec.maps[name], components=(one,)), rolled)
+            yield sandbox.changed(sandbox.state, {name: moved})
     for group in groups:
         # Where one (tied) tensor is all that a group moves, moving it alone is the symmetry itself: take another axis.
         name = spec.tensors_of(group.id)[0]

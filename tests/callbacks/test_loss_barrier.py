@@ -19,11 +19,12 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_rebasin import CheckpointSnapshot, LossBarrier, Permutation, measure_barrier
+from lightning_rebasin import CheckpointSnapshot, LossBarrier, Permutation, PermutationSpec, measure_barrier
 from lightning_rebasin.errors import (
     BarrierWarning,
     CheckpointError,
     ConfigurationError,
+    EquivalenceError,
     NonFiniteError,
     RebasinError,
     SpecError,
@@ -474,6 +475,23 @@ def test_a_spec_of_another_network_is_refused_in_setup(tmp_path):
     (tmp_path / "spec.json").write_text("{}")
     with pytest.raises(SpecError):
         fit(tmp_path, LossBarrier("init", "both", spec=tmp_path / "spec.json"), Alarm())
+
+
+def test_a_spec_that_changes_the_function_is_refused_in_setup(tmp_path):
+    module = Classifier()
+    table = {"net.fc1.weight": ("h", None), "net.fc2.weight": (None, "h")}
+    wrong = PermutationSpec.from_table(table, module.state_dict())
+    with pytest.raises(EquivalenceError, match=r"net\.fc1\.bias"):
+        fit(tmp_path, LossBarrier("init", "both", spec=wrong), Alarm(), module=module)
+
+
+def test_an_example_that_proves_nothing_is_said(tmp_path):
+    module = Classifier()
+    with torch.no_grad():
+        module.net[-1].weight.zero_()
+        module.net[-1].weight[0, 0] = 1e-30
+    with pytest.warns(BarrierWarning, match="could not prove"):
+        fit(tmp_path, LossBarrier("init", "both", points=3), module=module)
 
 
 def test_one_prefix_belongs_to_one_instance(tmp_path):

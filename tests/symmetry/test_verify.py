@@ -397,3 +397,11 @@ def test_output_without_tensors_is_refused():
     table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
     with pytest.raises(EquivalenceError, match="no tensor"):
         check_equivalence(module, randomly(PermutationSpec.from_table(table, module.state_dict())), torch.ones(1, 3))
+
+
+def test_an_example_of_zeros_is_enough_where_biases_speak():
+    module = randomise(mlp(6, 8, 3))
+    spec = PermutationSpec.from_table(MLP_TABLE, module.state_dict())
+    result = measure_equivalence(module, randomly(spec), torch.zeros(2, 6))
+    assert result.equal
+    assert result.sees

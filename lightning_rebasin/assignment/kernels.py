@@ -27,6 +27,7 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 BLOCK = 64
 
@@ -223,7 +224,7 @@ def _finish(a, p, owner, held, steps, limit):  # type: ignore[no-untyped-def]  #
     n = len(a)
     maxima = np.empty((n + BLOCK - 1) // BLOCK)
     free = np.empty(n, np.int64)
-    count = 0
+    count = np.int64(0)  # not a literal: a literal would compile the row reduction once more
     for i in range(n):
         j = held[i]
         if j >= 0 and _best(a[i], p) > a[i, j] - p[j]:
@@ -245,9 +246,10 @@ def _finish(a, p, owner, held, steps, limit):  # type: ignore[no-untyped-def]  #
     return True
 
 
-@_compiled
-def solve(a, p, held, warm, spread):  # type: ignore[no-untyped-def]
+def solve(a: NDArray[Any], p: NDArray[np.float64], held: NDArray[np.int64], *, warm: bool, spread: float) -> None:
     """Assign the rows of ``a``, maximising the sum.
+
+    Not compiled itself: compiling it would compile every stage once more in place, which takes longer than all of them.
 
     Args:
         a: C-contiguous square costs, float32 or float64.
@@ -258,22 +260,11 @@ def solve(a, p, held, warm, spread):  # type: ignore[no-untyped-def]
     """
     n = len(a)
     owner = np.full(n, -1)
-    for i in range(n):
-        if held[i] >= 0:
-            owner[held[i]] = i
+    holding = np.flatnonzero(held >= 0)
+    owner[held[holding]] = holding
     limit = 1 + n // 128
-    try_first = warm
-    if not warm:
-        # Where most rows have one clear favourite, plain row reduction is all it takes.
-        maxima = np.empty((n + BLOCK - 1) // BLOCK)
-        clear = 0
-        step = max(1, n // 32)
-        for i in range(0, n, step):
-            _, best, second = _scan(a[i], p, maxima)
-            clear += best - second > 0.5 * spread
-        try_first = 2 * clear * step > n
+    try_first = warm or _clear(a, p, spread)
     epsilon = spread * (0.01 if warm else 0.05)
-    # One call of each stage in the code, not three: every call is compiled in place.
     for attempt in range(8):
         last = attempt == 7 or epsilon <= 0.0
         if (attempt > 0 or not try_first) and not last:
@@ -283,3 +274,11 @@ def solve(a, p, held, warm, spread):  # type: ignore[no-untyped-def]
             epsilon /= 5.0
         if _finish(a, p, owner, held, 4 * n if last else 2 * n, n if last else limit):
             return
+
+
+def _clear(a: NDArray[Any], p: NDArray[np.float64], spread: float) -> bool:
+    """Whether most rows have one clear favourite: then plain row reduction is all it takes."""
+    step = max(1, len(a) // 32)
+    maxima = np.empty((len(a) + BLOCK - 1) // BLOCK)
+    seen = [_scan(row, p, maxima) for row in a[::step]]
+    return 2 * step * sum(best - second > 0.5 * spread for _, best, second in seen) > len(a)

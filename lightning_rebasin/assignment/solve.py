@@ -127,7 +127,7 @@ def solve_in_place(value: Matrix, prices: NDArray[np.float64], held: NDArray[np.
         value = np.ldexp(value.astype(np.float64), exponent)
         np.ldexp(prices, exponent, out=prices)
         spread = float(value.std())
-        solve(value, prices, held, warm, spread)
+        solve(value, prices, held, warm=warm, spread=spread)
         np.ldexp(prices, -exponent, out=prices)
         return
-    solve(value, prices, held, warm, spread)
+    solve(value, prices, held, warm=warm, spread=spread)

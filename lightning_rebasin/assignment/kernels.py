@@ -281,4 +281,5 @@ def _clear(a: NDArray[Any], p: NDArray[np.float64], spread: float) -> bool:
     step = max(1, len(a) // 32)
     maxima = np.empty((len(a) + BLOCK - 1) // BLOCK)
     seen = [_scan(row, p, maxima) for row in a[::step]]
-    return 2 * step * sum(best - second > 0.5 * spread for _, best, second in seen) > len(a)
+    clear = sum(best - second > 0.5 * spread for _, best, second in seen)
+    return bool(2 * step * clear > len(a))

@@ -57,7 +57,11 @@ def plan(init: Init | None, restarts: int | None, order: Order | None) -> tuple[
         order: Order of the visits that the caller asked for.
     """
     visits = order or "random"
-    if isinstance(init, (Permutation, MatchState)):
+    if isinstance(init, Permutation):
+        # From a good start (activations, the last measurement) input to output ends higher than a random order does.
+        tours = [order or ("random" if n else "forward") for n in range(restarts or 1)]
+        return tuple(Start(f"given, {tour} order {n}", "given", tour) for n, tour in enumerate(tours))
+    if isinstance(init, MatchState):
         return tuple(Start(f"given, {visits} order {n}", "given", visits) for n in range(restarts or 1))
     if init is not None:
         return tuple(Start(f"{init}, {visits} order {n}", init, visits) for n in range(restarts or 1))

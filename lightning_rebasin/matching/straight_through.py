@@ -175,6 +175,7 @@ class Projector:
             The matching; its permutation is also the start of the next one.
         """
         target = projection_target(free, self._reference, self._stands_for, self._projection)
-        result = self._matcher.match(target, self.permutation, seed=self._seed + step)
+        # The published algorithm visits the layers in a fresh random order every time.
+        result = self._matcher.match(target, self.permutation, seed=self._seed + step, order="random")
         self.permutation = result.permutation
         return result

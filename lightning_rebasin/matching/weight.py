@@ -39,6 +39,8 @@ _SAME_BASIN = 0.95
 _NEGLIGIBLE = 0.005
 #: Above this cosine between the networks no other permutation can be far better, so nothing else is tried.
 _OBVIOUS = 0.9
+#: Bytes of parameters from which memory counts more than time: nothing is kept that can be made again.
+_LARGE = 128 * 2**20
 
 
 def match_weights(
@@ -124,7 +126,9 @@ class WeightMatcher:
         first = next(iter(self._source.values()), torch.empty(0))
         self._device = torch.device(device) if device is not None else first.device
         self._table = TermTable.of(spec)
-        self._layouts = Layouts(self._source, self._dtype, self._device)
+        size = sum(self._source[name].numel() for name in self._names) * self._dtype.itemsize
+        self._frugal = size >= _LARGE
+        self._layouts = Layouts(self._source, self._dtype, self._device, keep=not self._frugal)
         self._families = families_of(spec, self._table.coupled)
         self._solver = _check_solver(solver)
         self._duals: dict[str, Duals] = {}
@@ -151,7 +155,7 @@ class WeightMatcher:
             seed: Seeds every random choice.
             restarts: Number of descents.
             max_sweeps: Most sweeps in one descent.
-            order: Order of the visits in a sweep; by default the policy's choice, ``"random"`` if ``init`` is given.
+            order: Order of the visits in a sweep; by default the policy's choice.
             progress: Show a progress bar.
 
         Returns:
@@ -186,7 +190,7 @@ class _Pair:
         self._reference, self._norms = _checked(matcher.spec, reference, "reference", matcher._names)
         self._max_sweeps = max_sweeps
         self._generator = torch.Generator().manual_seed(seed)
-        layouts = Layouts(self._reference, matcher._dtype, matcher._device)
+        layouts = Layouts(self._reference, matcher._dtype, matcher._device, keep=not matcher._frugal)
         self._costs = CostCache(matcher._table, layouts, matcher._layouts, matcher._dtype, matcher._device)
         scales = dict.fromkeys((family.root.id for family in matcher._families), 0.0)
         for name in matcher._names:
@@ -272,6 +276,8 @@ class _Pair:
         if start.kind == "random":
             return Permutation.random(spec, self._generator), False, 0
         if start.kind == "annealed":
+            if self._m._frugal:
+                self._costs.forget()
             annealing = Annealing(self._m._families, self._costs, start.schedule, self._generator)
             return Permutation.from_flat(spec, annealing.run()), False, 0
         if isinstance(init, MatchState):

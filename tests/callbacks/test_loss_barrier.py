@@ -481,7 +481,7 @@ def test_a_spec_that_changes_the_function_is_refused_in_setup(tmp_path):
     module = Classifier()
     table = {"net.fc1.weight": ("h", None), "net.fc2.weight": (None, "h")}
     wrong = PermutationSpec.from_table(table, module.state_dict())
-    with pytest.raises(EquivalenceError, match=r"net\.fc1\.bias"):
+    with pytest.raises(EquivalenceError, match=r"group 'h' .*is wrong"):
         fit(tmp_path, LossBarrier("init", "both", spec=wrong), Alarm(), module=module)
 
 
@@ -541,6 +541,7 @@ def test_memory_stays_within_three_copies(tmp_path):
         def validation_step(self, batch, batch_idx):
             if batch_idx == 1:  # walking through all objects takes long
                 size = self.net.fc1.weight.numel()
+                gc.collect()  # cycles that nobody holds any more are no copies
                 alive = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.numel() == size]
                 counts.append(len({t.untyped_storage().data_ptr() for t in alive}))
             super().validation_step(batch, batch_idx)

@@ -12,7 +12,7 @@ Sources: Gold and Rangarajan, "A graduated assignment algorithm for graph matchi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -84,18 +84,16 @@ class Annealing:
         Returns:
             Flat order of each group.
         """
-        last: dict[str, Mapping[str, Tensor]] = {}
+        flats: dict[str, Tensor] = {}
         schedule, sweeps = self._schedule, self._schedule.affordable(self._costs.soft_work)
         for sweep in range(sweeps):
             temperature = schedule.hot * (schedule.cold / schedule.hot) ** (sweep / max(sweeps - 1, 1))
             for family in self._families if sweep % 2 == 0 else self._families[::-1]:
                 costs = {group.id: self._costs.soft_matrix(group.id, self._soft) for group in family.groups}
                 self._project(family, costs, temperature)
-                last[family.root.id] = costs
-        flats: dict[str, Tensor] = {}
-        for family in self._families:
-            solved = solve_nested(family, {name: cost.cpu().numpy() for name, cost in last[family.root.id].items()})
-            flats.update({name: torch.from_numpy(order) for name, order in solved.items()})
+                if sweep == sweeps - 1:
+                    solved = solve_nested(family, {name: cost.cpu().numpy() for name, cost in costs.items()})
+                    flats.update({name: torch.from_numpy(order) for name, order in solved.items()})
         return flats
 
     def _project(self, family: Family, costs: dict[str, Tensor], temperature: float) -> None:

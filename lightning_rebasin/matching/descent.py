@@ -118,12 +118,17 @@ class CoordinateDescent:
             gain += float((cost[rows, order[rows]].astype(np.float64) - cost[rows, current[rows]]).sum())
         if not moved:
             return 0.0
+        noise = 2.0 * self._epsilon * self._scales[family.root.id] * moved
+        if gain <= noise and not family.coupled:
+            return 0.0
         after = dict(self.flats)
         after.update({name: torch.from_numpy(order.astype(np.int64)) for name, order in proposed.items()})
+        if not (family.nested or family.coupled):
+            self.flats = after
+            return gain
         after = _carry_children(family, self.flats, after, proposed)
         if family.coupled:
             gain = self._local_objective(family, after) - self._local_objective(family, self.flats)
-        noise = 2.0 * self._epsilon * self._scales[family.root.id] * moved
         if gain <= noise:
             return 0.0
         self.flats = {name: old if torch.equal(old, after[name]) else after[name] for name, old in self.flats.items()}

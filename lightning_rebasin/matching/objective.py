@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_rebasin.matching.costs.blocks import objective_tensors
@@ -15,6 +17,8 @@ from lightning_rebasin.symmetry.spec import AxisMap, PermutationSpec
 
 #: Elements converted to float64 at a time: small enough to stay in the cache.
 _CHUNK = 1 << 16
+#: Up to this many elements NumPy's shorter calls win.
+_SMALL = 1 << 15
 
 
 def inner_product(a: Tensor, b: Tensor) -> float:
@@ -27,8 +31,8 @@ def inner_product(a: Tensor, b: Tensor) -> float:
     if a.is_complex():
         a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
     a, b = a.detach().reshape(-1), b.detach().reshape(-1)
-    if len(a) <= _CHUNK:
-        return float(torch.dot(a.double(), b.to(a.device).double()))
+    if a.numel() <= _CHUNK:
+        return torch.dot(a.double(), b.to(a.device).double()).item()
     pairs = zip(torch.split(a, _CHUNK), torch.split(b, _CHUNK), strict=True)
     return sum(float(torch.dot(x.double(), y.double().to(x.device))) for x, y in pairs)
 
@@ -54,12 +58,31 @@ def inner_products(
     """
     found = {}
     for name in objective_tensors(spec) if names is None else names:
-        b = source[name].detach()
-        axis_map = spec.maps.get(name)
+        a, b = reference[name], source[name]
+        axis_map = None if permutation is None else spec.maps.get(name)
+        if a.numel() <= _SMALL and a.dtype is b.dtype is torch.float32 and a.device.type == b.device.type == "cpu":
+            found[name] = _small_product(a.detach().numpy(), b.detach().numpy(), axis_map, permutation)
+            continue
+        b = b.detach()
         if permutation is not None and axis_map is not None:
             b = _permuted(b, axis_map, permutation)
-        found[name] = inner_product(reference[name], b)
+        found[name] = inner_product(a, b)
     return found
+
+
+def _small_product(
+    a: NDArray[np.float32], b: NDArray[np.float32], axis_map: AxisMap | None, permutation: Permutation | None
+) -> float:
+    """``⟨a, π(b)⟩`` in float64 by NumPy, which takes less time to start than torch."""
+    if permutation is not None and axis_map is not None:
+        axes = _axes(axis_map)
+        if axes is None:
+            b = permute_tensor(torch.from_numpy(b), axis_map, permutation).numpy()
+        else:
+            b = b.reshape(axis_map.site_shape)
+            for site, group in axes:
+                b = b.take(permutation.flat(group).numpy(), site)
+    return float(np.dot(a.reshape(-1).astype(np.float64), b.reshape(-1).astype(np.float64)))
 
 
 #: For each axis map of whole axes only, the group of each permuted dimension; ``None`` for any other map.
@@ -68,15 +91,19 @@ _WHOLE_AXES: WeakKeyDictionary[AxisMap, tuple[tuple[int, str], ...] | None] = We
 
 def _permuted(tensor: Tensor, axis_map: AxisMap, permutation: Permutation) -> Tensor:
     """:func:`permute_tensor`, faster for the common case of whole axes."""
-    if axis_map not in _WHOLE_AXES:
-        _WHOLE_AXES[axis_map] = _whole_axes(axis_map)
-    axes = _WHOLE_AXES[axis_map]
+    axes = _axes(axis_map)
     if axes is None:
         return permute_tensor(tensor, axis_map, permutation)
     moved = tensor.reshape(axis_map.site_shape)
     for site, group in axes:
         moved = moved.index_select(site, permutation.flat(group).to(tensor.device))
     return moved
+
+
+def _axes(axis_map: AxisMap) -> tuple[tuple[int, str], ...] | None:
+    if axis_map not in _WHOLE_AXES:
+        _WHOLE_AXES[axis_map] = _whole_axes(axis_map)
+    return _WHOLE_AXES[axis_map]
 
 
 def _whole_axes(axis_map: AxisMap) -> tuple[tuple[int, str], ...] | None:
@@ -135,9 +162,16 @@ def group_similarity(
     Returns:
         Cosine by group id; 0 for groups without any weight.
     """
+    totals = {group: [0.0, 0.0, 0.0] for group in spec.groups}
+    for name, product in products.items():
+        axis_map = spec.maps.get(name)
+        for group in dict.fromkeys(c.group for c in axis_map.components) if axis_map is not None else ():
+            total = totals[group]
+            total[0] += product
+            total[1] += norms[0][name] ** 2
+            total[2] += norms[1][name] ** 2
     found = {}
-    for group in spec.groups:
-        names = [name for name in spec.tensors_of(group) if name in products]
-        a, b = (math.sqrt(sum(of[name] ** 2 for name in names)) for of in norms)
-        found[group] = sum(products[name] for name in names) / (a * b) if a * b else 0.0
+    for group, (product, a, b) in totals.items():
+        scale = math.sqrt(a) * math.sqrt(b)
+        found[group] = product / scale if scale else 0.0
     return found

@@ -96,13 +96,16 @@ class Permutation:
                 raise PermutationError(
                     f"group {g.id!r}: the flat index has {flat[g.id].numel()} entries, not {g.members}"
                 )
+            if g.parent is None:
+                orders[g.id] = flat[g.id].reshape(g.size)
+                continue
             index = flat[g.id].cpu().reshape(g.instances, g.size)
             if not bool((index // g.size == index[:, :1] // g.size).all()):
                 raise PermutationError(f"the flat index of group {g.id!r} does not keep its parent's members together")
             orders[g.id] = (index % g.size).reshape(g.shape)
         permutation = cls(spec, orders)
         for name, index in flat.items():
-            if not torch.equal(permutation.flat(name), index.reshape(-1).cpu()):
+            if spec.groups[name].parent is not None and not torch.equal(permutation.flat(name), index.reshape(-1).cpu()):
                 raise PermutationError(f"the flat index of group {name!r} does not keep its parent's members together")
         return permutation
 

@@ -321,7 +321,7 @@ class PermutationSpec:
             raise SpecError(f"cannot read a permutation spec from {path}: {error}") from error
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PermutationSpec) and self.to_dict() == other.to_dict()
+        return self is other or (isinstance(other, PermutationSpec) and self.to_dict() == other.to_dict())
 
     __hash__ = object.__hash__
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from helpers.models import mlp
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from helpers.models import mlp
 from lightning_rebasin.symmetry.infer import infer_spec
 
 

@@ -105,11 +105,17 @@ class CostCache:
         self._made_with: dict[str, tuple[Tensor, ...]] = {}
         self._linear: dict[str, Tensor] = {}
         self._drift: dict[str, float] = {}
+        self._at_work: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def stale(self, group: str, flats: Flats) -> bool:
         """Whether the cost of ``group`` differs from the one last returned."""
         made_with = self._made_with.get(group)
         return made_with is None or any(a is not b for a, b in zip(made_with, self._state(group, flats), strict=True))
+
+    def forget(self) -> None:
+        """Free all matrices; they are built anew when asked for."""
+        for kept in (self._static, self._cost, self._made_with, self._linear, self._drift):
+            kept.clear()
 
     def matrix(self, group: str, flats: Flats) -> Tensor:
         """``C[i, j]``: what the objective gains if new unit ``i`` of ``group`` is old unit ``j``.
@@ -199,10 +205,17 @@ class CostCache:
             cost.copy_(static)
         for term in self._table.by_group[group]:
             if term.kind == "bilinear":
-                flat = flats[term.partner]
-                moved = None if torch.equal(flat, torch.arange(len(flat))) else flat.to(self.device)
+                moved = self._moved(term.partner, flats[term.partner])
                 add_bilinear(cost, term, self._reference, self._source, moved)
         self._drift[group] = 0.0
+
+    def _moved(self, group: str, flat: Tensor) -> Tensor | None:
+        """``flat`` on the device; ``None`` if it moves nothing."""
+        known = self._at_work.get(group)
+        if known is None or known[0] is not flat:
+            moved = None if torch.equal(flat, torch.arange(len(flat))) else flat.to(self.device)
+            known = self._at_work[group] = (flat, moved)
+        return known[1]
 
     def _with_general(self, group: str, flats: Flats) -> Tensor:
         terms = [term for term in self._table.by_group[group] if term.kind == "general"]

@@ -2,7 +2,8 @@
 
 Permuting along the first axis of a contiguous array is a row gather, several times faster than along any other axis, so
 each bilinear term wants its block of the source with the contracted axis first.  The copies cost memory (at most two
-of the source and one of the reference); axes that are laid out so already are used as they are.
+of the source and one of the reference); axes that are laid out so already are used as they are.  For very large models
+the copies are made anew for every use instead: next to the products they go into, they take little time.
 """
 
 from __future__ import annotations
@@ -22,16 +23,23 @@ class Layouts:
         state: The weights.
         dtype: Working dtype: float32, or float64 if the weights are.
         device: Where the costs are built.
+        keep: Whether to keep the copies.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device, *, keep: bool = True
+    ) -> None:
         self._state = state
         self._dtype = dtype
         self._device = device
+        self._keep = keep
         self._kept: dict[tuple[int, tuple[int, ...], bool], Tensor] = {}
 
     def view(self, block: Block, order: tuple[int, ...]) -> Tensor:
         """``block`` with its axes in ``order``, all but the last merged; copied only if no view can do it."""
+        if not self._keep:
+            ordered = self._ordered(block, order)
+            return ordered.reshape(-1, ordered.shape[-1])
         key = (id(block), order, False)
         if key not in self._kept:
             ordered = self._kept.get((id(block), order, True))
@@ -45,6 +53,8 @@ class Layouts:
 
     def contiguous(self, block: Block, order: tuple[int, ...]) -> Tensor:
         """``block`` with its axes in ``order``, contiguous in memory."""
+        if not self._keep:
+            return self._ordered(block, order).contiguous()
         key = (id(block), order, True)
         if key not in self._kept:
             self._kept[key] = self._ordered(block, order).contiguous()

@@ -28,6 +28,8 @@ from lightning_rebasin.matching.costs.layouts import Layouts
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
 TermKind = Literal["static", "bilinear", "general"]
+#: Static terms of this rank or more are multiplied where they stand: copying them together would cost more.
+_OWN_PRODUCT = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,16 +92,33 @@ def _kind(spec: PermutationSpec, block: Block, axis: int, partners: tuple[int, .
 
 
 def static_cost(terms: Sequence[Term], reference: Layouts, source: Layouts) -> Tensor:
-    """``(members, members)`` cost of all static terms of one group, in one product."""
-    a, b = (torch.cat([of.view(term.block, term.order) for term in terms]) for of in (reference, source))
-    return a.t() @ b
+    """``(members, members)`` cost of all static terms of one group: the many small ones in one product."""
+    small = [term for term in terms if term.rank < _OWN_PRODUCT]
+    cost: Tensor | None = None
+    if small:
+        a, b = (torch.cat([_static_rows(of, term) for term in small]) for of in (reference, source))
+        cost = a.t() @ b
+    for term in terms:
+        if term.rank >= _OWN_PRODUCT:
+            a, b = reference.view(term.block, term.order), source.view(term.block, term.order)
+            cost = a.t() @ b if cost is None else cost.addmm_(a.t(), b)
+    assert cost is not None
+    return cost
+
+
+def _static_rows(of: Layouts, term: Term) -> Tensor:
+    """The block as ``(everything else, members)``; short work for biases and norms."""
+    if len(term.block.lengths) == 1 and (vector := of.natural(term.block)).ndim == 1:
+        return vector.unsqueeze(0)
+    return of.view(term.block, term.order)
 
 
 def add_bilinear(cost: Tensor, term: Term, reference: Layouts, source: Layouts, flat: Tensor | None) -> None:
     """Add the whole bilinear term to ``cost``, its partner in the order ``flat`` (``None``: as it stands)."""
     rows = reference.view(term.block, term.order)
-    moved = source.view(term.block, term.order)
-    if flat is not None:
+    if flat is None:
+        moved = source.view(term.block, term.order)
+    else:
         moved = source.contiguous(term.block, term.order).index_select(0, flat).reshape(-1, cost.shape[1])
     cost.addmm_(rows.t(), moved)
 

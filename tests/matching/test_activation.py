@@ -234,8 +234,8 @@ def test_lenets_of_strangers() -> None:
     a.load_state_dict(load_weights(folder / "a.pt"))
     b.load_state_dict(load_weights(folder / "b.pt"))
     images, labels = mnist("test")
-    images, labels = normalise(images[:2000], "mnist-lenet"), labels[:2000]
-    train = normalise(mnist("train")[0][:500], "mnist-lenet")
+    images = normalise(images, "mnist-lenet")
+    train = normalise(mnist("train")[0][:5000], "mnist-lenet")
     spec = infer_spec(a, train[:2])
 
     def accuracy(p: Permutation) -> float:
@@ -246,7 +246,7 @@ def test_lenets_of_strangers() -> None:
 
     start = match_activations(spec, a, b, train.split(250)).permutation
     assert accuracy(Permutation.identity(spec)) < 0.6
-    assert accuracy(start) > 0.965
+    assert accuracy(start) > 0.98
     descended = match_weights(spec, a.state_dict(), b.state_dict(), init=start)
-    assert accuracy(descended.permutation) > 0.965
-    assert descended.objective > 33.7, "better than every single descent from the identity with textbook orders"
+    assert accuracy(descended.permutation) >= 0.981
+    assert descended.objective > 34.9, "better than every descent from the identity with textbook orders"

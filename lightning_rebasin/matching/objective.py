@@ -17,8 +17,9 @@ from lightning_rebasin.symmetry.spec import AxisMap, PermutationSpec
 
 #: Elements converted to float64 at a time: small enough to stay in the cache.
 _CHUNK = 1 << 16
+_FULL = (torch.float32, torch.float64)
 #: Up to this many elements NumPy's shorter calls win.
-_SMALL = 1 << 15
+_SMALL = 1 << 16
 
 
 def inner_product(a: Tensor, b: Tensor) -> float:
@@ -60,7 +61,7 @@ def inner_products(
     for name in objective_tensors(spec) if names is None else names:
         a, b = reference[name], source[name]
         axis_map = None if permutation is None else spec.maps.get(name)
-        if a.numel() <= _SMALL and a.dtype is b.dtype is torch.float32 and a.device.type == b.device.type == "cpu":
+        if a.numel() <= _SMALL and a.dtype is b.dtype is torch.float32 and a.is_cpu and b.is_cpu:
             found[name] = _small_product(a.detach().numpy(), b.detach().numpy(), axis_map, permutation)
             continue
         b = b.detach()
@@ -139,9 +140,11 @@ def objective(
 def tensor_norms(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, float]:
     """Euclidean norm of each tensor; not finite if any entry is not."""
     names = tuple(names)
-    real = [torch.view_as_real(state[name]) if state[name].is_complex() else state[name] for name in names]
-    wide = [t if t.dtype == torch.float64 else t.float() for t in real]
-    norms = [float(torch.linalg.vector_norm(t)) for t in wide]
+    if not names:
+        return {}
+    real = [torch.view_as_real(t) if t.is_complex() else t for t in map(state.__getitem__, names)]
+    wide = [t if t.dtype in _FULL else t.float() for t in real]
+    norms = torch.stack([torch.linalg.vector_norm(t).double().cpu() for t in wide]).tolist()
     # The squares of large float32 entries overflow, and of small ones vanish, long before the norm does.
     return {
         name: norm if 1e-15 < norm < 1e15 else float(torch.linalg.vector_norm(t.double()))

@@ -33,6 +33,7 @@ from lightning_rebasin.checkpoints.read import Checkpoint
 from lightning_rebasin.checkpoints.report import InputFile, MergeReport
 from lightning_rebasin.checkpoints.write import check_target, write_checkpoint
 from lightning_rebasin.errors import ConfigurationError
+from lightning_rebasin.matching.objective import inner_product
 from lightning_rebasin.merging.interpolate import average, check_alike, normalised_weights
 from lightning_rebasin.merging.repair import repair
 from lightning_rebasin.merging.statistics import batch_norms, copied, reset_batch_norm
@@ -282,9 +283,9 @@ def _cosines(states: Sequence[Mapping[str, Tensor]], aligned: Aligned) -> list[t
     for state, permutation in zip(states[1:], aligned.permutations[1:], strict=True):
         sums = torch.zeros(4, dtype=torch.float64)
         for name in names:
-            a, b = states[0][name].double().flatten(), state[name].double().flatten()
-            moved = b if permutation is None else permuted(state, name, permutation).double().flatten()
-            sums += torch.stack([a @ b, a @ moved, a @ a, b @ b])
+            a, b = states[0][name], state[name]
+            moved = permuted(state, name, permutation)
+            sums += torch.tensor([inner_product(x, y) for x, y in ((a, b), (a, moved), (a, a), (b, b))])
         scale = float((sums[2] * sums[3]).sqrt()) or 1.0
         result.append((float(sums[0]) / scale, float(sums[1]) / scale))
     return result

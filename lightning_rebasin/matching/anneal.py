@@ -71,12 +71,15 @@ class Annealing:
         self._costs = costs
         self._soft: dict[str, Tensor] = {}
         self._potentials: dict[str, tuple[Tensor, Tensor]] = {}
-        for family in families:
-            for group in family.groups:
-                uniform = torch.full((group.members, group.members), 1.0 / group.members, dtype=costs.dtype)
-                if schedule.noise:
-                    uniform *= 1.0 + schedule.noise * torch.randn(uniform.shape, generator=generator, dtype=costs.dtype)
-                self._soft[group.id] = uniform.to(costs.device)
+        groups = [group for family in families for group in family.groups]
+        # One allocation: matrices that live long would scatter among temporary ones and leave memory full of holes.
+        room = torch.empty(sum(group.members**2 for group in groups), dtype=costs.dtype, device=costs.device)
+        parts = torch.split(room, [group.members**2 for group in groups])
+        for group, part in zip(groups, parts, strict=True):
+            uniform = torch.full((group.members, group.members), 1.0 / group.members, dtype=costs.dtype)
+            if schedule.noise:
+                uniform *= 1.0 + schedule.noise * torch.randn(uniform.shape, generator=generator, dtype=costs.dtype)
+            self._soft[group.id] = part.view(uniform.shape).copy_(uniform)
 
     def run(self) -> dict[str, Tensor]:
         """Anneal and round.
@@ -111,7 +114,7 @@ class Annealing:
             soft = inner[group.id]
             if group.parent is not None:
                 soft = soft * self._soft[group.parent.id][:, :, None, None]
-            self._soft[group.id] = soft.transpose(1, 2).reshape(group.members, group.members)
+            self._soft[group.id].copy_(soft.transpose(1, 2).reshape(group.members, group.members))
 
     def _sinkhorn(self, name: str, cost: Tensor, temperature: float) -> Tensor:
         """Doubly stochastic matrices nearest to ``exp(cost / T)``; potentials are kept from visit to visit."""

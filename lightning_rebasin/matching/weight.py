@@ -27,6 +27,7 @@ from lightning_rebasin.matching.costs.cache import CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts
 from lightning_rebasin.matching.descent import CoordinateDescent, Duals
 from lightning_rebasin.matching.families import Family, families_of
+from lightning_rebasin.matching.memory import return_large_blocks
 from lightning_rebasin.matching.objective import group_similarity, inner_products, tensor_norms
 from lightning_rebasin.matching.policy import Init, Order, Start, check_options, orders, plan
 from lightning_rebasin.matching.result import Descent, MatchResult, MatchState
@@ -128,6 +129,8 @@ class WeightMatcher:
         self._table = TermTable.of(spec)
         size = sum(self._source[name].numel() for name in self._names) * self._dtype.itemsize
         self._frugal = size >= _LARGE
+        if self._frugal:
+            return_large_blocks()
         self._layouts = Layouts(self._source, self._dtype, self._device, keep=not self._frugal)
         self._families = families_of(spec, self._table.coupled)
         self._solver = _check_solver(solver)
@@ -178,7 +181,9 @@ class WeightMatcher:
                 bar.update()
                 if init is None and pair.obvious:
                     break
-        return pair.result(begin, choose_basin=init is None)
+        result = pair.result(begin, choose_basin=init is None)
+        pair.close()
+        return result
 
 
 @final
@@ -267,6 +272,10 @@ class _Pair:
             seconds=time.perf_counter() - begin,
             state=m.state,
         )
+
+    def close(self) -> None:
+        """Free the cost matrices now: the garbage collector may be late, and the caller needs the room."""
+        self._costs.forget()
 
     def _begin(self, start: Start, init: Init | None) -> tuple[Permutation, bool, int]:
         """Where the descent starts, whether the dual variables may be kept, and the sweeps done before."""

@@ -21,6 +21,9 @@ from torch import Tensor
 
 from lightning_rebasin.errors import ConfigurationError, StateDictError
 
+#: Elements summed in float64 at a time: the temporary copies stay small, whatever the size of the tensor.
+_CHUNK = 1 << 18
+
 
 def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], lam: float) -> dict[str, Tensor]:
     """The point ``(1 − λ)·a + λ·b`` on the line through two sets of weights.
@@ -95,11 +98,20 @@ def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | N
         if not _mixable(first) or len(chosen) == 1:
             return tensors[largest].to(first.device, dtype).clone()
         wide = torch.complex128 if dtype.is_complex else torch.float64
-        origin = tensors[chosen[0]].to(first.device, wide)
+        if first.layout != torch.strided:
+            return mean(tensors, wide).to(dtype)
+        result = torch.empty(first.shape, dtype=dtype, device=first.device)
+        pieces = zip(*(torch.split(t.reshape(-1), _CHUNK) for t in (result, *tensors)), strict=True)
+        for piece, *parts in pieces:
+            piece.copy_(mean([part.to(first.device) for part in parts], wide))
+        return result
+
+    def mean(tensors: Sequence[Tensor], wide: torch.dtype) -> Tensor:
+        origin = tensors[chosen[0]].to(wide)
         total = torch.zeros_like(origin)
         for i in chosen[1:]:  # around the first model, so that equal models give exactly themselves
-            total.add_(tensors[i].to(first.device, wide).sub(origin), alpha=shares[i])
-        return total.add_(origin).to(dtype)
+            total.add_(tensors[i].to(origin.device, wide).sub(origin), alpha=shares[i])
+        return total.add_(origin)
 
     return _tensorwise(states, mix)
 

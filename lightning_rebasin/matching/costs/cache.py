@@ -195,9 +195,12 @@ class CostCache:
 
     def _rebuild(self, group: str, flats: Flats) -> None:
         static = self._static_part(group)
-        members = self._table.groups[group].members
-        if group not in self._linear:
-            self._linear[group] = torch.empty(members, members, dtype=self.dtype, device=self.device)
+        if not self._linear:
+            # One allocation: matrices that live long would scatter among temporary ones and leave memory full of holes.
+            sizes = {name: of.members for name, of in self._table.groups.items()}
+            room = torch.empty(sum(n * n for n in sizes.values()), dtype=self.dtype, device=self.device)
+            parts = torch.split(room, [n * n for n in sizes.values()])
+            self._linear = {name: part.view(n, n) for (name, n), part in zip(sizes.items(), parts, strict=True)}
         cost = self._linear[group]
         if static is None:
             cost.zero_()

@@ -38,8 +38,8 @@ class Layouts:
     def view(self, block: Block, order: tuple[int, ...]) -> Tensor:
         """``block`` with its axes in ``order``, all but the last merged; copied only if no view can do it."""
         if not self._keep:
-            ordered = self._ordered(block, order)
-            return ordered.reshape(-1, ordered.shape[-1])
+            made = self._ordered(block, order)
+            return made.reshape(-1, made.shape[-1])
         key = (id(block), order, False)
         if key not in self._kept:
             ordered = self._kept.get((id(block), order, True))

@@ -41,7 +41,7 @@ _NEGLIGIBLE = 0.005
 #: Above this cosine between the networks no other permutation can be far better, so nothing else is tried.
 _OBVIOUS = 0.9
 #: Bytes of parameters from which memory counts more than time: nothing is kept that can be made again.
-_LARGE = 128 * 2**20
+_LARGE = 384 * 2**20
 
 
 def match_weights(

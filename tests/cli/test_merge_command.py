@@ -248,8 +248,10 @@ def test_prefix_option(files):
     assert list(torch.load("o.pt", weights_only=True)) == [f"wrapped.{n}" for n in state]
 
 
+# A shell starts background jobs with SIGINT ignored, and their children inherit that: the default handler comes first.
 SLOW_SAVE = """
-import sys, time, torch
+import signal, sys, time, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from lightning_rebasin.checkpoints import write
 from lightning_rebasin.cli.main import main
 save = torch.save

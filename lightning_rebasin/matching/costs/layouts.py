@@ -8,12 +8,17 @@ the copies are made anew for every use instead: next to the products they go int
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import final
 
 import torch
 from torch import Tensor
 
 from lightning_rebasin.matching.costs.blocks import Block
+
+#: Gathers of fewer elements than this do not leave the processor's cache, wherever they are written.
+_SMALL = 1 << 16
 
 
 class Layouts:
@@ -32,12 +37,13 @@ class Layouts:
         self._state = state
         self._dtype = dtype
         self._device = device
-        self._keep = keep
+        #: Whether copies are kept between uses.
+        self.keep = keep
         self._kept: dict[tuple[int, tuple[int, ...], bool], Tensor] = {}
 
     def view(self, block: Block, order: tuple[int, ...]) -> Tensor:
         """``block`` with its axes in ``order``, all but the last merged; copied only if no view can do it."""
-        if not self._keep:
+        if not self.keep:
             made = self._ordered(block, order)
             return made.reshape(-1, made.shape[-1])
         key = (id(block), order, False)
@@ -53,12 +59,22 @@ class Layouts:
 
     def contiguous(self, block: Block, order: tuple[int, ...]) -> Tensor:
         """``block`` with its axes in ``order``, contiguous in memory."""
-        if not self._keep:
-            return self._ordered(block, order).contiguous()
+        if not self.keep:
+            return self._copied(block, order)
         key = (id(block), order, True)
         if key not in self._kept:
-            self._kept[key] = self._ordered(block, order).contiguous()
+            self._kept[key] = self._copied(block, order)
         return self._kept[key]
+
+    def standing(self, block: Block) -> Tensor:
+        """As :meth:`natural`, kept if making it took a copy."""
+        key = (id(block), (), False)
+        if key in self._kept:
+            return self._kept[key]
+        made = self.natural(block)
+        if self.keep and made.untyped_storage().data_ptr() != self._state[block.tensor].untyped_storage().data_ptr():
+            self._kept[key] = made
+        return made
 
     def natural(self, block: Block) -> Tensor:
         """``block`` as it stands; complex numbers as a last axis of two."""
@@ -70,5 +86,37 @@ class Layouts:
         # The real part of ⟨a, b⟩ is the inner product of real and imaginary parts taken as two numbers.
         return self._working(torch.view_as_real(taken).movedim(-1, -2) if taken.is_complex() else taken)
 
+    def _copied(self, block: Block, order: tuple[int, ...]) -> Tensor:
+        ordered = self._ordered(block, order)
+        # As a matrix: torch transposes two axes blockwise, twice as fast as it copies any others.
+        return ordered.reshape(-1, ordered.shape[-1]).contiguous().view(ordered.shape)
+
     def _working(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self._device, dtype=self._dtype)
+
+
+@final
+class Scratch:
+    """Room for gathered rows that is used again: fresh memory costs a page fault per page, more than the gather.
+
+    Args:
+        dtype: Working dtype.
+        device: Where the costs are built.
+        keep: Whether to keep the room between uses.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, *, keep: bool) -> None:
+        self._empty = torch.empty(0, dtype=dtype, device=device)
+        self._keep = keep
+        self._rooms: dict[str, Tensor] = {}
+
+    def gather(self, room: str, tensor: Tensor, axis: int, index: Tensor) -> Tensor:
+        """``tensor.index_select(axis, index)``, valid until the next call for the same ``room``."""
+        size = (*tensor.shape[:axis], len(index), *tensor.shape[axis + 1 :])
+        numel = math.prod(size)
+        if numel < _SMALL or not self._keep:
+            return tensor.index_select(axis, index)
+        if room not in self._rooms or self._rooms[room].numel() < numel:
+            self._rooms[room] = self._empty.new_empty(numel)
+        out = self._rooms[room][:numel].view(size)
+        return torch.index_select(tensor, axis, index, out=out)

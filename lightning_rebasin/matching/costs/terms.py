@@ -24,12 +24,14 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.matching.costs.blocks import Block, Flats
-from lightning_rebasin.matching.costs.layouts import Layouts
+from lightning_rebasin.matching.costs.layouts import Layouts, Scratch
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
 TermKind = Literal["static", "bilinear", "general"]
 #: Static terms of this rank or more are multiplied where they stand: copying them together would cost more.
 _OWN_PRODUCT = 64
+#: Numbers in a row from which gathering along the second axis is as fast as copying the block and gathering whole rows.
+_CHUNK = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,14 @@ class Term:
         """The block's axes with the partners first and the group's own axis last."""
         rest = (a for a in range(len(self.block.axes)) if a != self.axis and a not in self.partners)
         return (*self.partners, *rest, self.axis)
+
+    @cached_property
+    def leading(self) -> bool:
+        """Whether the group's own axis comes first, the partner's second, and enough behind them to gather in one go.
+
+        Such a block, the weight of a convolution seen from its outputs, is used as it stands.
+        """
+        return self.axis == 0 and self.partners == (1,) and math.prod(self.block.lengths[2:]) >= _CHUNK
 
 
 def terms_of(spec: PermutationSpec, blocks: Iterable[Block]) -> tuple[Term, ...]:
@@ -113,27 +123,46 @@ def _static_rows(of: Layouts, term: Term) -> Tensor:
     return of.view(term.block, term.order)
 
 
-def add_bilinear(cost: Tensor, term: Term, reference: Layouts, source: Layouts, flat: Tensor | None) -> None:
+def add_bilinear(  # noqa: PLR0917
+    cost: Tensor, term: Term, reference: Layouts, source: Layouts, flat: Tensor | None, scratch: Scratch
+) -> None:
     """Add the whole bilinear term to ``cost``, its partner in the order ``flat`` (``None``: as it stands)."""
+    if term.leading:
+        moved = source.standing(term.block)
+        moved = moved if flat is None else scratch.gather("after", moved, 1, flat)
+        cost.addmm_(reference.standing(term.block).flatten(1), moved.flatten(1).t())
+        return
     rows = reference.view(term.block, term.order)
     if flat is None:
         moved = source.view(term.block, term.order)
     else:
-        moved = source.contiguous(term.block, term.order).index_select(0, flat).reshape(-1, cost.shape[1])
+        moved = scratch.gather("after", source.contiguous(term.block, term.order), 0, flat).flatten(0, -2)
     cost.addmm_(rows.t(), moved)
 
 
 def add_bilinear_change(  # noqa: PLR0917
-    cost: Tensor, term: Term, reference: Layouts, source: Layouts, before: Tensor, after: Tensor, where: Tensor
+    cost: Tensor,
+    term: Term,
+    reference: Layouts,
+    source: Layouts,
+    before: Tensor,
+    after: Tensor,
+    where: Tensor,
+    scratch: Scratch,
 ) -> None:
     """Bring the bilinear term in ``cost`` from partner order ``before`` to ``after``, different in rows ``where``."""
-    size = cost.shape[1]
-    rows = reference.view(term.block, term.order)
-    rows = rows.view(len(after), -1, size).index_select(0, where).reshape(-1, size)
-    layout = source.contiguous(term.block, term.order)
-    change = layout.index_select(0, after.index_select(0, where))
-    change -= layout.index_select(0, before.index_select(0, where))
-    cost.addmm_(rows.t(), change.reshape(-1, size))
+    if term.leading:
+        rows, layout, axis = reference.standing(term.block), source.standing(term.block), 1
+    else:
+        rows, layout, axis = reference.view(term.block, term.order), source.contiguous(term.block, term.order), 0
+        rows = rows.view(len(after), -1, cost.shape[1])
+    rows = scratch.gather("rows", rows, axis, where)
+    change = scratch.gather("after", layout, axis, after.index_select(0, where))
+    change -= scratch.gather("before", layout, axis, before.index_select(0, where))
+    if term.leading:
+        cost.addmm_(rows.flatten(1), change.flatten(1).t())
+    else:
+        cost.addmm_(rows.flatten(0, -2).t(), change.flatten(0, -2))
 
 
 def add_soft(cost: Tensor, term: Term, reference: Layouts, source: Layouts, soft: Mapping[str, Tensor]) -> None:

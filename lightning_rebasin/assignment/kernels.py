@@ -4,9 +4,9 @@ Everything is written for maximisation with prices: row ``i`` wants the column w
 p[j]``. An assignment is optimal as soon as every row holds a column of largest value (complementary slackness),
 whatever the prices.  Three stages, each starting from the prices of the one before:
 
-1. *Auction* (cold starts only): free rows bid for their best column, raising its price by the advantage over the
-  second best
-   plus ε; ε shrinks from phase to phase.  Fast, but only ε-optimal; run in the precision of the costs and capped.
+1. *Auction* (cold starts, and warm ones that the row reduction leaves with many free rows): free rows bid for their
+   best column, raising its price by the advantage over the second best plus ε; ε shrinks from phase to phase.  Fast,
+   but only ε-optimal; run in the precision of the costs and capped.
 2. *Row reduction*: rows whose column is no longer best lose it and bid with ε = 0.
 3. *Shortest augmenting paths* (Dijkstra on ``u[i] + p[j] − a[i, j]``) for the rows that remain free.  Exact.
 

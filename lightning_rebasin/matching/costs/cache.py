@@ -23,7 +23,7 @@ from lightning_rebasin.matching.costs.terms import (
     add_bilinear_change,
     add_general,
     add_soft,
-    static_cost,
+    add_static,
     terms_of,
 )
 from lightning_rebasin.symmetry.spec import PermutationSpec
@@ -198,18 +198,19 @@ class CostCache:
         return None if overdue or rank > _worthwhile(self._table.groups[group].members) * full else changes
 
     def _rebuild(self, group: str, flats: Flats) -> None:
-        static = self._static_part(group)
         if not self._linear:
             # One allocation: matrices that live long would scatter among temporary ones and leave memory full of holes.
             sizes = {name: of.members for name, of in self._table.groups.items()}
             room = torch.empty(sum(n * n for n in sizes.values()), dtype=self.dtype, device=self.device)
             parts = torch.split(room, [n * n for n in sizes.values()])
             self._linear = {name: part.view(n, n) for (name, n), part in zip(sizes.items(), parts, strict=True)}
-        cost = self._linear[group]
-        if static is None:
-            cost.zero_()
+        cost = self._linear[group].zero_()
+        if group in self._made_with:
+            # Built before, so perhaps again: from now on the static part is kept.
+            if (static := self._static_part(group)) is not None:
+                cost.copy_(static)
         else:
-            cost.copy_(static)
+            add_static(cost, self._static_terms(group), self._reference, self._source)
         for term in self._table.by_group[group]:
             if term.kind == "bilinear":
                 moved = self._moved(term.partner, flats[term.partner])
@@ -235,9 +236,16 @@ class CostCache:
 
     def _static_part(self, group: str) -> Tensor | None:
         if group not in self._static:
-            terms = [term for term in self._table.by_group[group] if term.kind == "static"]
-            self._static[group] = static_cost(terms, self._reference, self._source) if terms else None
+            terms = self._static_terms(group)
+            members = self._table.groups[group].members
+            made = torch.zeros(members, members, dtype=self.dtype, device=self.device) if terms else None
+            if made is not None:
+                add_static(made, terms, self._reference, self._source)
+            self._static[group] = made
         return self._static[group]
+
+    def _static_terms(self, group: str) -> list[Term]:
+        return [term for term in self._table.by_group[group] if term.kind == "static"]
 
 
 def _worthwhile(members: int) -> float:

@@ -101,19 +101,15 @@ def _kind(spec: PermutationSpec, block: Block, axis: int, partners: tuple[int, .
     return "general" if spec.groups[block.axes[partners[0]][0]].root == root else "bilinear"
 
 
-def static_cost(terms: Sequence[Term], reference: Layouts, source: Layouts) -> Tensor:
-    """``(members, members)`` cost of all static terms of one group: the many small ones in one product."""
+def add_static(cost: Tensor, terms: Sequence[Term], reference: Layouts, source: Layouts) -> None:
+    """Add all static terms of one group, the many small ones in one product."""
     small = [term for term in terms if term.rank < _OWN_PRODUCT]
-    cost: Tensor | None = None
     if small:
         a, b = (torch.cat([_static_rows(of, term) for term in small]) for of in (reference, source))
-        cost = a.t() @ b
+        cost.addmm_(a.t(), b)
     for term in terms:
         if term.rank >= _OWN_PRODUCT:
-            a, b = reference.view(term.block, term.order), source.view(term.block, term.order)
-            cost = a.t() @ b if cost is None else cost.addmm_(a.t(), b)
-    assert cost is not None
-    return cost
+            cost.addmm_(reference.view(term.block, term.order).t(), source.view(term.block, term.order))
 
 
 def _static_rows(of: Layouts, term: Term) -> Tensor:

@@ -105,7 +105,7 @@ def build_inputs(args: argparse.Namespace, module: nn.Module) -> tuple[Tensor, .
     shapes: Sequence[tuple[int, ...]] = args.input_shape or ()
     dtypes: Sequence[str] = args.input_dtype or ()
     if not shapes and getattr(module, "example_input_array", None) is None:
-        raise ConfigurationError("no example input: give --input-shape, for example --input-shape 1,3,32,32")
+        raise ConfigurationError("no example input: give --input-shape, for example --input-shape 1,3,32,32, or --data")
     if len(dtypes) > len(shapes):
         raise ConfigurationError(f"--input-dtype is given {len(dtypes)} times, --input-shape only {len(shapes)} times")
     rows = [part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)]

@@ -16,9 +16,11 @@ from lightning_rebasin.errors import ConfigurationError, DataError
 from lightning_rebasin.matching.activation import match_activations, model_inputs
 from lightning_rebasin.modules.batches import example_inputs, first_batches
 from lightning_rebasin.modules.endpoints import Endpoints
+from lightning_rebasin.symmetry.examples import Example
 from lightning_rebasin.symmetry.infer import infer_spec
 from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.steps import batch_example
 
 _ACTIVATION_BATCHES = 20
 
@@ -55,7 +57,7 @@ class Start:
 
     @property
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of the network's forward.
+        """Arguments of the network's forward, or a batch for its ``validation_step`` or ``training_step``.
 
         Raises:
             ConfigurationError: There are none.
@@ -92,9 +94,15 @@ class Start:
             return
         # With neither, the spec must be given; that its absence is an error is said where it is needed.
         with suppress(DataError):
+            if self._example is None:
+                self._example = ((batch_example(self._model, batches[0], self._inputs),), {})
+                return
             found = model_inputs(self._model, batches[0])
-            if self._example is None or _look(found) == _look(self._example):
+            if _look(found) == _look(self._example):
                 self._example = found
+
+    def _inputs(self, batch: Any) -> Example:
+        return Example(*model_inputs(self._model, batch))
 
     def permutation(self, trainer: Trainer) -> Permutation:
         """The start of the first projection.

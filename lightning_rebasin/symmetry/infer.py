@@ -69,7 +69,7 @@ def infer_spec_many(module: nn.Module, examples: Iterable[Any], *, pin: Iterable
         TraceError: The model does not run on an example, or ``pin`` names an unknown tensor.
     """
     module = unwrap(module)
-    tapes = [record(module, e.args, e.kwargs) for e in map(as_example, examples)]
+    tapes = [record(module, e) for e in map(as_example, examples)]
     if not tapes:
         raise TraceError("no example input was given")
     tensors = known_tensors(module)

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_rebasin.errors import TraceError
 from lightning_rebasin.symmetry.examples import Example, output_tensors
+from lightning_rebasin.symmetry.steps import call, is_lightning, silence
 
 _WIDE = {
     torch.float16: torch.float64,
@@ -52,6 +53,9 @@ def private_copy(module: nn.Module) -> nn.Module:
             # Hook-style weight norm leaves a computed, non-leaf weight on the module, which deepcopy refuses.
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
+        # Where logging was redirected before, a bound method would drag its owner along.
+        if is_lightning(part):
+            memo.update({id(vars(part)[name]): None for name in ("log", "log_dict") if name in vars(part)})
     try:
         duplicate = copy.deepcopy(module, memo)
     except Exception as error:  # user modules may hold anything: locks, generators, open files
@@ -112,6 +116,7 @@ class Sandbox:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = private_copy(module)
+        self._logged = silence(self.module, unwrap(module))
         tensors = [*self.module.parameters(), *self.module.buffers()]
         if any(t.is_meta or is_lazy(t) for t in tensors):
             raise TraceError("the module has tensors without values (meta device or lazy layers): initialise it first")
@@ -143,8 +148,8 @@ class Sandbox:
         Raises:
             TraceError: The forward pass failed.
         """
-        example = tree_map_only(Tensor, self._own, (example.args, dict(example.kwargs)))
-        args, kwargs = cast("tuple[tuple[Any, ...], dict[str, Any]]", example)
+        own = tree_map_only(Tensor, self._own, (example.args, dict(example.kwargs)))
+        args, kwargs = cast("tuple[tuple[Any, ...], dict[str, Any]]", own)
         mode = _ExactMode()
         # Caches in non-persistent buffers must not leak from one run into the next.
         persistent = {id(value) for value in self._live.values()}
@@ -152,10 +157,10 @@ class Sandbox:
         self._assign(self.state if state is None else state)
         try:
             with _isolated(self.device), mode:
-                output = self.module(*args, **kwargs)
-        except Exception as error:  # whatever the user's forward raises
+                output = call(self.module, Example(args, kwargs, example.method), self._logged)
+        except Exception as error:  # whatever the user's code raises
             raise TraceError(
-                f"the forward pass of {type(self.module).__name__} failed on the example input: "
+                f"{example.method} of {type(self.module).__name__} failed on the example input: "
                 f"{type(error).__name__}: {error}"
             ) from error
         finally:

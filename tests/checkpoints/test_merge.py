@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers.classifier import Classifier, train_loader, val_loader
 from helpers.models import BatchNormCNN, mlp, randomise
+from lightning.pytorch import LightningModule
 
 from lightning_rebasin.checkpoints import merge as merge_module
 from lightning_rebasin.checkpoints import merge_checkpoints, read_checkpoint
@@ -17,7 +18,7 @@ from lightning_rebasin.errors import (
     StateDictError,
 )
 from lightning_rebasin.merging import average, interpolate, repair, reset_batch_norm
-from lightning_rebasin.symmetry import Permutation, PermutationSpec, infer_spec
+from lightning_rebasin.symmetry import Example, Permutation, PermutationSpec, infer_spec
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(9))
 
@@ -326,3 +327,30 @@ def test_a_constant_example_array_does_not_blind_the_gate(tmp_path, planted):
     torch.save(net.state_dict(), tmp_path / "b.pt")
     report = merge_checkpoints([tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "o.pt", module=net)
     assert report.errors == (0.0,)
+
+
+class Stepwise(LightningModule):
+    """No forward: the network runs in validation_step only, on batches that are dicts."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def validation_step(self, batch):
+        self.log("loss", (self.net(batch["x"]) - batch["y"][:, None]).square().mean())
+
+
+def test_a_lightning_module_is_proved_through_its_validation_step(tmp_path, planted):
+    net, _, hidden = planted
+    module = Stepwise(net)
+    for name in ("a.pt", "b.pt"):
+        state = torch.load(tmp_path / name, weights_only=True)
+        torch.save({f"net.{key}": tensor for key, tensor in state.items()}, tmp_path / name)
+    g = torch.Generator().manual_seed(4)
+    data = [{"x": torch.randn(20, 6, generator=g), "y": torch.randn(20, generator=g)}]
+    paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    report = merge_checkpoints(paths, tmp_path / "out.pt", module=module, data=data)
+    assert report.permutations[1].orders["net.0"].tolist() == hidden.inverse().orders["0"].tolist()
+    assert report.errors[0] < 1e-12
+    step = Example((data[0],), method="validation_step")
+    assert merge_checkpoints(paths, tmp_path / "2.pt", module=module, example=step).errors[0] < 1e-12

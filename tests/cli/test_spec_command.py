@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from helpers.models import mlp
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_rebasin.cli import spec as command
@@ -44,6 +45,22 @@ class Reader(nn.Module):
 
 class Exemplary(Tower):
     example_input_array = torch.ones(2, 3)
+
+
+class Stepwise(LightningModule):
+    """Computes from a batch, in validation_step alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(3, 5, 2)
+
+    def validation_step(self, batch):
+        self.log("loss", nn.functional.cross_entropy(self.net(batch["x"]), batch["y"]))
+
+
+def batches():
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    return [{"x": x, "y": torch.arange(4) % 2}]
 
 
 class Dead(Tower):
@@ -124,6 +141,14 @@ def test_example_input_array_and_functions(capsys):
     assert run("--module", "tower_models.Exemplary") == 0
     assert run("--module", "helpers.models.mnist_mlp", "--input-shape", "1,784", "--no-check") == 0
     assert "3 groups" in capsys.readouterr().out
+
+
+def test_data_give_the_example(capsys):
+    assert run("--module", "tower_models.Stepwise", "--data", "tower_models.batches") == 0
+    out = capsys.readouterr().out
+    assert "1 group" in out and "proved" in out
+    with pytest.raises(ConfigurationError, match="--data"):
+        run("--module", "tower_models.Stepwise")
 
 
 def test_same_seed_same_output(capsys):

@@ -23,6 +23,7 @@ from lightning_rebasin.symmetry import (
     infer_spec,
     measure_equivalence,
 )
+from lightning_rebasin.symmetry.buffers import restrict
 from lightning_rebasin.symmetry.steps import batch_example, few
 
 #: So many samples of a batch are enough to run a module on.
@@ -110,12 +111,14 @@ class Aligner:
             RebasinError: The matching failed, on every process.
         """
         assert self._spec is not None
+        spec = self._spec.pin_identical_buffers(live, reference)
         if self._last is None and self._saved is not None:
-            self._last = Permutation(self._spec, self._saved)
+            self._last = Permutation(spec, self._saved)
+        start = None if self._last is None else restrict(self._last, self._last.spec, spec)
         answer: tuple[dict[str, Tensor] | None, RebasinError | None] = (None, None)
         if trainer.is_global_zero:
             try:
-                found = match_weights(self._spec, live, reference, seed=self._seed, init=self._last).permutation
+                found = match_weights(spec, live, reference, seed=self._seed, init=start).permutation
                 answer = (dict(found.orders), None)
             except RebasinError as error:
                 # Told to everybody: the other processes wait in the broadcast.
@@ -123,7 +126,7 @@ class Aligner:
         orders, failure = trainer.strategy.broadcast(answer)
         if failure is not None:
             raise failure
-        self._last = Permutation(self._spec, orders or {})
+        self._last = Permutation(spec, orders or {})
         return self._last
 
     def state_dict(self) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def merge_checkpoints(
     files = read_inputs(paths, expected, weights=select, prefix=prefix, unsafe=unsafe, progress=progress)
     states = [file.state_dict for file in files]
     _check_states(files, spec)
+    spec = None if spec is None else spec.pin_identical_buffers(*states)
 
     aligned = Aligned((None,) * len(files))
     if method in ("weight", "activation"):

@@ -139,6 +139,7 @@ def match_many(
     begin = time.perf_counter()
     if method not in ("merge_many", "cycle_consistent"):
         raise ConfigurationError(f"method must be 'merge_many' or 'cycle_consistent', not {method!r}")
+    spec = spec.pin_identical_buffers(*states)
     universe = Universe(spec, states, _normalised(weights, len(states)), solver)
     identity_objective = universe.objective
     generator = torch.Generator().manual_seed(seed)

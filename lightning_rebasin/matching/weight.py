@@ -31,6 +31,7 @@ from lightning_rebasin.matching.memory import return_large_blocks
 from lightning_rebasin.matching.objective import group_similarity, inner_products, tensor_norms
 from lightning_rebasin.matching.policy import Init, Order, Start, check_options, orders, plan
 from lightning_rebasin.matching.result import Descent, MatchResult, MatchState
+from lightning_rebasin.symmetry.buffers import restrict
 from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
@@ -72,7 +73,8 @@ def match_weights(
         progress: Show a progress bar with sweep and objective.
 
     Returns:
-        The best permutation found, with its report.  Its objective is never below the identity's.
+        The best permutation found, with its report.  Its objective is never below the identity's.  Its spec pins what
+        would move a buffer that is the same in both networks (``spec.pin_identical_buffers``).
 
     Raises:
         StateDictError: A tensor is missing, extra or has another shape.
@@ -87,7 +89,10 @@ def match_weights(
         >>> result.permutation["h"].tolist(), result.objective, result.identity_objective
         ([1, 2, 0], 91.0, 85.0)
     """
-    return WeightMatcher(spec, source, solver=solver).match(
+    pinned = spec.pin_identical_buffers(reference, source)
+    if isinstance(init, Permutation):
+        init = restrict(init, spec, pinned)
+    return WeightMatcher(pinned, source, solver=solver).match(
         reference, init, seed=seed, restarts=restarts, max_sweeps=max_sweeps, progress=progress
     )
 

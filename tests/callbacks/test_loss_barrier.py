@@ -487,6 +487,27 @@ def test_without_example_input_the_first_validation_batch_shows_the_symmetries(t
         assert barrier.measurements[-1].moved is not None
 
 
+def test_a_buffer_that_the_reference_shares_is_not_permuted(tmp_path):
+    class Offset(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.extra = nn.Linear(self.net.fc1.in_features, 5)
+            self.last = nn.Linear(5, self.net.fc2.out_features)
+            self.register_buffer("table", torch.arange(8.0).sin())
+
+        def forward(self, x):
+            hidden = torch.relu(self.net.fc1(x) + self.table)
+            return self.net.fc2(hidden) + self.last(torch.relu(self.extra(x)))
+
+    seed_everything(3, verbose=False)
+    other = Offset().state_dict()
+    barrier = LossBarrier(other, "weight", points=3)
+    fit(tmp_path, barrier, module=Offset(), max_epochs=3)
+    assert [g.size for g in barrier._aligner._last.spec.groups.values()] == [5]
+    assert len(barrier.measurements) == 3
+    assert 0 < barrier.measurements[-1].moved <= 1
+
+
 def test_a_module_that_runs_on_no_batch_is_refused_before_training(tmp_path):
     class Picky(Classifier):
         """Its loss is a number that has forgotten where it came from."""

@@ -354,3 +354,29 @@ def test_a_lightning_module_is_proved_through_its_validation_step(tmp_path, plan
     assert report.errors[0] < 1e-12
     step = Example((data[0],), method="validation_step")
     assert merge_checkpoints(paths, tmp_path / "2.pt", module=module, example=step).errors[0] < 1e-12
+
+
+class Positioned(torch.nn.Module):
+    """The same sinusoids in every model, tied to the columns of the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.inner, self.head = (torch.nn.Linear(*shape) for shape in ((3, 6), (6, 8), (8, 2)))
+        self.register_buffer("table", torch.arange(24.0).reshape(4, 6).sin())
+
+    def forward(self, z):
+        return self.head(torch.relu(self.inner(self.embed(z) + self.table)))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_table_that_the_models_share_comes_out_as_it_was(tmp_path, count):
+    paths = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        paths.append(tmp_path / f"{seed}.pt")
+        torch.save(Positioned().state_dict(), paths[-1])
+    z = torch.randn(2, 4, 3)
+    report = merge_checkpoints(paths, tmp_path / "out.pt", module=Positioned(), example=z)
+    assert torch.equal(loaded(tmp_path / "out.pt")["table"], Positioned().table)
+    assert "is the same in the models" in report.spec.explain("embed.weight")
+    assert [g.size for g in report.spec.groups.values()] == [8] and max(report.errors) < 1e-12

@@ -322,6 +322,30 @@ def test_a_module_without_usable_forward_is_traced_and_proved_through_its_step(
     assert torch.equal(merged["net.fc1.weight"], module.merged_state_dict()["net.fc1.weight"])
 
 
+class Offset(Classifier):
+    """Adds a fixed table to the hidden units: shared by all models, so it must not move."""
+
+    def __init__(self) -> None:
+        super().__init__(hidden=16)
+        self.register_buffer("table", torch.arange(16.0).sin())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net.fc2(torch.relu(self.net.fc1(x) + self.table))
+
+
+def test_buffers_that_both_ends_share_stay(tmp_path: Path) -> None:
+    states = [copy.deepcopy(Offset().state_dict()) for _ in range(2)]
+    full = infer_spec(Offset(), torch.zeros(2, FEATURES))
+    assert "table" in full.maps
+    start = Permutation.random(full, torch.Generator().manual_seed(0))
+    module = MergeModule(Offset(), *states, spec=full, init=start)
+    fit(module, tmp_path, max_epochs=1)
+    assert not module.spec.groups
+    assert torch.equal(module.merged_state_dict()["table"], states[0]["table"])
+    other = {**states[1], "table": states[1]["table"] + 1}
+    assert [g.size for g in MergeModule(Offset(), states[0], other, spec=full).spec.groups.values()] == [16]
+
+
 def test_any_module_with_a_loss_function(tmp_path: Path) -> None:
     model = mlp(FEATURES, 8, CLASSES)
     ends = trained(model, 1), trained(model, 2)

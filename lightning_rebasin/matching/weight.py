@@ -27,22 +27,16 @@ from lightning_rebasin.matching.costs.cache import CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts
 from lightning_rebasin.matching.descent import CoordinateDescent, Duals
 from lightning_rebasin.matching.families import Family, families_of
-from lightning_rebasin.matching.memory import return_large_blocks
+from lightning_rebasin.matching.memory import LARGE, return_large_blocks
 from lightning_rebasin.matching.objective import group_similarity, inner_products, tensor_norms
-from lightning_rebasin.matching.policy import Init, Order, Start, check_options, orders, plan
+from lightning_rebasin.matching.policy import OBVIOUS, SAME_BASIN, Init, Order, Start, check_options, orders, plan
 from lightning_rebasin.matching.result import Descent, MatchResult, MatchState
 from lightning_rebasin.symmetry.buffers import restrict
 from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
-#: Two networks share a basin if doing nothing reaches this share of the best objective found.
-_SAME_BASIN = 0.95
 #: In one basin, a gain below this share of the objective comes from units that hardly matter: leave them in place.
 _NEGLIGIBLE = 0.005
-#: Above this cosine between the networks no other permutation can be far better, so nothing else is tried.
-_OBVIOUS = 0.9
-#: Bytes of parameters from which memory counts more than time: nothing is kept that can be made again.
-_LARGE = 384 * 2**20
 
 
 def match_weights(
@@ -133,7 +127,7 @@ class WeightMatcher:
         self._device = torch.device(device) if device is not None else first.device
         self._table = TermTable.of(spec)
         size = sum(self._source[name].numel() for name in self._names) * self._dtype.itemsize
-        self._frugal = size >= _LARGE
+        self._frugal = size >= LARGE
         if self._frugal:
             return_large_blocks()
         self._layouts = Layouts(self._source, self._dtype, self._device, keep=not self._frugal)
@@ -220,7 +214,7 @@ class _Pair:
     def obvious(self) -> bool:
         """Whether the two networks are so alike that no other permutation can be far better."""
         a, b = (sum(norm**2 for norm in norms.values()) ** 0.5 for norms in (self._norms, self._m._norms))
-        return bool(sum(self._at_identity.values()) > _OBVIOUS * a * b > 0.0)
+        return bool(sum(self._at_identity.values()) > OBVIOUS * a * b > 0.0)
 
     @property
     def costly(self) -> bool:
@@ -257,7 +251,7 @@ class _Pair:
         """The best permutation found and the report."""
         m = self._m
         at_identity = sum(self._at_identity.values())
-        same_basin = at_identity > 0.0 and at_identity >= _SAME_BASIN * self._best[2]
+        same_basin = at_identity > 0.0 and at_identity >= SAME_BASIN * self._best[2]
         permutation, products, best = self._best
         if same_basin and choose_basin:
             permutation, products, best = self._from_identity

@@ -42,8 +42,11 @@ from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
 Method = Literal["merge_many", "cycle_consistent"]
-#: A sweep that gains less than this share of the objective is the last one.
-_TOLERANCE = 1e-9
+#: A sweep that gains less than this share of what was gained in all is the last one of a start ...
+_COARSE = 1e-4
+#: ... and the best start goes on until a sweep gains less than this, unless the networks are so large that it costs
+#: more than it can bring.
+_FINE = 1e-9
 #: Most networks that serve as the frame of an annealed start.
 _MOST_FRAMES = 4
 #: Floating-point operations that all annealed starts together may take before further frames are left out.
@@ -155,7 +158,7 @@ def match_many(
     spec = spec.pin_identical_buffers(*states)
     universe = Universe(spec, states, _normalised(weights, len(states)), solver)
     identity_objective = universe.objective
-    search = _Search(universe, seed, max_sweeps)
+    search = _Search(universe, seed, max_sweeps, identity_objective)
     with tqdm(desc="matching many", unit="start", disable=not progress) as bar:
         search.first_pass(bar)
         # Networks that share a basin are right where they are; all that can be won is in units that hardly matter.
@@ -164,6 +167,7 @@ def match_many(
             search.anneal(bar)
         if method == "cycle_consistent":
             search.improve_together(bar)
+        search.polish(bar)
     best = search.best
     if best.objectives[-1] < identity_objective:
         identities = (Permutation.identity(spec),) * len(states)
@@ -192,10 +196,15 @@ class _Trace:
 class _Search:
     """Starts, and the sweeps from each until nothing improves."""
 
-    def __init__(self, universe: Universe, seed: int, max_sweeps: int) -> None:
+    def __init__(self, universe: Universe, seed: int, max_sweeps: int, floor: float) -> None:
         self._u = universe
         self._seed = seed
         self._max_sweeps = max_sweeps
+        self._floor = floor
+        networks = SoftNetworks(universe)
+        self._work = max(networks.work, 1.0)
+        self._soft = bool(networks.families) and not universe.large
+        self._schedule = FAST if 2 * SLOW.affordable(self._work) <= SLOW.sweeps else SLOW
         self._generator = torch.Generator().manual_seed(seed)
         self.best = _Trace((), (-float("inf"),))
         self.ends: dict[str, float] = {}
@@ -207,13 +216,11 @@ class _Search:
 
     def anneal(self, bar: tqdm[None]) -> None:
         """All networks together, in one frame after another, as far as their size allows."""
-        networks, weights = SoftNetworks(self._u), self._u.weights
-        if self._u.large or not networks.families:
+        if not self._soft:
             return
+        weights, schedule = self._u.weights, self._schedule
         frames = sorted(range(len(weights)), key=lambda i: -weights[i])[:_MOST_FRAMES]
-        work = max(networks.work, 1.0)
-        schedule = FAST if 2 * SLOW.affordable(work) <= SLOW.sweeps else SLOW
-        affordable = int(_BUDGET / (len(weights) * work * schedule.affordable(work)))
+        affordable = int(_BUDGET / (len(weights) * self._work * schedule.affordable(self._work)))
         for frame in frames[: max(affordable, 1)]:
             joint_anneal(self._u, frame, schedule, self._seed)
             self._finish(f"annealed together, frame {frame}", (), bar)
@@ -224,13 +231,19 @@ class _Search:
         frank_wolfe(self._u)
         self._finish("Frank–Wolfe", self.best.objectives, bar)
 
-    def _finish(self, name: str, before: tuple[float, ...], bar: tqdm[None]) -> None:
+    def polish(self, bar: tqdm[None]) -> None:
+        """Sweep on from the best permutations until nothing improves."""
+        if self._schedule is not FAST and not self._u.large:
+            self._u.move(self.best.permutations)
+            self._finish(max(self.ends, key=lambda name: self.ends[name]), self.best.objectives, bar, _FINE)
+
+    def _finish(self, name: str, before: tuple[float, ...], bar: tqdm[None], tolerance: float = _COARSE) -> None:
         objectives = [*before, self._u.objective]
         for sweep in range(self._max_sweeps):
             order = torch.randperm(len(self._u.weights), generator=self._generator).tolist()
             objectives.append(self._u.sweep(order, self._seed + sweep))
             bar.set_postfix(start=name, objective=f"{objectives[-1]:.6g}")
-            if objectives[-1] - objectives[-2] <= _TOLERANCE * abs(objectives[-1]):
+            if objectives[-1] - objectives[-2] <= tolerance * abs(objectives[-1] - self._floor):
                 break
         self.ends[name] = objectives[-1]
         if objectives[-1] > self.best.objectives[-1]:

@@ -18,10 +18,11 @@ from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.matching import ManyMatchResult, MatchResult, match_activations, match_many, match_weights
 from lightning_rebasin.merging.interpolate import average
 from lightning_rebasin.merging.statistics import copied, moved_to
-from lightning_rebasin.symmetry import Permutation, PermutationSpec, check_equivalence
+from lightning_rebasin.symmetry import Permutation, PermutationSpec
 from lightning_rebasin.symmetry.examples import Example
 from lightning_rebasin.symmetry.permutation import permute_tensor
 from lightning_rebasin.symmetry.steps import batch_example, few
+from lightning_rebasin.symmetry.verify import check_in_place
 
 Method = Literal["weight", "activation", "average", "none"]
 Many = Literal["merge_many", "cycle_consistent"]
@@ -107,7 +108,7 @@ def match_by_activations(
     ends = []
     for state in (reference, source):
         end = copied(network)
-        end.load_state_dict(state)
+        load(end, state)
         ends.append(end)
     batches = (moved_to(network, batch[0] if isinstance(batch, tuple | list) else batch) for batch in data)
     return match_activations(spec, ends[0], ends[1], batches)
@@ -135,9 +136,26 @@ def prove(
     errors = []
     for state, permutation in zip(states, permutations, strict=True):
         if network is not None and permutation is not None:
-            network.load_state_dict(state)
-            errors.append(check_equivalence(network, permutation, *example_input(network, example, data)))
+            load(network, state)
+            errors.append(check_in_place(network, permutation, *example_input(network, example, data)))
     return tuple(errors)
+
+
+def release(network: nn.Module) -> None:
+    """Give up the memory of a private copy's parameters until :func:`load`."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.new_zeros(()).expand(parameter.shape)
+
+
+def load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Write weights into a private copy, released or not."""
+    for parameter in network.parameters():
+        if parameter.numel() > 1 and not any(parameter.stride()):
+            parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+    network.load_state_dict(state)
+    for part in network.modules():
+        if isinstance(part, nn.RNNBase):
+            part.flatten_parameters()
 
 
 def example_input(module: nn.Module, example: Any, data: Iterable[Any] | None) -> tuple[Any, ...]:

@@ -273,8 +273,8 @@ class _Pair:
         )
 
     def close(self) -> None:
-        """Free the cost matrices now: the garbage collector may be late, and the caller needs the room."""
-        self._costs.forget()
+        """Free matrices and layouts now: the descent refers back to this object, and the garbage collector is late."""
+        del self._run, self._costs
 
     def _begin(self, start: Start, init: Init | None) -> tuple[Permutation, bool, int]:
         """Where the descent starts, whether the dual variables may be kept, and the sweeps done before."""

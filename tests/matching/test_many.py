@@ -1,5 +1,6 @@
 """Several networks at once: planted permutations, cycle consistency, monotone objectives."""
 
+import gc
 import itertools
 
 import pytest
@@ -9,6 +10,8 @@ from helpers.specs import grouped_spec, nested_spec, random_state
 
 from lightning_rebasin.errors import ConfigurationError, NonFiniteError, StateDictError
 from lightning_rebasin.matching import match_many
+from lightning_rebasin.matching.costs.cache import CostCache
+from lightning_rebasin.matching.costs.layouts import Layouts
 from lightning_rebasin.matching.frank_wolfe import _FrankWolfe, _mix
 from lightning_rebasin.matching.soft import SoftNetworks
 from lightning_rebasin.matching.universe import Universe
@@ -120,6 +123,17 @@ def test_states_may_be_loaded_one_at_a_time():
     result = match_many(spec, [lambda s=s: Loaded(s) for s in states])
     assert result.permutations[1] == permutations[0].compose(permutations[1].inverse())
     assert most <= 2
+
+
+def test_nothing_large_is_left_to_the_garbage_collector():
+    spec, states, _ = planted(3, 1.0)
+    gc.collect()
+    gc.disable()  # it runs seldom where there are few objects, however large
+    try:
+        match_many(spec, states)
+        assert not [item for item in gc.get_objects() if isinstance(item, Layouts | CostCache)]
+    finally:
+        gc.enable()
 
 
 def test_errors():

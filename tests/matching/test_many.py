@@ -131,7 +131,7 @@ def test_nothing_large_is_left_to_the_garbage_collector():
     gc.disable()  # it runs seldom where there are few objects, however large
     try:
         match_many(spec, states)
-        assert not [item for item in gc.get_objects() if isinstance(item, Layouts | CostCache)]
+        assert not [item for item in gc.get_objects() if type(item) in {Layouts, CostCache}]
     finally:
         gc.enable()
 

@@ -232,6 +232,13 @@ def test_mistakes_are_one_line_and_leave_nothing(files, tmp_path, case, capsys):
     assert {p.name for p in tmp_path.iterdir()} - {"__pycache__"} == before
 
 
+def test_one_file_rewritten_needs_no_advice(files, capsys):
+    assert run("merge", "a.ckpt", "-o", "a.safetensors", "--method", "none", "--no-progress") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("1 model, method none")
+    assert "no data" not in out
+
+
 def test_failing_user_code_is_reported(files, capsys):
     _, name = files
     assert run("merge", "a.ckpt", "b.ckpt", "-o", "x.ckpt", "--module", MODULE, "--data", f"{name}.broken") == 2

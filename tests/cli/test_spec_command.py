@@ -211,8 +211,18 @@ def test_bad_shapes_end_with_code_two(shape, capsys):
 
 
 def test_written_file_is_plain_json(tmp_path):
-    run(*TOWER, *INPUT, "--output", tmp_path / "spec.json")
+    run(*TOWER, *INPUT, "-o", tmp_path / "spec.json")
     assert json.loads((tmp_path / "spec.json").read_text())["format"] == "lightning-rebasin-spec"
+
+
+def test_an_existing_file_is_overwritten_only_by_force(tmp_path):
+    target = tmp_path / "spec.json"
+    target.write_text("mine")
+    with pytest.raises(OutputError, match="--force"):
+        run(*TOWER, *INPUT, "-o", target)
+    assert target.read_text() == "mine"
+    assert run(*TOWER, *INPUT, "-o", target, "--force") == 0
+    assert target.read_text() != "mine"
 
 
 def test_errors_are_one_line_with_code_two(capsys):

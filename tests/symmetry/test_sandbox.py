@@ -18,7 +18,7 @@ from lightning_rebasin.symmetry.verify import check_in_place
 
 
 class Reader(nn.Module):
-    """Tied embedding and head, recurrence, attention, and a weight that its owner never uses itself."""
+    """Tied embedding and head, recurrence, attention, weights that the parent of their owner computes with."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,7 @@ class Reader(nn.Module):
 
     def forward(self, tokens):
         x = self.project(self.rnn(self.embed(tokens))[0])
-        x = self.norm(x + self.attend(x, x, x)[0])
+        x = self.norm(x + self.attend(x, x, x)[0]) * torch.tanh(self.norm.weight)
         return functional.linear(x, self.embed.weight)
 
 
@@ -127,13 +127,38 @@ def test_tensors_that_share_memory_are_permuted_one_by_one():
 
         def __init__(self):
             super().__init__()
-            self.a, self.o = nn.Linear(3, 4), nn.Linear(4, 2)
-            self.b = nn.Linear(3, 4)
+            self.a, self.b, self.o, self.u = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
             self.b.weight = nn.Parameter(self.a.weight.data)
 
         def forward(self, x):
-            return self.o(self.a(x).relu()) + self.o(self.b(x).relu())
+            return self.o(self.a(x).relu()) + self.u(self.b(x).relu())
 
     module = randomise(Twins())
     x = torch.randn(5, 3)
-    assert check_equivalence(module, randomly(infer_spec(module, x)), x) < 1e-12
+    p, kept = randomly(infer_spec(module, x)), module.a.weight.clone()
+    for check in (check_equivalence, check_in_place):
+        assert check(module, p, x) < 1e-12
+    assert torch.equal(module.a.weight, kept) and module.a.weight.data_ptr() == module.b.weight.data_ptr()
+
+
+def test_a_tied_name_that_a_table_forgot_is_noticed():
+    """Loading the permuted state dict, the last name of a tied tensor wins: the table must say it of that one too."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.o = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.o((self.a(x) * self.b(x)).relu())
+
+    module = randomise(Tied())
+    table = {"a.weight": ("h", None), "a.bias": ("h",), "b.bias": ("h",), "o.weight": (None, "h")}
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}  # which say nothing of ties
+    p = Permutation(PermutationSpec.from_table(table, shapes), {"h": torch.tensor([1, 2, 3, 0])})
+    x = torch.randn(5, 3)
+    with pytest.raises(EquivalenceError):
+        check_equivalence(module, p, x)
+    whole = PermutationSpec.from_table(table | {"b.weight": ("h", None)}, shapes)
+    assert check_equivalence(module, Permutation(whole, dict(p.orders)), x) < 1e-12

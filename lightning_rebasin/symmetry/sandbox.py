@@ -1,15 +1,14 @@
 """A private double-precision copy of a model that can be run with other weights.
 
-Whatever is done here leaves the caller's model alone: its mode, hooks, buffers, random state and weights.  The copy
-runs in float64, so that equal functions agree to 1e-12 and different ones do not; casts to lower precision that a
-model hard-codes (normalisation in float32, say) are rewritten while it runs.
+Whatever is done here leaves the caller's model alone: its mode, hooks, buffers, random state and weights.  Weights are
+permuted in the copy's own memory, tensor by tensor, and put back the same way.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast, final
 
@@ -17,22 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from lightning_rebasin.errors import TraceError
 from lightning_rebasin.symmetry.examples import Example, output_tensors
 from lightning_rebasin.symmetry.permutation import Permutation, permute_tensor
+from lightning_rebasin.symmetry.precision import WIDE, ExactMode, widen, widen_while_running
 from lightning_rebasin.symmetry.steps import call, is_lightning, silence
-
-_WIDE = {
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.float32: torch.float64,
-    torch.complex32: torch.complex128,
-    torch.complex64: torch.complex128,
-}
-
 
 #: Bytes of parameters from which a model counts as large.
 LARGE = 384 * 2**20
@@ -89,41 +79,6 @@ def tensor_state(module: nn.Module, *, keep_vars: bool = False) -> dict[str, Ten
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def widen(tensor: Tensor) -> Tensor:
-    """``tensor`` in float64 (or complex128), or itself where it is not floating point."""
-    return tensor.to(_WIDE.get(tensor.dtype, tensor.dtype))
-
-
-class _ExactMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Rewrites every cast to a lower precision, and remembers whether one slipped through.
-
-    Args:
-        narrow: Whether weights are kept in their own precision, so that whatever computes with one must widen it first.
-    """
-
-    def __init__(self, *, narrow: bool = False) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.rounded = False
-        self._narrow = narrow
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in _WIDE and func is not torch.ops.aten.view.dtype:
-            kwargs["dtype"] = _WIDE[kwargs["dtype"]]
-        inputs = [value for value in args if isinstance(value, Tensor)]
-        mixed = len({value.dtype for value in inputs if value.is_floating_point()}) > 1
-        if self._narrow and not func._schema.is_mutable and not func.is_view:
-            args = tree_map_only(Tensor, widen, args)
-        elif mixed and not func._schema.is_mutable:
-            args = tuple(widen(value) if isinstance(value, Tensor) else value for value in args)
-        result = func(*args, **kwargs)
-        # a view of a weight in its own precision rounds nothing
-        view_of_weight = self._narrow and func.is_view and bool(inputs) and inputs[0].dtype in _WIDE
-        if isinstance(result, Tensor) and result.dtype in _WIDE and inputs and not view_of_weight:
-            self.rounded = True
-        return result
-
-
 @final
 class Sandbox:
     """A copy of a module that computes in float64, to be run with any weights.
@@ -154,12 +109,12 @@ class Sandbox:
         # MPS has no float64.
         self.device = torch.device("cpu") if device.type == "mps" else device
         if self.narrow:
-            _widen_while_running(self.module)
+            widen_while_running(self.module)
         else:
             self.module._apply(lambda t: widen(t.to("cpu") if t.device.type == "mps" else t))  # type: ignore[no-untyped-call]
         for part in self.module.modules():
             for name, value in list(vars(part).items()):
-                if type(value) is Tensor and value.dtype in _WIDE:
+                if type(value) is Tensor and value.dtype in WIDE:
                     vars(part)[name] = widen(value.detach()).to(self.device)
         self._live = tensor_state(self.module, keep_vars=True)
         self._parameters = {id(parameter) for parameter in self.module.parameters()}
@@ -185,7 +140,7 @@ class Sandbox:
         """
         own = tree_map_only(Tensor, self._own, (example.args, dict(example.kwargs)))
         args, kwargs = cast("tuple[tuple[Any, ...], dict[str, Any]]", own)
-        mode = _ExactMode(narrow=self.narrow)
+        mode = ExactMode(narrow=self.narrow)
         # Caches in non-persistent buffers must not leak from one run into the next.
         persistent = {id(value) for value in self._live.values()}
         caches = [(b, b.detach().clone()) for b in self.module.buffers() if id(b) not in persistent]
@@ -261,45 +216,6 @@ def _separate(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         if tensor.numel() and owners.setdefault(tensor.untyped_storage().data_ptr(), id(tensor)) != id(tensor):
             tensor.data = tensor.data.clone()
-
-
-def _widen_while_running(module: nn.Module) -> None:
-    """Let every submodule find its own parameters in float64 while it runs; buffers, to which it may write, stay so."""
-    for buffer in module.buffers():
-        buffer.data = widen(buffer.data)
-    for part in module.modules():
-        own = [parameter for parameter in part.parameters(recurse=False) if parameter.dtype in _WIDE]
-        if own:
-            swap = _Swap(own)
-            # first of all, before hooks that compute with the weights (weight norm)
-            part.register_forward_pre_hook(swap.enter, prepend=True)
-            part.register_forward_hook(swap.leave, always_call=True)
-
-
-@final
-class _Swap:
-    """Float64 versions of some parameters between a submodule's first entry and its last exit."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = tensors
-        self._kept: list[tuple[Tensor, Tensor]] = []
-        self._depth = 0
-
-    def enter(self, *_: object) -> None:
-        """Widen."""
-        self._depth += 1
-        if self._depth == 1:
-            self._kept = [(tensor, tensor.data) for tensor in self._tensors if tensor.dtype in _WIDE]
-            for tensor, narrow in self._kept:
-                tensor.data = widen(narrow)
-
-    def leave(self, *_: object) -> None:
-        """Put the narrow tensors back."""
-        self._depth -= 1
-        if self._depth == 0:
-            for tensor, narrow in self._kept:
-                tensor.data = narrow
-            self._kept = []
 
 
 @contextmanager

@@ -95,6 +95,8 @@ def test_plain_average_and_weights(tmp_path, planted):
     torch.save(interpolate(loaded(paths[0]), loaded(paths[1]), 0.01), tmp_path / "c.pt")
     close = merge_checkpoints([paths[0], tmp_path / "c.pt"], tmp_path / "o.pt", module=net, example=X)
     assert any("already" in sentence and "--method average" in sentence for sentence in close.advice)
+    done = merge_checkpoints([tmp_path / "a.pt", tmp_path / "c.pt"], tmp_path / "e.pt", method="average")
+    assert not any("--method" in sentence for sentence in done.advice)
 
 
 def test_dry_run_writes_nothing(tmp_path, planted):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import textbook
 from helpers.shared import shared_path
+from scipy.optimize import linear_sum_assignment
 
 from lightning_rebasin.checkpoints import read_checkpoint
 from lightning_rebasin.matching import match_many, match_weights
@@ -79,6 +80,21 @@ def test_two_networks_are_matched_as_well_as_by_weight_matching():
     assert 4 * result.objective >= pair.objective * (1 - 1e-6)
 
 
+def test_no_network_can_be_matched_better_to_the_others():
+    """The end is a fixed point of the textbook's step: no group of any network gains by moving alone."""
+    spec, states = networks((0, 1, 5, 6))
+    result = match_many(spec, states)
+    moved = [p.apply(s) for p, s in zip(result.permutations, states, strict=True)]
+    for i, state in enumerate(moved):
+        others = {n: sum(m[n].double() for k, m in enumerate(moved) if k != i) for n in state}
+        source = {n: t.double() for n, t in state.items()}
+        for group, size in (("p1", 64), ("p2", 64)):
+            still = {"p1": torch.arange(64), "p2": torch.arange(64)}
+            cost = textbook.cost_matrix(TABLE, group, others, source, still).numpy()
+            rows, columns = linear_sum_assignment(cost, maximize=True)
+            assert cost[rows, columns].sum() <= cost[range(size), range(size)].sum() * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_copies_of_one_basin_stay_where_they_are(method):
     spec, (base, *_) = networks((0,))
@@ -89,3 +105,12 @@ def test_copies_of_one_basin_stay_where_they_are(method):
     result = match_many(spec, tuned, method=method)
     assert all(p == Permutation.identity(spec) for p in result.permutations)
     assert not any(name.startswith("annealed") for name in result.starts)
+
+
+def test_one_basin_is_seen_where_the_copies_have_gone_apart():
+    spec, (base, *_) = networks((0,))
+    generator = torch.Generator().manual_seed(0)
+    tuned = [{n: t + 0.5 * t.std() * torch.randn(t.shape, generator=generator) for n, t in base.items()} for _ in "abc"]
+    cosines = [summed_products(pair) / summed_products([pair[0]] * 2) for pair in itertools.combinations(tuned, 2)]
+    assert max(cosines) < 0.85  # not obvious from the cosine
+    assert set(match_many(spec, tuned).starts) == {"one after another"}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lightning_rebasin.merging import repair as repair
     from lightning_rebasin.merging import reset_batch_norm as reset_batch_norm
     from lightning_rebasin.modules import MergeModule as MergeModule
+    from lightning_rebasin.symmetry import Example as Example
     from lightning_rebasin.symmetry import Permutation as Permutation
     from lightning_rebasin.symmetry import PermutationSpec as PermutationSpec
     from lightning_rebasin.symmetry import check_equivalence as check_equivalence
@@ -44,7 +45,7 @@ _HOMES = {
     "matching": ("MatchResult", "match_activations", "match_many", "match_weights"),
     "merging": ("average", "interpolate", "repair", "reset_batch_norm"),
     "modules": ("MergeModule",),
-    "symmetry": ("Permutation", "PermutationSpec", "check_equivalence", "infer_spec", "infer_spec_many"),
+    "symmetry": ("Example", "Permutation", "PermutationSpec", "check_equivalence", "infer_spec", "infer_spec_many"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604  the names are those of _HOMES

@@ -1,6 +1,7 @@
 """Data for the example: scikit-learn's digits (nothing to download) and MNIST from its four ``.gz`` files."""
 
 import gzip
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, Subset, TensorDataset
 
 
-class TensorData(LightningDataModule):
+class TensorData(LightningDataModule, ABC):
     """Images that fit in memory, cut into training and validation parts once and for all, and a test part."""
 
     def __init__(self, batch_size: int, validation: int) -> None:
@@ -19,9 +20,9 @@ class TensorData(LightningDataModule):
         self.batch_size = batch_size
         self.validation = validation
 
+    @abstractmethod
     def load(self, split: str) -> tuple[Tensor, Tensor]:
         """Inputs ``(N, D)`` in [0, 1] and labels ``(N,)`` of ``"train"`` or ``"test"``."""
-        raise NotImplementedError
 
     def setup(self, stage: str) -> None:
         """Read the files and hold out the last ``validation`` training samples."""

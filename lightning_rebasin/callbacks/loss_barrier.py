@@ -87,7 +87,8 @@ class LossBarrier(Callback):
         limit_batches: Use only the first so many batches of each validation loader.
         batch_norm_batches: Re-estimate the batch-norm statistics at every λ on the last so many training batches, in
             the copy only; 0 interpolates the statistics like weights.
-        spec: The permutation spec, or its file; by default inferred from the module and its ``example_input_array``.
+        spec: The permutation spec, or its file; by default inferred from the module and its ``example_input_array``,
+            or, without one, from the first validation batch through ``forward`` or ``validation_step``.
         convention: What is subtracted from the worst point: the mean of the ends, or the chord between them.
         seed: Seeds the matching.
         prefix: First part of the logged names and of the CSV's name; several LossBarriers need different ones.
@@ -244,6 +245,9 @@ class LossBarrier(Callback):
         if not self._begun:
             # Not earlier: by now every callback that swaps weights for validation (WeightAveraging, EMA) has done so.
             self._begun = True
+            if self._aligner and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                with torch.inference_mode(mode=False), torch.no_grad():
+                    self._aligner.look(pl_module, clone_batch(batch))
             if self._due(trainer):
                 self._running = self._begin(trainer, pl_module)
         if self._running is not None and (self._limit is None or batch_idx < self._limit):

@@ -71,7 +71,7 @@ def _statistics(report: MergeReport) -> Iterator[str]:
 def _measured(report: MergeReport) -> Iterator[str]:
     loss = next((name for row in report.evaluation.values() for name in row if "loss" in name.lower()), None)
     if loss is None or MERGED not in report.evaluation:
-        if not report.evaluation:
+        if not report.evaluation and report.method != "none":
             yield "no data was given, so nothing says how good the merged network is: evaluate it before you use it"
         return
     rows = {name: row[loss] for name, row in report.evaluation.items() if loss in row}

@@ -6,19 +6,23 @@ Tensors are permuted and averaged one at a time, so that memory-mapped inputs ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.matching import ManyMatchResult, MatchResult, match_activations, match_many, match_weights
 from lightning_rebasin.merging.interpolate import average
 from lightning_rebasin.merging.statistics import copied, moved_to
-from lightning_rebasin.symmetry import Permutation, PermutationSpec, check_equivalence
+from lightning_rebasin.symmetry import Permutation, PermutationSpec
+from lightning_rebasin.symmetry.examples import Example
 from lightning_rebasin.symmetry.permutation import permute_tensor
+from lightning_rebasin.symmetry.steps import batch_example, few
+from lightning_rebasin.symmetry.verify import check_in_place
 
 Method = Literal["weight", "activation", "average", "none"]
 Many = Literal["merge_many", "cycle_consistent"]
@@ -104,7 +108,7 @@ def match_by_activations(
     ends = []
     for state in (reference, source):
         end = copied(network)
-        end.load_state_dict(state)
+        load(end, state)
         ends.append(end)
     batches = (moved_to(network, batch[0] if isinstance(batch, tuple | list) else batch) for batch in data)
     return match_activations(spec, ends[0], ends[1], batches)
@@ -132,16 +136,34 @@ def prove(
     errors = []
     for state, permutation in zip(states, permutations, strict=True):
         if network is not None and permutation is not None:
-            network.load_state_dict(state)
-            errors.append(check_equivalence(network, permutation, *example_input(network, example, data)))
+            load(network, state)
+            errors.append(check_in_place(network, permutation, *example_input(network, example, data)))
     return tuple(errors)
 
 
-def example_input(module: nn.Module, example: Any, data: Iterable[Any] | None) -> tuple[Any, ...]:
-    """Arguments for one forward pass in the module's precision.
+def release(network: nn.Module) -> None:
+    """Give up the memory of a private copy's parameters until :func:`load`."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.new_zeros(()).expand(parameter.shape)
 
-    What was given comes first, then a few samples of the data, then the module's ``example_input_array``, with random
-    numbers in the place of a constant array (people write ``torch.zeros``), on which a network may have nothing to say.
+
+def load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Write weights into a private copy, released or not."""
+    for parameter in network.parameters():
+        if parameter.numel() > 1 and not any(parameter.stride()):
+            parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+    network.load_state_dict(state)
+    for part in network.modules():
+        if isinstance(part, nn.RNNBase):
+            part.flatten_parameters()
+
+
+def example_input(module: nn.Module, example: Any, data: Iterable[Any] | None) -> tuple[Any, ...]:
+    """Arguments for one run in the module's precision.
+
+    What was given comes first, then a few samples of the data (through ``validation_step`` where ``forward`` does not
+    take them), then the module's ``example_input_array``, with random numbers in the place of a constant array (people
+    write ``torch.zeros``), on which a network may have nothing to say.
 
     Raises:
         ConfigurationError: There is none anywhere.
@@ -149,10 +171,12 @@ def example_input(module: nn.Module, example: Any, data: Iterable[Any] | None) -
     batch = next(iter(data), None) if data is not None else None
     first = batch[0] if isinstance(batch, tuple | list) else batch
     own = getattr(module, "example_input_array", None)
-    if example is not None:
+    if isinstance(example, Example):
+        arguments: tuple[Any, ...] = (example,)
+    elif example is not None:
         arguments = tuple(example) if isinstance(example, tuple | list) else (example,)
-    elif isinstance(first, Tensor):
-        arguments = (first[:8],)
+    elif isinstance(first, Tensor) or (batch is not None and own is None):
+        arguments = (batch_example(module, _own(module, few(batch, 8))),)
     elif isinstance(own, Tensor) and own.is_floating_point() and bool((own == own.flatten()[0]).all()):
         arguments = (torch.randn(own.shape, generator=torch.Generator().manual_seed(0)),)
     elif own is not None:
@@ -162,7 +186,14 @@ def example_input(module: nn.Module, example: Any, data: Iterable[Any] | None) -
             f"{type(module).__name__} has no example_input_array: set it, or give an example input (--input-shape) or "
             "data (--data)"
         )
-    return tuple(moved_to(module, argument) for argument in arguments)
+    return tuple(_own(module, argument) for argument in arguments)
+
+
+def _own(module: nn.Module, value: Any) -> Any:
+    """All tensors of an argument, a batch or an example on the device and in the precision of the module."""
+    if isinstance(value, Example):
+        return replace(value, args=_own(module, value.args), kwargs=_own(module, dict(value.kwargs)))
+    return tree_map_only(Tensor, lambda tensor: moved_to(module, tensor), value)
 
 
 def average_aligned(

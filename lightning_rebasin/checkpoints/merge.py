@@ -25,8 +25,10 @@ from lightning_rebasin.checkpoints.align import (
     align,
     average_aligned,
     example_input,
+    load,
     permuted,
     prove,
+    release,
 )
 from lightning_rebasin.checkpoints.inputs import read_inputs, sha256
 from lightning_rebasin.checkpoints.read import Checkpoint
@@ -111,16 +113,21 @@ def merge_checkpoints(
     shares = normalised_weights(len(paths), weights)
     network = None if module is None else copied(module)
     spec = _spec(network, spec, method, example, data)
+    if network is not None:
+        release(network)  # until its weights are needed: matching and averaging need the room
     expected = spec.tensors if spec is not None else None if network is None else network.state_dict()
     files = read_inputs(paths, expected, weights=select, prefix=prefix, unsafe=unsafe, progress=progress)
     states = [file.state_dict for file in files]
     _check_states(files, spec)
+    spec = None if spec is None else spec.pin_identical_buffers(*states)
 
     aligned = Aligned((None,) * len(files))
     if method in ("weight", "activation"):
         assert spec is not None
         aligned = align(spec, states, method, many, shares, network=network, data=data, seed=seed, progress=progress)
         aligned = replace(aligned, errors=prove(network, states, aligned.permutations, data, example))
+        if network is not None:
+            release(network)
     shares_used = shares if method != "none" else (1.0, *(0.0 for _ in shares[1:]))
     merged = average_aligned(states, aligned.permutations, shares_used, progress=progress)
     merged, done, variances = _correct(network, merged, states, aligned, shares_used, statistics=statistics, data=data)
@@ -210,7 +217,7 @@ def _correct(
     """Weights with corrected statistics, what was done, and the variance ratios."""
     if network is None or data is None or statistics == "none":
         return merged, "none", None
-    network.load_state_dict(merged)
+    load(network, merged)
     if statistics == "repair":
         ends = [
             {name: permuted(state, name, permutation) for name in state}
@@ -247,7 +254,7 @@ def _evaluate(
     rows[MERGED] = merged
     result = {}
     for name, state in rows.items():
-        network.load_state_dict(state)
+        load(network, state)
         result[name] = {metric: float(value) for metric, value in evaluate(network.eval()).items()}
     return result
 

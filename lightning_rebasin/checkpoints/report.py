@@ -95,7 +95,8 @@ class MergeReport:
         }
 
     def __str__(self) -> str:
-        lines = [f"{len(self.inputs)} models, method {self.method}, statistics {self.statistics}, {self.seconds:.1f} s"]
+        count = "1 model" if len(self.inputs) == 1 else f"{len(self.inputs)} models"
+        lines = [f"{count}, method {self.method}, statistics {self.statistics}, {self.seconds:.1f} s"]
         lines += [f"  {file.weight:.3g} × {file.path} ({file.format})" for file in self.inputs]
         for file, pair in zip(self.inputs[1:], self.cosines, strict=True):
             matched = f", matched {pair[1]:.3f}" if self.matched else ""

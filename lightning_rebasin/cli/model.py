@@ -12,14 +12,16 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from lightning_rebasin.errors import ConfigurationError, MissingExtraError
 
-_DTYPES = {"float": torch.float32, "double": torch.float64, "long": torch.int64, "bool": torch.bool}
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+# torch is imported where it is used: the help of a command must not wait for it.
+_DTYPES = ("bool", "double", "float", "long")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +47,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--input-dtype",
         action="append",
-        choices=sorted(_DTYPES),
+        choices=_DTYPES,
         help="dtype of each --input-shape in turn (default: float)",
     )
     group.add_argument(
@@ -69,6 +71,9 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     Raises:
         ConfigurationError: The path, the arguments or the configuration are wrong; the message names the option.
     """
+    import torch
+    from torch import nn
+
     path, settings = args.module, _json_object(args.init_args)
     if args.config is not None:
         section = _model_section(args.config)
@@ -102,10 +107,13 @@ def build_inputs(args: argparse.Namespace, module: nn.Module) -> tuple[Tensor, .
     Raises:
         ConfigurationError: There is neither a shape nor an ``example_input_array``, or more dtypes than shapes.
     """
+    import torch
+    from torch import nn
+
     shapes: Sequence[tuple[int, ...]] = args.input_shape or ()
     dtypes: Sequence[str] = args.input_dtype or ()
     if not shapes and getattr(module, "example_input_array", None) is None:
-        raise ConfigurationError("no example input: give --input-shape, for example --input-shape 1,3,32,32")
+        raise ConfigurationError("no example input: give --input-shape, for example --input-shape 1,3,32,32, or --data")
     if len(dtypes) > len(shapes):
         raise ConfigurationError(f"--input-dtype is given {len(dtypes)} times, --input-shape only {len(shapes)} times")
     rows = [part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)]
@@ -114,10 +122,14 @@ def build_inputs(args: argparse.Namespace, module: nn.Module) -> tuple[Tensor, .
         raise ConfigurationError(f"--input-high {high} leaves no integer to draw")
     generator = torch.Generator().manual_seed(args.seed)
     names = [*dtypes, *(["float"] * (len(shapes) - len(dtypes)))]
-    return tuple(_random(shape, _DTYPES[name], high, generator) for shape, name in zip(shapes, names, strict=True))
+    return tuple(
+        _random(shape, getattr(torch, name), high, generator) for shape, name in zip(shapes, names, strict=True)
+    )
 
 
 def _random(shape: tuple[int, ...], dtype: torch.dtype, high: int, generator: torch.Generator) -> Tensor:
+    import torch
+
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator, dtype=dtype)
     return torch.randint(2 if dtype is torch.bool else high, shape, generator=generator).to(dtype)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from lightning_rebasin.cli import datasets
 from lightning_rebasin.cli.model import add_model_arguments, build_inputs, build_model
+
+if TYPE_CHECKING:
+    from torch import nn
 
 HELP = "infer which permutations leave a model's function unchanged, prove it, write them as JSON"
 
@@ -14,12 +19,21 @@ HELP = "infer which permutations leave a model's function unchanged, prove it, w
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.description = (
-        "Builds the model with fresh weights, traces one forward pass, prints the table of its permutation groups, and "
-        "proves in float64 that a random permutation of all of them leaves the output unchanged.  "
-        "Example: lightning-rebasin spec --module torchvision.models.resnet18 --input-shape 1,3,64,64"
+        "Builds the model with fresh weights, traces one forward pass, prints the table of its permutation groups,\n"
+        "and proves in float64 that a random permutation of all of them leaves the output unchanged."
+    )
+    parser.epilog = (
+        "example:\n  lightning-rebasin spec --module torchvision.models.resnet18 --input-shape 1,3,64,64 -o spec.json"
     )
     add_model_arguments(parser)
-    parser.add_argument("--output", type=Path, metavar="JSON", help="file to write the spec to")
+    parser.add_argument(
+        "--data",
+        metavar="PKG.NAME",
+        help="a LightningDataModule or DataLoader: its first batch is the example, through validation_step where "
+        "forward does not take it",
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="file to write the spec to")
+    parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
     parser.add_argument(
         "--explain", action="append", default=[], metavar="TENSOR", help="tell what moves in this tensor, and why not"
     )
@@ -36,12 +50,15 @@ def run(args: argparse.Namespace) -> int:
     """Infer, print, prove, and only then write."""
     import torch
 
+    from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.errors import UntracedWarning
     from lightning_rebasin.symmetry import Permutation, check_equivalence, infer_spec
     from lightning_rebasin.symmetry.override import pin_tensor
 
+    if args.output is not None:
+        check_target(args.output, force=args.force)
     module = build_model(args)
-    inputs = build_inputs(args, module)
+    inputs = _first_batch(args, module) if args.data and not args.input_shape else build_inputs(args, module)
     with warnings.catch_warnings():
         # The table prints the same notes.
         warnings.simplefilter("ignore", UntracedWarning)
@@ -58,3 +75,11 @@ def run(args: argparse.Namespace) -> int:
         spec.save(args.output)
         print(f"wrote {args.output}")
     return 0
+
+
+def _first_batch(args: argparse.Namespace, module: nn.Module) -> tuple[Any, ...]:
+    """The example that the data give."""
+    from lightning_rebasin.checkpoints.align import example_input
+
+    data = datasets.load_data(argparse.Namespace(data=args.data, config=None, batches=1))
+    return example_input(module, None, data.train)

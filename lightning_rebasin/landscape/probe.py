@@ -35,10 +35,10 @@ from torchmetrics import Metric
 
 from lightning_rebasin.errors import ConfigurationError, DataError
 from lightning_rebasin.landscape.accumulate import Average, Reduction, reduction_name
-from lightning_rebasin.landscape.batch_norm import cumulative_batch_norm, statistics_of, tracking_norms
 from lightning_rebasin.landscape.first_layer import FirstLayer
 from lightning_rebasin.landscape.metric_slots import MetricSlots
 from lightning_rebasin.landscape.segment import Segment, weights_of, write_interpolation
+from lightning_rebasin.merging.statistics import averaging, batch_norms, statistics_of
 
 #: A loss of a plain module on one batch: a mean over the batch, or several of them by name.
 LossFunction = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]
@@ -128,11 +128,11 @@ class Probe(abc.ABC):
             context: Makes the context of one evaluation.
         """
         kept = self._averages
-        norms = tracking_norms(self.module)
+        norms = batch_norms(self.module)
         for point, (segment, lam) in enumerate(points if norms else ()):
             self._averages = [{} for _ in kept]
             self.load(segment, lam)
-            with cumulative_batch_norm(norms.values()):
+            with averaging(norms.values()):
                 for index, batch in enumerate(batches):
                     with isolated_rng(), context():
                         self.step(point, clone_batch(batch), Place(index))

@@ -211,6 +211,7 @@ def match_activations(
     begin = time.perf_counter()
     if statistic not in get_args(Statistic):
         raise ConfigurationError(f"statistic={statistic!r} is unknown; choose one of {get_args(Statistic)}")
+    spec = spec.pin_identical_buffers(reference_module.state_dict(), source_module.state_dict())
     if spec.groups and not spec.activations:
         raise ConfigurationError("this spec does not say where units can be seen: make it with infer_spec(module, ...)")
     moments = _collect(spec, reference_module, source_module, tqdm(batches, "activations", disable=not progress))

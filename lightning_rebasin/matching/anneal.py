@@ -12,7 +12,7 @@ Sources: Gold and Rangarajan, "A graduated assignment algorithm for graph matchi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -39,6 +39,10 @@ class Schedule:
     cold: float = 0.05
     noise: float = 0.0
 
+    def temperature(self, sweep: int, sweeps: int) -> float:
+        """Temperature of one of ``sweeps`` sweeps."""
+        return float(self.hot * (self.cold / self.hot) ** (sweep / max(sweeps - 1, 1)))
+
     def affordable(self, work: float) -> int:
         """Sweeps for a pair whose sweep takes ``work`` floating-point operations: fewer for very large networks."""
         return min(self.sweeps, max(_FEWEST_SWEEPS, int(_BUDGET / max(work, 1.0))))
@@ -54,7 +58,7 @@ _FEWEST_SWEEPS = 8
 
 @final
 class Annealing:
-    """Soft orders of all groups of one pair of models.
+    """Annealing of all groups of one pair of models.
 
     Args:
         families: What is annealed.
@@ -69,17 +73,7 @@ class Annealing:
         self._families = families
         self._schedule = schedule
         self._costs = costs
-        self._soft: dict[str, Tensor] = {}
-        self._potentials: dict[str, tuple[Tensor, Tensor]] = {}
-        groups = [group for family in families for group in family.groups]
-        # One allocation: matrices that live long would scatter among temporary ones and leave memory full of holes.
-        room = torch.empty(sum(group.members**2 for group in groups), dtype=costs.dtype, device=costs.device)
-        parts = torch.split(room, [group.members**2 for group in groups])
-        for group, part in zip(groups, parts, strict=True):
-            uniform = torch.full((group.members, group.members), 1.0 / group.members, dtype=costs.dtype)
-            if schedule.noise:
-                uniform *= 1.0 + schedule.noise * torch.randn(uniform.shape, generator=generator, dtype=costs.dtype)
-            self._soft[group.id] = part.view(uniform.shape).copy_(uniform)
+        self._orders = SoftOrders(families, costs.dtype, costs.device, generator, schedule.noise)
 
     def run(self) -> dict[str, Tensor]:
         """Anneal and round.
@@ -90,19 +84,52 @@ class Annealing:
         flats: dict[str, Tensor] = {}
         schedule, sweeps = self._schedule, self._schedule.affordable(self._costs.soft_work)
         for sweep in range(sweeps):
-            temperature = schedule.hot * (schedule.cold / schedule.hot) ** (sweep / max(sweeps - 1, 1))
+            temperature = schedule.temperature(sweep, sweeps)
             for family in self._families if sweep % 2 == 0 else self._families[::-1]:
-                costs = {group.id: self._costs.soft_matrix(group.id, self._soft) for group in family.groups}
-                self._project(family, costs, temperature)
+                costs = {group.id: self._costs.soft_matrix(group.id, self._orders.soft) for group in family.groups}
+                self._orders.cool(family, costs, temperature)
                 if sweep == sweeps - 1:
                     solved = solve_nested(family, {name: cost.cpu().numpy() for name, cost in costs.items()})
                     flats.update({name: torch.from_numpy(order) for name, order in solved.items()})
         return flats
 
-    def _project(self, family: Family, costs: dict[str, Tensor], temperature: float) -> None:
-        """Soft orders of one family from its costs, the inner groups for every pair of parent members."""
+
+@final
+class SoftOrders:
+    """Doubly stochastic matrices of all groups of one model, uniform at first.
+
+    Args:
+        families: What is annealed.
+        dtype: Working dtype.
+        device: Where the matrices live.
+        generator: Draws the disturbance.
+        noise: Relative size of a random disturbance of the uniform beginning.
+    """
+
+    def __init__(
+        self,
+        families: Sequence[Family],
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator,
+        noise: float = 0.0,
+    ) -> None:
+        self.soft: dict[str, Tensor] = {}
+        self._potentials: dict[str, tuple[Tensor, Tensor]] = {}
+        groups = [group for family in families for group in family.groups]
+        # One allocation: matrices that live long would scatter among temporary ones and leave memory full of holes.
+        room = torch.empty(sum(group.members**2 for group in groups), dtype=dtype, device=device)
+        parts = torch.split(room, [group.members**2 for group in groups])
+        for group, part in zip(groups, parts, strict=True):
+            uniform = torch.full((group.members, group.members), 1.0 / group.members, dtype=dtype)
+            if noise:
+                uniform *= 1.0 + noise * torch.randn(uniform.shape, generator=generator, dtype=dtype)
+            self.soft[group.id] = part.view(uniform.shape).copy_(uniform)
+
+    def cool(self, family: Family, costs: Mapping[str, Tensor], temperature: float) -> None:
+        """Replace the soft orders of one family by those of its costs, the inner groups for every pair of parents."""
         inner: dict[str, Tensor] = {}
-        total = dict(costs)
+        total: dict[str, Tensor] = dict(costs)
         for group in reversed(family.groups):
             blocks = total[group.id].reshape(group.instances, group.size, group.instances, group.size).transpose(1, 2)
             scale = temperature * float(blocks.std()) if blocks.numel() > 1 else 0.0
@@ -113,8 +140,8 @@ class Annealing:
         for group in family.groups:
             soft = inner[group.id]
             if group.parent is not None:
-                soft = soft * self._soft[group.parent.id][:, :, None, None]
-            self._soft[group.id].copy_(soft.transpose(1, 2).reshape(group.members, group.members))
+                soft = soft * self.soft[group.parent.id][:, :, None, None]
+            self.soft[group.id].copy_(soft.transpose(1, 2).reshape(group.members, group.members))
 
     def _sinkhorn(self, name: str, cost: Tensor, temperature: float) -> Tensor:
         """Doubly stochastic matrices nearest to ``exp(cost / T)``; potentials are kept from visit to visit."""

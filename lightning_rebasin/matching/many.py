@@ -10,6 +10,10 @@ networks near their mean.
 - ``cycle_consistent`` (C²M³): all permutations of all networks move together, by Frank–Wolfe steps on doubly stochastic
   matrices (:mod:`.frank_wolfe`), then the steps above until nothing improves.
 
+Both end in the local optimum nearest to their start, so several are tried and the highest objective is kept: a first
+pass that matches every network to the mean of those before it, and all networks annealed together in the frame of each
+(:mod:`.joint_anneal`), which ends far higher.
+
 The frame is that of the first network: its permutation is the identity.
 
 Sources: Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023; Crisostomi et al., "C²M³: Cycle-Consistent Multi-Model
@@ -21,23 +25,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from lightning_rebasin.errors import ConfigurationError
-from lightning_rebasin.matching.costs.blocks import objective_tensors
-from lightning_rebasin.matching.objective import inner_product
-from lightning_rebasin.matching.weight import WeightMatcher
+from lightning_rebasin.matching.anneal import FAST, SLOW
+from lightning_rebasin.matching.frank_wolfe import frank_wolfe
+from lightning_rebasin.matching.joint_anneal import joint_anneal
+from lightning_rebasin.matching.policy import OBVIOUS, SAME_BASIN
+from lightning_rebasin.matching.soft import SoftNetworks
+from lightning_rebasin.matching.universe import State, Universe
 from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
-State = Mapping[str, Tensor]
 Method = Literal["merge_many", "cycle_consistent"]
-#: A sweep that gains less than this share of the objective is the last one.
-_TOLERANCE = 1e-9
+#: A sweep that gains less than this share of what was gained in all is the last one of a start ...
+_COARSE = 1e-4
+#: ... and the best start goes on until a sweep gains less than this, unless the networks are so large that it costs
+#: more than it can bring.
+_FINE = 1e-9
+#: Most networks that serve as the frame of an annealed start.
+_MOST_FRAMES = 4
+#: Floating-point operations that all annealed starts together may take before further frames are left out.
+_BUDGET = 5e10
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,8 +60,9 @@ class ManyMatchResult:
     Args:
         permutations: π_i; ``permutations[i].apply(states[i])`` are all near one another.
         weights: Weight of each network, summing to 1.
-        objectives: ``Σ_{i<j} w_i w_j ⟨π_i(Θ_i), π_j(Θ_j)⟩`` after the first pass and after each further sweep, in
+        objectives: ``Σ_{i<j} w_i w_j ⟨π_i(Θ_i), π_j(Θ_j)⟩`` of the best start and after each sweep from there, in
             float64.
+        starts: The objective that each start ended in.
         identity_objective: The same for doing nothing.
         method: How it was maximised.
         seconds: Wall-clock time.
@@ -57,6 +71,7 @@ class ManyMatchResult:
     permutations: tuple[Permutation, ...]
     weights: tuple[float, ...]
     objectives: tuple[float, ...]
+    starts: Mapping[str, float]
     identity_objective: float
     method: Method
     seconds: float
@@ -90,6 +105,7 @@ class ManyMatchResult:
             "method": self.method,
             "weights": list(self.weights),
             "objectives": list(self.objectives),
+            "starts": dict(self.starts),
             "identity_objective": self.identity_objective,
             "moved": [dict(p.moved) for p in self.permutations],
             "seconds": self.seconds,
@@ -116,7 +132,7 @@ def match_many(
         method: ``"merge_many"`` or ``"cycle_consistent"``.
         weights: Positive weight of each network; equal by default.
         seed: Seeds the order of the visits.
-        max_sweeps: Most sweeps over all networks.
+        max_sweeps: Most sweeps over all networks from one start.
         solver: Assignment solver.
         progress: Show a progress bar.
 
@@ -139,121 +155,100 @@ def match_many(
     begin = time.perf_counter()
     if method not in ("merge_many", "cycle_consistent"):
         raise ConfigurationError(f"method must be 'merge_many' or 'cycle_consistent', not {method!r}")
+    spec = spec.pin_identical_buffers(*states)
     universe = Universe(spec, states, _normalised(weights, len(states)), solver)
     identity_objective = universe.objective
-    generator = torch.Generator().manual_seed(seed)
-    with tqdm(total=max_sweeps + 1, desc="matching many", unit="sweep", disable=not progress) as bar:
-        universe.gather(seed)
-        objectives = [universe.objective]
-        bar.update()
+    search = _Search(universe, seed, max_sweeps, identity_objective)
+    with tqdm(desc="matching many", unit="start", disable=not progress) as bar:
+        search.first_pass(bar)
+        # Networks that share a basin are right where they are; all that can be won is in units that hardly matter.
+        same_basin = 0.0 < SAME_BASIN * search.best.objectives[-1] <= identity_objective
+        if not same_basin and search.best.objectives[-1] < OBVIOUS * universe.bound:
+            search.anneal(bar)
         if method == "cycle_consistent":
-            from lightning_rebasin.matching.frank_wolfe import frank_wolfe
-
-            objectives.append(frank_wolfe(universe))
-        for sweep in range(max_sweeps):
-            objectives.append(universe.sweep(torch.randperm(len(states), generator=generator).tolist(), seed + sweep))
-            bar.update()
-            bar.set_postfix(objective=f"{objectives[-1]:.6g}")
-            if objectives[-1] - objectives[-2] <= _TOLERANCE * abs(objectives[-1]):
-                break
-    if objectives[-1] < identity_objective:
-        universe.permutations = [Permutation.identity(spec)] * len(states)
-        objectives.append(identity_objective)
-    home = universe.permutations[0].inverse()
+            search.improve_together(bar)
+        search.polish(bar)
+    best = search.best
+    if best.objectives[-1] < identity_objective:
+        identities = (Permutation.identity(spec),) * len(states)
+        best = _Trace(identities, (*best.objectives, identity_objective))
+    home = best.permutations[0].inverse()
     return ManyMatchResult(
-        tuple(home.compose(p) for p in universe.permutations),
+        tuple(home.compose(p) for p in best.permutations),
         universe.weights,
-        tuple(objectives),
+        best.objectives,
+        MappingProxyType(search.ends),
         identity_objective,
         method,
         time.perf_counter() - begin,
     )
 
 
+@dataclass(frozen=True)
+class _Trace:
+    """Where one start led."""
+
+    permutations: tuple[Permutation, ...]
+    objectives: tuple[float, ...]
+
+
 @final
-class Universe:
-    """The networks with their permutations and the weighted sum of what they are permuted to.
+class _Search:
+    """Starts, and the sweeps from each until nothing improves."""
 
-    Args:
-        spec: What may be permuted.
-        states: Weights of each network or functions that load them.
-        weights: Weight of each network, summing to 1.
-        solver: Assignment solver.
-    """
+    def __init__(self, universe: Universe, seed: int, max_sweeps: int, floor: float) -> None:
+        self._u = universe
+        self._seed = seed
+        self._max_sweeps = max_sweeps
+        self._floor = floor
+        networks = SoftNetworks(universe)
+        self._work = max(networks.work, 1.0)
+        self._soft = bool(networks.families) and not universe.large
+        self._schedule = FAST if 2 * SLOW.affordable(self._work) <= SLOW.sweeps else SLOW
+        self._generator = torch.Generator().manual_seed(seed)
+        self.best = _Trace((), (-float("inf"),))
+        self.ends: dict[str, float] = {}
 
-    def __init__(
-        self,
-        spec: PermutationSpec,
-        states: Sequence[State | Callable[[], State]],
-        weights: tuple[float, ...],
-        solver: str,
-    ) -> None:
-        self.spec = spec
-        self.weights = weights
-        self.permutations = [Permutation.identity(spec)] * len(states)
-        self.solver = solver
-        self._states = states
-        self._names = objective_tensors(spec)
-        self.squares = 0.0
-        for i in range(len(states)):
-            state = self.load(i, checked=True)
-            self.squares += weights[i] ** 2 * sum(inner_product(state[n], state[n]) for n in self._names)
-        self.sum = self.summed()
+    def first_pass(self, bar: tqdm[None]) -> None:
+        """Each network to the mean of those before it."""
+        self._u.gather(self._seed)
+        self._finish("one after another", (), bar)
 
-    def load(self, i: int, *, checked: bool = False) -> State:
-        """Network number ``i`` as given."""
-        entry = self._states[i]
-        state = entry() if callable(entry) else entry
-        if checked:
-            self.spec.check_state(state, f"network {i}", finite=True)
-        return state
+    def anneal(self, bar: tqdm[None]) -> None:
+        """All networks together, in one frame after another, as far as their size allows."""
+        if not self._soft:
+            return
+        weights, schedule = self._u.weights, self._schedule
+        frames = sorted(range(len(weights)), key=lambda i: -weights[i])[:_MOST_FRAMES]
+        affordable = int(_BUDGET / (len(weights) * self._work * schedule.affordable(self._work)))
+        for frame in frames[: max(affordable, 1)]:
+            joint_anneal(self._u, frame, schedule, self._seed)
+            self._finish(f"annealed together, frame {frame}", (), bar)
 
-    def summed(self) -> dict[str, Tensor]:
-        """``Σ w_i π_i(Θ_i)`` over all networks; floating-point tensors in float32 or wider."""
-        total: dict[str, Tensor] = {}
-        for i, permutation in enumerate(self.permutations):
-            self._add(total, permutation.apply(self.load(i)), self.weights[i])
-        return total
+    def improve_together(self, bar: tqdm[None]) -> None:
+        """Frank–Wolfe from the best permutations so far."""
+        self._u.move(self.best.permutations)
+        frank_wolfe(self._u)
+        self._finish("Frank–Wolfe", self.best.objectives, bar)
 
-    @property
-    def objective(self) -> float:
-        """``Σ_{i<j} w_i w_j ⟨π_i(Θ_i), π_j(Θ_j)⟩ = ½(‖Σ w_i π_i(Θ_i)‖² − Σ w_i² ‖Θ_i‖²)``."""
-        return 0.5 * (sum(inner_product(self.sum[n], self.sum[n]) for n in self._names) - self.squares)
+    def polish(self, bar: tqdm[None]) -> None:
+        """Sweep on from the best permutations until nothing improves."""
+        if self._schedule is not FAST and not self._u.large:
+            self._u.move(self.best.permutations)
+            self._finish(max(self.ends, key=lambda name: self.ends[name]), self.best.objectives, bar, _FINE)
 
-    def gather(self, seed: int) -> None:
-        """First pass: match each network to the mean of those before it."""
-        total: dict[str, Tensor] = {}
-        self._add(total, self.load(0), self.weights[0])
-        for i in range(1, len(self.permutations)):
-            state = self.load(i)
-            found = WeightMatcher(self.spec, state, solver=self.solver).match(total, seed=seed)
-            self.permutations[i] = found.permutation
-            self._add(total, found.permutation.apply(state), self.weights[i])
-        self.sum = total
-
-    def sweep(self, order: Sequence[int], seed: int) -> float:
-        """Match every network to the sum of the others, keeping what improves; returns the objective."""
-        for i in order:
-            state = self.load(i)
-            others = dict(self.sum)
-            self._add(others, self.permutations[i].apply(state), -self.weights[i])
-            matcher = WeightMatcher(self.spec, state, solver=self.solver)
-            found = matcher.match(others, self.permutations[i], seed=seed)
-            self.permutations[i] = found.permutation
-            self._add(others, found.permutation.apply(state), self.weights[i])
-            self.sum = others
-        # Adding and taking away leaves rounding errors behind: start every sweep from a clean sum.
-        self.sum = self.summed()
-        return self.objective
-
-    def _add(self, total: dict[str, Tensor], state: State, weight: float) -> None:
-        """``total += weight · state``; what is not floating point is taken from the first network."""
-        for name, tensor in state.items():
-            if not (tensor.is_floating_point() or tensor.is_complex()):
-                total.setdefault(name, tensor)
-                continue
-            wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
-            total[name] = total[name] + weight * wide if name in total else weight * wide
+    def _finish(self, name: str, before: tuple[float, ...], bar: tqdm[None], tolerance: float = _COARSE) -> None:
+        objectives = [*before, self._u.objective]
+        for sweep in range(self._max_sweeps):
+            order = torch.randperm(len(self._u.weights), generator=self._generator).tolist()
+            objectives.append(self._u.sweep(order, self._seed + sweep))
+            bar.set_postfix(start=name, objective=f"{objectives[-1]:.6g}")
+            if objectives[-1] - objectives[-2] <= tolerance * abs(objectives[-1] - self._floor):
+                break
+        self.ends[name] = objectives[-1]
+        if objectives[-1] > self.best.objectives[-1]:
+            self.best = _Trace(tuple(self._u.permutations), tuple(objectives))
+        bar.update()
 
 
 def _normalised(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

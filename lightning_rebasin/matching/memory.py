@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import sys
 
+#: Bytes of parameters from which memory counts more than time: nothing is kept that can be made again.
+LARGE = 384 * 2**20
 #: ``M_MMAP_THRESHOLD`` of glibc's ``malloc.h``.
 _THRESHOLD = -3
 _MEBIBYTE = 2**20

@@ -27,6 +27,10 @@ Kind = Literal["identity", "random", "given", "annealed"]
 ORDERS: tuple[Order, ...] = ("random", "forward", "backward", "alternating")
 #: Descents of the default policy: identity, annealed slowly, annealed fast.
 DEFAULT_DESCENTS = 3
+#: Networks share a basin if doing nothing reaches this share of the best objective found.
+SAME_BASIN = 0.95
+#: Above this cosine between the networks no other permutation can be far better, so nothing else is tried.
+OBVIOUS = 0.9
 #: Relative disturbance that makes further annealed starts differ.
 NOISE = 0.3
 

@@ -27,21 +27,16 @@ from lightning_rebasin.matching.costs.cache import CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts
 from lightning_rebasin.matching.descent import CoordinateDescent, Duals
 from lightning_rebasin.matching.families import Family, families_of
-from lightning_rebasin.matching.memory import return_large_blocks
+from lightning_rebasin.matching.memory import LARGE, return_large_blocks
 from lightning_rebasin.matching.objective import group_similarity, inner_products, tensor_norms
-from lightning_rebasin.matching.policy import Init, Order, Start, check_options, orders, plan
+from lightning_rebasin.matching.policy import OBVIOUS, SAME_BASIN, Init, Order, Start, check_options, orders, plan
 from lightning_rebasin.matching.result import Descent, MatchResult, MatchState
+from lightning_rebasin.symmetry.buffers import restrict
 from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
-#: Two networks share a basin if doing nothing reaches this share of the best objective found.
-_SAME_BASIN = 0.95
 #: In one basin, a gain below this share of the objective comes from units that hardly matter: leave them in place.
 _NEGLIGIBLE = 0.005
-#: Above this cosine between the networks no other permutation can be far better, so nothing else is tried.
-_OBVIOUS = 0.9
-#: Bytes of parameters from which memory counts more than time: nothing is kept that can be made again.
-_LARGE = 384 * 2**20
 
 
 def match_weights(
@@ -72,7 +67,8 @@ def match_weights(
         progress: Show a progress bar with sweep and objective.
 
     Returns:
-        The best permutation found, with its report.  Its objective is never below the identity's.
+        The best permutation found, with its report.  Its objective is never below the identity's.  Its spec pins what
+        would move a buffer that is the same in both networks (``spec.pin_identical_buffers``).
 
     Raises:
         StateDictError: A tensor is missing, extra or has another shape.
@@ -87,7 +83,10 @@ def match_weights(
         >>> result.permutation["h"].tolist(), result.objective, result.identity_objective
         ([1, 2, 0], 91.0, 85.0)
     """
-    return WeightMatcher(spec, source, solver=solver).match(
+    pinned = spec.pin_identical_buffers(reference, source)
+    if isinstance(init, Permutation):
+        init = restrict(init, spec, pinned)
+    return WeightMatcher(pinned, source, solver=solver).match(
         reference, init, seed=seed, restarts=restarts, max_sweeps=max_sweeps, progress=progress
     )
 
@@ -128,7 +127,7 @@ class WeightMatcher:
         self._device = torch.device(device) if device is not None else first.device
         self._table = TermTable.of(spec)
         size = sum(self._source[name].numel() for name in self._names) * self._dtype.itemsize
-        self._frugal = size >= _LARGE
+        self._frugal = size >= LARGE
         if self._frugal:
             return_large_blocks()
         self._layouts = Layouts(self._source, self._dtype, self._device, keep=not self._frugal)
@@ -215,7 +214,7 @@ class _Pair:
     def obvious(self) -> bool:
         """Whether the two networks are so alike that no other permutation can be far better."""
         a, b = (sum(norm**2 for norm in norms.values()) ** 0.5 for norms in (self._norms, self._m._norms))
-        return bool(sum(self._at_identity.values()) > _OBVIOUS * a * b > 0.0)
+        return bool(sum(self._at_identity.values()) > OBVIOUS * a * b > 0.0)
 
     @property
     def costly(self) -> bool:
@@ -252,7 +251,7 @@ class _Pair:
         """The best permutation found and the report."""
         m = self._m
         at_identity = sum(self._at_identity.values())
-        same_basin = at_identity > 0.0 and at_identity >= _SAME_BASIN * self._best[2]
+        same_basin = at_identity > 0.0 and at_identity >= SAME_BASIN * self._best[2]
         permutation, products, best = self._best
         if same_basin and choose_basin:
             permutation, products, best = self._from_identity
@@ -274,8 +273,8 @@ class _Pair:
         )
 
     def close(self) -> None:
-        """Free the cost matrices now: the garbage collector may be late, and the caller needs the room."""
-        self._costs.forget()
+        """Free matrices and layouts now: the descent refers back to this object, and the garbage collector is late."""
+        del self._run, self._costs
 
     def _begin(self, start: Start, init: Init | None) -> tuple[Permutation, bool, int]:
         """Where the descent starts, whether the dual variables may be kept, and the sweeps done before."""

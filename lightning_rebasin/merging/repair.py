@@ -71,9 +71,10 @@ def repair(
 
     The merged network runs once over the batches with every correctable layer's output brought to the wanted mean and
     standard deviation as it goes, so that each layer is measured behind corrected ones; then ``W ← s·W``,
-    ``b ← s·b + t`` with ``s = std_λ / std``, ``t = mean_λ − s · mean``.  For batch norms no measurement is needed
-    beyond their running statistics: their output has mean β and standard deviation |γ|, so ``|γ| ← Σ_i w_i |γ_i|`` is
-    exact.  Layers without a bias are scaled only.
+    ``b ← s·b + t`` with ``s = std_λ / std``, ``t = mean_λ − s · mean``.  The merged network's batch norms need no
+    measurement: behind new running statistics their output has mean β and standard deviation |γ|, so ``β ← mean_λ`` and
+    ``|γ| ← std_λ`` are exact.  (The ends' own β and |γ| are not the targets, because their running statistics come from
+    augmented images and changing weights.)  Layers without a bias are scaled only.
 
     Args:
         module: The architecture; its own weights do not matter, and it is left as it was.
@@ -112,7 +113,7 @@ def repair(
     network.load_state_dict(average(states, shares))
     before = measure(network, sites, batches)
     wanted = {site.name: _wanted(given, [end[site.name] for end in ends]) for site in sites}
-    _restore_signs(sites, states, shares)
+    _set_batch_norms(sites, wanted)
     _correct(network, sites, wanted, batches)
     after = measure(network, sites, batches)
     variances = tuple(
@@ -136,19 +137,17 @@ def _wanted(shares: Sequence[float], ends: Sequence[Moments]) -> tuple[Tensor, T
     return mean, std
 
 
-def _restore_signs(sites: Iterable[Site], states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> None:
-    """Batch norms: ``|γ| = Σ w_i |γ_i|``, with the sign of the mix."""
+def _set_batch_norms(sites: Iterable[Site], wanted: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Behind its own batch statistics a batch norm returns mean β and deviation |γ|: β and γ are what is wanted."""
     for site in sites:
         if site.is_batch_norm:
-            weight = site.layer.weight
+            mean, std = wanted[site.name]
+            weight, bias = site.layer.weight, site.layer.bias
             assert isinstance(weight, Tensor)
-            name = f"{site.name}.weight" if site.name else "weight"
-            size = sum(
-                (share * state[name].double().abs() for share, state in zip(shares, states, strict=True)),
-                torch.zeros(()),
-            )
             with torch.no_grad():
-                weight.copy_(torch.where(weight < 0, -1.0, 1.0) * size.to(weight))
+                weight.copy_(torch.where(weight < 0, -1.0, 1.0) * std.to(weight))
+                if isinstance(bias, Tensor):
+                    bias.copy_(mean)
 
 
 def _correct(

@@ -64,8 +64,14 @@ def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     return {
         name: child
         for name, child in module.named_modules()
-        if isinstance(child, _BatchNorm) and child.running_mean is not None
+        if isinstance(child, _BatchNorm) and child.track_running_stats and child.running_mean is not None
     }
+
+
+def statistics_of(norms: Mapping[str, _BatchNorm]) -> dict[str, Tensor]:
+    """Copies of the running statistics by the names they have in the state dict."""
+    buffers = ((f"{name}.{key}", buffer) for name, norm in norms.items() for key, buffer in norm.named_buffers())
+    return {name: buffer.clone() for name, buffer in buffers}
 
 
 def copied(module: Module) -> Module:
@@ -89,7 +95,7 @@ def averaging(norms: Iterable[_BatchNorm]) -> Iterator[None]:
         norm.reset_running_stats()
         norm.momentum = None  # PyTorch's way to say "cumulative average"
         norm.train()
-        if isinstance(norm, nn.SyncBatchNorm):  # refuses to train on the CPU or outside a process group
+        if isinstance(norm, nn.SyncBatchNorm) and not _can_synchronise(norm):
             norm.forward = types.MethodType(_BatchNorm.forward, norm)  # type: ignore[method-assign]
     try:
         yield
@@ -98,6 +104,12 @@ def averaging(norms: Iterable[_BatchNorm]) -> Iterator[None]:
             norm.momentum = momentum
             norm.eval()
             norm.__dict__.pop("forward", None)
+
+
+def _can_synchronise(norm: nn.SyncBatchNorm) -> bool:
+    """Whether it can run in training mode: it refuses to on the CPU and outside a process group."""
+    running = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return running and norm.running_mean is not None and not norm.running_mean.is_cpu
 
 
 def outputs(module: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:

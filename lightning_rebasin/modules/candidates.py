@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.landscape.accumulate import Average
-from lightning_rebasin.landscape.batch_norm import statistics_of
 from lightning_rebasin.landscape.probe import batch_size, isolated_rng
-from lightning_rebasin.merging.statistics import averaging, batch_norms
+from lightning_rebasin.merging.statistics import averaging, batch_norms, statistics_of
 from lightning_rebasin.modules.inner import InnerModel
 from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec

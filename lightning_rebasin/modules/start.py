@@ -16,9 +16,12 @@ from lightning_rebasin.errors import ConfigurationError, DataError
 from lightning_rebasin.matching.activation import match_activations, model_inputs
 from lightning_rebasin.modules.batches import example_inputs, first_batches
 from lightning_rebasin.modules.endpoints import Endpoints
+from lightning_rebasin.symmetry.buffers import restrict
+from lightning_rebasin.symmetry.examples import Example
 from lightning_rebasin.symmetry.infer import infer_spec
 from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.steps import batch_example
 
 _ACTIVATION_BATCHES = 20
 
@@ -52,10 +55,11 @@ class Start:
         self._init = init
         self._example = example_inputs(model)
         self._spec = PermutationSpec.load(spec) if isinstance(spec, str | Path) else spec
+        self._unpinned: PermutationSpec | None = None
 
     @property
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of the network's forward.
+        """Arguments of the network's forward, or a batch for its ``validation_step`` or ``training_step``.
 
         Raises:
             ConfigurationError: There are none.
@@ -78,8 +82,11 @@ class Start:
         if self._spec is None:
             args, kwargs = self.example
             self._spec = infer_spec(self._ends.write_reference(self._model), *args, **kwargs)
-        self._spec.check_state(self._ends.reference, "the reference", finite=True)
-        self._spec.check_state(self._ends.source, "the source", finite=True)
+        if self._unpinned is None:
+            self._spec.check_state(self._ends.reference, "the reference", finite=True)
+            self._spec.check_state(self._ends.source, "the source", finite=True)
+            self._unpinned = self._spec
+            self._spec = self._spec.pin_identical_buffers(self._ends.reference, self._ends.source)
         return self._spec
 
     def look_at_data(self, trainer: Trainer) -> None:
@@ -92,9 +99,15 @@ class Start:
             return
         # With neither, the spec must be given; that its absence is an error is said where it is needed.
         with suppress(DataError):
+            if self._example is None:
+                self._example = ((batch_example(self._model, batches[0], self._inputs),), {})
+                return
             found = model_inputs(self._model, batches[0])
-            if self._example is None or _look(found) == _look(self._example):
+            if _look(found) == _look(self._example):
                 self._example = found
+
+    def _inputs(self, batch: Any) -> Example:
+        return Example(*model_inputs(self._model, batch))
 
     def permutation(self, trainer: Trainer) -> Permutation:
         """The start of the first projection.
@@ -103,7 +116,8 @@ class Start:
             trainer: Its training data decide when activations do.
         """
         if isinstance(self._init, Permutation):
-            return self._init
+            pinned = self.spec
+            return restrict(self._init, self._unpinned or pinned, pinned)
         if self._init == "identity" or trainer.ckpt_path is not None:
             return Permutation.identity(self.spec)
         batches = first_batches(trainer, _ACTIVATION_BATCHES)

@@ -1,5 +1,6 @@
 """Which changes of the weights leave the function of a network unchanged."""
 
+from lightning_rebasin.symmetry.examples import Example
 from lightning_rebasin.symmetry.infer import infer_spec, infer_spec_many
 from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import AxisMap, Component, Group, PermutationSpec, Pin, TensorInfo
@@ -9,6 +10,7 @@ __all__ = [
     "AxisMap",
     "Component",
     "Equivalence",
+    "Example",
     "Group",
     "Permutation",
     "PermutationSpec",

@@ -23,10 +23,23 @@ _PREDICTIONS = ("logits", "loss", "pred_boxes", "prediction", "start_scores")
 
 @dataclass(frozen=True)
 class Example:
-    """The arguments of one call of ``forward``."""
+    """One run of a network: the arguments of ``forward``, or of a step.
+
+    Args:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        method: What is called.  With ``"validation_step"`` (or another step of a LightningModule) the arguments are a
+            batch as the data loader gives it; the indices of batch and loader may be left out.  The output is what the
+            step returns or, if that holds no tensor, what it logs.  It runs on a private copy without a trainer.
+
+    Example:
+        >>> Example((1, 2)).method, Example(({"x": 1},), method="validation_step").args
+        ('forward', ({'x': 1},))
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    method: str = "forward"
 
 
 def as_example(value: Any) -> Example:
@@ -60,13 +73,16 @@ def resolve_examples(
         TraceError: There is no example input at all.
     """
     found = [as_example(value) for value in examples or ()]
-    if args or kwargs:
+    if len(args) == 1 and isinstance(args[0], Example) and not kwargs:
+        found.insert(0, args[0])
+    elif args or kwargs:
         found.insert(0, Example(tuple(args), dict(kwargs)))
     if not found and getattr(module, "example_input_array", None) is not None:
         found.append(as_example(module.example_input_array))
     if not found:
         raise TraceError(
-            "no example input: pass the arguments of forward, or set 'example_input_array' on the LightningModule"
+            "no example input: pass the arguments of forward, set 'example_input_array' on the LightningModule, or "
+            "pass Example((batch,), method='validation_step')"
         )
     return tuple(found)
 

@@ -24,8 +24,6 @@ from lightning_rebasin.symmetry.spec import PermutationSpec, TensorInfo
 from lightning_rebasin.symmetry.tape import Tape
 from lightning_rebasin.symmetry.trace import known_tensors, record
 
-_STATISTICS = ("running_mean", "running_var")
-
 
 def infer_spec(module: nn.Module, *args: Any, **kwargs: Any) -> PermutationSpec:
     """Infer the permutation symmetries of a network from one forward pass.
@@ -69,12 +67,12 @@ def infer_spec_many(module: nn.Module, examples: Iterable[Any], *, pin: Iterable
         TraceError: The model does not run on an example, or ``pin`` names an unknown tensor.
     """
     module = unwrap(module)
-    tapes = [record(module, e.args, e.kwargs) for e in map(as_example, examples)]
+    tapes = [record(module, e) for e in map(as_example, examples)]
     if not tapes:
         raise TraceError("no example input was given")
     tensors = known_tensors(module)
     parameters = {id(p) for p in module.parameters()}
-    pinned = _pinned(tensors, parameters, pin)
+    pinned = _pinned(tensors, tuple(pin))
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     found = propagate(tapes, shapes, pinned)
     assembly = _solve(found)
@@ -84,23 +82,12 @@ def infer_spec_many(module: nn.Module, examples: Iterable[Any], *, pin: Iterable
     return _spec(module, assembly, notes, parameters)
 
 
-def _pinned(tensors: Mapping[str, Tensor], parameters: set[int], pin: Iterable[str]) -> dict[str, str]:
-    """Tensors that must not move: chosen ones, and buffers that are no running statistics.
-
-    Tables such as sinusoidal positions are the same in every model; permuting them in one model only would make
-    averages of two models meaningless.  Statistics, and what a module keeps beside them, belong to their channels.
-    """
-    with_statistics = {name.rpartition(".")[0] for name in tensors if name.endswith(_STATISTICS)}
-    result = {
-        name: "a buffer that is no running statistic"
-        for name, tensor in tensors.items()
-        if id(tensor) not in parameters and name.rpartition(".")[0] not in with_statistics
-    }
+def _pinned(tensors: Mapping[str, Tensor], pin: Iterable[str]) -> dict[str, str]:
+    """Tensors that must not move, and why."""
     for name in pin:
         if name not in tensors:
             raise TraceError(f"cannot pin {name!r}: the module has no such tensor")
-        result[name] = "pinned on request"
-    return result
+    return dict.fromkeys(pin, "pinned on request")
 
 
 def _solve(found: Propagation) -> Assembly:

@@ -162,6 +162,12 @@ def fuse_sites(label: Label, first: int, count: int, store: Constraints) -> Labe
     if touching and not (len(touching) == 1 and set(fused) <= set(touching[0].sites)):
         label = _joint(label, set(fused), touching, store)
         touching = [p for p in label.parts if set(p.sites) & set(fused)]
+    elif touching:
+        for site in label.pinned.intersection(fused):
+            store.position(touching[0].elements, touching[0].sites.index(site), "its position matters", defines=True)
+    if touching:
+        # The elements of the part know which positions are fixed; the fused site as a whole is not.
+        label = replace(label, pinned=label.pinned.difference(fused))
 
     def renumber(sites: Iterable[int]) -> tuple[int, ...]:
         return tuple(sorted({s if s < first else first if s in fused else s - count + 1 for s in sites}))

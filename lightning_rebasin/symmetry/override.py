@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from lightning_rebasin.errors import SpecError
 from lightning_rebasin.symmetry.activations import ActivationSite
@@ -189,15 +190,22 @@ def _is_inside(group: Group, outer: Group) -> bool:
 
 
 def _split(spec: PermutationSpec, c: Component, gone: Group, pieces: Mapping[str, tuple[str, ...]]) -> list[Component]:
-    """The component itself, nothing (its group is pinned), or one component per member of the pinned ancestor."""
+    """The component itself, one component per member of the pinned ancestor, or what is left of the pinned group."""
     if c.group not in pieces:
         return [c]
+    if c.group == gone.id:
+        # Its positions still move with the group around it.
+        return [] if gone.parent is None else [replace(c, group=gone.parent.id, index=_regrouped(c, gone.parent))]
     level = len(gone.shape) - 1
     grid = c.index.reshape(*spec.groups[c.group].shape, -1)
     return [
         Component(name, c.sites, grid.select(level, i).reshape(-1, c.index.shape[1]))
         for i, name in enumerate(pieces[c.group])
     ]
+
+
+def _regrouped(c: Component, parent: Group) -> Tensor:
+    return c.index.reshape(parent.members, -1)
 
 
 def _rebuilt(

@@ -33,6 +33,10 @@ class Product:
     components: list[tuple[int, tuple[int, ...], IntArray]]
 
 
+#: A group (number of its cell) and one of the ways in which it moves a unit: in ``x ⊗ x`` it does so twice.
+Role = tuple[int, int]
+
+
 class Products:
     """Splits axes whose units follow several groups.
 
@@ -43,15 +47,15 @@ class Products:
     def __init__(self, solution: Solution) -> None:
         self._solution = solution
         self._place = np.zeros(len(solution.colouring.cells), dtype=np.int64)
-        self._coordinates: dict[int, dict[int, IntArray]] = {}
+        self._coordinates: dict[int, dict[Role, IntArray]] = {}
         for cell in solution.cells.values():
             self._place[cell.members] = np.arange(len(cell.members))
-            own: dict[int, IntArray] = {}
+            own: dict[Role, IntArray] = {}
             for parent, image in zip(cell.parents, cell.maps, strict=True):
-                for group, member in self._coordinates.get(parent, {}).items():
-                    own[group] = member[self._place[image]]
+                for (group, _), member in self._coordinates.get(parent, {}).items():
+                    _add_role(own, group, member[self._place[image]])
             if cell.kind == "group":
-                own[cell.number] = np.arange(len(cell.members), dtype=np.int64)
+                own[cell.number, 0] = np.arange(len(cell.members), dtype=np.int64)
             self._coordinates[cell.number] = own
 
     @cached_property
@@ -60,7 +64,7 @@ class Products:
 
     def groups_of(self, cell: int) -> list[int]:
         """Cells of the groups that move the units of a cell."""
-        return list(self._coordinates[cell])
+        return list(dict.fromkeys(group for group, _ in self._coordinates[cell]))
 
     def split(self, ids: IntArray) -> Product | None:
         """Find sites and components for some positions.
@@ -75,7 +79,7 @@ class Products:
         sites, depends = factorise(list(members.values()))
         flat = [n for factors in sites for n in factors]
         components = []
-        for (cell, member), own in zip(members.items(), depends, strict=True):
+        for ((cell, _), member), own in zip(members.items(), depends, strict=True):
             window = tuple(slice(None) if k in own else 0 for k in range(len(flat)))
             index = _positions(member.reshape(flat)[window].reshape(-1), len(self._solution.cells[cell].members))
             if index is None or not own:
@@ -84,36 +88,40 @@ class Products:
         product = Product(sites, components)
         return product if self._holds(product, ids) else None
 
-    def _members(self, ids: IntArray) -> dict[int, IntArray]:
-        """By cell of a group, ancestors included, the member that moves each position (−1: none)."""
+    def _members(self, ids: IntArray) -> dict[Role, IntArray]:
+        """By role of a group, ancestors included, the member that moves each position (−1: none)."""
         colouring = self._solution.colouring
         classes = colouring.classes[ids]
         cells = colouring.cells[classes]
-        found: dict[int, IntArray] = {}
+        found: dict[Role, IntArray] = {}
         for cell in np.unique(cells).tolist():
             here = cells == cell
-            for group, member in self._coordinates.get(cell, {}).items():
-                found.setdefault(group, np.full(ids.shape, -1, dtype=np.int64))[here] = member[
+            for role, member in self._coordinates.get(cell, {}).items():
+                found.setdefault(role, np.full(ids.shape, -1, dtype=np.int64))[here] = member[
                     self._place[classes[here]]
                 ]
         return found
 
-    def _ancestors(self, number: int) -> list[int]:
-        found = [number]
-        while self._solution.cells[found[-1]].parents:
-            found.append(self._solution.cells[found[-1]].parents[0])
-        return found
+    def _ancestor(self, number: int, member: IntArray, ancestor: int) -> IntArray | None:
+        """The members of ``ancestor`` around some members of a group; ``None`` if it is not around that group."""
+        while number != ancestor:
+            cell = self._solution.cells[number]
+            if not cell.parents:
+                return None
+            number, member = cell.parents[0], np.where(member >= 0, member // cell.size, -1)
+        return member
 
-    def _deepest(self, members: dict[int, IntArray]) -> dict[int, IntArray]:
+    def _deepest(self, members: dict[Role, IntArray]) -> dict[Role, IntArray]:
         """The same without the ancestors of what moves a position anyway."""
         found = {}
-        for group, member in members.items():
+        for (group, role), member in members.items():
             own = member.copy()
-            for other, theirs in members.items():
-                if other != group and group in self._ancestors(other):
-                    own[theirs >= 0] = -1
+            for (other, _), theirs in members.items():
+                around = None if other == group else self._ancestor(other, theirs, group)
+                if around is not None:
+                    own[(theirs >= 0) & (around == member)] = -1
             if (own >= 0).any():
-                found[group] = own
+                found[group, role] = own
         return found
 
     def _holds(self, product: Product, ids: IntArray) -> bool:
@@ -142,6 +150,13 @@ class Products:
         image = element_map(self._solution.colouring, move)
         elements = ids.reshape(-1)
         return bool((elements[place] == image[elements]).all())
+
+
+def _add_role(own: dict[Role, IntArray], group: int, member: IntArray) -> None:
+    """Remember that a group moves some units as it moves ``member``, unless that is known."""
+    known = [array for (other, _), array in own.items() if other == group]
+    if not any(np.array_equal(array, member) for array in known):
+        own[group, len(known)] = member
 
 
 def _positions(member: IntArray, count: int) -> IntArray | None:

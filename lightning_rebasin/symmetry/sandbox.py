@@ -1,15 +1,14 @@
 """A private double-precision copy of a model that can be run with other weights.
 
-Whatever is done here leaves the caller's model alone: its mode, hooks, buffers, random state and weights.  The copy
-runs in float64, so that equal functions agree to 1e-12 and different ones do not; casts to lower precision that a
-model hard-codes (normalisation in float32, say) are rewritten while it runs.
+Whatever is done here leaves the caller's model alone: its mode, hooks, buffers, random state and weights.  Weights are
+permuted in the copy's own memory, tensor by tensor, and put back the same way.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast, final
 
@@ -17,19 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from lightning_rebasin.errors import TraceError
 from lightning_rebasin.symmetry.examples import Example, output_tensors
+from lightning_rebasin.symmetry.permutation import Permutation, permute_tensor
+from lightning_rebasin.symmetry.precision import WIDE, ExactMode, widen, widen_while_running
+from lightning_rebasin.symmetry.steps import call, is_lightning, silence
 
-_WIDE = {
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.float32: torch.float64,
-    torch.complex32: torch.complex128,
-    torch.complex64: torch.complex128,
-}
+#: Bytes of parameters from which a model counts as large.
+LARGE = 384 * 2**20
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -43,15 +39,25 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
-def private_copy(module: nn.Module) -> nn.Module:
-    """A deep copy, unwrapped and uncompiled, in eval mode; the dtype stays."""
+def private_copy(module: nn.Module, *, share: bool = False) -> nn.Module:
+    """A deep copy, unwrapped and uncompiled, in eval mode; the dtype stays.
+
+    Args:
+        module: What to copy.
+        share: Let the parameters of the copy use the memory of the original's.
+    """
     module = unwrap(module)
     memo: dict[int, Any] = {}
+    if share:
+        memo.update({id(p): nn.Parameter(p.detach(), p.requires_grad) for p in module.parameters()})
     for part in module.modules():
         for value in vars(part).values():
             # Hook-style weight norm leaves a computed, non-leaf weight on the module, which deepcopy refuses.
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
+        # Where logging was redirected before, a bound method would drag its owner along.
+        if is_lightning(part):
+            memo.update({id(vars(part)[name]): None for name in ("log", "log_dict") if name in vars(part)})
     try:
         duplicate = copy.deepcopy(module, memo)
     except Exception as error:  # user modules may hold anything: locks, generators, open files
@@ -73,60 +79,49 @@ def tensor_state(module: nn.Module, *, keep_vars: bool = False) -> dict[str, Ten
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def widen(tensor: Tensor) -> Tensor:
-    """``tensor`` in float64 (or complex128), or itself where it is not floating point."""
-    return tensor.to(_WIDE.get(tensor.dtype, tensor.dtype))
-
-
-class _ExactMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Rewrites every cast to a lower precision, and remembers whether one slipped through."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.rounded = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in _WIDE and func is not torch.ops.aten.view.dtype:
-            kwargs["dtype"] = _WIDE[kwargs["dtype"]]
-        inputs = [value for value in args if isinstance(value, Tensor)]
-        mixed = len({value.dtype for value in inputs if value.is_floating_point()}) > 1
-        if mixed and not func._schema.is_mutable:
-            args = tuple(widen(value) if isinstance(value, Tensor) else value for value in args)
-        result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and result.dtype in _WIDE and inputs:
-            self.rounded = True
-        return result
-
-
 @final
 class Sandbox:
-    """A float64 copy of a module, to be run with any weights.
+    """A copy of a module that computes in float64, to be run with any weights.
+
+    The weights of a large model stay in their own precision, and only what a running submodule needs is in float64.
 
     Args:
         module: The model; it is unwrapped, copied and never touched again.
+        share: Use the memory of the model's parameters if it is large: it must be the caller's private copy, and has
+            other weights until :meth:`close`.
+        narrow: Whether weights stay in their own precision; by default those of a large model.
 
     Raises:
         TraceError: The module cannot be copied, or is on a device without values.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = private_copy(module)
+    def __init__(self, module: nn.Module, *, share: bool = False, narrow: bool | None = None) -> None:
+        given = [p for p in unwrap(module).parameters() if not is_lazy(p)]
+        large = sum(p.nbytes for p in given) >= LARGE and all(p.device.type != "mps" for p in given)
+        #: Whether the weights stay in their own precision.
+        self.narrow = large if narrow is None else narrow
+        self.module = private_copy(module, share=share and self.narrow)
+        self._logged = silence(self.module, unwrap(module))
         tensors = [*self.module.parameters(), *self.module.buffers()]
         if any(t.is_meta or is_lazy(t) for t in tensors):
             raise TraceError("the module has tensors without values (meta device or lazy layers): initialise it first")
         device = tensors[0].device if tensors else torch.device("cpu")
         # MPS has no float64.
         self.device = torch.device("cpu") if device.type == "mps" else device
-        self.module._apply(lambda t: widen(t.to("cpu") if t.device.type == "mps" else t))  # type: ignore[no-untyped-call]
+        if self.narrow:
+            widen_while_running(self.module)
+        else:
+            self.module._apply(lambda t: widen(t.to("cpu") if t.device.type == "mps" else t))  # type: ignore[no-untyped-call]
         for part in self.module.modules():
             for name, value in list(vars(part).items()):
-                if type(value) is Tensor and value.dtype in _WIDE:
+                if type(value) is Tensor and value.dtype in WIDE:
                     vars(part)[name] = widen(value.detach()).to(self.device)
         self._live = tensor_state(self.module, keep_vars=True)
         self._parameters = {id(parameter) for parameter in self.module.parameters()}
-        #: The weights of the copy, float64.
+        _separate(self._live.values())
+        #: The weights of the copy: float64, or the model's own precision if it is large.
         self.state: dict[str, Tensor] = {name: value.detach() for name, value in self._live.items()}
+        self._constant: list[tuple[Tensor, Tensor]] = []
         #: Whether some operation rounded to less than float64 in spite of all.
         self.rounded = False
 
@@ -143,19 +138,19 @@ class Sandbox:
         Raises:
             TraceError: The forward pass failed.
         """
-        example = tree_map_only(Tensor, self._own, (example.args, dict(example.kwargs)))
-        args, kwargs = cast("tuple[tuple[Any, ...], dict[str, Any]]", example)
-        mode = _ExactMode()
+        own = tree_map_only(Tensor, self._own, (example.args, dict(example.kwargs)))
+        args, kwargs = cast("tuple[tuple[Any, ...], dict[str, Any]]", own)
+        mode = ExactMode(narrow=self.narrow)
         # Caches in non-persistent buffers must not leak from one run into the next.
         persistent = {id(value) for value in self._live.values()}
         caches = [(b, b.detach().clone()) for b in self.module.buffers() if id(b) not in persistent]
         self._assign(self.state if state is None else state)
         try:
             with _isolated(self.device), mode:
-                output = self.module(*args, **kwargs)
-        except Exception as error:  # whatever the user's forward raises
+                output = call(self.module, Example(args, kwargs, example.method), self._logged)
+        except Exception as error:  # whatever the user's code raises
             raise TraceError(
-                f"the forward pass of {type(self.module).__name__} failed on the example input: "
+                f"{example.method} of {type(self.module).__name__} failed on the example input: "
                 f"{type(error).__name__}: {error}"
             ) from error
         finally:
@@ -175,6 +170,35 @@ class Sandbox:
         }
         return {**state, **tied, **tensors}
 
+    @contextmanager
+    def permuted(self, permutation: Permutation) -> Iterator[None]:
+        """Weights in another order inside the context, tensor by tensor in their own memory."""
+        self._permute(permutation)
+        try:
+            yield
+        finally:
+            self._permute(permutation.inverse())
+
+    def disturb(self, name: str, noise: Tensor) -> None:
+        """Add noise to a tensor whose values are all equal, under every name that it has."""
+        tensor = self.state[name]
+        self._constant.append((tensor, tensor.flatten()[0].clone()))
+        tensor.add_(noise)
+
+    def close(self) -> None:
+        """Give shared memory back as it was."""
+        for tensor, value in self._constant:
+            tensor.fill_(value)
+
+    def _permute(self, permutation: Permutation) -> None:
+        spec = permutation.spec
+        # Of several names of one tensor the last one counts, as it does when a state dict is loaded.
+        last = {tensor.data_ptr(): name for name, tensor in self.state.items() if tensor.numel()}
+        for name in last.values():
+            axis_map = spec.maps.get(spec.aliases.get(name, name))
+            if axis_map is not None:
+                self.state[name].copy_(permute_tensor(self.state[name], axis_map, permutation))
+
     def _own(self, tensor: Tensor) -> Tensor:
         with torch.inference_mode(mode=False):
             return widen(tensor.detach().to("cpu")).to(self.device, copy=True)
@@ -184,6 +208,14 @@ class Sandbox:
             value = state[name]
             # Swapping storage costs nothing; buffers are cloned because a forward pass may write to them.
             live.data = value if id(live) in self._parameters else value.clone()
+
+
+def _separate(tensors: Iterable[Tensor]) -> None:
+    """Give memory of their own to different tensors that share some, so that they can be permuted one by one."""
+    owners: dict[int, int] = {}
+    for tensor in tensors:
+        if tensor.numel() and owners.setdefault(tensor.untyped_storage().data_ptr(), id(tensor)) != id(tensor):
+            tensor.data = tensor.data.clone()
 
 
 @contextmanager

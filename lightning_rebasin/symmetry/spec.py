@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -233,6 +233,24 @@ class PermutationSpec:
     def tensors_of(self, group: str) -> tuple[str, ...]:
         """Names of the tensors on which ``group`` itself acts (not its children), aliases left out."""
         return tuple(name for name, m in self.maps.items() if any(c.group == group for c in m.components))
+
+    def pin_identical_buffers(
+        self, *states: Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]]
+    ) -> PermutationSpec:
+        """The spec for matching these models: what would move a buffer that is the same in two of them is pinned.
+
+        Tables such as sinusoidal positions fit already; moved in one model only, their average would mean nothing.
+        Statistics of normalisation layers move in any case.
+
+        Args:
+            *states: State dicts of the models, or functions that load them.
+
+        Returns:
+            This spec if there is nothing to pin, else a new one that says why in :meth:`explain`.
+        """
+        from lightning_rebasin.symmetry.buffers import pin_identical_buffers
+
+        return pin_identical_buffers(self, states)
 
     def check_state(self, state: Mapping[str, Tensor], what: str = "state dict", *, finite: bool = False) -> None:
         """Raise unless ``state`` has exactly the tensors of this spec, in their shapes.

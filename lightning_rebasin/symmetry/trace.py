@@ -8,7 +8,7 @@ random state and gradients are as before.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,18 +17,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from lightning_rebasin.errors import TraceError
-from lightning_rebasin.symmetry.examples import output_tensors
+from lightning_rebasin.symmetry.examples import Example, output_tensors
 from lightning_rebasin.symmetry.recorder import Recorder
+from lightning_rebasin.symmetry.sandbox import private_copy
+from lightning_rebasin.symmetry.steps import call, silence
 from lightning_rebasin.symmetry.tape import Tape
 
 
-def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tape:
-    """Run ``module(*args, **kwargs)`` in eval mode and write down what it computes.
+def record(module: nn.Module, example: Example) -> Tape:
+    """Run an example in eval mode and write down what the module computes.
 
     Args:
         module: Any module; it is left as it was.
-        args: Positional inputs.
-        kwargs: Keyword inputs.
+        example: The inputs; a step other than ``forward`` runs on a copy.
 
     Returns:
         The tape; its results are the output tensors.
@@ -36,7 +37,12 @@ def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     Raises:
         TraceError: The model does not run on this input, or returns no tensor.
     """
-    inputs = [leaf for leaf in tree_flatten((args, dict(kwargs)))[0] if isinstance(leaf, Tensor)]
+    logged: dict[str, Any] = {}
+    if example.method != "forward":
+        module, original = private_copy(module), module
+        logged = silence(module, original)
+    leaves = tree_flatten((example.args, dict(example.kwargs)))[0]
+    inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     # ``example_input_array`` is an attribute of the module too, but here it is an input.
     constants = [tensor for tensor in _model_constants(module) if all(tensor is not leaf for leaf in inputs)]
     recorder = Recorder(known_tensors(module), constants)
@@ -44,12 +50,12 @@ def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         recorder.add_input(leaf)
     try:
         with _undisturbed(module), plain_kernels(), _module_paths(module, recorder.module_path), recorder:
-            output = module(*args, **kwargs)
+            output = call(module, example, logged)
     except Exception as error:
-        shapes = ", ".join(_describe(a) for a in tree_flatten((args, dict(kwargs)))[0]) or "no inputs"
+        shapes = ", ".join(map(_describe, leaves)) or "no inputs"
         raise TraceError(
             f"{type(module).__name__} does not run on the example input ({shapes}): "
-            f"{type(error).__name__}: {error}; pass the inputs that forward() expects"
+            f"{type(error).__name__}: {error}; pass the inputs that {example.method}() expects"
         ) from error
     finally:
         with torch.no_grad():

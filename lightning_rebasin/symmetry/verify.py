@@ -10,13 +10,14 @@ statistic) cannot show whether it moved, so the copy gets noise in its place bef
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_rebasin.errors import EquivalenceError
+from lightning_rebasin.errors import EquivalenceError, TraceError
 from lightning_rebasin.symmetry.compare import Outputs, relative_error, run_all
 from lightning_rebasin.symmetry.diagnose import explain_failure
 from lightning_rebasin.symmetry.examples import Example, resolve_examples
@@ -92,8 +93,48 @@ def check_equivalence(
         >>> check_equivalence(net, p, torch.ones(4, 2)) < 1e-12
         True
     """
-    sandbox = _prepare(module, permutation.spec)
-    found = resolve_examples(unwrap(module), args, kwargs, examples)
+    with _sandbox(module, resolve_examples(unwrap(module), args, kwargs, examples)) as (sandbox, found):
+        return _check(sandbox, permutation, found)
+
+
+def check_in_place(module: nn.Module, permutation: Permutation, *args: Any) -> float:
+    """Like :func:`check_equivalence` for a caller's private copy: a large one is not copied again.
+
+    Args:
+        module: The network with real weights; while this runs they are permuted in their own memory, then put back.
+        permutation: The symmetry to check.
+        *args: Example input as for ``forward``.
+
+    Returns:
+        The largest relative error.
+
+    Raises:
+        EquivalenceError: The outputs differ, or the check is blind.
+    """
+    with _sandbox(module, resolve_examples(unwrap(module), args, {}, None), share=True) as (sandbox, found):
+        return _check(sandbox, permutation, found)
+
+
+@contextmanager
+def _sandbox(
+    module: nn.Module, examples: tuple[Example, ...], *, share: bool = False
+) -> Iterator[tuple[Sandbox, tuple[Example, ...]]]:
+    """A sandbox in which the examples run, and the examples."""
+    sandbox = Sandbox(module, share=share)
+    if sandbox.narrow:
+        try:
+            sandbox.run(examples[0])
+        except TraceError:
+            # Code that reads another submodule's weights may find two precisions where torch wants one.
+            sandbox = Sandbox(module, narrow=False)
+    try:
+        yield sandbox, examples
+    finally:
+        sandbox.close()
+
+
+def _check(sandbox: Sandbox, permutation: Permutation, found: tuple[Example, ...]) -> float:
+    _prepare(sandbox, permutation.spec)
     result, baseline = _measure(sandbox, permutation, found)
     if not result.equal:
         limit = result.tolerance * max(1.0, result.control)
@@ -122,12 +163,12 @@ def measure_equivalence(
     Returns:
         Error, control and tolerance.
     """
-    sandbox = _prepare(module, permutation.spec)
-    return _measure(sandbox, permutation, resolve_examples(unwrap(module), args, kwargs, examples))[0]
+    with _sandbox(module, resolve_examples(unwrap(module), args, kwargs, examples)) as (sandbox, found):
+        _prepare(sandbox, permutation.spec)
+        return _measure(sandbox, permutation, found)[0]
 
 
-def _prepare(module: nn.Module, spec: PermutationSpec) -> Sandbox:
-    sandbox = Sandbox(module)
+def _prepare(sandbox: Sandbox, spec: PermutationSpec) -> None:
     spec.check_state(sandbox.state, "the module's state dict")
     generator = torch.Generator().manual_seed(0)
     trainable = {name for name, _ in sandbox.module.named_parameters(remove_duplicate=False)}
@@ -137,8 +178,7 @@ def _prepare(module: nn.Module, spec: PermutationSpec) -> Sandbox:
         if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
             noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
             # In place, so that tied names follow; a positive tensor (a variance) stays positive.
-            tensor.add_(noise * (0.3 * tensor if bool(tensor.any()) else 0.1))
-    return sandbox
+            sandbox.disturb(name, noise * (0.3 * tensor if bool(tensor.any()) else 0.1))
 
 
 def _measure(sandbox: Sandbox, permutation: Permutation, examples: tuple[Example, ...]) -> tuple[Equivalence, Outputs]:
@@ -149,7 +189,9 @@ def _measure(sandbox: Sandbox, permutation: Permutation, examples: tuple[Example
         for path, tensor in outputs.items():
             if tensor.numel() and bool(torch.isnan(tensor).all()):
                 raise EquivalenceError(f"output{path} is NaN everywhere on the example input: nothing can be compared")
-    error = relative_error(baseline, run_all(sandbox, examples, permutation.apply(sandbox.state)))
+    with sandbox.permuted(permutation):
+        permuted = run_all(sandbox, examples)
+    error = relative_error(baseline, permuted)
     result = Equivalence(error, 0.0, ROUNDED_TOLERANCE if sandbox.rounded else TOLERANCE, sandbox.rounded)
     for state in _controls(sandbox, permutation.spec):
         control = relative_error(baseline, run_all(sandbox, examples, state))

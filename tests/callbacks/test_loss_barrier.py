@@ -29,6 +29,7 @@ from lightning_rebasin.errors import (
     RebasinError,
     SpecError,
     StateDictError,
+    TraceError,
 )
 from lightning_rebasin.landscape import load_trajectory
 
@@ -462,11 +463,65 @@ def test_no_validation_is_refused_in_setup(tmp_path, kind):
             trainer.fit(Stepless() if kind == "no step" else Classifier(), train_loader(), val_loader())
 
 
-def test_matching_without_example_input_or_spec_is_refused_in_setup(tmp_path):
-    module = Classifier()
+def test_without_example_input_the_first_validation_batch_shows_the_symmetries(tmp_path):
+    class Stepwise(Classifier):
+        """What forward takes is in no batch: only validation_step can be run."""
+
+        def forward(self, x, scale):
+            return self.net(x) * scale
+
+        def training_step(self, batch, batch_idx):
+            loss = torch.nn.functional.cross_entropy(self(batch[0], 2.0), batch[1])
+            self.log("train_loss", loss)
+            return loss
+
+        def validation_step(self, batch, batch_idx):
+            loss = torch.nn.functional.cross_entropy(self(batch[0], 2.0), batch[1])
+            self.log("val_loss", loss)
+
+    for module in (Stepwise(), Classifier()):
+        module.example_input_array = None
+        barrier = LossBarrier("init", "both")
+        fit(tmp_path / type(module).__name__, barrier, module=module)
+        assert next(iter(barrier._aligner._spec.groups.values())).size == 8
+        assert barrier.measurements[-1].moved is not None
+
+
+def test_a_buffer_that_the_reference_shares_is_not_permuted(tmp_path):
+    class Offset(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.extra = nn.Linear(self.net.fc1.in_features, 5)
+            self.last = nn.Linear(5, self.net.fc2.out_features)
+            self.register_buffer("table", torch.arange(8.0).sin())
+
+        def forward(self, x):
+            hidden = torch.relu(self.net.fc1(x) + self.table)
+            return self.net.fc2(hidden) + self.last(torch.relu(self.extra(x)))
+
+    seed_everything(3, verbose=False)
+    other = Offset().state_dict()
+    barrier = LossBarrier(other, "weight", points=3)
+    fit(tmp_path, barrier, module=Offset(), max_epochs=3)
+    assert [g.size for g in barrier._aligner._last.spec.groups.values()] == [5]
+    assert len(barrier.measurements) == 3
+    assert 0 < barrier.measurements[-1].moved <= 1
+
+
+def test_a_module_that_runs_on_no_batch_is_refused_before_training(tmp_path):
+    class Picky(Classifier):
+        """Its loss is a number that has forgotten where it came from."""
+
+        def forward(self, x, scale):
+            return self.net(x) * scale
+
+        def validation_step(self, batch, batch_idx):
+            self(batch[0], 1.0)
+
+    module = Picky()
     module.example_input_array = None
-    with pytest.raises(ConfigurationError, match="example_input_array"):
-        fit(tmp_path, LossBarrier("init", "both"), Alarm(), module=module)
+    with pytest.raises(TraceError, match="returned no tensor"):
+        fit(tmp_path, LossBarrier("init", "both"), Alarm(), module=module, num_sanity_val_steps=1)
 
 
 def test_a_spec_of_another_network_is_refused_in_setup(tmp_path):

@@ -34,7 +34,7 @@ def command(folder, *extra, large=None):
     """The merge as a program of its own; ``large`` is from how many bytes on a model counts as large."""
     program = "import sys; from lightning_rebasin.cli.main import main; "
     if large is not None:
-        program += f"from lightning_rebasin.matching import weight; weight._LARGE = {large}; "
+        program += f"from lightning_rebasin.matching import weight; weight.LARGE = {large}; "
     program += "sys.exit(main(sys.argv[1:]))"
     return [
         sys.executable,
@@ -45,8 +45,7 @@ def command(folder, *extra, large=None):
         "b.pt",
         "-o",
         "out.pt",
-        "--spec",
-        "spec.json",
+        *(() if "--module" in extra else ("--spec", "spec.json")),
         "--force",
         *extra,
     ]
@@ -106,6 +105,43 @@ def test_two_files_of_500_megabytes_need_less_than_three_models(tmp_path, method
     size = (tmp_path / "a.pt").stat().st_size / MEBIBYTE
     assert size > 490
     check(tmp_path, method, size)
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Chain(nn.Module):
+    def __init__(self, width, layers):
+        super().__init__()
+        for i in range(layers):
+            setattr(self, f"layer{i}", nn.Linear(width, width, bias=False))
+
+    def forward(self, x):
+        *inner, last = self.children()
+        for layer in inner:
+            x = layer(x).relu()
+            x = x / x.std()
+        return last(x)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_two_files_of_500_megabytes_are_proved_in_less_than_three_models(tmp_path):
+    """With the network's code: the spec is inferred, and the permuted network is run in float64 before writing."""
+    width, layers = 1024, 124
+    make(tmp_path, width, layers)
+    (tmp_path / "chain.py").write_text(NETWORK)
+    size = (tmp_path / "a.pt").stat().st_size / MEBIBYTE
+    settings = f'{{"width": {width}, "layers": {layers}}}'
+    module = ("--module", "chain.Chain", "--init-args", settings, "--input-shape", f"4,{width}")
+    anonymous, total, log = watched(tmp_path, *module)
+    beside = anonymous - baseline(tmp_path)
+    print(f"MiB: model {size:.0f}, beside the libraries {beside:.0f}, all with mapped files {total:.0f}")
+    assert size > 490 and "permuted models compute the same function" in log
+    assert beside < 3 * size
 
 
 @pytest.mark.timeout(280)

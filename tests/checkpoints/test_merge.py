@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers.classifier import Classifier, train_loader, val_loader
 from helpers.models import BatchNormCNN, mlp, randomise
+from lightning.pytorch import LightningModule
 
 from lightning_rebasin.checkpoints import merge as merge_module
 from lightning_rebasin.checkpoints import merge_checkpoints, read_checkpoint
@@ -17,7 +18,7 @@ from lightning_rebasin.errors import (
     StateDictError,
 )
 from lightning_rebasin.merging import average, interpolate, repair, reset_batch_norm
-from lightning_rebasin.symmetry import Permutation, PermutationSpec, infer_spec
+from lightning_rebasin.symmetry import Example, Permutation, PermutationSpec, infer_spec
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(9))
 
@@ -94,6 +95,8 @@ def test_plain_average_and_weights(tmp_path, planted):
     torch.save(interpolate(loaded(paths[0]), loaded(paths[1]), 0.01), tmp_path / "c.pt")
     close = merge_checkpoints([paths[0], tmp_path / "c.pt"], tmp_path / "o.pt", module=net, example=X)
     assert any("already" in sentence and "--method average" in sentence for sentence in close.advice)
+    done = merge_checkpoints([tmp_path / "a.pt", tmp_path / "c.pt"], tmp_path / "e.pt", method="average")
+    assert not any("--method" in sentence for sentence in done.advice)
 
 
 def test_dry_run_writes_nothing(tmp_path, planted):
@@ -326,3 +329,56 @@ def test_a_constant_example_array_does_not_blind_the_gate(tmp_path, planted):
     torch.save(net.state_dict(), tmp_path / "b.pt")
     report = merge_checkpoints([tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "o.pt", module=net)
     assert report.errors == (0.0,)
+
+
+class Stepwise(LightningModule):
+    """No forward: the network runs in validation_step only, on batches that are dicts."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def validation_step(self, batch):
+        self.log("loss", (self.net(batch["x"]) - batch["y"][:, None]).square().mean())
+
+
+def test_a_lightning_module_is_proved_through_its_validation_step(tmp_path, planted):
+    net, _, hidden = planted
+    module = Stepwise(net)
+    for name in ("a.pt", "b.pt"):
+        state = torch.load(tmp_path / name, weights_only=True)
+        torch.save({f"net.{key}": tensor for key, tensor in state.items()}, tmp_path / name)
+    g = torch.Generator().manual_seed(4)
+    data = [{"x": torch.randn(20, 6, generator=g), "y": torch.randn(20, generator=g)}]
+    paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    report = merge_checkpoints(paths, tmp_path / "out.pt", module=module, data=data)
+    assert report.permutations[1].orders["net.0"].tolist() == hidden.inverse().orders["0"].tolist()
+    assert report.errors[0] < 1e-12
+    step = Example((data[0],), method="validation_step")
+    assert merge_checkpoints(paths, tmp_path / "2.pt", module=module, example=step).errors[0] < 1e-12
+
+
+class Positioned(torch.nn.Module):
+    """The same sinusoids in every model, tied to the columns of the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.inner, self.head = (torch.nn.Linear(*shape) for shape in ((3, 6), (6, 8), (8, 2)))
+        self.register_buffer("table", torch.arange(24.0).reshape(4, 6).sin())
+
+    def forward(self, z):
+        return self.head(torch.relu(self.inner(self.embed(z) + self.table)))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_table_that_the_models_share_comes_out_as_it_was(tmp_path, count):
+    paths = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        paths.append(tmp_path / f"{seed}.pt")
+        torch.save(Positioned().state_dict(), paths[-1])
+    z = torch.randn(2, 4, 3)
+    report = merge_checkpoints(paths, tmp_path / "out.pt", module=Positioned(), example=z)
+    assert torch.equal(loaded(tmp_path / "out.pt")["table"], Positioned().table)
+    assert "is the same in the models" in report.spec.explain("embed.weight")
+    assert [g.size for g in report.spec.groups.values()] == [8] and max(report.errors) < 1e-12

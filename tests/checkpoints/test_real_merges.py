@@ -88,12 +88,12 @@ def score(path, network):
     return result[0]["accuracy"]
 
 
-#: Measured on 4000 test images, statistics from 2000: naive .66, .28, .70, .91; matched .86, .77, .96, .98; repaired
+#: Measured on 4000 test images, statistics from 2000: naive .66, .28, .70, .91; matched .86, .86, .96, .98; repaired
 #: .89, .89, .96, .98.
 CASES = {
     # family: network, files, lowest accuracy of the ends, highest of the naive average, lowest matched, and repaired
     "v2.3.3 pair": (SmallMLP, ["v2.3.3-mnist-mlp-00", "v2.3.3-mnist-mlp-01"], 0.885, 0.70, 0.84, 0.88),
-    "v2.3.3 four": (SmallMLP, [f"v2.3.3-mnist-mlp-0{i}" for i in (0, 1, 5, 6)], 0.885, 0.32, 0.74, 0.86),
+    "v2.3.3 four": (SmallMLP, [f"v2.3.3-mnist-mlp-0{i}" for i in (0, 1, 5, 6)], 0.885, 0.32, 0.80, 0.87),
     "v1.3.4 pair": (WideMLP, ["v1.3.4-mnist-mlp-a", "v1.3.4-mnist-mlp-b"], 0.955, 0.75, 0.955, 0.95),
     "v2.6.5 pair": (CNN, ["v2.6.5-mnist-cnn-a", "v2.6.5-mnist-cnn-b"], 0.97, 0.94, 0.97, 0.97),
 }

@@ -1,7 +1,6 @@
 """The file commands as a person uses them: real arguments, real files, one-line errors."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -233,6 +232,13 @@ def test_mistakes_are_one_line_and_leave_nothing(files, tmp_path, case, capsys):
     assert {p.name for p in tmp_path.iterdir()} - {"__pycache__"} == before
 
 
+def test_one_file_rewritten_needs_no_advice(files, capsys):
+    assert run("merge", "a.ckpt", "-o", "a.safetensors", "--method", "none", "--no-progress") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("1 model, method none")
+    assert "no data" not in out
+
+
 def test_failing_user_code_is_reported(files, capsys):
     _, name = files
     assert run("merge", "a.ckpt", "b.ckpt", "-o", "x.ckpt", "--module", MODULE, "--data", f"{name}.broken") == 2
@@ -299,6 +305,13 @@ def test_killed_while_writing_leaves_no_broken_output(files, tmp_path):
     assert (tmp_path / "out.ckpt").read_bytes() == (tmp_path / "a.ckpt").read_bytes()
 
 
-def test_the_program_starts_without_torch():
-    code = "import sys; from lightning_rebasin.cli import main; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+@pytest.mark.parametrize("arguments", [[], ["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join)
+def test_help_does_not_wait_for_heavy_libraries(arguments):
+    code = (
+        "import sys\nfrom lightning_rebasin.cli.main import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "sys.exit(', '.join({'torch', 'lightning', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules)) or 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert "usage: lightning-rebasin" in run.stdout
+    assert (run.returncode, run.stderr) == (0, "")

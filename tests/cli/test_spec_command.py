@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from helpers.models import mlp
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_rebasin.cli import spec as command
@@ -44,6 +45,22 @@ class Reader(nn.Module):
 
 class Exemplary(Tower):
     example_input_array = torch.ones(2, 3)
+
+
+class Stepwise(LightningModule):
+    """Computes from a batch, in validation_step alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(3, 5, 2)
+
+    def validation_step(self, batch):
+        self.log("loss", nn.functional.cross_entropy(self.net(batch["x"]), batch["y"]))
+
+
+def batches():
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    return [{"x": x, "y": torch.arange(4) % 2}]
 
 
 class Dead(Tower):
@@ -126,6 +143,14 @@ def test_example_input_array_and_functions(capsys):
     assert "3 groups" in capsys.readouterr().out
 
 
+def test_data_give_the_example(capsys):
+    assert run("--module", "tower_models.Stepwise", "--data", "tower_models.batches") == 0
+    out = capsys.readouterr().out
+    assert "1 group" in out and "proved" in out
+    with pytest.raises(ConfigurationError, match="--data"):
+        run("--module", "tower_models.Stepwise")
+
+
 def test_same_seed_same_output(capsys):
     run(*TOWER, *INPUT, "--seed", "3")
     first = capsys.readouterr().out
@@ -186,8 +211,18 @@ def test_bad_shapes_end_with_code_two(shape, capsys):
 
 
 def test_written_file_is_plain_json(tmp_path):
-    run(*TOWER, *INPUT, "--output", tmp_path / "spec.json")
+    run(*TOWER, *INPUT, "-o", tmp_path / "spec.json")
     assert json.loads((tmp_path / "spec.json").read_text())["format"] == "lightning-rebasin-spec"
+
+
+def test_an_existing_file_is_overwritten_only_by_force(tmp_path):
+    target = tmp_path / "spec.json"
+    target.write_text("mine")
+    with pytest.raises(OutputError, match="--force"):
+        run(*TOWER, *INPUT, "-o", target)
+    assert target.read_text() == "mine"
+    assert run(*TOWER, *INPUT, "-o", target, "--force") == 0
+    assert target.read_text() != "mine"
 
 
 def test_errors_are_one_line_with_code_two(capsys):

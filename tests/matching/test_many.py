@@ -1,5 +1,6 @@
 """Several networks at once: planted permutations, cycle consistency, monotone objectives."""
 
+import gc
 import itertools
 
 import pytest
@@ -9,8 +10,11 @@ from helpers.specs import grouped_spec, nested_spec, random_state
 
 from lightning_rebasin.errors import ConfigurationError, NonFiniteError, StateDictError
 from lightning_rebasin.matching import match_many
-from lightning_rebasin.matching.frank_wolfe import _FrankWolfe
-from lightning_rebasin.matching.many import Universe
+from lightning_rebasin.matching.costs.cache import CostCache
+from lightning_rebasin.matching.costs.layouts import Layouts
+from lightning_rebasin.matching.frank_wolfe import _FrankWolfe, _mix
+from lightning_rebasin.matching.soft import SoftNetworks
+from lightning_rebasin.matching.universe import Universe
 from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
@@ -82,20 +86,21 @@ def test_every_kind_of_spec(make, method):
 def test_soft_networks_are_the_permuted_ones_at_the_vertices():
     spec, states, permutations = planted(2)
     universe = Universe(spec, states, (0.5, 0.5), "auto")
-    engine = _FrankWolfe(universe)
+    networks = SoftNetworks(universe)
     hard = {g: torch.eye(len(p))[p] for g, p in permutations[1].orders.items()}
-    mixed, moved = engine._applied(states[0], hard), permutations[1].apply(states[0])
+    mixed, moved = networks.applied(states[0], hard), permutations[1].apply(states[0])
     for name, tensor in mixed.items():
         torch.testing.assert_close(tensor, moved[name])
 
 
 def test_line_search_is_exact():
     spec, states, _ = planted(3, 1.0)
-    engine = _FrankWolfe(Universe(spec, states, (1 / 3,) * 3, "auto"))
+    universe = Universe(spec, states, (1 / 3,) * 3, "auto")
+    engine, networks = _FrankWolfe(universe), SoftNetworks(universe)
     soft = [engine._half_way(Permutation.identity(spec)) for _ in states]
     target = engine._direction(soft)
     step, value = engine._line(soft, target)
-    tried = [engine._value([engine._mix(s, t, k / 50) for s, t in zip(soft, target, strict=True)]) for k in range(51)]
+    tried = [networks.value([_mix(s, t, k / 50) for s, t in zip(soft, target, strict=True)]) for k in range(51)]
     assert value >= max(tried) - 1e-5 * abs(value)
     assert 0.0 <= step <= 1.0
 
@@ -118,6 +123,17 @@ def test_states_may_be_loaded_one_at_a_time():
     result = match_many(spec, [lambda s=s: Loaded(s) for s in states])
     assert result.permutations[1] == permutations[0].compose(permutations[1].inverse())
     assert most <= 2
+
+
+def test_nothing_large_is_left_to_the_garbage_collector():
+    spec, states, _ = planted(3, 1.0)
+    gc.collect()
+    gc.disable()  # it runs seldom where there are few objects, however large
+    try:
+        match_many(spec, states)
+        assert not [item for item in gc.get_objects() if type(item) in {Layouts, CostCache}]
+    finally:
+        gc.enable()
 
 
 def test_errors():

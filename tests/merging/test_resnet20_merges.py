@@ -28,4 +28,5 @@ def test_statistics_help_a_batch_norm_network(names, monkeypatch):
     assert row.naive < 0.2
     assert row.reset > row.matched + 0.05
     assert row.reset > row.naive_reset + 0.05
-    assert row.repaired > row.reset - NOISE
+    # With more images (docs/merge_resnet20.md): 45.9 against 41.7 for the pair, 23.8 against 22.6 for the five.
+    assert row.repaired > row.reset + (0.01 if len(names) == 2 else -NOISE)

@@ -296,6 +296,56 @@ def test_batch_norm_statistics_are_those_of_the_midpoint(tmp_path: Path) -> None
     assert float(trainer.callback_metrics["best_midpoint_loss"]) == pytest.approx(float(loss), rel=1e-5)
 
 
+class StepOnly(Classifier):
+    """Its forward takes what is in no batch, so only its steps can be run on one."""
+
+    def forward(self, x: Tensor, scale: float) -> Tensor:  # type: ignore[override]
+        return self.net(x) * scale
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return cross_entropy(self(batch[0], 2.0), batch[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        self.log("val_loss", cross_entropy(self(batch[0], 2.0), batch[1]))
+
+
+def test_a_module_without_usable_forward_is_traced_and_proved_through_its_step(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
+    model = StepOnly(hidden=16)
+    model.example_input_array = None
+    module = MergeModule(model, *ends)
+    fit(module, tmp_path, max_epochs=1)
+    assert [group.size for group in module.spec.groups.values()] == [16]
+    module.export(tmp_path / "merged.ckpt")
+    merged = torch.load(tmp_path / "merged.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(merged["net.fc1.weight"], module.merged_state_dict()["net.fc1.weight"])
+
+
+class Offset(Classifier):
+    """Adds a fixed table to the hidden units: shared by all models, so it must not move."""
+
+    def __init__(self) -> None:
+        super().__init__(hidden=16)
+        self.register_buffer("table", torch.arange(16.0).sin())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net.fc2(torch.relu(self.net.fc1(x) + self.table))
+
+
+def test_buffers_that_both_ends_share_stay(tmp_path: Path) -> None:
+    states = [copy.deepcopy(Offset().state_dict()) for _ in range(2)]
+    full = infer_spec(Offset(), torch.zeros(2, FEATURES))
+    assert "table" in full.maps
+    start = Permutation.random(full, torch.Generator().manual_seed(0))
+    module = MergeModule(Offset(), *states, spec=full, init=start)
+    fit(module, tmp_path, max_epochs=1)
+    assert not module.spec.groups
+    assert torch.equal(module.merged_state_dict()["table"], states[0]["table"])
+    other = {**states[1], "table": states[1]["table"] + 1}
+    assert [g.size for g in MergeModule(Offset(), states[0], other, spec=full).spec.groups.values()] == [16]
+
+
 def test_any_module_with_a_loss_function(tmp_path: Path) -> None:
     model = mlp(FEATURES, 8, CLASSES)
     ends = trained(model, 1), trained(model, 2)

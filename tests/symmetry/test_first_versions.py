@@ -1,5 +1,7 @@
 """The cases that broke first versions of the inference, kept as regressions."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -153,7 +155,7 @@ def test_unused_units_stay():
     check_equivalence(module, Permutation.random(spec, torch.Generator().manual_seed(0)), x(2, 3))
 
 
-def test_tables_in_buffers_stay_and_statistics_move():
+def test_tables_in_buffers_stay_where_models_share_them_and_statistics_move():
     class Positions(nn.Module):
         def __init__(self):
             super().__init__()
@@ -168,5 +170,8 @@ def test_tables_in_buffers_stay_and_statistics_move():
             return self.b(torch.relu(self.norm(self.a(z).mT).mT + self.table))
 
     assert "norm.running_mean" in proved(Positions(), x(2, 4, 3)).maps
-    pinned = proved(Added(), x(2, 4, 3))
+    free = proved(Added(), x(2, 4, 3))
+    assert free.log10_symmetries == pytest.approx(math.log10(720)) and "moves" in free.explain("table")
+    state = Added().state_dict()
+    pinned = free.pin_identical_buffers(state, state)
     assert not pinned.groups and "pinned" in pinned.explain("table")

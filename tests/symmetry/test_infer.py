@@ -196,8 +196,10 @@ class Sinusoidal(nn.Module):
         return self.c(F.relu(self.b(self.a(x) + self.table)))
 
 
-def test_persistent_tables_are_pinned_and_statistics_move():
-    spec = exact(Sinusoidal(), x(2, 5, 4))
+def test_persistent_tables_are_pinned_where_shared_and_statistics_move():
+    free = exact(Sinusoidal(), x(2, 5, 4))
+    assert "table" in free.maps
+    spec = free.pin_identical_buffers(Sinusoidal().state_dict(), Sinusoidal().state_dict())
     assert "table" not in spec.maps
     assert [g.size for g in spec.groups.values()] == [7]
     spec = exact(nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 3)), x(2, 2, 7, 7))

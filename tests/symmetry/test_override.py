@@ -64,6 +64,23 @@ def test_pin_parent_splits_its_children():
     assert all(torch.equal(new[name], within[name]) for name in state)
 
 
+def test_pin_child_leaves_its_parent_acting_where_the_child_did():
+    """Regression: the child's components carry the parent's moves, so they must not vanish with the child."""
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    module = randomise(torch.nn.MultiheadAttention(8, 2, batch_first=True))
+    spec = infer_spec(module, x, x, x)
+    inner = [g.id for g in spec.groups.values() if g.parent is not None]
+    heads = next(g.id for g in spec.groups.values() if g.parent is None)
+    assert len(inner) == 2
+    for name in inner:
+        pinned = pin_group(spec, name)
+        assert check_equivalence(module, randomly(pinned), x, x, x) < 1e-12
+        spec_both = pin_group(pinned, next(other for other in inner if other != name))
+        swap = Permutation(spec_both, {heads: torch.tensor([1, 0])})
+        assert check_equivalence(module, swap, x, x, x) < 1e-12
+        assert not torch.equal(swap.apply(module.state_dict())["in_proj_weight"], module.in_proj_weight)
+
+
 def test_pin_in_the_middle_of_three_levels():
     a = Group("a", 2)
     b = Group("b", 3, a)

@@ -6,7 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.exact import exact, log10
+from helpers.models import randomise
 from torch import nn
+
+from lightning_rebasin.matching import match_weights
+from lightning_rebasin.symmetry import Permutation, PermutationSpec, infer_spec
 
 
 def x(*shape, seed=1):
@@ -215,3 +219,137 @@ def test_weights_mixed_from_several_convolutions():
 
     spec = exact(Conditional(), x(2, 3, 7, 7))
     assert spec.log10_symmetries == pytest.approx(log10((4, 1), (6, 1), (8, 1)))
+
+
+class FusedGroupedQueries(nn.Module):
+    """One projection for 6 query heads, 2 key heads and 2 value heads of 4 units, laid out in three ways."""
+
+    def __init__(self, layout):
+        super().__init__()
+        self.layout = layout
+        self.i, self.qkv, self.o, self.out = nn.Linear(5, 10), nn.Linear(10, 40), nn.Linear(24, 10), nn.Linear(10, 3)
+
+    def heads(self, z):
+        if self.layout == "interleaved":  # each key head behind its query heads
+            z = z.unflatten(-1, (2, 5, 4))
+            q = z[..., :3, :]
+            k, v = (torch.broadcast_to(z[..., [n], :], q.shape) for n in (3, 4))
+            return (y.flatten(2, 3).transpose(1, 2) for y in (q, k, v))
+        q, k, v = (y.unflatten(-1, (-1, 4)).transpose(1, 2) for y in z.split([24, 8, 8], -1))
+        return (q, k, v) if self.layout == "kernel" else (q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1))
+
+    def forward(self, x):
+        x = self.i(x)
+        q, k, v = self.heads(self.qkv(x))
+        if self.layout == "kernel":
+            y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        else:
+            y = (q @ k.mT / 2).softmax(-1) @ v
+        return self.out(x + self.o(y.transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("layout", ["repeated", "kernel", "interleaved"])
+def test_fused_projection_with_fewer_key_heads(layout):
+    spec = exact(FusedGroupedQueries(layout), x(2, 5, 5))
+    # model width, key heads, query heads inside each, query-key and value units inside each key head
+    assert spec.log10_symmetries == pytest.approx(log10((10, 1), (2, 1), (3, 2), (4, 2), (4, 2)))
+
+
+class Powers(nn.Module):
+    """Products of the hidden units with one another, flattened, with the units themselves beside them."""
+
+    def __init__(self, order=2, beside=False):
+        super().__init__()
+        self.order, self.beside = order, beside
+        self.i, self.o = nn.Linear(4, 5), nn.Linear(5**order + 5 * beside, 3)
+
+    def forward(self, x):
+        h = z = torch.tanh(self.i(x))
+        for _ in range(self.order - 1):
+            z = (z[..., None] * h[:, None]).flatten(1)
+        return self.o(torch.cat([z, h], 1) if self.beside else z)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_outer_product_with_itself(order):
+    spec = exact(Powers(order), x(6, 4))
+    assert [g.size for g in spec.groups.values()] == [5]
+    assert len(spec.maps["o.weight"].sites[1]) == order and len(spec.maps["o.weight"].components) == order
+    again = PermutationSpec.from_dict(spec.to_dict())
+    assert again == spec
+
+
+def test_outer_product_with_itself_is_matched():
+    net = randomise(Powers())
+    spec = infer_spec(net, x(6, 4).float())
+    planted = Permutation.random(spec, torch.Generator().manual_seed(5))
+    state = net.state_dict()
+    assert match_weights(spec, state, planted.apply(state)).permutation == planted.inverse()
+
+
+def test_gram_matrix_of_channels():
+    class Texture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.o = nn.Conv2d(3, 6, 3), nn.Linear(36, 2)
+
+        def forward(self, x):
+            f = self.c(x).relu().flatten(2)
+            return self.o((f @ f.mT).flatten(1))
+
+    assert [g.size for g in exact(Texture(), x(2, 3, 6, 6)).groups.values()] == [6]
+
+
+def test_products_beside_the_units_themselves_are_pinned_or_exact():
+    """A known limit: one axis on which a group acts twice in a part and once in another."""
+    exact(Powers(beside=True), x(6, 4))
+
+
+def test_flattened_image_beside_other_features():
+    """Regression: flattening ordered pixels into an axis with channels pinned the channels as soon as it was joined."""
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.a, self.h, self.o = nn.Conv2d(3, 6, 3), nn.Linear(4, 5), nn.Linear(221, 7), nn.Linear(7, 2)
+
+        def forward(self, image, table):
+            z = torch.cat([self.c(image).relu().flatten(1), self.a(table).relu()], 1)
+            return self.o(self.h(z).relu())
+
+    spec = exact(Both(), x(2, 3, 8, 8), x(2, 4))
+    assert spec.log10_symmetries == pytest.approx(log10((6, 1), (5, 1), (7, 1)))
+
+
+def test_flattened_steps_joined_and_cut_again():
+    """Position of the step stays, units of the steps move together, what is cut out is ordered."""
+
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.i, self.o = nn.Linear(3, 4), nn.Linear(14, 2)
+
+        def forward(self, z):
+            flat = F.pad(self.i(z).tanh().flatten(1), (1, 1))
+            return self.o(flat[:, :14])
+
+    spec = exact(Windows(), x(2, 4, 3))
+    # of the last step only the first unit is read, which sets it apart
+    assert spec.log10_symmetries == pytest.approx(log10((3, 1)))
+
+
+def test_rows_of_a_relative_table_that_no_output_reads():
+    """Relative to absolute positions by padding and reshaping: rows outside of the window's reach are free."""
+
+    class Relative(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.rel = nn.Linear(5, 3), nn.Parameter(torch.zeros(11, 3))
+
+        def forward(self, x):
+            y = F.pad(self.q(x) @ self.rel.T, [0, 1]).flatten(1)
+            return F.pad(y, [0, 7]).reshape(-1, 5, 11)[:, :4, 5:]
+
+    spec = exact(Relative(), x(2, 4, 5))
+    # 4 queries see 6 neighbours at relative positions −3 … 5: 9 rows of 11
+    assert spec.log10_symmetries == pytest.approx(log10((3, 1), (2, 1)))

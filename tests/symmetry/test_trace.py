@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_rebasin.errors import TraceError
+from lightning_rebasin.symmetry.examples import Example
 from lightning_rebasin.symmetry.infer import infer_spec
 from lightning_rebasin.symmetry.trace import record
 
@@ -110,10 +111,10 @@ def test_example_input_array_may_be_a_tensor_a_tuple_or_a_dict():
 
 
 def test_recurrent_networks_and_transformers_arrive_decomposed():
-    ops = {node.op for node in record(nn.LSTM(3, 4), (torch.zeros(5, 2, 3),), {}).nodes}
+    ops = {node.op for node in record(nn.LSTM(3, 4), Example((torch.zeros(5, 2, 3),))).nodes}
     assert not any("lstm" in op or "rnn" in op for op in ops)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    ops = {node.op for node in record(layer, (torch.zeros(2, 3, 8),), {}).nodes}
+    ops = {node.op for node in record(layer, Example((torch.zeros(2, 3, 8),))).nodes}
     assert "aten._transformer_encoder_layer_fwd" not in ops
 
 
@@ -125,7 +126,7 @@ def test_tape_is_in_single_assignment_form():
             view.add_(1)
             return y * 2
 
-    tape = record(Writes(), (torch.zeros(2, 3),), {})
+    tape = record(Writes(), Example((torch.zeros(2, 3),)))
     outputs = [v for node in tape.nodes for v in node.outputs]
     assert len(outputs) == len(set(outputs))
     assert [node.op for node in tape.live_nodes()[0]][-1] == "aten.mul"

@@ -235,7 +235,7 @@ def test_lenets_of_strangers() -> None:
     b.load_state_dict(load_weights(folder / "b.pt"))
     images, labels = mnist("test")
     images = normalise(images, "mnist-lenet")
-    train = normalise(mnist("train")[0][:5000], "mnist-lenet")
+    train = normalise(mnist("train")[0][:10000], "mnist-lenet")
     spec = infer_spec(a, train[:2])
 
     def accuracy(p: Permutation) -> float:
@@ -246,8 +246,7 @@ def test_lenets_of_strangers() -> None:
 
     start = match_activations(spec, a, b, train.split(250)).permutation
     assert accuracy(Permutation.identity(spec)) < 0.6
-    assert accuracy(start) > 0.98
+    assert accuracy(start) >= 0.981
     descended = match_weights(spec, a.state_dict(), b.state_dict(), init=start)
-    # Optima of nearly the same objective differ by half a point of accuracy: 97.7 to 98.5 % were seen.
-    assert accuracy(descended.permutation) > 0.97
+    assert accuracy(descended.permutation) >= 0.981
     assert descended.objective > 34.9, "better than every descent from the identity with textbook orders"

@@ -1,7 +1,7 @@
 """Contiguous copies of the blocks, made when first needed.
 
 Permuting along the first axis of a contiguous array is a row gather, several times faster than along any other axis, so
-each bilinear term wants its block of the source with the contracted axis first.  The copies cost memory (at most two
+each bilinear term wants its block of the source with the contracted axis first.  The copies cost memory (at most one
 of the source and one of the reference); axes that are laid out so already are used as they are.  For very large models
 the copies are made anew for every use instead: next to the products they go into, they take little time.
 """
@@ -60,10 +60,10 @@ class Layouts:
     def contiguous(self, block: Block, order: tuple[int, ...]) -> Tensor:
         """``block`` with its axes in ``order``, contiguous in memory."""
         if not self.keep:
-            return self._copied(block, order)
+            return self.copied(block, order)
         key = (id(block), order, True)
         if key not in self._kept:
-            self._kept[key] = self._copied(block, order)
+            self._kept[key] = self.copied(block, order)
         return self._kept[key]
 
     def standing(self, block: Block) -> Tensor:
@@ -86,7 +86,8 @@ class Layouts:
         # The real part of ⟨a, b⟩ is the inner product of real and imaginary parts taken as two numbers.
         return self._working(torch.view_as_real(taken).movedim(-1, -2) if taken.is_complex() else taken)
 
-    def _copied(self, block: Block, order: tuple[int, ...]) -> Tensor:
+    def copied(self, block: Block, order: tuple[int, ...]) -> Tensor:
+        """As :meth:`contiguous`, but not kept."""
         ordered = self._ordered(block, order)
         # As a matrix: torch transposes two axes blockwise, twice as fast as it copies any others.
         return ordered.reshape(-1, ordered.shape[-1]).contiguous().view(ordered.shape)

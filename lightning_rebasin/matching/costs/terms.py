@@ -164,7 +164,8 @@ def add_bilinear_change(  # noqa: PLR0917
 def add_soft(cost: Tensor, term: Term, reference: Layouts, source: Layouts, soft: Mapping[str, Tensor]) -> None:
     """Add a term whose partners are mixed by doubly stochastic matrices instead of permuted."""
     size = cost.shape[1]
-    moved = source.contiguous(term.block, term.order)
+    # Everything else uses a leading block as it stands: a copy next to the products here costs little, keeping it much.
+    moved = (source.copied if term.leading else source.contiguous)(term.block, term.order)
     for position, axis in enumerate(term.partners):
         front = moved.movedim(position, 0)
         mixed = soft[term.block.axes[axis][0]] @ front.reshape(front.shape[0], -1)

@@ -3,7 +3,7 @@
     pytest -m benchmark tests/benchmarks/bench_straight_through.py -s
 
 Both take every step from the same free parameters, start and order of visits, in turn; they must find the same
-objective (a few units whose places are worth the same, down to rounding, may differ).  The textbook step rebuilds every cost matrix for every visit and solves it with SciPy.
+permutation.  The textbook step rebuilds every cost matrix for every visit and solves it with SciPy.
 """
 
 import statistics
@@ -51,10 +51,13 @@ def test_mlp_in_the_moving_regime():
     optimizer = torch.optim.SGD(free.values(), lr=LEARNING_RATE, momentum=0.9)
     projector = Projector(spec, a, b)
 
-    def textbook_projection(step, start):
+    def same(found, expected):
+        return all(torch.equal(found[group], expected[group]) for group in groups)
+
+    def textbook_projection(step, start, dtype=torch.float32):
         visits = list(orders("random", len(groups), 100, torch.Generator().manual_seed(step)))
-        target = {name: tensor.detach() for name, tensor in free.items()}
-        return textbook.weight_matching(table, target, b, lambda sweep: [groups[i] for i in visits[sweep]], start)
+        target, fixed = ({name: t.detach().to(dtype) for name, t in of.items()} for of in (free, b))
+        return textbook.weight_matching(table, target, fixed, lambda sweep: [groups[i] for i in visits[sweep]], start)
 
     def gradient(aligned, batch, point):
         optimizer.zero_grad()
@@ -69,16 +72,17 @@ def test_mlp_in_the_moving_regime():
 
     generator = torch.Generator().manual_seed(0)
     projections, steps = ([], []), {size: ([], []) for size in BATCHES}
-    moved, apart, sweeps, before = 0, 0, [], projector.permutation
+    moved, early, sweeps, before = 0, 0, [], projector.permutation
     for step in range(STEPS):
         batch = torch.randperm(len(images), generator=generator)[: BATCHES[0]]
         start = dict(before.orders)
         slow, expected = cpu_seconds(lambda: textbook_projection(step, start))  # noqa: B023
         fast, result = cpu_seconds(lambda: projector.project(free, step))  # noqa: B023
-        target = {name: tensor.detach() for name, tensor in free.items()}
-        theirs = textbook.objective(table, target, b, expected)
-        assert result.objective == pytest.approx(theirs, rel=1e-6), step
-        apart += sum(int((expected[group] != order).sum()) for group, order in result.permutation.orders.items())
+        found = result.permutation.orders
+        if not same(found, expected):
+            # In float32 the textbook takes a gain of rounding size for a loss and stops early: in float64 it does not.
+            early += 1
+            assert same(found, textbook_projection(step, start, torch.float64)), step
         rest = {}
         for size in reversed(BATCHES):  # the last gradient is the one that the optimizer takes
             part = batch[:size]
@@ -98,7 +102,7 @@ def test_mlp_in_the_moving_regime():
                 steps[size][0].append(fast + ours)
                 steps[size][1].append(slow + theirs)
     print(f"\nthe permutation changed in {moved} of {STEPS} steps, {statistics.mean(sweeps):.1f} sweeps on average;")
-    print(f"{apart} units placed otherwise than by the textbook in all steps, at objectives equal to 1e-6")
+    print(f"in {early} steps the float32 textbook stopped early, and ours found what it finds in float64")
     for name, times in (("projection", projections), *((f"whole step, batch {n}", t) for n, t in steps.items())):
         ratio = statistics.median(y / x for x, y in zip(*times, strict=True))
         print(f"{name}: {statistics.median(times[1]):.4f} s → {statistics.median(times[0]):.4f} s, {ratio:.1f}×")

@@ -209,7 +209,9 @@ def test_old_containers_write_no_patch_files(tmp_path, canary):
 
 
 def sources():
-    state = {"a.weight": torch.randn(4, 3), "a.bias": torch.randn(4), "n": torch.tensor(3)}
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, generator=generator) for size in ((4, 3), (4,)))
+    state = {"a.weight": a, "a.bias": b, "n": torch.tensor(3)}
     payload = {"epoch": 1, "pytorch-lightning_version": "2.6.6", "state_dict": state, "hyper_parameters": {"f": print}}
     made = {}
     for zipped in (True, False):
@@ -242,7 +244,7 @@ def test_damaged_files_end_in_a_typed_error_or_in_tensors(tmp_path, canary, kind
     rng = random.Random(20)
     raw = sources()[kind]
     outcomes = {"read": 0, "refused": 0}
-    for i in range(400):
+    for i in range(800):  # the old format holds addresses in memory: how many survive differs from run to run
         path = tmp_path / f"{i}.ckpt"
         path.write_bytes(corrupt(raw, rng))
         try:

@@ -9,9 +9,10 @@ from helpers.data import mnist, normalise
 from helpers.models import LeNet, ResNet20, accuracy, load_weights, mnist_mlp
 from helpers.shared import shared_path
 
-from lightning_rebasin import infer_spec, interpolate
+from lightning_rebasin import infer_spec, interpolate, read_checkpoint
 from lightning_rebasin.matching import match_weights
 from lightning_rebasin.matching.objective import objective
+from lightning_rebasin.symmetry.spec import PermutationSpec
 
 
 def checkpoint(name):
@@ -130,3 +131,43 @@ def test_residual_pair_beats_24_restarts(residual):
 @pytest.mark.parametrize("pair", [x + y for x, y in itertools.combinations("abcde", 2)])
 def test_all_residual_pairs_beat_24_restarts(residual, pair):
     check_residual(residual, pair)
+
+
+V233 = [f"v2.3.3-mnist-mlp-0{i}" for i in (0, 1, 3, 5, 6)]
+HELD_OUT = [
+    *itertools.combinations(V233, 2),
+    ("v1.3.4-mnist-mlp-a", "v1.3.4-mnist-mlp-b"),
+    ("v1.6.4-mlp-a", "v1.6.4-mlp-b"),
+]
+
+
+def perceptron_table(state):
+    """The classical table of a perceptron whose layers stand in the state dict in order."""
+    table, before = {}, None
+    for name in [name for name in state if name.endswith("weight") and state[name].ndim == 2]:
+        table[name] = (name, before)
+        table[name.removesuffix("weight") + "bias"] = (name,)
+        before = name
+    return {name: tuple(None if axis == before else axis for axis in axes) for name, axes in table.items()}
+
+
+@pytest.mark.parametrize(("first", "second"), HELD_OUT)
+def test_default_call_beats_textbook_restarts_where_nothing_was_tuned(first, second):
+    """The annealing schedule was chosen on the LeNet, MLP and ResNet20 pairs above; these pairs had no part in it."""
+    a, b = (read_checkpoint(shared_path(f"data/lightning/{name}.ckpt")).state_dict for name in (first, second))
+    table = perceptron_table(a)
+    a, b = ({name: of[name].float() for name in table} for of in (a, b))
+    spec = PermutationSpec.from_table(table, a)
+    groups, best = list(spec.groups), -float("inf")
+    for seed in range(24):
+        generator = torch.Generator().manual_seed(seed)
+        found = textbook.weight_matching(
+            table,
+            a,
+            b,
+            lambda _: [groups[i] for i in torch.randperm(len(groups), generator=generator)],  # noqa: B023
+        )
+        best = max(best, textbook.objective(table, a, b, found))
+    result = match_weights(spec, a, b)
+    assert not result.same_basin
+    assert result.objective > best

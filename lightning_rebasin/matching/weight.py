@@ -59,8 +59,7 @@ def match_weights(
         source: Weights B, likewise; never written to.
         seed: Seeds every random choice; the same seed gives the same result.
         init: ``None`` for the default policy (identity and annealed starts), ``"identity"``, ``"random"``, a
-            permutation to
-            start from (left alone), or the ``state`` of an earlier result to go on from.
+            permutation to start from (left alone), or the ``state`` of an earlier result to go on from.
         restarts: Number of descents; by default 3, or one if ``init`` is given.
         max_sweeps: Most sweeps over all groups in one descent.
         solver: Assignment solver, see :func:`~lightning_rebasin.assignment.solve_assignment`.
@@ -284,8 +283,7 @@ class _Pair:
         if start.kind == "random":
             return Permutation.random(spec, self._generator), False, 0
         if start.kind == "annealed":
-            if self._m._frugal:
-                self._costs.forget()
+            self._costs.forget()  # nothing of it would be of use to a descent from elsewhere
             annealing = Annealing(self._m._families, self._costs, start.schedule, self._generator)
             return Permutation.from_flat(spec, annealing.run()), False, 0
         if isinstance(init, MatchState):

@@ -68,7 +68,7 @@ def test_resnet50():
 
 def test_resnet20_wide():
     table, shapes = resnet20(16)
-    descents("ResNet20 ×16, random", table, *random_states(shapes), 1, 4, 5)
+    descents("ResNet20 ×16, random", table, *random_states(shapes), 3, 4, 5)
 
 
 def test_resnet20_narrow():

@@ -1,9 +1,8 @@
 """Cost matrices that are kept and updated instead of rebuilt.
 
 One matrix per group.  Static terms enter once.  Each other term remembers the orders that its part of the matrix was
-made
-with: orders are never written to, only replaced, so ``is`` tells whether a neighbour moved at all.  If nothing moved,
-the matrix, and the assignment that was optimal for it, still stand, and the visit is skipped.
+made with: orders are never written to, only replaced, so ``is`` tells whether a neighbour moved at all.  If nothing
+moved, the matrix, and the assignment that was optimal for it, still stand, and the visit is skipped.
 """
 
 from __future__ import annotations
@@ -117,6 +116,7 @@ class CostCache:
         """Free all matrices; they are built anew when asked for."""
         for kept in (self._static, self._cost, self._made_with, self._linear, self._drift):
             kept.clear()
+        self._scratch.forget()
 
     def matrix(self, group: str, flats: Flats) -> Tensor:
         """``C[i, j]``: what the objective gains if new unit ``i`` of ``group`` is old unit ``j``.

@@ -111,6 +111,10 @@ class Scratch:
         self._keep = keep
         self._rooms: dict[str, Tensor] = {}
 
+    def forget(self) -> None:
+        """Free the room; it is made again when needed."""
+        self._rooms.clear()
+
     def gather(self, room: str, tensor: Tensor, axis: int, index: Tensor) -> Tensor:
         """``tensor.index_select(axis, index)``, valid until the next call for the same ``room``."""
         size = (*tensor.shape[:axis], len(index), *tensor.shape[axis + 1 :])

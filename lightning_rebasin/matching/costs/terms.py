@@ -1,14 +1,12 @@
 """Terms: what one axis of one block contributes to the cost matrix of its group.
 
 For group ``g`` the cost ``C[i, j]`` is what the objective gains if new unit ``i`` is old unit ``j``, all other groups
-as they
-are: the sum over every block axis of ``g`` of ``⟨A_i, B'_j⟩``, where ``B'`` has its *other* axes permuted already.  A
-    term is
+as they are: the sum over every block axis of ``g`` of ``⟨A_i, B'_j⟩``, where ``B'`` has its *other* axes permuted
+already.  A term is
 
 - *static* if no other axis belongs to a group: it never changes;
 - *bilinear* if exactly one other axis does, of another family: it changes by a product of rank ``k`` when ``k`` units
-  of
-  that group move;
+  of that group move;
 - *general* otherwise (three permuted axes, tied axes, joint axes): rebuilt in the frame of the permuted source.
 """
 

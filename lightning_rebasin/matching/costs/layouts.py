@@ -1,9 +1,11 @@
 """Contiguous copies of the blocks, made when first needed.
 
 Permuting along the first axis of a contiguous array is a row gather, several times faster than along any other axis, so
-each bilinear term wants its block of the source with the contracted axis first.  The copies cost memory (at most one
-of the source and one of the reference); axes that are laid out so already are used as they are.  For very large models
-the copies are made anew for every use instead: next to the products they go into, they take little time.
+each bilinear term wants its block of the source with the contracted axis first.  The copies cost memory: as a rule one
+of the source and one of the reference, for convolutions of two or three taps two of the source.  Axes that are laid out
+so already, and convolutions seen from their outputs, are used as they stand.  For very large models the copies are made
+anew for every use instead: next to the products they go into, they take little time.  What is gathered from them goes
+to a :class:`Scratch`.
 """
 
 from __future__ import annotations

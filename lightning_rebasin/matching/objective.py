@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
-from weakref import WeakKeyDictionary
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ _CHUNK = 1 << 14
 _FULL = (torch.float32, torch.float64)
 #: Up to this many elements NumPy's shorter calls win.
 _SMALL = 1 << 16
+#: Elements of small tensors that are multiplied together.
+_TOGETHER = 1 << 19
 
 
 def inner_product(a: Tensor, b: Tensor) -> float:
@@ -69,66 +71,74 @@ def inner_products(
     Returns:
         The inner products by tensor, in float64.
     """
-    found = {}
-    for name in objective_tensors(spec) if names is None else names:
-        a, b = reference[name], source[name]
+    names = objective_tensors(spec) if names is None else tuple(names)
+    small = [name for name in names if _quick(reference[name]) and _quick(source[name])]
+    products = _dot_products(
+        [reference[name].detach().numpy().reshape(-1) for name in small],
+        [_permuted(source[name].detach().numpy(), spec.maps.get(name), permutation) for name in small],
+    )
+    found = dict.fromkeys(names, 0.0)
+    found.update(zip(small, products, strict=True))
+    for name in set(names).difference(small):
+        a, b = reference[name].detach(), source[name].detach()
         axis_map = None if permutation is None else spec.maps.get(name)
-        if a.numel() <= _SMALL and a.dtype is b.dtype is torch.float32 and a.is_cpu and b.is_cpu:
-            found[name] = _small_product(a.detach().numpy(), b.detach().numpy(), axis_map, permutation)
-            continue
-        b = b.detach()
-        if permutation is not None and axis_map is not None:
-            b = _permuted(b, axis_map, permutation)
-        found[name] = inner_product(a, b)
+        if permutation is None or axis_map is None:
+            found[name] = inner_product(a, b)
+        else:
+            found[name] = _permuted_product(a, b, axis_map, permutation)
     return found
 
 
-def _small_product(
-    a: NDArray[np.float32], b: NDArray[np.float32], axis_map: AxisMap | None, permutation: Permutation | None
-) -> float:
-    """``⟨a, π(b)⟩`` in float64 by NumPy, which takes less time to start than torch."""
+def _quick(tensor: Tensor) -> bool:
+    """Whether it is small, and fit for NumPy, whose calls are shorter than torch's."""
+    return tensor.dtype is torch.float32 and tensor.is_cpu and 0 < tensor.numel() <= _SMALL
+
+
+def _permuted(
+    array: NDArray[np.float32], axis_map: AxisMap | None, permutation: Permutation | None
+) -> NDArray[np.float32]:
+    """``π(array)``, flat."""
     if permutation is not None and axis_map is not None:
-        axes = _axes(axis_map)
+        axes = axis_map.whole_axes
         if axes is None:
-            b = permute_tensor(torch.from_numpy(b), axis_map, permutation).numpy()
+            array = permute_tensor(torch.from_numpy(array), axis_map, permutation).numpy()
         else:
-            b = b.reshape(axis_map.site_shape)
+            array = array.reshape(axis_map.site_shape)
             for site, group in axes:
-                b = b.take(permutation.flat(group).numpy(), site)
-    return _chunked_product(a.reshape(-1), b.reshape(-1))
+                array = array.take(permutation.flat(group).numpy(), site)
+    return array.reshape(-1)
 
 
-#: For each axis map of whole axes only, the group of each permuted dimension; ``None`` for any other map.
-_WHOLE_AXES: WeakKeyDictionary[AxisMap, tuple[tuple[int, str], ...] | None] = WeakKeyDictionary()
+def _dot_products(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]) -> list[float]:
+    """``⟨a, b⟩`` of each pair of vectors in float64: many small ones together, because every call takes its time."""
+    found: list[float] = []
+    start, numel = 0, 0
+    for stop, vector in enumerate(left, 1):
+        numel += len(vector)
+        if stop == len(left) or numel >= _TOGETHER:
+            products = np.concatenate(left[start:stop]).astype(np.float64)
+            products *= np.concatenate(right[start:stop])
+            starts = itertools.accumulate([len(v) for v in left[start : stop - 1]], initial=0)
+            found += np.add.reduceat(products, list(starts)).tolist()
+            start, numel = stop, 0
+    return found
 
 
-def _permuted(tensor: Tensor, axis_map: AxisMap, permutation: Permutation) -> Tensor:
-    """:func:`permute_tensor`, faster for the common case of whole axes."""
-    axes = _axes(axis_map)
+def _permuted_product(a: Tensor, b: Tensor, axis_map: AxisMap, permutation: Permutation) -> float:
+    """``⟨a, π(b)⟩``; where only whole axes move, slice by slice, so that what is permuted stays in the cache."""
+    axes = axis_map.whole_axes
     if axes is None:
-        return permute_tensor(tensor, axis_map, permutation)
-    moved = tensor.reshape(axis_map.site_shape)
-    for site, group in axes:
-        moved = moved.index_select(site, permutation.flat(group).to(tensor.device))
-    return moved
-
-
-def _axes(axis_map: AxisMap) -> tuple[tuple[int, str], ...] | None:
-    if axis_map not in _WHOLE_AXES:
-        _WHOLE_AXES[axis_map] = _whole_axes(axis_map)
-    return _WHOLE_AXES[axis_map]
-
-
-def _whole_axes(axis_map: AxisMap) -> tuple[tuple[int, str], ...] | None:
-    found = []
-    for sites, components in axis_map.clusters:
-        size = axis_map.site_shape[sites[0]]
-        index = components[0].index
-        single = len(sites) == len(components) == 1 and tuple(index.shape) == (size, 1)
-        if not (single and torch.equal(index[:, 0], torch.arange(size))):
-            return None
-        found.append((sites[0], components[0].group))
-    return tuple(found)
+        return inner_product(a, permute_tensor(b, axis_map, permutation))
+    a, b = a.reshape(axis_map.site_shape), b.reshape(axis_map.site_shape)
+    orders = {site: permutation.flat(group).to(b.device) for site, group in axes}
+    rows = max(1, _SMALL * len(b) // max(b.numel(), 1)) if b.is_cpu else len(b)
+    total = 0.0
+    for start in range(0, len(b), rows):
+        moved = b[start : start + rows] if 0 not in orders else b.index_select(0, orders[0][start : start + rows])
+        for site, order in orders.items():
+            moved = moved.index_select(site, order) if site else moved
+        total += inner_product(a[start : start + rows], moved)
+    return total
 
 
 def objective(
@@ -151,10 +161,23 @@ def objective(
 
 def tensor_norms(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, float]:
     """Euclidean norm of each tensor; not finite if any entry is not."""
-    names = tuple(names)
+    found, large = {}, []
+    for name in names:
+        tensor = state[name].detach()
+        if _quick(tensor):
+            wide = tensor.numpy().reshape(-1).astype(np.float64)
+            found[name] = math.sqrt(np.dot(wide, wide))
+        else:
+            large.append(name)
+    found.update(_large_norms(state, large))
+    return found
+
+
+def _large_norms(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, float]:
+    """In the precision of the tensors first, all of them fetched from the device at once."""
     if not names:
         return {}
-    real = [torch.view_as_real(t) if t.is_complex() else t for t in map(state.__getitem__, names)]
+    real = [torch.view_as_real(t) if t.is_complex() else t for t in (state[name].detach() for name in names)]
     wide = [t if t.dtype in _FULL else t.float() for t in real]
     norms = torch.stack([torch.linalg.vector_norm(t).double().cpu() for t in wide]).tolist()
     # The squares of large float32 entries overflow, and of small ones vanish, long before the norm does.
@@ -180,7 +203,7 @@ def group_similarity(
     totals = {group: [0.0, 0.0, 0.0] for group in spec.groups}
     for name, product in products.items():
         axis_map = spec.maps.get(name)
-        for group in dict.fromkeys(c.group for c in axis_map.components) if axis_map is not None else ():
+        for group in axis_map.groups if axis_map is not None else ():
             total = totals[group]
             total[0] += product
             total[1] += norms[0][name] ** 2

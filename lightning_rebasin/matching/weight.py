@@ -27,7 +27,7 @@ from lightning_rebasin.matching.costs.cache import CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts
 from lightning_rebasin.matching.descent import CoordinateDescent, Duals
 from lightning_rebasin.matching.families import Family, families_of
-from lightning_rebasin.matching.memory import LARGE, return_large_blocks
+from lightning_rebasin.matching.memory import LARGE, return_large_blocks, reuse_small_blocks
 from lightning_rebasin.matching.objective import group_similarity, inner_products, tensor_norms
 from lightning_rebasin.matching.policy import OBVIOUS, SAME_BASIN, Init, Order, Start, check_options, orders, plan
 from lightning_rebasin.matching.result import Descent, MatchResult, MatchState
@@ -129,6 +129,8 @@ class WeightMatcher:
         self._frugal = size >= LARGE
         if self._frugal:
             return_large_blocks()
+        else:
+            reuse_small_blocks()
         self._layouts = Layouts(self._source, self._dtype, self._device, keep=not self._frugal)
         self._families = families_of(spec, self._table.coupled)
         self._solver = _check_solver(solver)

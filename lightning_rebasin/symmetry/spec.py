@@ -133,6 +133,24 @@ class AxisMap:
         return tuple(dim for dim, factors in enumerate(self.sites) for _ in factors)
 
     @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Ids of the groups that move it, each once."""
+        return tuple(dict.fromkeys(component.group for component in self.components))
+
+    @cached_property
+    def whole_axes(self) -> tuple[tuple[int, str], ...] | None:
+        """``(site, group)`` for each site, if every component is one whole site in its own order; else ``None``."""
+        found = []
+        for sites, components in self.clusters:
+            size = self.site_shape[sites[0]]
+            index = components[0].index
+            single = len(sites) == len(components) == 1 and tuple(index.shape) == (size, 1)
+            if not (single and torch.equal(index[:, 0], torch.arange(size))):
+                return None
+            found.append((sites[0], components[0].group))
+        return tuple(found)
+
+    @cached_property
     def clusters(self) -> tuple[tuple[tuple[int, ...], tuple[Component, ...]], ...]:
         """Components that share sites, directly or through others: ``(sites of the cluster, its components)``."""
         found: list[tuple[set[int], list[Component]]] = []

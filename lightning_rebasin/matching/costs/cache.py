@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_rebasin.matching.costs.blocks import Block, Flats, blocks_of
 from lightning_rebasin.matching.costs.layouts import Layouts, Scratch
+from lightning_rebasin.matching.costs.packed import PackedCost, Packing
 from lightning_rebasin.matching.costs.terms import (
     Term,
     add_bilinear,
@@ -47,6 +48,7 @@ class TermTable:
         for term in terms_of(spec, self.blocks):
             by_group[term.group].append(term)
         self.by_group: Mapping[str, tuple[Term, ...]] = {name: tuple(terms) for name, terms in by_group.items()}
+        self.packings = {name: Packing.of(terms, spec.groups[name].members) for name, terms in self.by_group.items()}
         self._roots: dict[str, frozenset[str]] = {}
         for block in self.blocks:
             roots = frozenset(self._root(group) for group in block.groups)
@@ -104,6 +106,8 @@ class CostCache:
         self._made_with: dict[str, tuple[Tensor, ...]] = {}
         self._linear: dict[str, Tensor] = {}
         self._drift: dict[str, float] = {}
+        self._updated: set[int] = set()
+        self._packed: dict[str, PackedCost | None] = {}
         self._scratch = Scratch(dtype, device, keep=source.keep)
         self._at_work: dict[str, tuple[Tensor, Tensor | None]] = {}
 
@@ -114,7 +118,7 @@ class CostCache:
 
     def forget(self) -> None:
         """Free all matrices; they are built anew when asked for."""
-        for kept in (self._static, self._cost, self._made_with, self._linear, self._drift):
+        for kept in (self._static, self._cost, self._made_with, self._linear, self._drift, self._packed):
             kept.clear()
         self._scratch.forget()
 
@@ -129,14 +133,28 @@ class CostCache:
             Tensor ``(members, members)`` in the working dtype; valid until the next call for the same group.
         """
         if self.stale(group, flats):
+            packed = self._packed_cost(group)
+            if packed is not None:
+                self._cost[group] = packed.matrix(flats)
+                self._made_with[group] = self._state(group, flats)
+                return self._cost[group]
             changes = self._changes(group, flats)
             if changes is None:
                 self._rebuild(group, flats)
             else:
                 for term, before, after, where in changes:
                     add_bilinear_change(
-                        self._linear[group], term, self._reference, self._source, before, after, where, self._scratch
+                        self._linear[group],
+                        term,
+                        self._reference,
+                        self._source,
+                        before,
+                        after,
+                        where,
+                        self._scratch,
+                        again=term.large and id(term) in self._updated,
                     )
+                    self._updated.add(id(term))
             self._cost[group] = self._with_general(group, flats)
             self._made_with[group] = self._state(group, flats)
         return self._cost[group]
@@ -168,8 +186,14 @@ class CostCache:
         cost = zeros if static is None else static.clone()
         for term in self._table.by_group[group]:
             if term.partners and not term.joint:
-                add_soft(cost, term, self._reference, self._source, soft)
+                add_soft(cost, term, self._reference, self._source, soft, self._scratch)
         return cost
+
+    def _packed_cost(self, group: str) -> PackedCost | None:
+        if group not in self._packed:
+            packing, models = self._table.packings[group], (self._reference, self._source)
+            self._packed[group] = PackedCost(packing, *models) if packing and packing.fits(*models) else None
+        return self._packed[group]
 
     def _state(self, group: str, flats: Flats) -> tuple[Tensor, ...]:
         return tuple(flats[other] for other in self._table.depends_on[group])

@@ -1,30 +1,35 @@
-"""Contiguous copies of the blocks, made when first needed.
+"""How the blocks lie in memory, and the room that gathered parts of them go to.
 
-Permuting along the first axis of a contiguous array is a row gather, several times faster than along any other axis, so
-each bilinear term wants its block of the source with the contracted axis first.  The copies cost memory: as a rule one
-of the source and one of the reference, for convolutions of two or three taps two of the source.  Axes that are laid out
-so already, and convolutions seen from their outputs, are used as they stand.  For very large models the copies are made
-anew for every use instead: next to the products they go into, they take little time.  What is gathered from them goes
-to a :class:`Scratch`.
+A bilinear term gathers its block along the partner's axis, and multiplies over everything but the group's own axis.
+Gathering whole rows, and multiplying with the group's own axis first or last, are several times faster than anything
+else, and no two axes of one array can both be its rows.  So, in short: a block whose partner's axis comes first is
+gathered as it stands and turned on the way into the room; one whose partner's axis comes second gets a copy with that
+axis first, once it is updated again and again.  Small blocks never leave the processor's cache and are copied into
+whatever order makes the fewest calls.  The copies, as a rule one of the source and one of the reference, keep the dtype
+of the weights.  For very large models they are made anew for every use instead: next to the products that they go into,
+they take little time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import final
+from functools import cached_property
+from typing import Any, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_rebasin.matching.costs.blocks import Block
 
-#: Gathers of fewer elements than this do not leave the processor's cache, wherever they are written.
-_SMALL = 1 << 16
+#: Blocks of fewer elements than this do not leave the processor's cache, however they are gathered.
+SMALL = 1 << 16
 
 
 class Layouts:
-    """Blocks of one state dict in the working dtype, by axis order.
+    """Blocks of one state dict, by axis order.
 
     Args:
         state: The weights.
@@ -61,41 +66,58 @@ class Layouts:
 
     def contiguous(self, block: Block, order: tuple[int, ...]) -> Tensor:
         """``block`` with its axes in ``order``, contiguous in memory."""
-        if not self.keep:
-            return self.copied(block, order)
         key = (id(block), order, True)
-        if key not in self._kept:
-            self._kept[key] = self.copied(block, order)
-        return self._kept[key]
+        if key in self._kept:
+            return self._kept[key]
+        ordered = self._ordered(block, order)
+        # As a matrix: torch transposes two axes blockwise, twice as fast as it copies any others.
+        made = ordered.reshape(-1, ordered.shape[-1]).contiguous().view(ordered.shape)
+        if self.keep:
+            self._kept[key] = made
+        return made
 
     def standing(self, block: Block) -> Tensor:
-        """As :meth:`natural`, kept if making it took a copy."""
+        """``block`` as it stands, complex numbers as a last axis of two; kept if making it took a copy."""
         key = (id(block), (), False)
         if key in self._kept:
             return self._kept[key]
-        made = self.natural(block)
+        taken = block.take(self._state[block.tensor])
+        made = (torch.view_as_real(taken) if taken.is_complex() else taken).to(self._device)
         if self.keep and made.untyped_storage().data_ptr() != self._state[block.tensor].untyped_storage().data_ptr():
             self._kept[key] = made
         return made
 
     def natural(self, block: Block) -> Tensor:
-        """``block`` as it stands; complex numbers as a last axis of two."""
+        """As :meth:`standing`, but in the working dtype, and not kept."""
         taken = block.take(self._state[block.tensor])
-        return self._working(torch.view_as_real(taken) if taken.is_complex() else taken)
+        return (torch.view_as_real(taken) if taken.is_complex() else taken).to(self._device, self._dtype)
+
+    @cached_property
+    def real(self) -> bool:
+        """Whether no tensor is complex."""
+        return not any(tensor.is_complex() for tensor in self._state.values())
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the costs are built on the CPU."""
+        return self._device.type == "cpu"
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The working dtype, for NumPy."""
+        return torch.empty(0, dtype=self._dtype).numpy().dtype
+
+    def array(self, block: Block) -> NDArray[Any]:
+        """As :meth:`natural`, for NumPy: its calls are shorter than torch's."""
+        tensor = self._state[block.tensor]
+        if block.plain and tensor.dtype is self._dtype and tensor.is_cpu:
+            return tensor.numpy().reshape(block.lengths)
+        return self.natural(block).numpy()
 
     def _ordered(self, block: Block, order: tuple[int, ...]) -> Tensor:
         taken = block.take(self._state[block.tensor]).permute(order)
         # The real part of ⟨a, b⟩ is the inner product of real and imaginary parts taken as two numbers.
-        return self._working(torch.view_as_real(taken).movedim(-1, -2) if taken.is_complex() else taken)
-
-    def copied(self, block: Block, order: tuple[int, ...]) -> Tensor:
-        """As :meth:`contiguous`, but not kept."""
-        ordered = self._ordered(block, order)
-        # As a matrix: torch transposes two axes blockwise, twice as fast as it copies any others.
-        return ordered.reshape(-1, ordered.shape[-1]).contiguous().view(ordered.shape)
-
-    def _working(self, tensor: Tensor) -> Tensor:
-        return tensor.to(device=self._device, dtype=self._dtype)
+        return (torch.view_as_real(taken).movedim(-1, -2) if taken.is_complex() else taken).to(self._device)
 
 
 @final
@@ -118,12 +140,33 @@ class Scratch:
         self._rooms.clear()
 
     def gather(self, room: str, tensor: Tensor, axis: int, index: Tensor) -> Tensor:
-        """``tensor.index_select(axis, index)``, valid until the next call for the same ``room``."""
-        size = (*tensor.shape[:axis], len(index), *tensor.shape[axis + 1 :])
+        """``tensor.index_select(axis, index)`` in the working dtype, valid until the next call for ``room``."""
+        out = self._room(room, (*tensor.shape[:axis], len(index), *tensor.shape[axis + 1 :]))
+        if out is None:
+            return self.working(room, tensor.index_select(axis, index))
+        if tensor.dtype is out.dtype:
+            return torch.index_select(tensor, axis, index, out=out)
+        return out.copy_(tensor.index_select(axis, index))
+
+    def swapped(self, room: str, tensor: Tensor) -> Tensor:
+        """``tensor`` in the working dtype, its first two axes exchanged in memory; valid as long."""
+        turned = tensor.transpose(0, 1)
+        out = self._room(room, tuple(turned.shape))
+        if out is None:
+            return turned.contiguous().to(self._empty.dtype)
+        return out.copy_(turned)
+
+    def working(self, room: str, tensor: Tensor) -> Tensor:
+        """``tensor`` in the working dtype, itself if it is so already; valid as long."""
+        if tensor.dtype is self._empty.dtype:
+            return tensor
+        out = self._room(room, tuple(tensor.shape))
+        return tensor.to(self._empty.dtype) if out is None else out.copy_(tensor)
+
+    def _room(self, name: str, size: tuple[int, ...]) -> Tensor | None:
         numel = math.prod(size)
-        if numel < _SMALL or not self._keep:
-            return tensor.index_select(axis, index)
-        if room not in self._rooms or self._rooms[room].numel() < numel:
-            self._rooms[room] = self._empty.new_empty(numel)
-        out = self._rooms[room][:numel].view(size)
-        return torch.index_select(tensor, axis, index, out=out)
+        if numel < SMALL or not self._keep:
+            return None
+        if name not in self._rooms or self._rooms[name].numel() < numel:
+            self._rooms[name] = self._empty.new_empty(numel)
+        return self._rooms[name][:numel].view(size)

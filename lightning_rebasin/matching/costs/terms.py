@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.matching.costs.blocks import Block, Flats
-from lightning_rebasin.matching.costs.layouts import Layouts, Scratch
+from lightning_rebasin.matching.costs.layouts import SMALL, Layouts, Scratch
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
 TermKind = Literal["static", "bilinear", "general"]
+#: Whether a block is used as it stands, or with the partner's axis first and the group's own last.
+How = Literal["standing", "ordered"]
 #: Static terms of this rank or more are multiplied where they stand: copying them together would cost more.
 _OWN_PRODUCT = 64
 #: Numbers in a row from which gathering along the second axis is as fast as copying the block and gathering whole rows.
@@ -75,9 +77,22 @@ class Term:
     def leading(self) -> bool:
         """Whether the group's own axis comes first, the partner's second, and enough behind them to gather in one go.
 
-        Such a block, the weight of a convolution seen from its outputs, is used as it stands.
+        So it is for the weight of a convolution seen from its outputs.
         """
         return self.axis == 0 and self.partners == (1,) and math.prod(self.block.lengths[2:]) >= _CHUNK
+
+    @cached_property
+    def large(self) -> bool:
+        """Whether the block is too large for the processor's cache."""
+        return math.prod(self.block.lengths) >= SMALL
+
+    @cached_property
+    def following(self) -> bool:
+        """Whether the partner's axis comes first, the group's own second, and others behind them, in a large block.
+
+        So it is for the weight of a convolution seen from its inputs.
+        """
+        return self.large and len(self.block.lengths) > 2 and self.axis == 1 and self.partners == (0,)
 
 
 def terms_of(spec: PermutationSpec, blocks: Iterable[Block]) -> tuple[Term, ...]:
@@ -103,11 +118,12 @@ def add_static(cost: Tensor, terms: Sequence[Term], reference: Layouts, source: 
     """Add all static terms of one group, the many small ones in one product."""
     small = [term for term in terms if term.rank < _OWN_PRODUCT]
     if small:
-        a, b = (torch.cat([_static_rows(of, term) for term in small]) for of in (reference, source))
+        a, b = (torch.cat([_static_rows(of, term) for term in small]).to(cost.dtype) for of in (reference, source))
         cost.addmm_(a.t(), b)
     for term in terms:
         if term.rank >= _OWN_PRODUCT:
-            cost.addmm_(reference.view(term.block, term.order).t(), source.view(term.block, term.order))
+            a, b = (of.view(term.block, term.order).to(cost.dtype) for of in (reference, source))
+            cost.addmm_(a.t(), b)
 
 
 def _static_rows(of: Layouts, term: Term) -> Tensor:
@@ -121,17 +137,10 @@ def add_bilinear(  # noqa: PLR0917
     cost: Tensor, term: Term, reference: Layouts, source: Layouts, flat: Tensor | None, scratch: Scratch
 ) -> None:
     """Add the whole bilinear term to ``cost``, its partner in the order ``flat`` (``None``: as it stands)."""
-    if term.leading:
-        moved = source.standing(term.block)
-        moved = moved if flat is None else scratch.gather("after", moved, 1, flat)
-        cost.addmm_(reference.standing(term.block).flatten(1), moved.flatten(1).t())
-        return
-    rows = reference.view(term.block, term.order)
-    if flat is None:
-        moved = source.view(term.block, term.order)
-    else:
-        moved = scratch.gather("after", source.contiguous(term.block, term.order), 0, flat).flatten(0, -2)
-    cost.addmm_(rows.t(), moved)
+    how: How = "standing" if term.leading or term.following else "ordered"
+    rows = _units(term, how, _taken(term, how, reference, None, "rows", scratch), "rows turned", scratch)
+    moved = _units(term, how, _taken(term, how, source, flat, "after", scratch), "turned", scratch)
+    cost.addmm_(rows, moved.t())
 
 
 def add_bilinear_change(  # noqa: PLR0917
@@ -143,33 +152,58 @@ def add_bilinear_change(  # noqa: PLR0917
     after: Tensor,
     where: Tensor,
     scratch: Scratch,
+    *,
+    again: bool,
 ) -> None:
-    """Bring the bilinear term in ``cost`` from partner order ``before`` to ``after``, different in rows ``where``."""
-    if term.leading:
-        rows, layout, axis = reference.standing(term.block), source.standing(term.block), 1
-    else:
-        rows, layout, axis = reference.view(term.block, term.order), source.contiguous(term.block, term.order), 0
-        rows = rows.view(len(after), -1, cost.shape[1])
-    rows = scratch.gather("rows", rows, axis, where)
-    change = scratch.gather("after", layout, axis, after.index_select(0, where))
-    change -= scratch.gather("before", layout, axis, before.index_select(0, where))
-    if term.leading:
-        cost.addmm_(rows.flatten(1), change.flatten(1).t())
-    else:
-        cost.addmm_(rows.flatten(0, -2).t(), change.flatten(0, -2))
+    """Bring the bilinear term in ``cost`` from partner order ``before`` to ``after``, different in rows ``where``.
+
+    ``again``: it was updated before and will be more often, which makes a copy with the partner's axis first worth its
+    while.
+    """
+    standing = term.following or (term.leading and not (again and source.keep))
+    how: How = "standing" if standing else "ordered"
+    rows = _units(term, how, _taken(term, how, reference, where, "rows", scratch), "rows turned", scratch)
+    change = _taken(term, how, source, after.index_select(0, where), "after", scratch)
+    change -= _taken(term, how, source, before.index_select(0, where), "before", scratch)
+    cost.addmm_(rows, _units(term, how, change, "turned", scratch).t())
 
 
-def add_soft(cost: Tensor, term: Term, reference: Layouts, source: Layouts, soft: Mapping[str, Tensor]) -> None:
+def _taken(  # noqa: PLR0917
+    term: Term, how: How, of: Layouts, index: Tensor | None, room: str, scratch: Scratch
+) -> Tensor:
+    """The block, or its parts ``index`` along the partner's axis, in the working dtype."""
+    if how == "standing":
+        block, axis = of.standing(term.block), term.partners[0]
+    elif index is None:
+        return scratch.working(room, of.view(term.block, term.order))
+    else:
+        block, axis = of.contiguous(term.block, term.order), 0
+    return scratch.working(room, block) if index is None else scratch.gather(room, block, axis, index)
+
+
+def _units(term: Term, how: How, taken: Tensor, room: str, scratch: Scratch) -> Tensor:
+    """What was taken as a matrix ``(members, everything else)``."""
+    if how == "ordered":
+        return taken.flatten(0, -2).t()
+    return (scratch.swapped(room, taken) if term.following else taken).flatten(1)
+
+
+def add_soft(  # noqa: PLR0917
+    cost: Tensor, term: Term, reference: Layouts, source: Layouts, soft: Mapping[str, Tensor], scratch: Scratch
+) -> None:
     """Add a term whose partners are mixed by doubly stochastic matrices instead of permuted."""
-    size = cost.shape[1]
-    # Everything else uses a leading block as it stands: a copy next to the products here costs little, keeping it much.
-    moved = (source.copied if term.leading else source.contiguous)(term.block, term.order)
-    for position, axis in enumerate(term.partners):
-        front = moved.movedim(position, 0)
-        mixed = soft[term.block.axes[axis][0]] @ front.reshape(front.shape[0], -1)
-        moved = mixed.reshape(front.shape).movedim(0, position)
-    rows = reference.view(term.block, term.order)
-    cost.addmm_(rows.t(), moved.reshape(-1, size))
+    how: How = "standing" if term.following else "ordered"
+    if how == "standing":
+        whole = scratch.working("after", source.standing(term.block))
+        moved = (soft[term.partner] @ whole.flatten(1)).view(whole.shape)
+    else:
+        moved = scratch.working("after", source.contiguous(term.block, term.order))
+        for position, axis in enumerate(term.partners):
+            front = moved.movedim(position, 0)
+            mixed = soft[term.block.axes[axis][0]] @ front.reshape(front.shape[0], -1)
+            moved = mixed.reshape(front.shape).movedim(0, position)
+    rows = _units(term, how, _taken(term, how, reference, None, "rows", scratch), "rows turned", scratch)
+    cost.addmm_(rows, _units(term, how, moved, "turned", scratch).t())
 
 
 def add_general(cost: Tensor, term: Term, reference: Layouts, source: Layouts, flats: Flats) -> None:

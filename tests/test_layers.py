@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lightning_rebasin"
 LEVELS = {
     "errors": 0,
     "files": 1,
+    "compiled": 1,
     "symmetry": 2,
     "assignment": 2,
     "matching": 3,

@@ -20,26 +20,19 @@ Computing 38 (1987); Bertsekas, "Auction algorithms for network flow problems", 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from lightning_rebasin.compiled import compiled
+
 BLOCK = 64
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile on first use and keep the machine code, where there is any place to keep it."""
-    options: dict[str, Any] = {"fastmath": {"nnan", "nsz"}, "nogil": True}
-    try:
-        compiled: Callable[..., Any] = njit(cache=True, **options)(function)
-    except RuntimeError:  # neither the installation nor the user's cache folder can be written
-        compiled = njit(**options)(function)
-    return compiled
+#: Most phases of the auction, each with a fifth of the last one's ε.
+_PHASES = 6
 
 
 def _maximum(_context, a, b):  # type: ignore[no-untyped-def]
@@ -56,7 +49,7 @@ def _maximum(_context, a, b):  # type: ignore[no-untyped-def]
 _larger: Any = intrinsic(_maximum)
 
 
-@_compiled
+@compiled("nnan", "nsz")
 def _best(row, prices):  # type: ignore[no-untyped-def]
     """Best value of a row."""
     best = row[0] - prices[0]
@@ -65,7 +58,7 @@ def _best(row, prices):  # type: ignore[no-untyped-def]
     return best
 
 
-@_compiled
+@compiled("nnan", "nsz")
 def _scan(row, prices, maxima):  # type: ignore[no-untyped-def]
     """Best column of a row, its value, and the second best value."""
     n = len(row)
@@ -96,10 +89,23 @@ def _scan(row, prices, maxima):  # type: ignore[no-untyped-def]
     return column, first, second
 
 
-@_compiled
-def _auction(a, prices, owner, held, epsilon, budget):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+@compiled("nnan", "nsz")
+def _owners(held):  # type: ignore[no-untyped-def]
+    """The row that holds each column, −1 where none does."""
+    owner = np.empty(len(held), np.int64)
+    for j in range(len(held)):
+        owner[j] = -1
+    for i in range(len(held)):
+        if held[i] >= 0:
+            owner[held[i]] = i
+    return owner
+
+
+@compiled("nnan", "nsz")
+def _auction(a, prices, held, epsilon, budget):  # type: ignore[no-untyped-def]
     """One phase: rows that are free, or not content within ``epsilon``, bid until all hold a column or bids run out."""
     n = len(a)
+    owner = _owners(held)
     maxima = np.empty((n + BLOCK - 1) // BLOCK, a.dtype)
     stack = np.empty(n, np.int64)
     top = 0
@@ -127,7 +133,7 @@ def _auction(a, prices, owner, held, epsilon, budget):  # type: ignore[no-untype
         prices[j] += best - second + epsilon
 
 
-@_compiled
+@compiled("nnan", "nsz")
 def _reduce(a, p, owner, held, free, count, maxima, steps):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Augmenting row reduction, two rounds, at most ``steps`` bids; returns how many rows stay free (in ``free``)."""
     for _ in range(2):
@@ -163,7 +169,7 @@ def _reduce(a, p, owner, held, free, count, maxima, steps):  # type: ignore[no-u
     return count
 
 
-@_compiled
+@compiled("nnan", "nsz")
 def _augment(a, p, owner, held, start, dist, pred, scanned, final):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """One shortest augmenting path from the free row ``start``; keeps complementary slackness."""
     n = len(a)
@@ -215,13 +221,14 @@ def _augment(a, p, owner, held, start, dist, pred, scanned, final):  # type: ign
             break
 
 
-@_compiled
-def _finish(a, p, owner, held, steps, limit):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+@compiled("nnan", "nsz")
+def _finish(a, p, held, steps, limit):  # type: ignore[no-untyped-def]
     """Exact optimum from any prices and any partial assignment.
 
     Gives up, and returns False, if more than ``limit`` rows are free after ``steps`` bids.
     """
     n = len(a)
+    owner = _owners(held)
     maxima = np.empty((n + BLOCK - 1) // BLOCK)
     free = np.empty(n, np.int64)
     count = np.int64(0)  # not a literal: a literal would compile the row reduction once more
@@ -246,7 +253,40 @@ def _finish(a, p, owner, held, steps, limit):  # type: ignore[no-untyped-def]  #
     return True
 
 
-def solve(a: NDArray[Any], p: NDArray[np.float64], held: NDArray[np.int64], *, warm: bool, spread: float) -> None:
+@compiled("nnan", "nsz")
+def _moments(a, step):  # type: ignore[no-untyped-def]
+    """Sum and sum of squares of every ``step``-th row, counted from the first entry."""
+    total = 0.0
+    squares = 0.0
+    origin = np.float64(a[0, 0])
+    for i in range(0, len(a), step):
+        row = a[i]
+        for j in range(len(row)):
+            off = row[j] - origin
+            total += off
+            squares += off * off
+    return total, squares
+
+
+def spread(a: NDArray[Any]) -> float:
+    """Standard deviation of some eight rows; infinite or not a number if it is too large for float64."""
+    step = max(1, len(a) // 8)
+    total, squares = _moments(a, step)
+    count = len(range(0, len(a), step)) * len(a)
+    mean = total / count
+    variance = squares / count - mean * mean
+    return variance if math.isnan(variance) else math.sqrt(max(variance, 0.0))
+
+
+def reassign(a: NDArray[Any], p: NDArray[np.float64], held: NDArray[np.int64]) -> bool:
+    """Go on from the optimum of a similar problem; gives up, and returns False, if it is not similar enough.
+
+    The arguments are those of :func:`solve`, which should go on where this stopped.
+    """
+    return bool(_finish(a, p, held, 2 * len(a), _few(len(a))))
+
+
+def solve(a: NDArray[Any], p: NDArray[np.float64], held: NDArray[np.int64], *, warm: bool, scale: float) -> None:
     """Assign the rows of ``a``, maximising the sum.
 
     Not compiled itself: compiling it would compile every stage once more in place, which takes longer than all of them.
@@ -255,31 +295,34 @@ def solve(a: NDArray[Any], p: NDArray[np.float64], held: NDArray[np.int64], *, w
         a: C-contiguous square costs, float32 or float64.
         p: float64 prices to start from; overwritten with optimal ones.
         held: int64 columns to start from, −1 where free; overwritten with the optimal assignment.
-        warm: Whether ``p`` and ``held`` come from a similar problem.
-        spread: Standard deviation of the costs: the scale of ε.
+        warm: Whether ``p`` and ``held`` come from a similar problem by way of :func:`reassign`.
+        scale: :func:`spread` of the costs: the scale of ε.
     """
     n = len(a)
-    owner = np.full(n, -1)
-    holding = np.flatnonzero(held >= 0)
-    owner[held[holding]] = holding
-    limit = 1 + n // 128
-    try_first = warm or _clear(a, p, spread)
-    epsilon = spread * (0.01 if warm else 0.05)
-    for attempt in range(8):
-        last = attempt == 7 or epsilon <= 0.0
-        if (attempt > 0 or not try_first) and not last:
-            prices = p.astype(a.dtype)
-            _auction(a, prices, owner, held, a.dtype.type(epsilon), 40 * n)
-            p[:] = prices
-            epsilon /= 5.0
-        if _finish(a, p, owner, held, 4 * n if last else 2 * n, n if last else limit):
+    epsilon = scale * (0.01 if warm else 0.05)
+    if not warm and _clear(a, p, scale) and _finish(a, p, held, 2 * n, _few(n)):
+        return
+    for _ in range(_PHASES):
+        if epsilon <= 0.0:
+            break
+        prices = p.astype(a.dtype)
+        _auction(a, prices, held, a.dtype.type(epsilon), 40 * n)
+        p[:] = prices
+        epsilon /= 5.0
+        if _finish(a, p, held, 2 * n, _few(n)):
             return
+    _finish(a, p, held, 4 * n, n)
 
 
-def _clear(a: NDArray[Any], p: NDArray[np.float64], spread: float) -> bool:
+def _few(n: int) -> int:
+    """How many free rows are left to the shortest augmenting paths without another auction."""
+    return 1 + n // 128
+
+
+def _clear(a: NDArray[Any], p: NDArray[np.float64], scale: float) -> bool:
     """Whether most rows have one clear favourite: then plain row reduction is all it takes."""
     step = max(1, len(a) // 32)
     maxima = np.empty((len(a) + BLOCK - 1) // BLOCK)
     seen = [_scan(row, p, maxima) for row in a[::step]]
-    clear = sum(best - second > 0.5 * spread for _, best, second in seen)
+    clear = sum(best - second > 0.5 * scale for _, best, second in seen)
     return bool(2 * step * clear > len(a))

@@ -7,7 +7,6 @@ are exact.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -124,27 +123,19 @@ def solve_in_place(value: Matrix, prices: NDArray[np.float64], held: NDArray[np.
         held: Columns to start from, −1 where free; overwritten.
         warm: Whether the two come from a similar problem.
     """
-    from lightning_rebasin.assignment.kernels import solve
+    from lightning_rebasin.assignment.kernels import reassign, solve, spread
 
-    spread = _spread(value)
-    if not 1e-15 < spread < 1e15:
+    if warm and value.dtype == np.float32 and reassign(value, prices, held):
+        return  # computed in float64, for which no float32 cost is too large or too small
+    scale, exponent = spread(value), 0
+    if not 1e-15 < scale < 1e15:
         # Far from 1 the bids could overflow or drown: bring the scale near 1 by an exact power of two.
         largest = float(np.abs(value).max())
         exponent = -int(np.frexp(largest)[1]) if largest else 0
         value = np.ldexp(value.astype(np.float64), exponent)
         np.ldexp(prices, exponent, out=prices)
-        spread = _spread(value)
-        solve(value, prices, held, warm=warm, spread=spread)
+        scale = spread(value)
+    if not (warm and value.dtype == np.float64 and reassign(value, prices, held)):
+        solve(value, prices, held, warm=warm, scale=scale)
+    if exponent:
         np.ldexp(prices, -exponent, out=prices)
-        return
-    solve(value, prices, held, warm=warm, spread=spread)
-
-
-def _spread(value: Matrix) -> float:
-    """Standard deviation of some eight rows; NumPy's own takes as long as a small warm solve."""
-    sample = value[:: max(1, len(value) // 8)].reshape(-1).astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        off = sample - sample[0]
-        mean = float(np.add.reduce(off)) / len(off)
-        variance = float(np.dot(off, off)) / len(off) - mean * mean
-    return variance if math.isnan(variance) else math.sqrt(max(variance, 0.0))

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from lightning_rebasin.assignment import kernels
+from lightning_rebasin import compiled as compilation
 
 
 def test_small_problems_never_load_the_compiler():
@@ -16,7 +16,7 @@ def test_small_problems_never_load_the_compiler():
 
 
 def test_without_any_place_for_a_cache_it_still_compiles(monkeypatch):
-    real, asked = kernels.njit, []
+    real, asked = compilation.njit, []
 
     def no_cache(*args, **options):
         asked.append(options.get("cache", False))
@@ -24,7 +24,7 @@ def test_without_any_place_for_a_cache_it_still_compiles(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return real(*args, **options)
 
-    monkeypatch.setattr(kernels, "njit", no_cache)
-    double = kernels._compiled(lambda x: 2 * x)
+    monkeypatch.setattr(compilation, "njit", no_cache)
+    double = compilation.compiled()(lambda x: 2 * x)
     assert double(21) == 42
     assert asked == [True, False]

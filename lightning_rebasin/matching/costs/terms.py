@@ -26,8 +26,6 @@ from lightning_rebasin.matching.costs.layouts import SMALL, Layouts, Scratch
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
 TermKind = Literal["static", "bilinear", "general"]
-#: Whether a block is used as it stands, or with the partner's axis first and the group's own last.
-How = Literal["standing", "ordered"]
 #: Static terms of this rank or more are multiplied where they stand: copying them together would cost more.
 _OWN_PRODUCT = 64
 #: Numbers in a row from which gathering along the second axis is as fast as copying the block and gathering whole rows.
@@ -75,11 +73,13 @@ class Term:
 
     @cached_property
     def leading(self) -> bool:
-        """Whether the group's own axis comes first, the partner's second, and enough behind them to gather in one go.
+        """Whether the group's own axis comes first and the partner's second, as in any weight seen from its outputs."""
+        return self.axis == 0 and self.partners == (1,)
 
-        So it is for the weight of a convolution seen from its outputs.
-        """
-        return self.axis == 0 and self.partners == (1,) and math.prod(self.block.lengths[2:]) >= _CHUNK
+    @cached_property
+    def chunky(self) -> bool:
+        """Whether enough lies behind the partner's axis to gather along it, as in the weight of a convolution."""
+        return math.prod(self.block.lengths[2:]) >= _CHUNK
 
     @cached_property
     def large(self) -> bool:
@@ -137,9 +137,10 @@ def add_bilinear(  # noqa: PLR0917
     cost: Tensor, term: Term, reference: Layouts, source: Layouts, flat: Tensor | None, scratch: Scratch
 ) -> None:
     """Add the whole bilinear term to ``cost``, its partner in the order ``flat`` (``None``: as it stands)."""
-    how: How = "standing" if term.leading or term.following else "ordered"
-    rows = _units(term, how, _taken(term, how, reference, None, "rows", scratch), "rows turned", scratch)
-    moved = _units(term, how, _taken(term, how, source, flat, "after", scratch), "turned", scratch)
+    standing = term.leading or term.following
+    rows = _units(term, standing, _taken(term, standing, reference, None, "rows", scratch), "rows turned", scratch)
+    standing = term.following or (term.leading and (term.chunky or flat is None))
+    moved = _units(term, standing, _taken(term, standing, source, flat, "after", scratch), "turned", scratch)
     cost.addmm_(rows, moved.t())
 
 
@@ -160,19 +161,23 @@ def add_bilinear_change(  # noqa: PLR0917
     ``again``: it was updated before and will be more often, which makes a copy with the partner's axis first worth its
     while.
     """
-    standing = term.following or (term.leading and not (again and source.keep))
-    how: How = "standing" if standing else "ordered"
-    rows = _units(term, how, _taken(term, how, reference, where, "rows", scratch), "rows turned", scratch)
-    change = _taken(term, how, source, after.index_select(0, where), "after", scratch)
-    change -= _taken(term, how, source, before.index_select(0, where), "before", scratch)
-    cost.addmm_(rows, _units(term, how, change, "turned", scratch).t())
+    copied = again and source.keep
+    standing = term.following or (term.leading and not copied)
+    rows = _units(term, standing, _taken(term, standing, reference, where, "rows", scratch), "rows turned", scratch)
+    standing = term.following or (term.leading and term.chunky and not copied)
+    change = _taken(term, standing, source, after.index_select(0, where), "after", scratch)
+    change -= _taken(term, standing, source, before.index_select(0, where), "before", scratch)
+    cost.addmm_(rows, _units(term, standing, change, "turned", scratch).t())
 
 
 def _taken(  # noqa: PLR0917
-    term: Term, how: How, of: Layouts, index: Tensor | None, room: str, scratch: Scratch
+    term: Term, standing: bool, of: Layouts, index: Tensor | None, room: str, scratch: Scratch
 ) -> Tensor:
-    """The block, or its parts ``index`` along the partner's axis, in the working dtype."""
-    if how == "standing":
+    """The block, or its parts ``index`` along the partner's axis, in the working dtype.
+
+    ``standing``: as it stands; else a copy with the partner's axis first and the group's own last.
+    """
+    if standing:
         block, axis = of.standing(term.block), term.partners[0]
     elif index is None:
         return scratch.working(room, of.view(term.block, term.order))
@@ -181,9 +186,9 @@ def _taken(  # noqa: PLR0917
     return scratch.working(room, block) if index is None else scratch.gather(room, block, axis, index)
 
 
-def _units(term: Term, how: How, taken: Tensor, room: str, scratch: Scratch) -> Tensor:
+def _units(term: Term, standing: bool, taken: Tensor, room: str, scratch: Scratch) -> Tensor:
     """What was taken as a matrix ``(members, everything else)``."""
-    if how == "ordered":
+    if not standing:
         return taken.flatten(0, -2).t()
     return (scratch.swapped(room, taken) if term.following else taken).flatten(1)
 
@@ -192,8 +197,7 @@ def add_soft(  # noqa: PLR0917
     cost: Tensor, term: Term, reference: Layouts, source: Layouts, soft: Mapping[str, Tensor], scratch: Scratch
 ) -> None:
     """Add a term whose partners are mixed by doubly stochastic matrices instead of permuted."""
-    how: How = "standing" if term.following else "ordered"
-    if how == "standing":
+    if term.following:
         whole = scratch.working("after", source.standing(term.block))
         moved = (soft[term.partner] @ whole.flatten(1)).view(whole.shape)
     else:
@@ -202,8 +206,9 @@ def add_soft(  # noqa: PLR0917
             front = moved.movedim(position, 0)
             mixed = soft[term.block.axes[axis][0]] @ front.reshape(front.shape[0], -1)
             moved = mixed.reshape(front.shape).movedim(0, position)
-    rows = _units(term, how, _taken(term, how, reference, None, "rows", scratch), "rows turned", scratch)
-    cost.addmm_(rows, _units(term, how, moved, "turned", scratch).t())
+    taken = _taken(term, term.following, reference, None, "rows", scratch)
+    rows = _units(term, term.following, taken, "rows turned", scratch)
+    cost.addmm_(rows, _units(term, term.following, moved, "turned", scratch).t())
 
 
 def add_general(cost: Tensor, term: Term, reference: Layouts, source: Layouts, flats: Flats) -> None:

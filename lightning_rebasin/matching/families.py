@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_rebasin.assignment.solve import solve_columns
+from lightning_rebasin.assignment.solve import solve_columns, solve_many
 from lightning_rebasin.symmetry.spec import Group, PermutationSpec
 
 Matrix = NDArray[np.floating]
@@ -85,15 +85,12 @@ def solve_inside(group: Group, cost: Matrix, flat: Order) -> Order:
     """Best flat order of one group while its ancestors stay where ``flat`` puts them."""
     blocks = np.asarray(cost).reshape(group.instances, group.size, group.instances, group.size)
     parents = flat.reshape(group.instances, group.size)[:, 0] // group.size
-    rows = [parent * group.size + solve_columns(blocks[i, :, parent]) for i, parent in enumerate(parents)]
-    return np.concatenate(rows)
+    own = blocks[np.arange(group.instances), :, parents]
+    return (parents[:, None] * group.size + solve_many(own)).reshape(-1)
 
 
 def _solve_pairs(cost: Matrix, instances: int, size: int) -> tuple[NDArray[np.int64], Matrix]:
     blocks = cost.reshape(instances, size, instances, size).transpose(0, 2, 1, 3)
-    columns = np.empty((instances, instances, size), np.int64)
-    for i in range(instances):
-        for j in range(instances):
-            columns[i, j] = solve_columns(blocks[i, j])
+    columns = solve_many(blocks.reshape(-1, size, size)).reshape(instances, instances, size)
     values = np.take_along_axis(blocks, columns[..., None], 3)[..., 0].sum(-1)
     return columns, values

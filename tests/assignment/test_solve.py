@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from lightning_rebasin.assignment import SOLVERS, Assignment, solve_assignment
+from lightning_rebasin.assignment.solve import solve_many
 from lightning_rebasin.errors import AssignmentError, NonFiniteError
 
 OURS = ("numba", "scipy", "lap")
@@ -119,6 +120,34 @@ def test_batch_equals_one_by_one():
         one = solve_assignment(cost[i])
         assert batch.columns[i].tolist() == one.columns.tolist()
         np.testing.assert_allclose(batch.row_duals[i], one.row_duals)
+
+
+@pytest.mark.parametrize("n", [1, 5, 23, 24, 60])
+@pytest.mark.parametrize("layout", ["ties", "offset", "strided"])
+def test_many_small_problems_at_once(n, layout):
+    rng = np.random.default_rng(n)
+    costs = rng.integers(0, 3, (7, n, n)).astype(np.float32) if layout == "ties" else rng.standard_normal((7, n, n))
+    costs = costs + 1e9 * rng.standard_normal((7, n, 1)) if layout == "offset" else costs
+    costs = costs.transpose(0, 2, 1) if layout == "strided" else costs
+    before = costs.copy()
+    for cost, columns in zip(costs, solve_many(costs), strict=True):
+        best = cost[np.arange(n), linear_sum_assignment(cost, maximize=True)[1]].sum(dtype=np.float64)
+        assert sorted(columns) == list(range(n))
+        assert cost[np.arange(n), columns].sum(dtype=np.float64) == pytest.approx(best, rel=1e-12)
+    assert np.array_equal(costs, before), "the costs are the caller's"
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_warm_start_at_any_scale(scale, dtype):
+    rng = np.random.default_rng(0)
+    cost = (scale * rng.standard_normal((200, 200))).astype(dtype)
+    first = solve_assignment(cost, solver="numba")
+    cost[rng.integers(0, 200, 30)] = (scale * rng.standard_normal((30, 200))).astype(dtype)
+    again = solve_assignment(cost, warm=first, solver="numba")
+    certify(
+        cost.astype(np.float64) / scale, Assignment(again.columns, again.row_duals / scale, again.column_duals / scale)
+    )
 
 
 def test_empty_and_single():

@@ -82,6 +82,68 @@ def test_updated_costs_of_large_convolutions_are_the_definition(moved):
             flats[group][where] = flat[where.roll(1)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_packed_costs_of_small_groups_are_the_definition(dtype):
+    generator = torch.Generator().manual_seed(0)
+    table = {
+        "first": ("g", None, None, None),
+        "scale": ("g",),
+        "middle": ("h", "g", None, None),
+        "dense": ("h", "g"),
+        "last": (None, "h"),
+    }
+    shapes = {"first": (24, 3, 3, 3), "scale": (24,), "middle": (40, 24, 3, 3), "dense": (40, 24), "last": (10, 40)}
+    a, b = ({n: torch.randn(s, generator=generator).to(dtype) for n, s in shapes.items()} for _ in range(2))
+    spec = PermutationSpec.from_table(table, a)
+    working = torch.float64 if dtype is torch.float64 else torch.float32
+    cpu, terms = torch.device("cpu"), TermTable.of(spec)
+    assert all(terms.packings.values())
+    costs = CostCache(terms, *(Layouts(s, working, cpu) for s in (a, b)), working, cpu)
+    flats = {"g": torch.arange(24), "h": torch.arange(40)}
+    for _ in range(3):
+        for group, size in (("g", 24), ("h", 40)):
+            expected = textbook.cost_matrix(
+                table, group, *({n: t.to(working) for n, t in s.items()} for s in (a, b)), flats
+            )
+            torch.testing.assert_close(costs.matrix(group, flats), expected, rtol=1e-4, atol=1e-4)
+            flats[group] = torch.randperm(size, generator=generator)
+        assert costs.stale("g", flats)
+
+
+@pytest.mark.parametrize("change", ["large", "complex", "three groups"])
+def test_what_is_not_packed(change):
+    shape = (65, 4) if change == "large" else (8, 4)
+    table = {"w": ("h", None), "v": ("k", "h", "m") if change == "three groups" else ("k", "h")}
+    state = {"w": torch.zeros(shape), "v": torch.zeros((4, shape[0], 2)[: len(table["v"])])}
+    if change == "complex":
+        state = {name: tensor.to(torch.complex64) for name, tensor in state.items()}
+    spec, cpu = PermutationSpec.from_table(table, state), torch.device("cpu")
+    packing, layouts = TermTable.of(spec).packings["h"], Layouts(state, torch.float32, cpu)
+    assert packing is None if change != "complex" else not packing.fits(layouts)
+
+
+def test_copies_of_half_precision_weights_take_half_the_room():
+    generator = torch.Generator().manual_seed(0)
+    table = {"first": ("g", None, None, None), "middle": ("h", "g", None, None), "last": (None, "h")}
+    shapes = {"first": (160, 3, 3, 3), "middle": (160, 160, 3, 3), "last": (10, 160)}
+    a, b = ({n: torch.randn(s, generator=generator).bfloat16() for n, s in shapes.items()} for _ in range(2))
+    spec, cpu = PermutationSpec.from_table(table, a), torch.device("cpu")
+    layouts = [Layouts(s, torch.float32, cpu) for s in (a, b)]
+    costs = CostCache(TermTable.of(spec), *layouts, torch.float32, cpu)
+    flats = {"g": torch.randperm(160, generator=generator), "h": torch.randperm(160, generator=generator)}
+    wide = [{n: t.float() for n, t in s.items()} for s in (a, b)]
+    for _ in range(3):
+        for group in ("g", "h"):
+            expected = textbook.cost_matrix(table, group, *wide, flats)
+            torch.testing.assert_close(costs.matrix(group, flats), expected, rtol=1e-3, atol=1e-2)
+            flat = flats[group].clone()
+            flat[:12] = flat[:12].roll(1)
+            flats[group] = flat
+    kept = [tensor for of in layouts for tensor in of._kept.values()]
+    assert kept
+    assert {tensor.dtype for tensor in kept} == {torch.bfloat16}
+
+
 def test_copies_stay_below_three_models():
     spec = infer_spec(small_vgg().eval(), torch.randn(2, 3, 8, 8))
     model = small_vgg().state_dict()

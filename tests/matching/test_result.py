@@ -71,8 +71,8 @@ def test_progress_bar_shows_the_objective(pair, capsys):
 
 
 def test_inner_product_in_every_dtype():
-    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
-    y = torch.randn(200_000, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
+    y = torch.randn(300_000, generator=torch.Generator().manual_seed(1))
     exact = float((x.double() * y.double()).sum())
     assert inner_product(x, y) == pytest.approx(exact, rel=1e-12)
     assert inner_product(x.half(), y.bfloat16()) == pytest.approx(
@@ -92,3 +92,16 @@ def test_products_and_norms_by_definition(pair):
     norms = tensor_norms({"x": torch.tensor([3e30, 4e30]), "y": torch.tensor([3e-30, 4e-30])}, ["x", "y"])
     assert norms == pytest.approx({"x": 5e30, "y": 5e-30})
     assert group_similarity(spec, dict.fromkeys(a, 0.0), (tensor_norms(a, a), tensor_norms(b, b)))["h0"] == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_products_of_large_tensors_are_taken_slice_by_slice(dtype):
+    shapes = {"convolution": (120, 260, 3, 3), "dense": (700, 500), "thin": (1, 300_000)}
+    table = {"convolution": ("o", "i", None, None), "dense": ("p", "q"), "thin": (None, "r")}
+    generator = torch.Generator().manual_seed(0)
+    a, b = ({n: torch.randn(s, generator=generator).to(dtype) for n, s in shapes.items()} for _ in range(2))
+    spec = PermutationSpec.from_table(table, a)
+    p = Permutation.random(spec, generator)
+    moved, products = p.apply(b), inner_products(spec, a, b, p)
+    for name in shapes:
+        assert products[name] == pytest.approx(float((a[name].double() * moved[name].double()).sum()), rel=1e-10), name

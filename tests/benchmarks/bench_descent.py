@@ -58,7 +58,7 @@ def test_mlp_trained(mlp_pair):
 
 def test_vgg16():
     table, shapes = vgg16()
-    descents("VGG16 (CIFAR), random", table, *random_states(shapes), 3, 10, 16)
+    descents("VGG16 (CIFAR), random, 9 seeds", table, *random_states(shapes), 9, 10, 16)
 
 
 def test_resnet50():
@@ -68,12 +68,12 @@ def test_resnet50():
 
 def test_resnet20_wide():
     table, shapes = resnet20(16)
-    descents("ResNet20 ×16, random", table, *random_states(shapes), 3, 4, 5)
+    descents("ResNet20 ×16, random, 5 seeds", table, *random_states(shapes), 5, 4, 5)
 
 
 def test_resnet20_narrow():
     table, shapes = resnet20(1)
-    descents("ResNet20 ×1, random", table, *random_states(shapes), 15, 2, 4)
+    descents("ResNet20 ×1, random, 31 seeds", table, *random_states(shapes), 31, 2, 4)
 
 
 def test_transformer_mlps():

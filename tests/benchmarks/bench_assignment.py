@@ -95,15 +95,20 @@ def test_trained_networks():
 
 
 def warm(name, costs, passes=5):
-    """Every visit of a descent from the duals of the last one; the median of some passes for each."""
+    """Every visit of a descent from the duals of the last one; the median of some passes for each.
+
+    Each solver gets a copy made just before, as a descent has just written the matrix that it solves.
+    """
     seconds = {i: ([], []) for i, (group, _) in enumerate(costs) if group in {g for g, _ in costs[:i]}}
     for _ in range(passes):
         state = {}
         for i, (group, cost) in enumerate(costs):
             prices, held = state.setdefault(group, (np.zeros(len(cost)), np.full(len(cost), -1)))
-            own, _ = cpu_seconds(lambda: solve_in_place(cost, prices, held, warm=i in seconds))  # noqa: B023
+            fresh = cost.copy()
+            own, _ = cpu_seconds(lambda: solve_in_place(fresh, prices, held, warm=i in seconds))  # noqa: B023
             if i in seconds:
-                other, columns = cpu_seconds(lambda: scipy_columns(cost))  # noqa: B023
+                fresh = cost.copy()
+                other, columns = cpu_seconds(lambda: scipy_columns(fresh))  # noqa: B023
                 assert value(cost, held) == pytest.approx(value(cost, columns), rel=1e-6)
                 seconds[i][0].append(own)
                 seconds[i][1].append(other)

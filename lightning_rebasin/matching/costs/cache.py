@@ -134,28 +134,7 @@ class CostCache:
         """
         if self.stale(group, flats):
             packed = self._packed_cost(group)
-            if packed is not None:
-                self._cost[group] = packed.matrix(flats)
-                self._made_with[group] = self._state(group, flats)
-                return self._cost[group]
-            changes = self._changes(group, flats)
-            if changes is None:
-                self._rebuild(group, flats)
-            else:
-                for term, before, after, where in changes:
-                    add_bilinear_change(
-                        self._linear[group],
-                        term,
-                        self._reference,
-                        self._source,
-                        before,
-                        after,
-                        where,
-                        self._scratch,
-                        again=term.large and id(term) in self._updated,
-                    )
-                    self._updated.add(id(term))
-            self._cost[group] = self._with_general(group, flats)
+            self._cost[group] = self._linear_and_general(group, flats) if packed is None else packed.matrix(flats)
             self._made_with[group] = self._state(group, flats)
         return self._cost[group]
 
@@ -188,6 +167,17 @@ class CostCache:
             if term.partners and not term.joint:
                 add_soft(cost, term, self._reference, self._source, soft, self._scratch)
         return cost
+
+    def _linear_and_general(self, group: str, flats: Flats) -> Tensor:
+        changes = self._changes(group, flats)
+        if changes is None:
+            self._rebuild(group, flats)
+        for term, before, after, where in changes or ():
+            again = term.large and id(term) in self._updated
+            self._updated.add(id(term))
+            models = self._reference, self._source
+            add_bilinear_change(self._linear[group], term, *models, before, after, where, self._scratch, again=again)
+        return self._with_general(group, flats)
 
     def _packed_cost(self, group: str) -> PackedCost | None:
         if group not in self._packed:

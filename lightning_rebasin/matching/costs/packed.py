@@ -1,9 +1,9 @@
-"""Cost matrices of small groups: all terms below each other, one product a visit.
+"""Cost matrices of small groups: all terms side by side, one product a visit.
 
 For a group of a few dozen units a matrix product takes less time than the calls around it, so there is nothing to gain
-from updating.  The weights of all its terms are packed into one array, a column for each unit; the source's rows are
-gathered afresh wherever a neighbour moved; and the cost is the one product ``Aᵀ · B`` of the two.  NumPy instead of
-torch, because its calls are shorter.
+from updating.  The weights of all its terms are packed into one array each: a row for each unit of the reference, a
+column for each unit of the source.  The source's rows are gathered afresh wherever a neighbour moved, and the cost is
+the product of the two.  NumPy instead of torch, because its calls are shorter.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Moving(NamedTuple):
 
 @final
 class Packing:
-    """How the terms of one small group lie below each other; the same for all models of a spec.
+    """How the terms of one small group lie side by side; the same for all models of a spec.
 
     Args:
         terms: The terms, static or bilinear.

@@ -58,19 +58,27 @@ def test_soft_costs_at_permutation_matrices_are_the_hard_costs(name):
         torch.testing.assert_close(costs.soft_matrix(group, soft), costs.matrix(group, flats))
 
 
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("moved", [0, 12, 64, 160])
-def test_updated_costs_of_large_convolutions_are_the_definition(moved):
+def test_updated_costs_of_large_convolutions_are_the_definition(moved, keep):
     """Blocks beyond the cache are gathered into memory that is used again; a step may skip, update or build anew."""
     generator = torch.Generator().manual_seed(moved)
-    table = {"first": ("g", None, None, None), "middle": ("h", "g", None, None), "last": (None, "h")}
-    shapes = {"first": (160, 3, 3, 3), "middle": (160, 160, 3, 3), "last": (10, 160)}
+    table = {
+        "first": ("g", None, None, None),
+        "middle": ("h", "g", None, None),
+        "dense": ("g", "h"),
+        "last": (None, "h"),
+    }
+    shapes = {"first": (160, 3, 3, 3), "middle": (160, 160, 3, 3), "dense": (160, 160), "last": (10, 160)}
     a, b = (
         {n: torch.randn(shape, generator=generator, dtype=torch.float64) for n, shape in shapes.items()}
         for _ in range(2)
     )
     spec = PermutationSpec.from_table(table, a)
     cpu = torch.device("cpu")
-    costs = CostCache(TermTable.of(spec), *(Layouts(s, torch.float64, cpu) for s in (a, b)), torch.float64, cpu)
+    costs = CostCache(
+        TermTable.of(spec), *(Layouts(s, torch.float64, cpu, keep=keep) for s in (a, b)), torch.float64, cpu
+    )
     flats = {"g": torch.randperm(160, generator=generator), "h": torch.randperm(160, generator=generator)}
     for _ in range(4):
         for group in table["middle"][:2]:

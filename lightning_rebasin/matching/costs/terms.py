@@ -164,7 +164,8 @@ def add_bilinear_change(  # noqa: PLR0917
     copied = again and source.keep
     standing = term.following or (term.leading and not copied)
     rows = _units(term, standing, _taken(term, standing, reference, where, "rows", scratch), "rows turned", scratch)
-    standing = term.following or (term.leading and term.chunky and not copied)
+    # A copy that is not kept would be made twice here.
+    standing = term.following or (term.leading and not copied and (term.chunky or not source.keep))
     change = _taken(term, standing, source, after.index_select(0, where), "after", scratch)
     change -= _taken(term, standing, source, before.index_select(0, where), "before", scratch)
     cost.addmm_(rows, _units(term, standing, change, "turned", scratch).t())

@@ -24,21 +24,24 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from lightning_rebasin.compiled import compiled
+
+Floats = NDArray[Any]
+Columns = NDArray[np.int64]
 
 BLOCK = 64
 #: Most phases of the auction, each with a fifth of the last one's ε.
 _PHASES = 6
 
 
-def _maximum(_context, a, b):  # type: ignore[no-untyped-def]
+def _maximum(_context: Any, a: Any, b: Any) -> Any:
     """``max(a, b)`` as LLVM's own operation: only so do loops of maxima become vector code, ten times faster."""
 
-    def generate(_, builder, __, arguments):  # type: ignore[no-untyped-def]
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         kind = arguments[0].type
         maximum = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
         return builder.call(maximum, arguments, fastmath=["nnan", "nsz", "reassoc"])
@@ -50,7 +53,7 @@ _larger: Any = intrinsic(_maximum)
 
 
 @compiled("nnan", "nsz")
-def _best(row, prices):  # type: ignore[no-untyped-def]
+def _best(row: Floats, prices: Floats) -> Any:
     """Best value of a row."""
     best = row[0] - prices[0]
     for j in range(len(row)):
@@ -59,7 +62,7 @@ def _best(row, prices):  # type: ignore[no-untyped-def]
 
 
 @compiled("nnan", "nsz")
-def _scan(row, prices, maxima):  # type: ignore[no-untyped-def]
+def _scan(row: Floats, prices: Floats, maxima: Floats) -> tuple[int, Any, Any]:
     """Best column of a row, its value, and the second best value."""
     n = len(row)
     whole = n // BLOCK
@@ -90,7 +93,7 @@ def _scan(row, prices, maxima):  # type: ignore[no-untyped-def]
 
 
 @compiled("nnan", "nsz")
-def _owners(held):  # type: ignore[no-untyped-def]
+def _owners(held: Columns) -> Columns:
     """The row that holds each column, −1 where none does."""
     owner = np.empty(len(held), np.int64)
     for j in range(len(held)):
@@ -102,7 +105,7 @@ def _owners(held):  # type: ignore[no-untyped-def]
 
 
 @compiled("nnan", "nsz")
-def _auction(a, prices, held, epsilon, budget):  # type: ignore[no-untyped-def]
+def _auction(a: Floats, prices: Floats, held: Columns, epsilon: Any, budget: int) -> None:
     """One phase: rows that are free, or not content within ``epsilon``, bid until all hold a column or bids run out."""
     n = len(a)
     owner = _owners(held)
@@ -134,7 +137,9 @@ def _auction(a, prices, held, epsilon, budget):  # type: ignore[no-untyped-def]
 
 
 @compiled("nnan", "nsz")
-def _reduce(a, p, owner, held, free, count, maxima, steps):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _reduce(  # noqa: PLR0917
+    a: Floats, p: Floats, owner: Columns, held: Columns, free: Columns, count: int, maxima: Floats, steps: int
+) -> int:
     """Augmenting row reduction, two rounds, at most ``steps`` bids; returns how many rows stay free (in ``free``)."""
     for _ in range(2):
         k = 0
@@ -170,7 +175,17 @@ def _reduce(a, p, owner, held, free, count, maxima, steps):  # type: ignore[no-u
 
 
 @compiled("nnan", "nsz")
-def _augment(a, p, owner, held, start, dist, pred, scanned, final):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _augment(  # noqa: PLR0917
+    a: Floats,
+    p: Floats,
+    owner: Columns,
+    held: Columns,
+    start: int,
+    dist: Floats,
+    pred: Columns,
+    scanned: Columns,
+    final: Floats,
+) -> None:
     """One shortest augmenting path from the free row ``start``; keeps complementary slackness."""
     n = len(a)
     inf = np.inf
@@ -222,7 +237,7 @@ def _augment(a, p, owner, held, start, dist, pred, scanned, final):  # type: ign
 
 
 @compiled("nnan", "nsz")
-def _finish(a, p, held, steps, limit):  # type: ignore[no-untyped-def]
+def _finish(a: Floats, p: Floats, held: Columns, steps: int, limit: int) -> bool:
     """Exact optimum from any prices and any partial assignment.
 
     Gives up, and returns False, if more than ``limit`` rows are free after ``steps`` bids.
@@ -254,7 +269,7 @@ def _finish(a, p, held, steps, limit):  # type: ignore[no-untyped-def]
 
 
 @compiled("nnan", "nsz")
-def _moments(a, step):  # type: ignore[no-untyped-def]
+def _moments(a: Floats, step: int) -> tuple[float, float]:
     """Sum and sum of squares of every ``step``-th row, counted from the first entry."""
     total = 0.0
     squares = 0.0

@@ -63,7 +63,7 @@ def solve_assignment(
     if value.ndim == 2:
         return _solve_one(value, maximize, warm, solver)
     if not uses_compiled(value.shape[-1], solver):
-        columns = solve_many(value, "lap" if solver == "lap" else "scipy")
+        columns = solve_many(value, solver)
         ones = [_certified(one, held, maximize) for one, held in zip(value, columns, strict=True)]
     else:
         starts = [None] * len(value) if warm is None else _each(warm)
@@ -89,7 +89,7 @@ def _certified(value: Matrix, held: NDArray[np.int64], maximize: bool) -> Assign
 def _solve_one(value: Matrix, maximize: bool, warm: Assignment | None, solver: Solver) -> Assignment:
     n = len(value)
     if not uses_compiled(n, solver):
-        return _certified(value, solve_columns(value, "lap" if solver == "lap" else "scipy"), maximize)
+        return _certified(value, solve_columns(value, solver), maximize)
     prices = np.zeros(n)
     held = np.full(n, -1, np.int64)
     if warm is not None:
@@ -116,7 +116,7 @@ def solve_many(values: Matrix, solver: Solver = "auto") -> NDArray[np.int64]:
 
     Args:
         values: ``(batch, n, n)``, to be maximised, in any layout.
-        solver: ``"lap"``, or anything else for SciPy.
+        solver: ``"lap"``; ``"scipy"``: as it is; ``"auto"``: SciPy, from better duals where that pays.
 
     Returns:
         Columns, int64 ``(batch, n)``.

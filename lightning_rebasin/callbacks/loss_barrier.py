@@ -26,6 +26,7 @@ from lightning_rebasin.callbacks.record import Measurement, append_csv, log_figu
 from lightning_rebasin.callbacks.reference import make_reference
 from lightning_rebasin.callbacks.schedule import StepSchedule, positive, steps_from
 from lightning_rebasin.callbacks.strategy import refuse_sharded
+from lightning_rebasin.callbacks.trainer import callbacks_of, is_dry_run
 from lightning_rebasin.errors import BarrierWarning, ConfigurationError, MissingExtraError
 from lightning_rebasin.landscape.barrier import BarrierCurve, Convention, lambda_grid
 from lightning_rebasin.landscape.geometry import Separation, separation
@@ -189,7 +190,7 @@ class LossBarrier(Callback):
                 "LossBarrier measures on validation batches, but this trainer will run no validation: give fit() a "
                 "validation loader, the module a validation_step, and leave limit_val_batches above 0"
             )
-        others = [c for c in trainer.callbacks if isinstance(c, LossBarrier) and c is not self]  # type: ignore[attr-defined]
+        others = [c for c in callbacks_of(trainer) if isinstance(c, LossBarrier) and c is not self]
         if any(other._prefix == self._prefix for other in others):
             raise ConfigurationError(f"two LossBarriers log under {self._prefix!r}; give each its own prefix=")
         if weights_of(pl_module):
@@ -206,7 +207,7 @@ class LossBarrier(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check again what configure_model made, and say which weights are measured."""
         self._check(trainer, pl_module)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in callbacks_of(trainer):
             if isinstance(callback, WeightAveraging):
                 kind = type(callback).__name__
                 rank_zero_info(f"LossBarrier measures the weights that validation uses: the averaged ones of {kind}")
@@ -215,7 +216,7 @@ class LossBarrier(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the reference see the initial weights."""
         self._find_folder(trainer)
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not is_dry_run(trainer):
             assert self._folder is not None
             self._reference.start(trainer, pl_module, self._folder / f"{self._file_stem}-init.ckpt")
 
@@ -229,7 +230,7 @@ class LossBarrier(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the validations."""
         self._running, self._begun = None, False
-        if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.sanity_checking or is_dry_run(trainer):
             return
         self._find_folder(trainer)
         if trainer.state.fn == "fit":
@@ -245,7 +246,7 @@ class LossBarrier(Callback):
         if not self._begun:
             # Not earlier: by now every callback that swaps weights for validation (WeightAveraging, EMA) has done so.
             self._begun = True
-            if self._aligner and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if self._aligner and not is_dry_run(trainer):
                 with torch.inference_mode(mode=False), torch.no_grad():
                     self._aligner.look(pl_module, clone_batch(batch))
             if self._due(trainer):
@@ -313,7 +314,7 @@ class LossBarrier(Callback):
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
 
     def _due(self, trainer: Trainer) -> bool:
-        if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.sanity_checking or is_dry_run(trainer):
             return False
         if trainer.state.fn != "fit":
             return True

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_rebasin.callbacks.snapshot import CheckpointSnapshot
+from lightning_rebasin.callbacks.trainer import callbacks_of
 from lightning_rebasin.checkpoints import read_checkpoint, write_checkpoint
 from lightning_rebasin.errors import BarrierWarning, CheckpointError, ConfigurationError, NonFiniteError
 from lightning_rebasin.landscape.probe import isolated_rng
@@ -110,7 +111,7 @@ class PreviousReference(Reference):
 
     @override
     def check(self, trainer: Trainer, module: LightningModule) -> None:
-        found = [c for c in trainer.callbacks if isinstance(c, CheckpointSnapshot)]  # type: ignore[attr-defined]
+        found = [c for c in callbacks_of(trainer) if isinstance(c, CheckpointSnapshot)]
         if not found:
             raise ConfigurationError(
                 "reference='previous' compares with the last snapshot: add CheckpointSnapshot(...) to the callbacks"

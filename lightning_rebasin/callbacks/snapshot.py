@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lightning_rebasin.callbacks.schedule import StepSchedule, positive, steps_from
 from lightning_rebasin.callbacks.strategy import refuse_sharded
+from lightning_rebasin.callbacks.trainer import callbacks_of, is_dry_run
 from lightning_rebasin.checkpoints import write_checkpoint
 from lightning_rebasin.errors import ConfigurationError, OutputError
 from lightning_rebasin.landscape.segment import weights_of
@@ -120,7 +121,7 @@ class CheckpointSnapshot(Callback):
         if stage != "fit":
             return
         refuse_sharded(trainer, "CheckpointSnapshot")
-        others = [c for c in trainer.callbacks if isinstance(c, CheckpointSnapshot) and c is not self]  # type: ignore[attr-defined]
+        others = [c for c in callbacks_of(trainer) if isinstance(c, CheckpointSnapshot) and c is not self]
         if any(other._given == self._given for other in others):
             raise ConfigurationError("two CheckpointSnapshot callbacks write to one folder; give each its own folder=")
 
@@ -134,7 +135,7 @@ class CheckpointSnapshot(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare the folder and save the initial weights."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if is_dry_run(trainer):
             return
         if trainer.global_step == 0:
             self._last_step = -1
@@ -149,7 +150,7 @@ class CheckpointSnapshot(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if a scheduled step was just taken (under accumulation most batches take none)."""
-        if self._schedule.due(self._last_step, trainer.global_step) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._schedule.due(self._last_step, trainer.global_step) and not is_dry_run(trainer):
             self._save(trainer, pl_module)
         self._last_step = max(self._last_step, trainer.global_step)
 
@@ -157,7 +158,7 @@ class CheckpointSnapshot(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after every n-th epoch."""
         due = self._epochs is not None and (trainer.current_epoch + 1) % self._epochs == 0
-        if due and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if due and not is_dry_run(trainer):
             self._save(trainer, pl_module)
 
     @rank_zero_only

@@ -124,18 +124,19 @@ def solve_many(values: Matrix, solver: Solver = "auto") -> NDArray[np.int64]:
     columns = np.empty(values.shape[:2], np.int64)
     if not values.size:
         return columns
-    loss = np.negative(values, dtype=np.float64, order="C")
     if solver == "lap":
         from lap import lapjv
 
-        for i, one in enumerate(loss):
+        for i, one in enumerate(np.negative(values, dtype=np.float64, order="C")):
             columns[i] = lapjv(one)[1]
         return columns
     if values.shape[-1] >= _REDUCED_FROM and solver == "auto":
         # SciPy starts from zero duals. Losses against the best of each row, then of each column, are a better start
         # for the same problem, up to the last bit of float64.
-        loss -= loss.min(2, keepdims=True)
+        loss = np.subtract(values.max(2, keepdims=True), values, dtype=np.float64, order="C")
         loss -= loss.min(1, keepdims=True)
+    else:
+        loss = np.negative(values, dtype=np.float64, order="C")
     for i, one in enumerate(loss):
         columns[i] = linear_sum_assignment(one)[1]
     return columns

@@ -111,18 +111,19 @@ class CoordinateDescent:
         """Take the proposed orders if the objective gains more than rounding could explain."""
         gain, moved = 0.0, 0.0
         for name, order in proposed.items():
-            current = self.flats[name].numpy()
-            rows = np.flatnonzero(order != current)
-            moved = max(moved, len(rows) / max(len(order), 1))
-            cost = costs[name]
-            gain += float((cost[rows, order[rows]].astype(np.float64) - cost[rows, current[rows]]).sum())
+            current, cost = self.flats[name].numpy(), costs[name]
+            (rows,) = (order != current).nonzero()
+            if len(rows):
+                moved = max(moved, len(rows) / len(order))
+                held = cost[rows, current[rows]].astype(np.float64)
+                gain += float((cost[rows, order[rows]] - held).sum())
         if not moved:
             return 0.0
         noise = 2.0 * self._epsilon * self._scales[family.root.id] * moved
         if gain <= noise and not family.coupled:
             return 0.0
-        after = dict(self.flats)
-        after.update({name: torch.from_numpy(order.astype(np.int64)) for name, order in proposed.items()})
+        found = {name: torch.from_numpy(order) for name, order in proposed.items()}
+        after = {**self.flats, **found}
         if not (family.nested or family.coupled):
             self.flats = after
             return gain

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -12,20 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_rebasin.matching.costs.blocks import objective_tensors
+from lightning_rebasin.matching.parameters import Parameters
 from lightning_rebasin.symmetry.permutation import Permutation, permute_tensor
 from lightning_rebasin.symmetry.spec import AxisMap, PermutationSpec
 
 #: Elements converted to float64 at a time: small enough to stay in the cache.
 _CHUNK = 1 << 14
-_FULL = (torch.float32, torch.float64)
-#: Up to this many elements NumPy's shorter calls win.
-_SMALL = 1 << 16
 #: From this many elements on, compiled code saves more than it takes to load: a millisecond per million.
 _LARGE = 1 << 18
 #: Elements that are permuted at a time, half of what the second cache of a processor holds.
 _SLICE = 1 << 17
-#: Elements of small tensors that are multiplied together.
-_TOGETHER = 1 << 19
 
 
 def inner_product(a: Tensor, b: Tensor) -> float:
@@ -67,74 +62,55 @@ def _chunked_product(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 def inner_products(
     spec: PermutationSpec,
-    reference: Mapping[str, Tensor],
-    source: Mapping[str, Tensor],
+    reference: Parameters,
+    source: Parameters,
     permutation: Permutation | None = None,
     names: Iterable[str] | None = None,
 ) -> dict[str, float]:
-    """``⟨A, π(B)⟩`` of every tensor of the objective: parameters, each tied one once, running statistics never.
+    """``⟨A, π(B)⟩`` of every tensor of the objective.
 
     Args:
         spec: The spec.
         reference: The weights A.
         source: The weights B.
         permutation: π; the identity if left out.
-        names: Only these tensors; all of the objective if left out.
+        names: Only these tensors; all of A if left out.
 
     Returns:
         The inner products by tensor, in float64.
     """
-    names = objective_tensors(spec) if names is None else tuple(names)
-    small = [name for name in names if _quick(reference[name]) and _quick(source[name])]
-    products = _dot_products(
-        [reference[name].detach().numpy().reshape(-1) for name in small],
-        [_permuted(source[name].detach().numpy(), spec.maps.get(name), permutation) for name in small],
-    )
-    found = dict.fromkeys(names, 0.0)
-    found.update(zip(small, products, strict=True))
-    for name in set(names).difference(small):
-        a, b = reference[name].detach(), source[name].detach()
+    orders: dict[str, NDArray[np.int64]] = {}
+    found = {}
+    for name in reference.tensors if names is None else names:
         axis_map = None if permutation is None else spec.maps.get(name)
-        if permutation is None or axis_map is None:
-            found[name] = inner_product(a, b)
+        if name in reference.small and name in source.small:
+            if permutation is None or axis_map is None:
+                b = source.wide(name)
+            else:
+                moved = _permuted(source.small[name], axis_map, permutation, orders)
+                b = moved.reshape(-1).astype(np.float64)
+            found[name] = float(np.dot(reference.wide(name), b))
+        elif permutation is None or axis_map is None:
+            found[name] = inner_product(reference.tensors[name], source.tensors[name])
         else:
-            found[name] = _permuted_product(a, b, axis_map, permutation)
+            found[name] = _permuted_product(reference.tensors[name], source.tensors[name], axis_map, permutation)
     return found
-
-
-def _quick(tensor: Tensor) -> bool:
-    """Whether it is small, and fit for NumPy, whose calls are shorter than torch's."""
-    return tensor.dtype is torch.float32 and tensor.is_cpu and 0 < tensor.numel() <= _SMALL
 
 
 def _permuted(
-    array: NDArray[np.float32], axis_map: AxisMap | None, permutation: Permutation | None
+    array: NDArray[np.float32], axis_map: AxisMap, permutation: Permutation, orders: dict[str, NDArray[np.int64]]
 ) -> NDArray[np.float32]:
-    """``π(array)``, flat."""
-    if permutation is not None and axis_map is not None:
-        axes = axis_map.whole_axes
-        if axes is None:
-            array = permute_tensor(torch.from_numpy(array), axis_map, permutation).numpy()
-        else:
-            array = array.reshape(axis_map.site_shape)
-            for site, group in axes:
-                array = array.take(permutation.flat(group).numpy(), site)
-    return array.reshape(-1)
-
-
-def _dot_products(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]) -> list[float]:
-    """``⟨a, b⟩`` of each pair of vectors in float64: many small ones together, because every call takes its time."""
-    found: list[float] = []
-    start, numel = 0, 0
-    for stop, vector in enumerate(left, 1):
-        numel += len(vector)
-        if stop == len(left) or numel >= _TOGETHER:
-            products = np.concatenate(left[start:stop]).astype(np.float64)
-            products *= np.concatenate(right[start:stop])
-            starts = itertools.accumulate([len(v) for v in left[start : stop - 1]], initial=0)
-            found += np.add.reduceat(products, list(starts)).tolist()
-            start, numel = stop, 0
-    return found
+    """``π(array)``; ``orders`` keeps what has been looked up."""
+    axes = axis_map.whole_axes
+    if axes is None:
+        moved: NDArray[np.float32] = permute_tensor(torch.from_numpy(array), axis_map, permutation).numpy()
+        return moved
+    array = array.reshape(axis_map.site_shape)
+    for site, group in axes:
+        if group not in orders:
+            orders[group] = permutation.flat(group).numpy()
+        array = array.take(orders[group], site)
+    return array
 
 
 def _permuted_product(a: Tensor, b: Tensor, axis_map: AxisMap, permutation: Permutation) -> float:
@@ -164,7 +140,7 @@ def objective(
     permutation: Permutation | None = None,
     names: Iterable[str] | None = None,
 ) -> float:
-    """``Σ ⟨A, π(B)⟩``: the sum of :func:`inner_products`.
+    """``Σ ⟨A, π(B)⟩`` over the parameters, each tied one once, running statistics never.
 
     Example:
         >>> spec = PermutationSpec.from_table({"w": ("h", None)}, {"w": (2, 1)})
@@ -172,35 +148,9 @@ def objective(
         >>> objective(spec, a, b), objective(spec, a, b, Permutation(spec, {"h": torch.tensor([1, 0])}))
         (4.0, 5.0)
     """
-    return sum(inner_products(spec, reference, source, permutation, names).values())
-
-
-def tensor_norms(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, float]:
-    """Euclidean norm of each tensor; not finite if any entry is not."""
-    found, large = {}, []
-    for name in names:
-        tensor = state[name].detach()
-        if _quick(tensor):
-            wide = tensor.numpy().reshape(-1).astype(np.float64)
-            found[name] = math.sqrt(np.dot(wide, wide))
-        else:
-            large.append(name)
-    found.update(_large_norms(state, large))
-    return found
-
-
-def _large_norms(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, float]:
-    """In the precision of the tensors first, all of them fetched from the device at once."""
-    if not names:
-        return {}
-    real = [torch.view_as_real(t) if t.is_complex() else t for t in (state[name].detach() for name in names)]
-    wide = [t if t.dtype in _FULL else t.float() for t in real]
-    norms = torch.stack([torch.linalg.vector_norm(t).double().cpu() for t in wide]).tolist()
-    # The squares of large float32 entries overflow, and of small ones vanish, long before the norm does.
-    return {
-        name: norm if 1e-15 < norm < 1e15 else float(torch.linalg.vector_norm(t.double()))
-        for name, norm, t in zip(names, norms, wide, strict=True)
-    }
+    names = objective_tensors(spec) if names is None else tuple(names)
+    models = (Parameters(state, names) for state in (reference, source))
+    return sum(inner_products(spec, *models, permutation).values())
 
 
 def group_similarity(

@@ -28,7 +28,8 @@ from lightning_rebasin.matching.costs.layouts import Layouts
 from lightning_rebasin.matching.descent import CoordinateDescent, Duals
 from lightning_rebasin.matching.families import Family, families_of
 from lightning_rebasin.matching.memory import LARGE, return_large_blocks, reuse_small_blocks
-from lightning_rebasin.matching.objective import group_similarity, inner_products, tensor_norms
+from lightning_rebasin.matching.objective import group_similarity, inner_products
+from lightning_rebasin.matching.parameters import Parameters
 from lightning_rebasin.matching.policy import OBVIOUS, SAME_BASIN, Init, Order, Start, check_options, orders, plan
 from lightning_rebasin.matching.result import Descent, MatchResult, MatchState
 from lightning_rebasin.symmetry.buffers import restrict
@@ -120,18 +121,18 @@ class WeightMatcher:
     ) -> None:
         self.spec = spec
         self._names = objective_tensors(spec)
-        self._source, self._norms = _checked(spec, source, "source", self._names)
-        self._dtype = _working_dtype(self._source[name] for name in self._names)
-        first = next(iter(self._source.values()), torch.empty(0))
+        self._source = _checked(spec, source, "source", self._names)
+        self._dtype = _working_dtype(self._source.tensors.values())
+        first = next(iter(self._source.tensors.values()), torch.empty(0))
         self._device = torch.device(device) if device is not None else first.device
         self._table = TermTable.of(spec)
-        size = sum(self._source[name].numel() for name in self._names) * self._dtype.itemsize
+        size = sum(tensor.numel() for tensor in self._source.tensors.values()) * self._dtype.itemsize
         self._frugal = size >= LARGE
         if self._frugal:
             return_large_blocks()
         else:
             reuse_small_blocks()
-        self._layouts = Layouts(self._source, self._dtype, self._device, keep=not self._frugal)
+        self._layouts = self._layouts_of(self._source)
         self._families = families_of(spec, self._table.coupled)
         self._solver = _check_solver(solver)
         self._duals: dict[str, Duals] = {}
@@ -185,6 +186,9 @@ class WeightMatcher:
         pair.close()
         return result
 
+    def _layouts_of(self, model: Parameters) -> Layouts:
+        return Layouts(model.tensors, self._dtype, self._device, keep=not self._frugal, small=model.small)
+
 
 @final
 class _Pair:
@@ -192,15 +196,15 @@ class _Pair:
 
     def __init__(self, matcher: WeightMatcher, reference: Mapping[str, Tensor], seed: int, max_sweeps: int) -> None:
         self._m = matcher
-        self._reference, self._norms = _checked(matcher.spec, reference, "reference", matcher._names)
+        self._reference = _checked(matcher.spec, reference, "reference", matcher._names)
         self._max_sweeps = max_sweeps
         self._generator = torch.Generator().manual_seed(seed)
-        layouts = Layouts(self._reference, matcher._dtype, matcher._device, keep=not matcher._frugal)
+        layouts = matcher._layouts_of(self._reference)
         self._costs = CostCache(matcher._table, layouts, matcher._layouts, matcher._dtype, matcher._device)
         scales = dict.fromkeys((family.root.id for family in matcher._families), 0.0)
         for name in matcher._names:
             for root in matcher._table.roots_of(name):
-                scales[root] += self._norms[name] * matcher._norms[name]
+                scales[root] += self._reference.norms[name] * matcher._source.norms[name]
         epsilon = torch.finfo(matcher._dtype).eps
         self._run = CoordinateDescent(
             matcher._families, self._costs, scales, epsilon, self._local_objective, matcher._solver, matcher._duals
@@ -214,7 +218,7 @@ class _Pair:
     @property
     def obvious(self) -> bool:
         """Whether the two networks are so alike that no other permutation can be far better."""
-        a, b = (sum(norm**2 for norm in norms.values()) ** 0.5 for norms in (self._norms, self._m._norms))
+        a, b = (sum(norm**2 for norm in norms.values()) ** 0.5 for norms in (self._reference.norms, self._m._source.norms))
         return bool(sum(self._at_identity.values()) > OBVIOUS * a * b > 0.0)
 
     @property
@@ -258,7 +262,7 @@ class _Pair:
             permutation, products, best = self._from_identity
             if best - at_identity < _NEGLIGIBLE * best:
                 permutation, products, best = self._identity, self._at_identity, at_identity
-        norms = (self._norms, m._norms)
+        norms = (self._reference.norms, m._source.norms)
         a, b = (sum(norm**2 for norm in of.values()) ** 0.5 for of in norms)
         return MatchResult(
             permutation=permutation,
@@ -308,15 +312,14 @@ class _Pair:
 
 def _checked(
     spec: PermutationSpec, state: Mapping[str, Tensor], what: Literal["reference", "source"], names: Iterable[str]
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The state, detached, with the norms of its parameters; refuses what does not fit or is not finite."""
+) -> Parameters:
+    """The parameters of the objective; refuses a state that does not fit or is not finite."""
     spec.check_state(state, what)
-    detached = {name: tensor.detach() for name, tensor in state.items()}
-    norms = tensor_norms(detached, names)
+    parameters = Parameters(state, names)
     # A norm is finite exactly if all entries are, and cheaper than looking at each: look only to name the culprit.
-    if not all(math.isfinite(norm) for norm in norms.values()):
+    if not all(math.isfinite(norm) for norm in parameters.norms.values()):
         spec.check_state(state, what, finite=True)
-    return detached, norms
+    return parameters
 
 
 def _check_solver(solver: str) -> Solver:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,7 +55,7 @@ class Permutation:
             raise PermutationError(f"the spec has no group {sorted(unknown)[0]!r}")
         self.spec = spec
         checked = {
-            g.id: _check_order(g, orders[g.id]) if g.id in orders else torch.arange(g.size).expand(g.shape).contiguous()
+            g.id: _check_order(g, orders[g.id]) if g.id in orders else _identity(g)
             for g in spec.groups.values()
         }
         self.orders: Mapping[str, Tensor] = MappingProxyType(checked)
@@ -293,13 +294,18 @@ def _along(position: int, ndim: int) -> tuple[int, ...]:
     return tuple(-1 if i == position else 1 for i in range(ndim))
 
 
+def _identity(group: Group) -> Tensor:
+    order = torch.arange(group.size)
+    return order if group.parent is None else order.expand(group.shape).contiguous()
+
+
 def _check_order(group: Group, order: Tensor) -> Tensor:
     if not isinstance(order, Tensor) or order.is_floating_point() or order.is_complex() or order.dtype is torch.bool:
         raise PermutationError(f"group {group.id!r}: the order must be a LongTensor, not {_kind(order)}")
     order = order.detach().to("cpu", torch.long)
     if tuple(order.shape) != group.shape:
         raise PermutationError(f"group {group.id!r}: order has shape {tuple(order.shape)}, expected {group.shape}")
-    if not torch.equal(order.sort(-1).values, torch.arange(group.size).expand(group.shape)):
+    if not (np.sort(order.numpy(), -1) == np.arange(group.size)).all():
         raise PermutationError(f"group {group.id!r}: the order is not a permutation of range({group.size})")
     return order.clone()
 

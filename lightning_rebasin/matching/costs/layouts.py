@@ -36,12 +36,20 @@ class Layouts:
         dtype: Working dtype: float32, or float64 if the weights are.
         device: Where the costs are built.
         keep: Whether to keep the copies.
+        small: Those of the weights that exist as NumPy arrays already.
     """
 
     def __init__(
-        self, state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device, *, keep: bool = True
+        self,
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        keep: bool = True,
+        small: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         self._state = state
+        self._small = small or {}
         self._dtype = dtype
         self._device = device
         #: Whether copies are kept between uses.
@@ -109,9 +117,9 @@ class Layouts:
 
     def array(self, block: Block) -> NDArray[Any]:
         """As :meth:`natural`, for NumPy: its calls are shorter than torch's."""
-        tensor = self._state[block.tensor]
-        if block.plain and tensor.dtype is self._dtype and tensor.is_cpu:
-            return tensor.numpy().reshape(block.lengths)
+        array = self._small.get(block.tensor)
+        if array is not None and block.plain and array.dtype == self.dtype:
+            return array.reshape(block.lengths)
         return self.natural(block).numpy()
 
     def _ordered(self, block: Block, order: tuple[int, ...]) -> Tensor:

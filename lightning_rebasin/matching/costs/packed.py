@@ -1,9 +1,9 @@
 """Cost matrices of small groups: all terms side by side, one product a visit.
 
-For a group of a few dozen units a matrix product takes less time than the calls around it, so there is nothing to gain
-from updating.  The weights of all its terms are packed into one array each: a row for each unit of the reference, a
-column for each unit of the source.  The source's rows are gathered afresh wherever a neighbour moved, and the cost is
-the product of the two.  NumPy instead of torch, because its calls are shorter.
+For a group of a few dozen units a matrix product takes little more time than the calls around it.  So the weights of
+all its terms are packed into one array for each model, with a column for each unit.  The source's rows are gathered
+afresh wherever a neighbour moved, and the cost is the product of the two; only where that saves more than the calls for
+it take, the product is of the rows that changed.  NumPy instead of torch, because its calls are shorter.
 """
 
 from __future__ import annotations
@@ -24,22 +24,26 @@ from lightning_rebasin.matching.costs.terms import Term
 #: Most members of a packed group, and most numbers in its weights: one mebibyte in float32.
 _MEMBERS = 64
 _NUMBERS = 1 << 18
+#: Multiplications that take as long as the calls to update one term.
+_CALLS = 1 << 19
+#: Updates may add up to this many times the rank of the whole matrix before it is built anew.
+_MOST_DRIFT = 4.0
 
 
 class _Part(NamedTuple):
-    """One term in the packed arrays: its block, its axes with the group's own first and last, its share of the rows."""
+    """One term in the packed arrays: its block, the block's axes with the group's own last, its share of the rows."""
 
     block: Block
-    first: tuple[int, ...]
-    last: tuple[int, ...]
+    order: tuple[int, ...]
     rows: slice
     partner: str | None
 
 
 class _Moving(NamedTuple):
-    """The rows of one bilinear term, ``(partner's members, …)``, as the source has them and in the partner's order."""
+    """The rows of one bilinear term, ``(partner's members, …)``: reference, source, and that in the partner's order."""
 
     partner: str
+    units: NDArray[Any]
     packed: NDArray[Any]
     gathered: NDArray[Any]
 
@@ -59,8 +63,8 @@ class Packing:
         stop = 0
         for term in terms:
             start, stop = stop, stop + term.rank
-            first, partner = (term.axis, *term.order[:-1]), term.partner if term.partners else None
-            self.parts.append(_Part(term.block, first, term.order, slice(start, stop), partner))
+            partner = term.partner if term.partners else None
+            self.parts.append(_Part(term.block, term.order, slice(start, stop), partner))
         self.rank = stop
 
     def fits(self, *models: Layouts) -> bool:
@@ -86,29 +90,53 @@ class PackedCost:
 
     def __init__(self, packing: Packing, reference: Layouts, source: Layouts) -> None:
         shape, dtype = (packing.rank, packing.members), reference.dtype
-        self._units = np.empty(shape[::-1], dtype)
-        packed, self._moved = np.empty(shape, dtype), np.empty(shape, dtype)
+        self._units, self._moved = np.empty(shape, dtype), np.empty(shape, dtype)
+        packed = np.empty(shape, dtype)
         self._cost = np.empty((packing.members, packing.members), dtype)
         self._moving: list[_Moving] = []
-        for block, first, last, rows, partner in packing.parts:
-            a = reference.array(block).transpose(first)
-            b = source.array(block).transpose(last)
-            self._units[:, rows].reshape(a.shape)[...] = a
+        for block, order, rows, partner in packing.parts:
+            a, b = (of.array(block).transpose(order) for of in (reference, source))
+            units = self._units[rows].reshape(a.shape)
+            units[...] = a
             if partner is None:
                 self._moved[rows].reshape(b.shape)[...] = b
                 continue
             ordered, moved = packed[rows].reshape(b.shape), self._moved[rows].reshape(b.shape)
             ordered[...] = b
-            self._moving.append(_Moving(partner, ordered, moved))
-        self._made_with: list[Tensor | None] = [None] * len(self._moving)
+            self._moving.append(_Moving(partner, units, ordered, moved))
+        self._made_with: list[Tensor] = []
+        self._drift = 0
 
     def matrix(self, flats: Flats) -> Tensor:
         """The cost under the flat orders ``flats``; valid until the next call."""
-        for i, (partner, packed, gathered) in enumerate(self._moving):
-            flat = flats[partner]
-            if self._made_with[i] is not flat:
-                # Any other mode would gather into a buffer first, to keep the output whole if an index were wrong.
-                packed.take(flat.numpy(), 0, gathered, "clip")
-                self._made_with[i] = flat
-        np.matmul(self._units, self._moved, out=self._cost)
+        orders = [flats[part.partner] for part in self._moving]
+        if not (self._made_with and self._updated(orders)):
+            before = self._made_with or [None] * len(orders)
+            for part, old, order in zip(self._moving, before, orders, strict=True):
+                if old is not order:
+                    # Any other mode would gather into a buffer first, to keep the output whole if an index were wrong.
+                    part.packed.take(order.numpy(), 0, part.gathered, "clip")
+            np.matmul(self._units.T, self._moved, out=self._cost)
+            self._drift = 0
+        self._made_with = orders
         return torch.from_numpy(self._cost)
+
+    def _updated(self, orders: list[Tensor]) -> bool:
+        """Bring the cost up to date by the rows that changed; ``False`` if a whole product takes less time."""
+        members, rank, changes, changed = len(self._cost), len(self._units), [], 0
+        for part, before, order in zip(self._moving, self._made_with, orders, strict=True):
+            if before is not order:
+                now = order.numpy()
+                (where,) = (before.numpy() != now).nonzero()
+                changes.append((part, where, now[where]))
+                changed += len(where) * (part.units[0].size // members)
+        self._drift += changed
+        # Every update adds rounding errors of its own, so they may not pile up for ever.
+        saved = members * members * (rank - 1.5 * changed)
+        if saved < _CALLS * len(changes) or self._drift > _MOST_DRIFT * rank:
+            return False
+        for part, where, order in changes:
+            change = part.packed[order]
+            part.gathered[where], change = change, change - part.gathered[where]
+            self._cost += part.units[where].reshape(-1, members).T @ change.reshape(-1, members)
+        return True

@@ -1,7 +1,7 @@
 """The parameters of one model as the objective sees them, prepared once for all the products taken of them.
 
 A small network has hundreds of tensors of a few numbers each, and looking at one through torch takes longer than
-multiplying it.  So the small tensors are kept as NumPy arrays, and in float64, in which every product is taken.
+multiplying it.  So the small tensors are looked at as NumPy arrays.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from torch import Tensor
 _FULL = (torch.float32, torch.float64)
 #: Up to this many elements NumPy's shorter calls win.
 _SMALL = 1 << 16
-#: Up to this many elements in all the small tensors their float64 copies are kept: eight mebibytes.
-_KEPT = 1 << 20
 
 
 @final
@@ -36,19 +34,12 @@ class Parameters:
         self.tensors = {name: state[name].detach() for name in names}
         #: Those of them that are fit for NumPy, float32 as they are.
         self.small = {name: tensor.numpy() for name, tensor in self.tensors.items() if _quick(tensor)}
-        self._keep = sum(array.size for array in self.small.values()) <= _KEPT
-        self._wide: dict[str, NDArray[np.float64]] = {}
         #: Euclidean norm of each tensor; not finite if any entry is not.
         self.norms = self._norms()
 
     def wide(self, name: str) -> NDArray[np.float64]:
         """The small tensor ``name`` as a float64 vector."""
-        if name in self._wide:
-            return self._wide[name]
-        made = self.small[name].reshape(-1).astype(np.float64)
-        if self._keep:
-            self._wide[name] = made
-        return made
+        return self.small[name].reshape(-1).astype(np.float64)
 
     def _norms(self) -> dict[str, float]:
         large = _large_norms({name: t for name, t in self.tensors.items() if name not in self.small})

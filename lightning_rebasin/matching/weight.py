@@ -236,7 +236,8 @@ class _Pair:
             gains.append(self._run.sweep(order))
             sweeps += 1
             self._m.state = self._state(sweeps)
-            bar.set_postfix(start=start.name, sweep=sweeps, gain=f"{gains[-1]:.3g}", best=f"{self._best[2]:.6g}")
+            if not bar.disable:
+                bar.set_postfix(start=start.name, sweep=sweeps, gain=f"{gains[-1]:.3g}", best=f"{self._best[2]:.6g}")
             if not gains[-1]:
                 break
         assert self._m.state is not None

@@ -290,7 +290,7 @@ class PermutationSpec:
                 "is it the same architecture, and are prefixes such as 'module.' stripped?"
             )
         for name, info in self.tensors.items():
-            if tuple(state[name].shape) != info.shape:
+            if state[name].shape != info.shape:
                 raise StateDictError(
                     f"{what}: tensor {name!r} has shape {tuple(state[name].shape)}, the spec says {info.shape}"
                 )

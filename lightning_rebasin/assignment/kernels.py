@@ -4,9 +4,9 @@ Everything is written for maximisation with prices: row ``i`` wants the column w
 p[j]``. An assignment is optimal as soon as every row holds a column of largest value (complementary slackness),
 whatever the prices.  Three stages, each starting from the prices of the one before:
 
-1. *Auction* (cold starts, and warm ones that the row reduction leaves with many free rows): free rows bid for their
-   best column, raising its price by the advantage over the second best plus ε; ε shrinks from phase to phase.  Fast,
-   but only ε-optimal; run in the precision of the costs and capped.
+1. *Auction*: free rows bid for their best column, raising its price by the advantage over the second best plus ε;
+   ε shrinks from phase to phase and starts smaller when warm.  Fast, but only ε-optimal; run in the precision of the
+   costs and capped.
 2. *Row reduction*: rows whose column is no longer best lose it and bid with ε = 0.
 3. *Shortest augmenting paths* (Dijkstra on ``u[i] + p[j] − a[i, j]``) for the rows that remain free.  Exact.
 
@@ -293,14 +293,6 @@ def spread(a: NDArray[Any]) -> float:
     return variance if math.isnan(variance) else math.sqrt(max(variance, 0.0))
 
 
-def reassign(a: NDArray[Any], p: NDArray[np.float64], held: NDArray[np.int64]) -> bool:
-    """Go on from the optimum of a similar problem; gives up, and returns False, if it is not similar enough.
-
-    The arguments are those of :func:`solve`, which should go on where this stopped.
-    """
-    return bool(_finish(a, p, held, 2 * len(a), _few(len(a))))
-
-
 def solve(a: NDArray[Any], p: NDArray[np.float64], held: NDArray[np.int64], *, warm: bool, scale: float) -> None:
     """Assign the rows of ``a``, maximising the sum.
 
@@ -310,7 +302,7 @@ def solve(a: NDArray[Any], p: NDArray[np.float64], held: NDArray[np.int64], *, w
         a: C-contiguous square costs, float32 or float64.
         p: float64 prices to start from; overwritten with optimal ones.
         held: int64 columns to start from, −1 where free; overwritten with the optimal assignment.
-        warm: Whether ``p`` and ``held`` come from a similar problem by way of :func:`reassign`.
+        warm: Whether ``p`` and ``held`` come from a similar problem.
         scale: :func:`spread` of the costs: the scale of ε.
     """
     n = len(a)

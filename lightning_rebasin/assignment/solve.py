@@ -151,10 +151,8 @@ def solve_in_place(value: Matrix, prices: NDArray[np.float64], held: NDArray[np.
         held: Columns to start from, −1 where free; overwritten.
         warm: Whether the two come from a similar problem.
     """
-    from lightning_rebasin.assignment.kernels import reassign, solve, spread
+    from lightning_rebasin.assignment.kernels import solve, spread
 
-    if warm and value.dtype == np.float32 and reassign(value, prices, held):
-        return  # computed in float64, for which no float32 cost is too large or too small
     scale, exponent = spread(value), 0
     if not 1e-15 < scale < 1e15:
         # Far from 1 the bids could overflow or drown: bring the scale near 1 by an exact power of two.
@@ -163,7 +161,6 @@ def solve_in_place(value: Matrix, prices: NDArray[np.float64], held: NDArray[np.
         value = np.ldexp(value.astype(np.float64), exponent)
         np.ldexp(prices, exponent, out=prices)
         scale = spread(value)
-    if not (warm and value.dtype == np.float64 and reassign(value, prices, held)):
-        solve(value, prices, held, warm=warm, scale=scale)
+    solve(value, prices, held, warm=warm, scale=scale)
     if exponent:
         np.ldexp(prices, -exponent, out=prices)

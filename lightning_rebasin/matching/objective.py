@@ -149,8 +149,7 @@ def objective(
         (4.0, 5.0)
     """
     names = objective_tensors(spec) if names is None else tuple(names)
-    models = (Parameters(state, names) for state in (reference, source))
-    return sum(inner_products(spec, *models, permutation).values())
+    return sum(inner_products(spec, Parameters(reference, names), Parameters(source, names), permutation).values())
 
 
 def group_similarity(

@@ -18,6 +18,9 @@ from torch import Tensor
 _FULL = (torch.float32, torch.float64)
 #: Up to this many elements NumPy's shorter calls win.
 _SMALL = 1 << 16
+#: Norms between which float32 is good enough: the squares of larger numbers overflow, and of smaller ones vanish, long
+#: before the norm does.
+_LEAST, _MOST = 1e-15, 1e15
 
 
 @final
@@ -31,7 +34,7 @@ class Parameters:
 
     def __init__(self, state: Mapping[str, Tensor], names: Iterable[str]) -> None:
         #: The tensors, detached.
-        self.tensors = {name: state[name].detach() for name in names}
+        self.tensors = {name: t.detach() if (t := state[name]).requires_grad else t for name in names}
         #: Those of them that are fit for NumPy, float32 as they are.
         self.small = {name: tensor.numpy() for name, tensor in self.tensors.items() if _quick(tensor)}
         #: Euclidean norm of each tensor; not finite if any entry is not.
@@ -44,13 +47,18 @@ class Parameters:
     def _norms(self) -> dict[str, float]:
         large = _large_norms({name: t for name, t in self.tensors.items() if name not in self.small})
         found = {}
-        for name in self.tensors:
-            if name in self.small:
-                wide = self.wide(name)
-                found[name] = math.sqrt(np.dot(wide, wide))
-            else:
-                found[name] = large[name]
+        with np.errstate(over="ignore", invalid="ignore"):
+            for name in self.tensors:
+                found[name] = self._small_norm(name) if name in self.small else large[name]
         return found
+
+    def _small_norm(self, name: str) -> float:
+        vector = self.small[name].reshape(-1)
+        norm = math.sqrt(np.dot(vector, vector))
+        if not _LEAST < norm < _MOST:
+            wide = self.wide(name)
+            norm = math.sqrt(np.dot(wide, wide))
+        return norm
 
 
 def _quick(tensor: Tensor) -> bool:
@@ -65,8 +73,7 @@ def _large_norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors.values()]
     wide = [t if t.dtype in _FULL else t.float() for t in real]
     norms = torch.stack([torch.linalg.vector_norm(t).double().cpu() for t in wide]).tolist()
-    # The squares of large float32 entries overflow, and of small ones vanish, long before the norm does.
     return {
-        name: norm if 1e-15 < norm < 1e15 else float(torch.linalg.vector_norm(t.double()))
+        name: norm if _LEAST < norm < _MOST else float(torch.linalg.vector_norm(t.double()))
         for name, norm, t in zip(tensors, norms, wide, strict=True)
     }

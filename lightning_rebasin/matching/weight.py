@@ -218,7 +218,7 @@ class _Pair:
     @property
     def obvious(self) -> bool:
         """Whether the two networks are so alike that no other permutation can be far better."""
-        a, b = (sum(norm**2 for norm in norms.values()) ** 0.5 for norms in (self._reference.norms, self._m._source.norms))
+        a, b = (sum(norm**2 for norm in of.norms.values()) ** 0.5 for of in (self._reference, self._m._source))
         return bool(sum(self._at_identity.values()) > OBVIOUS * a * b > 0.0)
 
     @property

@@ -55,8 +55,7 @@ class Permutation:
             raise PermutationError(f"the spec has no group {sorted(unknown)[0]!r}")
         self.spec = spec
         checked = {
-            g.id: _check_order(g, orders[g.id]) if g.id in orders else _identity(g)
-            for g in spec.groups.values()
+            g.id: _check_order(g, orders[g.id]) if g.id in orders else _identity(g) for g in spec.groups.values()
         }
         self.orders: Mapping[str, Tensor] = MappingProxyType(checked)
         self._flat: dict[str, Tensor] = {}
@@ -303,7 +302,7 @@ def _check_order(group: Group, order: Tensor) -> Tensor:
     if not isinstance(order, Tensor) or order.is_floating_point() or order.is_complex() or order.dtype is torch.bool:
         raise PermutationError(f"group {group.id!r}: the order must be a LongTensor, not {_kind(order)}")
     order = order.detach().to("cpu", torch.long)
-    if tuple(order.shape) != group.shape:
+    if order.shape != group.shape:
         raise PermutationError(f"group {group.id!r}: order has shape {tuple(order.shape)}, expected {group.shape}")
     if not (np.sort(order.numpy(), -1) == np.arange(group.size)).all():
         raise PermutationError(f"group {group.id!r}: the order is not a permutation of range({group.size})")

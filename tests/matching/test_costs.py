@@ -12,6 +12,7 @@ from lightning_rebasin import infer_spec
 from lightning_rebasin.matching.costs.blocks import blocks_of, objective_tensors
 from lightning_rebasin.matching.costs.cache import _TABLES, CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts
+from lightning_rebasin.matching.costs.packed import PackedCost
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
 SPECS = {
@@ -116,6 +117,29 @@ def test_packed_costs_of_small_groups_are_the_definition(dtype):
             torch.testing.assert_close(costs.matrix(group, flats), expected, rtol=1e-4, atol=1e-4)
             flats[group] = torch.randperm(size, generator=generator)
         assert costs.stale("g", flats)
+
+
+def test_packed_costs_are_updated_by_the_rows_that_changed(monkeypatch):
+    """In a stream with two partners, few or many units of either move; float32, so errors would pile up."""
+    generator = torch.Generator().manual_seed(0)
+    table = {name: (name[0], "g", None, None) for name in ("h.weight", "k.weight")} | {"scale": ("g",)}
+    shapes = {"h.weight": (64, 64, 3, 3), "k.weight": (48, 64, 3, 3), "scale": (64,)}
+    a, b = ({n: torch.randn(s, generator=generator) for n, s in shapes.items()} for _ in range(2))
+    spec, cpu = PermutationSpec.from_table(table, a), torch.device("cpu")
+    costs = CostCache(TermTable.of(spec), *(Layouts(s, torch.float32, cpu) for s in (a, b)), torch.float32, cpu)
+    updated, done = PackedCost._updated, []
+    monkeypatch.setattr(PackedCost, "_updated", lambda self, orders: done.append(updated(self, orders)) or done[-1])
+    flats = {group: torch.arange(size) for group, size in (("g", 64), ("h", 64), ("k", 48))}
+    for moved in ((2, 0), (0, 3), (5, 4), (64, 48), (0, 0), (20, 0), *[(9, 7)] * 60):
+        expected = textbook.cost_matrix(table, "g", a, b, flats)
+        torch.testing.assert_close(costs.matrix("g", flats), expected, rtol=1e-4, atol=2e-3)
+        for group, count in zip("hk", moved, strict=True):
+            where = torch.randperm(len(flats[group]), generator=generator)[:count]
+            flats[group] = flats[group].clone()
+            flats[group][where] = flats[group][where.roll(1)]
+    assert done[:4] == [True, True, True, False]
+    assert done.count(True) > 40
+    assert False in done[6:], "never built anew, however often it was updated"
 
 
 @pytest.mark.parametrize("change", ["large", "complex", "three groups"])

@@ -7,7 +7,8 @@ import torch
 from helpers.planted import chain
 
 from lightning_rebasin.matching import match_weights
-from lightning_rebasin.matching.objective import group_similarity, inner_product, inner_products, tensor_norms
+from lightning_rebasin.matching.objective import group_similarity, inner_product, inner_products
+from lightning_rebasin.matching.parameters import Parameters
 from lightning_rebasin.symmetry.permutation import Permutation
 from lightning_rebasin.symmetry.spec import PermutationSpec
 
@@ -86,12 +87,14 @@ def test_inner_product_in_every_dtype():
 def test_products_and_norms_by_definition(pair):
     spec, a, b = pair
     p = Permutation.random(spec, torch.Generator().manual_seed(0))
-    products, moved = inner_products(spec, a, b, p), p.apply(b)
+    products, moved = inner_products(spec, Parameters(a, a), Parameters(b, b), p), p.apply(b)
     for name in a:
         assert products[name] == pytest.approx(float((a[name].double() * moved[name].double()).sum()))
-    norms = tensor_norms({"x": torch.tensor([3e30, 4e30]), "y": torch.tensor([3e-30, 4e-30])}, ["x", "y"])
-    assert norms == pytest.approx({"x": 5e30, "y": 5e-30})
-    assert group_similarity(spec, dict.fromkeys(a, 0.0), (tensor_norms(a, a), tensor_norms(b, b)))["h0"] == 0.0
+    extreme = {"x": torch.tensor([3e30, 4e30]), "y": torch.tensor([3e-30, 4e-30]), "z": torch.zeros(3)}
+    assert Parameters(extreme, extreme).norms == pytest.approx({"x": 5e30, "y": 5e-30, "z": 0.0}, rel=1e-6, abs=0.0)
+    norms = Parameters(a, a).norms, Parameters(b, b).norms
+    assert norms[0] == pytest.approx({name: float(a[name].double().norm()) for name in a}, rel=1e-6)
+    assert group_similarity(spec, dict.fromkeys(a, 0.0), norms)["h0"] == 0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -102,6 +105,6 @@ def test_products_of_large_tensors_are_taken_slice_by_slice(dtype):
     a, b = ({n: torch.randn(s, generator=generator).to(dtype) for n, s in shapes.items()} for _ in range(2))
     spec = PermutationSpec.from_table(table, a)
     p = Permutation.random(spec, generator)
-    moved, products = p.apply(b), inner_products(spec, a, b, p)
+    moved, products = p.apply(b), inner_products(spec, Parameters(a, a), Parameters(b, b), p)
     for name in shapes:
         assert products[name] == pytest.approx(float((a[name].double() * moved[name].double()).sum()), rel=1e-10), name

@@ -59,12 +59,15 @@ class Packing:
 
     def __init__(self, terms: Sequence[Term], members: int) -> None:
         self.members = members
+        #: Biases and the like, one row each: the first rows.
+        self.vectors = tuple(term.block for term in terms if term.block.lengths == (members,))
         self.parts: list[_Part] = []
-        stop = 0
+        stop = len(self.vectors)
         for term in terms:
-            start, stop = stop, stop + term.rank
-            partner = term.partner if term.partners else None
-            self.parts.append(_Part(term.block, term.order, slice(start, stop), partner))
+            if term.block not in self.vectors:
+                start, stop = stop, stop + term.rank
+                partner = term.partner if term.partners else None
+                self.parts.append(_Part(term.block, term.order, slice(start, stop), partner))
         self.rank = stop
 
     def fits(self, *models: Layouts) -> bool:
@@ -93,6 +96,9 @@ class PackedCost:
         self._units, self._moved = np.empty(shape, dtype), np.empty(shape, dtype)
         packed = np.empty(shape, dtype)
         self._cost = np.empty((packing.members, packing.members), dtype)
+        if packing.vectors:
+            for of, packs in ((reference, self._units), (source, self._moved)):
+                np.concatenate([of.array(v) for v in packing.vectors], out=packs[: len(packing.vectors)].reshape(-1))
         self._moving: list[_Moving] = []
         for block, order, rows, partner in packing.parts:
             a, b = (of.array(block).transpose(order) for of in (reference, source))
@@ -111,9 +117,8 @@ class PackedCost:
         """The cost under the flat orders ``flats``; valid until the next call."""
         orders = [flats[part.partner] for part in self._moving]
         if not (self._made_with and self._updated(orders)):
-            before = self._made_with or [None] * len(orders)
-            for part, old, order in zip(self._moving, before, orders, strict=True):
-                if old is not order:
+            for i, (part, order) in enumerate(zip(self._moving, orders, strict=True)):
+                if not self._made_with or self._made_with[i] is not order:
                     # Any other mode would gather into a buffer first, to keep the output whole if an index were wrong.
                     part.packed.take(order.numpy(), 0, part.gathered, "clip")
             np.matmul(self._units.T, self._moved, out=self._cost)

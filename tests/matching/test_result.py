@@ -90,8 +90,14 @@ def test_products_and_norms_by_definition(pair):
     products, moved = inner_products(spec, Parameters(a, a), Parameters(b, b), p), p.apply(b)
     for name in a:
         assert products[name] == pytest.approx(float((a[name].double() * moved[name].double()).sum()))
+    half = {name: tensor.half() for name, tensor in b.items()}
+    products, moved = inner_products(spec, Parameters(a, a), Parameters(half, half), p), p.apply(half)
+    for name in a:
+        assert products[name] == pytest.approx(float((a[name].double() * moved[name].double()).sum()))
     extreme = {"x": torch.tensor([3e30, 4e30]), "y": torch.tensor([3e-30, 4e-30]), "z": torch.zeros(3)}
-    assert Parameters(extreme, extreme).norms == pytest.approx({"x": 5e30, "y": 5e-30, "z": 0.0}, rel=1e-6, abs=0.0)
+    extreme |= {f"{name} with two axes": tensor[None] for name, tensor in extreme.items()}
+    expected = {name: {"x": 5e30, "y": 5e-30, "z": 0.0}[name[0]] for name in extreme}
+    assert Parameters(extreme, extreme).norms == pytest.approx(expected, rel=1e-6, abs=0.0)
     norms = Parameters(a, a).norms, Parameters(b, b).norms
     assert norms[0] == pytest.approx({name: float(a[name].double().norm()) for name in a}, rel=1e-6)
     assert group_similarity(spec, dict.fromkeys(a, 0.0), norms)["h0"] == 0.0

@@ -171,6 +171,11 @@ class Scratch:
         out = self._room(room, tuple(tensor.shape))
         return tensor.to(self._empty.dtype) if out is None else out.copy_(tensor)
 
+    def product(self, room: str, left: Tensor, right: Tensor) -> Tensor:
+        """``left @ right``; valid as long."""
+        out = self._room(room, (len(left), right.shape[1]))
+        return left @ right if out is None else torch.mm(left, right, out=out)
+
     def _room(self, name: str, size: tuple[int, ...]) -> Tensor | None:
         numel = math.prod(size)
         if numel < SMALL or not self._keep:

@@ -200,12 +200,12 @@ def add_soft(  # noqa: PLR0917
     """Add a term whose partners are mixed by doubly stochastic matrices instead of permuted."""
     if term.following:
         whole = scratch.working("after", source.standing(term.block))
-        moved = (soft[term.partner] @ whole.flatten(1)).view(whole.shape)
+        moved = scratch.product("mixed", soft[term.partner], whole.flatten(1)).view(whole.shape)
     else:
         moved = scratch.working("after", source.contiguous(term.block, term.order))
         for position, axis in enumerate(term.partners):
             front = moved.movedim(position, 0)
-            mixed = soft[term.block.axes[axis][0]] @ front.reshape(front.shape[0], -1)
+            mixed = scratch.product(f"mixed {position}", soft[term.block.axes[axis][0]], front.reshape(len(front), -1))
             moved = mixed.reshape(front.shape).movedim(0, position)
     taken = _taken(term, term.following, reference, None, "rows", scratch)
     rows = _units(term, term.following, taken, "rows turned", scratch)

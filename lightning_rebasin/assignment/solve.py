@@ -23,6 +23,10 @@ COMPILED_FROM = 160
 #: From this size on SciPy is faster by more than reducing the costs takes.
 _REDUCED_FROM = 24
 
+#: Prices that differ by more than this many times the spread of the costs would drown them in rounding errors, so that
+#: the answer need not be optimal any more: they come from another problem, and the start is cold.
+_MOST_PRICES = 1e6
+
 
 def solve_assignment(
     cost: Any,
@@ -154,6 +158,12 @@ def solve_in_place(value: Matrix, prices: NDArray[np.float64], held: NDArray[np.
     from lightning_rebasin.assignment.kernels import solve, spread
 
     scale, exponent = spread(value), 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        drowned = warm and not prices.max() - prices.min() <= _MOST_PRICES * scale
+    if drowned:
+        warm = False
+        prices.fill(0.0)
+        held.fill(-1)
     if not 1e-15 < scale < 1e15:
         # Far from 1 the bids could overflow or drown: bring the scale near 1 by an exact power of two.
         largest = float(np.abs(value).max())

@@ -89,6 +89,15 @@ def test_duals_certify_every_solver(solver):
             certify(cost, solve_assignment(cost, maximize, solver=solver), maximize)
 
 
+@pytest.mark.parametrize("size", [1e3, 1e12, 1e39, 1e300, np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_prices_that_would_drown_the_costs_start_cold(size, dtype):
+    rng = np.random.default_rng(0)
+    cost = rng.standard_normal((200, 200)).astype(dtype)
+    far = Assignment(rng.permutation(200), np.zeros(200), np.sign(rng.standard_normal(200)) * size)
+    certify(cost, solve_assignment(cost, warm=far, solver="numba"))
+
+
 def test_warm_start_gives_the_same_optimum_from_any_state():
     rng = np.random.default_rng(0)
     cost = rng.standard_normal((150, 150))

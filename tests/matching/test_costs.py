@@ -60,6 +60,43 @@ def test_soft_costs_at_permutation_matrices_are_the_hard_costs(name):
 
 
 @pytest.mark.parametrize("keep", [True, False])
+def test_soft_costs_of_large_blocks_are_the_definition(keep):
+    """Blocks beyond the cache are mixed into memory that is used again; soft orders that are no permutations."""
+    generator = torch.Generator().manual_seed(0)
+    table = {
+        "first": ("g", None, None, None),
+        "middle": ("h", "g", None, None),
+        "dense": ("g", "h"),
+        "cube": ("g", "h", "k"),
+    }
+    shapes = {"first": (160, 3, 3, 3), "middle": (144, 160, 3, 3), "dense": (160, 144), "cube": (160, 144, 6)}
+    a, b = ({n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()} for _ in range(2))
+    spec, cpu = PermutationSpec.from_table(table, a), torch.device("cpu")
+    models = (Layouts(s, torch.float64, cpu, keep=keep) for s in (a, b))
+    costs = CostCache(TermTable.of(spec), *models, torch.float64, cpu)
+    for _ in range(2):
+        soft = {
+            g: torch.rand(n, n, generator=generator, dtype=torch.float64).softmax(0)
+            for g, n in (("g", 160), ("h", 144), ("k", 6))
+        }
+
+        def mixed(weight, equation, *groups):
+            return torch.einsum(equation, weight, *(soft[group] for group in groups))  # noqa: B023
+
+        expected = {
+            "g": torch.einsum("axyz,bxyz->ab", a["first"], b["first"])
+            + torch.einsum("haxy,hbxy->ab", a["middle"], mixed(b["middle"], "ibxy,hi->hbxy", "h"))
+            + a["dense"] @ mixed(b["dense"], "bi,hi->bh", "h").T
+            + torch.einsum("ahk,bhk->ab", a["cube"], mixed(b["cube"], "bij,hi,kj->bhk", "h", "k")),
+            "h": torch.einsum("hgxy,igxy->hi", a["middle"], mixed(b["middle"], "iaxy,ga->igxy", "g"))
+            + a["dense"].T @ mixed(b["dense"], "ai,ga->gi", "g")
+            + torch.einsum("ghk,gik->hi", a["cube"], mixed(b["cube"], "aij,ga,kj->gik", "g", "k")),
+        }
+        for group, cost in expected.items():
+            torch.testing.assert_close(costs.soft_matrix(group, soft), cost)
+
+
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("moved", [0, 12, 64, 160])
 def test_updated_costs_of_large_convolutions_are_the_definition(moved, keep):
     """Blocks beyond the cache are gathered into memory that is used again; a step may skip, update or build anew."""

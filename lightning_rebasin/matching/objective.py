@@ -81,11 +81,7 @@ def inner_products(
     """
     orders: dict[str, NDArray[np.int64]] = {}
     found: dict[str, float] = {}
-    if names is None and reference.vectors and reference.vectors == source.vectors:
-        found = _products_of_vectors(spec, reference, source, permutation, orders)
     for name in reference.tensors if names is None else names:
-        if name in found:
-            continue
         axis_map = None if permutation is None else spec.maps.get(name)
         if name in reference.small and name in source.small:
             if permutation is None or axis_map is None:
@@ -99,23 +95,6 @@ def inner_products(
         else:
             found[name] = _permuted_product(reference.tensors[name], source.tensors[name], axis_map, permutation)
     return found
-
-
-def _products_of_vectors(
-    spec: PermutationSpec,
-    reference: Parameters,
-    source: Parameters,
-    permutation: Permutation | None,
-    orders: dict[str, NDArray[np.int64]],
-) -> dict[str, float]:
-    """``⟨A, π(B)⟩`` of all small tensors with one axis."""
-    if permutation is None:
-        return reference.by_vector(reference.joined * source.joined)
-    pieces = []
-    for name in source.vectors:
-        vector, axis_map = source.small[name], spec.maps.get(name)
-        pieces.append(vector if axis_map is None else _permuted(vector, axis_map, permutation, orders).reshape(-1))
-    return reference.by_vector(reference.joined * np.concatenate(pieces))
 
 
 def _permuted(

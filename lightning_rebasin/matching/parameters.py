@@ -1,16 +1,13 @@
 """The parameters of one model as the objective sees them, prepared once for all the products taken of them.
 
 A small network has hundreds of tensors of a few numbers each, and looking at one through torch takes longer than
-multiplying it.  So the small tensors are looked at as NumPy arrays, and the vectors among them, most of the tensors of
-a network with norms, are joined.
+multiplying it.  So the small tensors are looked at as NumPy arrays.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -40,8 +37,6 @@ class Parameters:
         self.tensors = {name: t.detach() if (t := state[name]).requires_grad else t for name in names}
         #: Those of them that are fit for NumPy, float32 as they are.
         self.small = {name: tensor.numpy() for name, tensor in self.tensors.items() if _quick(tensor)}
-        #: Those of the latter with one axis.
-        self.vectors = tuple(name for name, array in self.small.items() if array.ndim == 1)
         #: Euclidean norm of each tensor; not finite if any entry is not.
         self.norms = self._norms()
 
@@ -49,27 +44,13 @@ class Parameters:
         """The small tensor ``name`` as a float64 vector."""
         return self.small[name].reshape(-1).astype(np.float64)
 
-    @cached_property
-    def joined(self) -> NDArray[np.float64]:
-        """All vectors in float64, one after another."""
-        return np.concatenate([self.small[name] for name in self.vectors], dtype=np.float64)
-
-    def by_vector(self, products: NDArray[np.float64]) -> dict[str, float]:
-        """The sums of ``products``, one for each entry of :attr:`joined`, over each vector."""
-        starts = itertools.accumulate([self.small[name].size for name in self.vectors[:-1]], initial=0)
-        return dict(zip(self.vectors, np.add.reduceat(products, list(starts)).tolist(), strict=True))
-
     def _norms(self) -> dict[str, float]:
         found = _large_norms({name: t for name, t in self.tensors.items() if name not in self.small})
-        if self.vectors:
-            found.update(self.by_vector(np.square(self.joined)))
-            found.update({name: math.sqrt(found[name]) for name in self.vectors})
         with np.errstate(over="ignore", invalid="ignore"):
             for name, array in self.small.items():
-                if name not in found:
-                    vector = array.reshape(-1)
-                    norm = math.sqrt(np.dot(vector, vector))
-                    found[name] = norm if _LEAST < norm < _MOST else float(np.linalg.norm(self.wide(name)))
+                vector = array.reshape(-1)
+                norm = math.sqrt(np.dot(vector, vector))
+                found[name] = norm if _LEAST < norm < _MOST else float(np.linalg.norm(self.wide(name)))
         return found
 
 

@@ -97,6 +97,8 @@ def read_checkpoint(
     path = Path(path)
     _check_file(path)
     metadata: Mapping[Any, Any]
+    kind: Format
+    wrapper: str | None
     if _is_safetensors(path):
         state, metadata = _read_safetensors(path)
         wrapper, kind = None, "safetensors"
@@ -119,7 +121,7 @@ def read_checkpoint(
         raise CheckpointError(f"{path} nests its contents too deep; do not use it") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return Checkpoint({new: state[old] for new, old in names.items()}, rest, kind, path, wrapper, names)  # type: ignore[arg-type]
+    return Checkpoint({new: state[old] for new, old in names.items()}, rest, kind, path, wrapper, names)
 
 
 def plain(value: Any) -> Any:

@@ -113,7 +113,7 @@ def _make(place: Any, name: str) -> Any:
 def _from_config(path: Path) -> Any:
     """Make the data module that a LightningCLI config describes; ``None`` if it describes none."""
     try:
-        import yaml  # type: ignore[import-untyped]
+        import yaml
         from jsonargparse import ArgumentParser
     except ImportError as error:
         raise MissingExtraError("--config needs: pip install 'lightning-rebasin[cli]'") from error

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from lightning_rebasin.errors import RebasinError, RebasinWarning
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_arguments(parser)
     args = parser.parse_args(arguments[1:])
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning  # type: ignore[assignment]  # the shape that warnings documents
+        warnings.showwarning = _show_warning
         return _run(command, args, parser.prog)
 
 
@@ -77,9 +77,16 @@ def _run(command: Any, args: argparse.Namespace, program: str) -> int:
         return 130
 
 
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+def _show_warning(  # noqa: PLR0917
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Our own warnings are for the user; those of libraries are not about anything they can change here."""
-    del filename, lineno
+    del filename, lineno, file, line
     if issubclass(category, RebasinWarning):
         print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 

@@ -159,7 +159,7 @@ def _json_object(text: str | None) -> dict[str, Any]:
 
 def _model_section(path: Path) -> dict[str, Any]:
     try:
-        import yaml  # type: ignore[import-untyped]
+        import yaml
     except ImportError as error:
         raise MissingExtraError("--config needs PyYAML: pip install 'lightning-rebasin[cli]'") from error
     try:

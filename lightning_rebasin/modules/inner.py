@@ -71,7 +71,8 @@ class InnerModel(nn.Module):
         if self._loss is not None:
             output: Any = self._loss(self.model, batch)
         else:
-            output = self.model.training_step(batch, batch_idx)  # type: ignore[operator]
+            step: Any = self.model.training_step
+            output = step(batch, batch_idx)
         value = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(value, Tensor) or value.numel() != 1:
             what = "loss function" if self._loss is not None else "training_step"

@@ -29,16 +29,10 @@ from lightning_rebasin.callbacks.strategy import refuse_sharded
 from lightning_rebasin.callbacks.trainer import callbacks_of, is_dry_run
 from lightning_rebasin.errors import BarrierWarning, ConfigurationError, MissingExtraError
 from lightning_rebasin.landscape.barrier import BarrierCurve, Convention, lambda_grid
+from lightning_rebasin.landscape.batches import clone_batch, without_repeats
 from lightning_rebasin.landscape.geometry import Separation, separation
 from lightning_rebasin.landscape.measure import curve_from_rows
-from lightning_rebasin.landscape.probe import (
-    LightningProbe,
-    Place,
-    clone_batch,
-    isolated_rng,
-    object_gatherer,
-    without_repeats,
-)
+from lightning_rebasin.landscape.probe import LightningProbe, Place, isolated_rng, object_gatherer
 from lightning_rebasin.landscape.segment import Segment, weights_of
 from lightning_rebasin.symmetry import PermutationSpec
 

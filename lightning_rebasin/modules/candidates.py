@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.landscape.accumulate import Average
-from lightning_rebasin.landscape.probe import batch_size, isolated_rng
+from lightning_rebasin.landscape.batches import batch_size
+from lightning_rebasin.landscape.probe import isolated_rng
 from lightning_rebasin.merging.statistics import averaging, batch_norms, statistics_of
 from lightning_rebasin.modules.inner import InnerModel
 from lightning_rebasin.symmetry.permutation import Permutation

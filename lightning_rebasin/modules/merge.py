@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from lightning_rebasin.checkpoints import read_checkpoint, write_checkpoint
 from lightning_rebasin.errors import ConfigurationError
-from lightning_rebasin.landscape.probe import batch_size
+from lightning_rebasin.landscape.batches import batch_size
 from lightning_rebasin.matching.straight_through import Projection, Projector, StandsFor, straight_through_point
 from lightning_rebasin.merging.statistics import batch_norms
 from lightning_rebasin.modules.candidates import Candidate, Score, Shortlist, changed_fraction, estimate_statistics

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lightning_rebasin import CheckpointSnapshot, LossBarrier
 from lightning_rebasin.callbacks.strategy import refuse_sharded
 from lightning_rebasin.errors import ConfigurationError
-from lightning_rebasin.landscape.probe import without_repeats
+from lightning_rebasin.landscape.batches import without_repeats
 
 TESTS = Path(__file__).parents[1]
 #: 47 samples are padded to 48; 33 to 34, where the last batch of one process is nothing but the repeated sample.

@@ -9,7 +9,8 @@ import torch
 from helpers.models import mlp
 from torch import nn
 
-from lightning_rebasin.landscape.probe import FunctionProbe, Place, clone_batch, copy_module
+from lightning_rebasin.landscape.batches import clone_batch
+from lightning_rebasin.landscape.probe import FunctionProbe, Place, copy_module
 from lightning_rebasin.landscape.segment import weights_of, write_interpolation
 
 

@@ -106,7 +106,6 @@ class CostCache:
         self._made_with: dict[str, tuple[Tensor, ...]] = {}
         self._linear: dict[str, Tensor] = {}
         self._drift: dict[str, float] = {}
-        self._updated: set[int] = set()
         self._packed: dict[str, PackedCost | None] = {}
         self._scratch = Scratch(dtype, device, keep=source.keep)
         self._at_work: dict[str, tuple[Tensor, Tensor | None]] = {}
@@ -173,10 +172,8 @@ class CostCache:
         if changes is None:
             self._rebuild(group, flats)
         for term, before, after, where in changes or ():
-            again = term.large and id(term) in self._updated
-            self._updated.add(id(term))
             models = self._reference, self._source
-            add_bilinear_change(self._linear[group], term, *models, before, after, where, self._scratch, again=again)
+            add_bilinear_change(self._linear[group], term, *models, before, after, where, self._scratch)
         return self._with_general(group, flats)
 
     def _packed_cost(self, group: str) -> PackedCost | None:

@@ -137,11 +137,8 @@ def add_bilinear(  # noqa: PLR0917
     cost: Tensor, term: Term, reference: Layouts, source: Layouts, flat: Tensor | None, scratch: Scratch
 ) -> None:
     """Add the whole bilinear term to ``cost``, its partner in the order ``flat`` (``None``: as it stands)."""
-    standing = term.leading or term.following
-    rows = _units(term, standing, _taken(term, standing, reference, None, "rows", scratch), "rows turned", scratch)
-    standing = term.following or (term.leading and (term.chunky or flat is None))
-    moved = _units(term, standing, _taken(term, standing, source, flat, "after", scratch), "turned", scratch)
-    cost.addmm_(rows, moved.t())
+    rows = _units(term, reference, "rows", scratch)
+    cost.addmm_(rows, _units(term, source, "moved", scratch, flat, copied=source.keep).t())
 
 
 def add_bilinear_change(  # noqa: PLR0917
@@ -153,63 +150,70 @@ def add_bilinear_change(  # noqa: PLR0917
     after: Tensor,
     where: Tensor,
     scratch: Scratch,
-    *,
-    again: bool,
 ) -> None:
-    """Bring the bilinear term in ``cost`` from partner order ``before`` to ``after``, different in rows ``where``.
+    """Bring the bilinear term in ``cost`` from partner order ``before`` to ``after``, different in rows ``where``."""
+    rows = _units(term, reference, "rows", scratch, where)
+    new, old = after.index_select(0, where), before.index_select(0, where)
+    cost.addmm_(rows, _units(term, source, "moved", scratch, new, old, copied=source.keep).t())
 
-    ``again``: it was updated before and will be more often, which makes a copy with the partner's axis first worth its
-    while.
+
+def _units(  # noqa: PLR0917
+    term: Term,
+    of: Layouts,
+    room: str,
+    scratch: Scratch,
+    index: Tensor | None = None,
+    less: Tensor | None = None,
+    *,
+    copied: bool = False,
+) -> Tensor:
+    """The block as a matrix ``(members, everything else)`` in the working dtype.
+
+    Of the partner's axis only the parts ``index``, less the parts ``less``.  ``copied``: a copy with that axis first
+    may be made and kept where gathering would be faster from it.
     """
-    copied = again and source.keep
-    standing = term.following or (term.leading and not copied)
-    rows = _units(term, standing, _taken(term, standing, reference, where, "rows", scratch), "rows turned", scratch)
-    # A copy that is not kept would be made twice here.
-    standing = term.following or (term.leading and not copied and (term.chunky or not source.keep))
-    change = _taken(term, standing, source, after.index_select(0, where), "after", scratch)
-    change -= _taken(term, standing, source, before.index_select(0, where), "before", scratch)
-    cost.addmm_(rows, _units(term, standing, change, "turned", scratch).t())
+    if term.following:
+        return scratch.swapped(
+            room, _taken(of.standing(term.block), 0, index, less, f"{room} before", scratch)
+        ).flatten(1)
+    if term.leading and (index is None or term.chunky or not copied):
+        return _taken(of.standing(term.block), 1, index, less, room, scratch).flatten(1)
+    if index is None:
+        return scratch.working(room, of.view(term.block, term.order)).t()
+    return _taken(of.contiguous(term.block, term.order), 0, index, less, room, scratch).flatten(0, -2).t()
 
 
 def _taken(  # noqa: PLR0917
-    term: Term, standing: bool, of: Layouts, index: Tensor | None, room: str, scratch: Scratch
+    block: Tensor, axis: int, index: Tensor | None, less: Tensor | None, room: str, scratch: Scratch
 ) -> Tensor:
-    """The block, or its parts ``index`` along the partner's axis, in the working dtype.
-
-    ``standing``: as it stands; else a copy with the partner's axis first and the group's own last.
-    """
-    if standing:
-        block, axis = of.standing(term.block), term.partners[0]
-    elif index is None:
-        return scratch.working(room, of.view(term.block, term.order))
-    else:
-        block, axis = of.contiguous(term.block, term.order), 0
-    return scratch.working(room, block) if index is None else scratch.gather(room, block, axis, index)
-
-
-def _units(term: Term, standing: bool, taken: Tensor, room: str, scratch: Scratch) -> Tensor:
-    """What was taken as a matrix ``(members, everything else)``."""
-    if not standing:
-        return taken.flatten(0, -2).t()
-    return (scratch.swapped(room, taken) if term.following else taken).flatten(1)
+    if index is None:
+        return scratch.working(room, block)
+    return (
+        scratch.gather(room, block, axis, index) if less is None else scratch.difference(room, block, axis, index, less)
+    )
 
 
 def add_soft(  # noqa: PLR0917
     cost: Tensor, term: Term, reference: Layouts, source: Layouts, soft: Mapping[str, Tensor], scratch: Scratch
 ) -> None:
     """Add a term whose partners are mixed by doubly stochastic matrices instead of permuted."""
-    if term.following:
-        whole = scratch.working("after", source.standing(term.block))
-        moved = scratch.product("mixed", soft[term.partner], whole.flatten(1)).view(whole.shape)
-    else:
-        moved = scratch.working("after", source.contiguous(term.block, term.order))
-        for position, axis in enumerate(term.partners):
-            front = moved.movedim(position, 0)
-            mixed = scratch.product(f"mixed {position}", soft[term.block.axes[axis][0]], front.reshape(len(front), -1))
-            moved = mixed.reshape(front.shape).movedim(0, position)
-    taken = _taken(term, term.following, reference, None, "rows", scratch)
-    rows = _units(term, term.following, taken, "rows turned", scratch)
-    cost.addmm_(rows, _units(term, term.following, moved, "turned", scratch).t())
+    rows = _units(term, reference, "rows", scratch)
+    cost.addmm_(rows, _mixed_units(term, source, soft, scratch).t())
+
+
+def _mixed_units(term: Term, source: Layouts, soft: Mapping[str, Tensor], scratch: Scratch) -> Tensor:
+    """As :func:`_units`, the partners mixed."""
+    if term.following or (term.leading and term.chunky and term.large):
+        block = scratch.working("moved", source.standing(term.block))
+        front = block if term.following else scratch.swapped("front", block)
+        mixed = scratch.product("mixed", soft[term.partner], front.flatten(1)).view(front.shape)
+        return scratch.swapped("moved", mixed).flatten(1)
+    moved = scratch.working("moved", source.contiguous(term.block, term.order))
+    for position, axis in enumerate(term.partners):
+        front = moved.movedim(position, 0)
+        mixed = scratch.product(f"mixed {position}", soft[term.block.axes[axis][0]], front.reshape(len(front), -1))
+        moved = mixed.reshape(front.shape).movedim(0, position)
+    return moved.flatten(0, -2).t()
 
 
 def add_general(cost: Tensor, term: Term, reference: Layouts, source: Layouts, flats: Flats) -> None:

@@ -166,7 +166,7 @@ class Scratch:
 
             gather_differences(*(t.flatten(2).numpy() for t in (out, tensor)), after.numpy(), before.numpy())
             return out
-        return self.gather(room, tensor, axis, after).sub_(self.gather(f"{room} less", tensor, axis, before))
+        return self.gather(room, tensor, axis, after).sub_(self.gather("less", tensor, axis, before))
 
     def _compiles(self, tensor: Tensor) -> bool:
         plain = tensor.dtype is self._empty.dtype and tensor.is_contiguous() and not self._empty.is_cuda

@@ -173,9 +173,7 @@ def _units(  # noqa: PLR0917
     may be made and kept where gathering would be faster from it.
     """
     if term.following:
-        return scratch.swapped(
-            room, _taken(of.standing(term.block), 0, index, less, f"{room} before", scratch)
-        ).flatten(1)
+        return scratch.swapped(room, _taken(of.standing(term.block), 0, index, less, "taken", scratch)).flatten(1)
     if term.leading and (index is None or term.chunky or not copied):
         return _taken(of.standing(term.block), 1, index, less, room, scratch).flatten(1)
     if index is None:
@@ -205,7 +203,7 @@ def _mixed_units(term: Term, source: Layouts, soft: Mapping[str, Tensor], scratc
     """As :func:`_units`, the partners mixed."""
     if term.following or (term.leading and term.chunky and term.large):
         block = scratch.working("moved", source.standing(term.block))
-        front = block if term.following else scratch.swapped("front", block)
+        front = block if term.following else scratch.swapped("taken", block)
         mixed = scratch.product("mixed", soft[term.partner], front.flatten(1)).view(front.shape)
         return scratch.swapped("moved", mixed).flatten(1)
     moved = scratch.working("moved", source.contiguous(term.block, term.order))

@@ -1,13 +1,11 @@
 """How the blocks lie in memory, and the room that gathered parts of them go to.
 
-A bilinear term gathers its block along the partner's axis, and multiplies over everything but the group's own axis.
-Gathering whole rows, and multiplying with the group's own axis first or last, are several times faster than anything
-else, and no two axes of one array can both be its rows.  So, in short: a block whose partner's axis comes first is
-gathered as it stands and turned on the way into the room; one whose partner's axis comes second gets a copy with that
-axis first, once it is updated again and again.  Small blocks never leave the processor's cache and are copied into
-whatever order makes the fewest calls.  The copies, as a rule one of the source and one of the reference, keep the dtype
-of the weights.  For very large models they are made anew for every use instead: next to the products that they go into,
-they take little time.
+A bilinear term gathers its block along the partner's axis, and multiplies over everything but the group's own axis.  A
+block whose own axis comes first is gathered along its second axis as it stands; one whose partner's axis comes first is
+gathered by whole rows, and turned on the way into the room where more lies behind the two axes.  No copy of a large
+weight is kept then, whichever of its two axes a term belongs to.  Small blocks never leave the processor's cache and
+are copied into whatever order makes the fewest calls, as are blocks of any other shape; these copies keep the dtype of
+the weights.  For very large models nothing is kept: next to the products that they go into, copies take little time.
 """
 
 from __future__ import annotations

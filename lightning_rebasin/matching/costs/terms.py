@@ -28,8 +28,6 @@ from lightning_rebasin.symmetry.spec import PermutationSpec
 TermKind = Literal["static", "bilinear", "general"]
 #: Static terms of this rank or more are multiplied where they stand: copying them together would cost more.
 _OWN_PRODUCT = 64
-#: Numbers in a row from which gathering along the second axis is as fast as copying the block and gathering whole rows.
-_CHUNK = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +73,6 @@ class Term:
     def leading(self) -> bool:
         """Whether the group's own axis comes first and the partner's second, as in any weight seen from its outputs."""
         return self.axis == 0 and self.partners == (1,)
-
-    @cached_property
-    def chunky(self) -> bool:
-        """Whether enough lies behind the partner's axis to gather along it, as in the weight of a convolution."""
-        return math.prod(self.block.lengths[2:]) >= _CHUNK
 
     @cached_property
     def large(self) -> bool:
@@ -138,7 +131,7 @@ def add_bilinear(  # noqa: PLR0917
 ) -> None:
     """Add the whole bilinear term to ``cost``, its partner in the order ``flat`` (``None``: as it stands)."""
     rows = _units(term, reference, "rows", scratch)
-    cost.addmm_(rows, _units(term, source, "moved", scratch, flat, copied=source.keep).t())
+    cost.addmm_(rows, _units(term, source, "moved", scratch, flat).t())
 
 
 def add_bilinear_change(  # noqa: PLR0917
@@ -154,27 +147,19 @@ def add_bilinear_change(  # noqa: PLR0917
     """Bring the bilinear term in ``cost`` from partner order ``before`` to ``after``, different in rows ``where``."""
     rows = _units(term, reference, "rows", scratch, where)
     new, old = after.index_select(0, where), before.index_select(0, where)
-    cost.addmm_(rows, _units(term, source, "moved", scratch, new, old, copied=source.keep).t())
+    cost.addmm_(rows, _units(term, source, "moved", scratch, new, old).t())
 
 
 def _units(  # noqa: PLR0917
-    term: Term,
-    of: Layouts,
-    room: str,
-    scratch: Scratch,
-    index: Tensor | None = None,
-    less: Tensor | None = None,
-    *,
-    copied: bool = False,
+    term: Term, of: Layouts, room: str, scratch: Scratch, index: Tensor | None = None, less: Tensor | None = None
 ) -> Tensor:
     """The block as a matrix ``(members, everything else)`` in the working dtype.
 
-    Of the partner's axis only the parts ``index``, less the parts ``less``.  ``copied``: a copy with that axis first
-    may be made and kept where gathering would be faster from it.
+    Of the partner's axis only the parts ``index``, less the parts ``less``.
     """
     if term.following:
         return scratch.swapped(room, _taken(of.standing(term.block), 0, index, less, "taken", scratch)).flatten(1)
-    if term.leading and (index is None or term.chunky or not copied):
+    if term.leading:
         return _taken(of.standing(term.block), 1, index, less, room, scratch).flatten(1)
     if index is None:
         return scratch.working(room, of.view(term.block, term.order)).t()
@@ -186,9 +171,9 @@ def _taken(  # noqa: PLR0917
 ) -> Tensor:
     if index is None:
         return scratch.working(room, block)
-    return (
-        scratch.gather(room, block, axis, index) if less is None else scratch.difference(room, block, axis, index, less)
-    )
+    if less is None:
+        return scratch.gather(room, block, axis, index)
+    return scratch.difference(room, block, axis, index, less)
 
 
 def add_soft(  # noqa: PLR0917
@@ -201,8 +186,10 @@ def add_soft(  # noqa: PLR0917
 
 def _mixed_units(term: Term, source: Layouts, soft: Mapping[str, Tensor], scratch: Scratch) -> Tensor:
     """As :func:`_units`, the partners mixed."""
-    if term.following or (term.leading and term.chunky and term.large):
+    if term.following or (term.leading and term.large):
         block = scratch.working("moved", source.standing(term.block))
+        if block.ndim == 2:
+            return scratch.product("mixed", block, soft[term.partner].t())
         front = block if term.following else scratch.swapped("taken", block)
         mixed = scratch.product("mixed", soft[term.partner], front.flatten(1)).view(front.shape)
         return scratch.swapped("moved", mixed).flatten(1)

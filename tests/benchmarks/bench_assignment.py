@@ -86,12 +86,13 @@ def test_random_networks(n):
         warm(f"random MLPs, n = {n}", costs)
 
 
-def test_trained_networks():
+@pytest.mark.parametrize("n", [512, 1024])
+def test_trained_networks(n):
     shared_path("data/mnist")
     torch.set_num_threads(1)
-    costs = recorded(mlp_table(), trained_mlp(0), trained_mlp(1))
-    cold("trained MLPs, n = 512", costs[-12:])
-    warm("trained MLPs, n = 512", costs)
+    costs = recorded(mlp_table(), trained_mlp(0, width=n), trained_mlp(1, width=n))
+    cold(f"trained MLPs, n = {n}", costs[-12:])
+    warm(f"trained MLPs, n = {n}", costs)
 
 
 def warm(name, costs, passes=5):

@@ -9,12 +9,12 @@ from helpers.data import mnist
 from helpers.models import mlp
 
 
-def trained_mlp(seed: int, epochs: int = 8) -> dict[str, Tensor]:
-    """784-512³-10 on MNIST, Adam 1e-3, batch 500."""
+def trained_mlp(seed: int, epochs: int = 8, width: int = 512) -> dict[str, Tensor]:
+    """784-width³-10 on MNIST, Adam 1e-3, batch 500."""
     images, labels = mnist("train")
     images = images.reshape(len(images), -1)
     torch.manual_seed(seed)
-    model = mlp(784, 512, 512, 512, 10)
+    model = mlp(784, width, width, width, 10)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(500):

@@ -128,6 +128,29 @@ def test_updated_costs_of_large_convolutions_are_the_definition(moved, keep):
             flats[group][where] = flat[where.roll(1)]
 
 
+@pytest.mark.parametrize("units", [128, 192])
+def test_only_groups_with_compiled_assignments_compile_anything_else(units, monkeypatch):
+    from lightning_rebasin.matching.costs import gather
+
+    compiled, done = gather.gather_differences, []
+    monkeypatch.setattr(gather, "gather_differences", lambda *arrays: done.append(compiled(*arrays)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # with many threads torch is faster
+    generator = torch.Generator().manual_seed(0)
+    table = {"first": ("g", None), "middle": ("h", "g", None, None)}
+    shapes = {"first": (units, 3), "middle": (units, units, 3, 3)}
+    a, b = ({n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()} for _ in range(2))
+    spec, cpu = PermutationSpec.from_table(table, a), torch.device("cpu")
+    costs = CostCache(TermTable.of(spec), *(Layouts(s, torch.float64, cpu) for s in (a, b)), torch.float64, cpu)
+    flats = {"g": torch.arange(units), "h": torch.arange(units)}
+    for _ in range(3):
+        expected = textbook.cost_matrix(table, "h", a, b, flats)
+        torch.testing.assert_close(costs.matrix("h", flats), expected)
+        where = torch.randperm(units, generator=generator)[:64]
+        flats["g"] = flats["g"].clone()
+        flats["g"][where] = flats["g"][where.roll(1)]
+    assert bool(done) == (units > 160)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_packed_costs_of_small_groups_are_the_definition(dtype):
     generator = torch.Generator().manual_seed(0)

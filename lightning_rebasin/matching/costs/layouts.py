@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_rebasin.assignment.solve import COMPILED_FROM
 from lightning_rebasin.matching.costs.blocks import Block
 
 #: Blocks of fewer elements than this do not leave the processor's cache, however they are gathered.
@@ -167,8 +168,10 @@ class Scratch:
         return self.gather(room, tensor, axis, after).sub_(self.gather("less", tensor, axis, before))
 
     def _compiles(self, tensor: Tensor) -> bool:
-        plain = tensor.dtype is self._empty.dtype and tensor.is_contiguous() and not self._empty.is_cuda
-        return plain and tensor.ndim > 2 and torch.get_num_threads() <= _FEW_THREADS
+        # Smaller groups have SciPy solve their assignments: compiling for them would pay for neither.
+        large = len(tensor) >= COMPILED_FROM and torch.get_num_threads() <= _FEW_THREADS
+        plain = tensor.is_cpu and tensor.is_contiguous() and tensor.dtype is self._empty.dtype
+        return large and plain and tensor.ndim > 2
 
     def swapped(self, room: str, tensor: Tensor) -> Tensor:
         """``tensor`` in the working dtype, its first two axes exchanged in memory; valid as long."""

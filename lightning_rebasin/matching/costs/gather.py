@@ -30,9 +30,12 @@ def gather_differences(out: NDArray[Any], block: NDArray[Any], after: Parts, bef
         before: As many.
     """
     rows, parts, rest = out.shape
-    row = np.empty(block.shape[1:], block.dtype)
+    row = np.empty((block.shape[1], rest), block.dtype)
     for i in range(rows):
-        row[:] = block[i]
+        # Element by element: what numba makes of a whole row takes ten times as long to compile.
+        for j in range(len(row)):
+            for k in range(rest):
+                row[j, k] = block[i, j, k]
         for j in range(parts):
             new, old = after[j], before[j]
             for k in range(rest):

@@ -27,6 +27,8 @@ from lightning_rebasin.matching.costs.blocks import Block
 SMALL = 1 << 16
 #: Up to this many threads one of them, compiled for the purpose, subtracts faster than torch with all.
 _FEW_THREADS = 4
+#: It reads whole rows, which pays from one part in so many.
+_FEW_PARTS = 8
 
 
 class Layouts:
@@ -160,18 +162,18 @@ class Scratch:
     def difference(self, room: str, tensor: Tensor, axis: int, after: Tensor, before: Tensor) -> Tensor:
         """``after`` gathered less ``before`` gathered, in the working dtype; valid as long."""
         out = self._room(room, (*tensor.shape[:axis], len(after), *tensor.shape[axis + 1 :])) if axis == 1 else None
-        if out is not None and self._compiles(tensor):
+        if out is not None and self._compiles(tensor, len(after)):
             from lightning_rebasin.matching.costs.gather import gather_differences
 
             gather_differences(*(t.flatten(2).numpy() for t in (out, tensor)), after.numpy(), before.numpy())
             return out
         return self.gather(room, tensor, axis, after).sub_(self.gather("less", tensor, axis, before))
 
-    def _compiles(self, tensor: Tensor) -> bool:
+    def _compiles(self, tensor: Tensor, parts: int) -> bool:
         # Smaller groups have SciPy solve their assignments: compiling for them would pay for neither.
         large = len(tensor) >= COMPILED_FROM and torch.get_num_threads() <= _FEW_THREADS
         plain = tensor.is_cpu and tensor.is_contiguous() and tensor.dtype is self._empty.dtype
-        return large and plain and tensor.ndim > 2
+        return large and plain and tensor.ndim > 2 and parts * _FEW_PARTS >= tensor.shape[1]
 
     def swapped(self, room: str, tensor: Tensor) -> Tensor:
         """``tensor`` in the working dtype, its first two axes exchanged in memory; valid as long."""

@@ -81,11 +81,11 @@ class Term:
 
     @cached_property
     def following(self) -> bool:
-        """Whether the partner's axis comes first, the group's own second, and others behind them, in a large block.
+        """Whether the partner's axis comes first, the group's own second, and more behind them, in a large block.
 
-        So it is for the weight of a convolution seen from its inputs.
+        So it is for the weight of a convolution seen from its inputs, but for kernels of one by one.
         """
-        return self.large and len(self.block.lengths) > 2 and self.axis == 1 and self.partners == (0,)
+        return self.large and math.prod(self.block.lengths[2:]) > 1 and self.axis == 1 and self.partners == (0,)
 
 
 def terms_of(spec: PermutationSpec, blocks: Iterable[Block]) -> tuple[Term, ...]:
@@ -188,8 +188,8 @@ def _mixed_units(term: Term, source: Layouts, soft: Mapping[str, Tensor], scratc
     """As :func:`_units`, the partners mixed."""
     if term.following or (term.leading and term.large):
         block = scratch.working("moved", source.standing(term.block))
-        if block.ndim == 2:
-            return scratch.product("mixed", block, soft[term.partner].t())
+        if block.shape[2:].numel() == 1:
+            return scratch.product("mixed", block.flatten(1), soft[term.partner].t())
         front = block if term.following else scratch.swapped("taken", block)
         mixed = scratch.product("mixed", soft[term.partner], front.flatten(1)).view(front.shape)
         return scratch.swapped("moved", mixed).flatten(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -156,7 +156,7 @@ def _run_time_sites(label: Label, own: set[int]) -> tuple[tuple[tuple[int, ...],
     return tuple(sites), number
 
 
-def _parents_first(groups: object) -> list[Group]:
+def _parents_first(groups: Iterable[Group]) -> list[Group]:
     done: list[Group] = []
 
     def visit(group: Group) -> None:
@@ -165,7 +165,7 @@ def _parents_first(groups: object) -> list[Group]:
         if group not in done:
             done.append(group)
 
-    for group in groups:  # type: ignore[attr-defined]
+    for group in groups:
         visit(group)
     return done
 

@@ -8,6 +8,8 @@ without importing Lightning.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_rebasin.version import __version__
+
 if TYPE_CHECKING:
     from lightning_rebasin.assignment import solve_assignment as solve_assignment
     from lightning_rebasin.callbacks import CheckpointSnapshot as CheckpointSnapshot
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from lightning_rebasin.symmetry import check_equivalence as check_equivalence
     from lightning_rebasin.symmetry import infer_spec as infer_spec
     from lightning_rebasin.symmetry import infer_spec_many as infer_spec_many
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "assignment": ("solve_assignment",),

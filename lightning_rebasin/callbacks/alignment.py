@@ -23,8 +23,9 @@ from lightning_rebasin.symmetry import (
     infer_spec,
     measure_equivalence,
 )
-from lightning_rebasin.symmetry.buffers import restrict
-from lightning_rebasin.symmetry.steps import batch_example, few
+from lightning_rebasin.symmetry.edit.restrict import restrict
+from lightning_rebasin.symmetry.run.lightning import few
+from lightning_rebasin.symmetry.trace.batch_example import batch_example
 
 #: So many samples of a batch are enough to run a module on.
 _SAMPLES = 8

@@ -19,10 +19,11 @@ from lightning_rebasin.matching import ManyMatchResult, MatchResult, match_activ
 from lightning_rebasin.merging.interpolate import average
 from lightning_rebasin.merging.statistics import copied, moved_to
 from lightning_rebasin.symmetry import Permutation, PermutationSpec
-from lightning_rebasin.symmetry.examples import Example
-from lightning_rebasin.symmetry.permutation import permute_tensor
-from lightning_rebasin.symmetry.steps import batch_example, few
-from lightning_rebasin.symmetry.verify import check_in_place
+from lightning_rebasin.symmetry.actions.permutation import permute_tensor
+from lightning_rebasin.symmetry.proof.gate import check_in_place
+from lightning_rebasin.symmetry.run.examples import Example
+from lightning_rebasin.symmetry.run.lightning import few
+from lightning_rebasin.symmetry.trace.batch_example import batch_example
 
 Method = Literal["weight", "activation", "average", "none"]
 Many = Literal["merge_many", "cycle_consistent"]

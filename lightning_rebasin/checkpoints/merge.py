@@ -40,6 +40,7 @@ from lightning_rebasin.merging.interpolate import average, check_alike, normalis
 from lightning_rebasin.merging.repair import repair
 from lightning_rebasin.merging.statistics import batch_norms, copied, reset_batch_norm
 from lightning_rebasin.symmetry import PermutationSpec, infer_spec
+from lightning_rebasin.version import __version__
 
 Statistics = Literal["auto", "none", "reset", "repair"]
 #: Metrics of a network by name.
@@ -263,8 +264,6 @@ def _provenance(
     inputs: Sequence[InputFile], method: str, statistics: str, aligned: Aligned, spec: PermutationSpec | None
 ) -> dict[str, Any]:
     """How the output was made: plain values and LongTensors."""
-    from lightning_rebasin import __version__
-
     history: dict[str, Any] = {
         "version": __version__,
         "method": method,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import CheckpointError
-from lightning_rebasin.symmetry.permutation import Permutation, permute_tensor
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.actions.permutation import Permutation, permute_tensor
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
 def permute_optimizer_states(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_rebasin.matching import ManyMatchResult, MatchResult
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.errors import UntracedWarning
     from lightning_rebasin.symmetry import Permutation, check_equivalence, infer_spec
-    from lightning_rebasin.symmetry.override import pin_tensor
+    from lightning_rebasin.symmetry.edit.override import pin_tensor
 
     if args.output is not None:
         check_target(args.output, force=args.force)

@@ -30,9 +30,10 @@ from tqdm import tqdm
 from lightning_rebasin.assignment import solve_assignment
 from lightning_rebasin.errors import ConfigurationError, DataError, NonFiniteError
 from lightning_rebasin.matching.result import MatchResult
-from lightning_rebasin.symmetry.activations import ActivationSite, record_activations
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import Group, PermutationSpec
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.observe import record_activations
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.values import ActivationAddress, Group
 
 Statistic = Literal["inner_product", "correlation"]
 
@@ -110,7 +111,7 @@ class GroupAssignment:
             score nothing and keep their order where nothing else decides.
 
     Example:
-        >>> from lightning_rebasin.symmetry.spec import PermutationSpec
+        >>> from lightning_rebasin.symmetry.spec.spec import PermutationSpec
         >>> spec = PermutationSpec.from_table({"w": ("h",)}, {"w": (2,)})
         >>> GroupAssignment(spec, {"h": torch.tensor([[0.0, 5.0], [1.0, 0.0]])}).permutation()["h"].tolist()
         [1, 0]
@@ -263,7 +264,7 @@ def model_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[st
 
 def _collect(
     spec: PermutationSpec, reference: nn.Module, source: nn.Module, batches: Iterable[Any]
-) -> dict[ActivationSite, CrossMoments]:
+) -> dict[ActivationAddress, CrossMoments]:
     moments = {site: CrossMoments() for sites in spec.activations.values() for site in sites}
     empty = True
     with _evaluating(reference, source), torch.no_grad():
@@ -277,7 +278,7 @@ def _collect(
     return moments
 
 
-def _observe(spec: PermutationSpec, module: nn.Module, batch: Any) -> dict[ActivationSite, Tensor]:
+def _observe(spec: PermutationSpec, module: nn.Module, batch: Any) -> dict[ActivationAddress, Tensor]:
     """Run one batch; every site's units as ``(members, copies · samples)``."""
     like = next(module.parameters(), torch.empty(0))
 
@@ -286,9 +287,9 @@ def _observe(spec: PermutationSpec, module: nn.Module, batch: Any) -> dict[Activ
             return value
         return value.to(like.device, like.dtype if value.is_floating_point() else None)
 
-    seen: dict[ActivationSite, Tensor] = {}
+    seen: dict[ActivationAddress, Tensor] = {}
 
-    def keep(site: ActivationSite, tensor: Tensor) -> None:
+    def keep(site: ActivationAddress, tensor: Tensor) -> None:
         seen[site] = site.units(tensor).flatten(1)  # index_select has copied it
 
     args, kwargs = tree_map(place, model_inputs(module, batch))
@@ -311,7 +312,7 @@ def _evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 def _scores(
-    spec: PermutationSpec, moments: Mapping[ActivationSite, CrossMoments], statistic: Statistic
+    spec: PermutationSpec, moments: Mapping[ActivationAddress, CrossMoments], statistic: Statistic
 ) -> dict[str, Tensor]:
     scores = {}
     for group, sites in spec.activations.items():
@@ -327,7 +328,7 @@ def _pairs(score: Tensor, flat: Tensor) -> Tensor:
 
 
 def _mean_correlations(
-    spec: PermutationSpec, moments: Mapping[ActivationSite, CrossMoments], permutation: Permutation
+    spec: PermutationSpec, moments: Mapping[ActivationAddress, CrossMoments], permutation: Permutation
 ) -> dict[str, float]:
     """Mean correlation of matched units by group, over all places where they are seen."""
     found = {}

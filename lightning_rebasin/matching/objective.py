@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lightning_rebasin.matching.costs.blocks import objective_tensors
 from lightning_rebasin.matching.parameters import Parameters
-from lightning_rebasin.symmetry.permutation import Permutation, permute_tensor
-from lightning_rebasin.symmetry.spec import AxisMap, PermutationSpec
+from lightning_rebasin.symmetry.actions.permutation import Permutation, permute_tensor
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.values import AxisMap
 
 #: Elements converted to float64 at a time: small enough to stay in the cache.
 _CHUNK = 1 << 14

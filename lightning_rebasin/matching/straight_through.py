@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.matching.result import MatchResult
-from lightning_rebasin.matching.weight import WeightMatcher
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.matching.search.weight import WeightMatcher
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 #: What the free parameters stand for: the permuted source, or the midpoint between it and the reference.
 StandsFor = Literal["endpoint", "midpoint"]

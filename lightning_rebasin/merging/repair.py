@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.merging.interpolate import average, check_alike, normalised_weights
-from lightning_rebasin.merging.sites import Moments, Site, find_sites, measure, watching
+from lightning_rebasin.merging.layers import Moments, Site, find_sites, measure, watching
 from lightning_rebasin.merging.statistics import Module, averaging, batch_norms, copied, outputs
 
 #: A channel that varies less than this, relative to the layer's typical channel, is dead: it is shifted, not scaled.

@@ -20,8 +20,8 @@ from lightning_rebasin.landscape.batches import batch_size
 from lightning_rebasin.landscape.probe import isolated_rng
 from lightning_rebasin.merging.statistics import averaging, batch_norms, statistics_of
 from lightning_rebasin.modules.inner import InnerModel
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
 @final

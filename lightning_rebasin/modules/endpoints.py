@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_rebasin.checkpoints import read_checkpoint
 from lightning_rebasin.landscape.segment import weights_of
 from lightning_rebasin.merging.interpolate import check_alike, interpolate
-from lightning_rebasin.symmetry.permutation import Permutation
+from lightning_rebasin.symmetry.actions.permutation import Permutation
 
 #: Weights as a state dict or as the path of a checkpoint.
 Weights = str | Path | Mapping[str, Any]

@@ -43,9 +43,9 @@ from lightning_rebasin.modules.endpoints import Endpoints
 from lightning_rebasin.modules.inner import InnerModel, LossFunction
 from lightning_rebasin.modules.options import MergeOptions
 from lightning_rebasin.modules.start import Start
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import PermutationSpec
-from lightning_rebasin.symmetry.verify import check_equivalence
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.proof.gate import check_equivalence
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 _STATE = "lightning_rebasin_merge"
 

@@ -16,12 +16,12 @@ from lightning_rebasin.errors import ConfigurationError, DataError
 from lightning_rebasin.matching.activation import match_activations, model_inputs
 from lightning_rebasin.modules.batches import example_inputs, first_batches
 from lightning_rebasin.modules.endpoints import Endpoints
-from lightning_rebasin.symmetry.buffers import restrict
-from lightning_rebasin.symmetry.examples import Example
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.edit.restrict import restrict
 from lightning_rebasin.symmetry.infer import infer_spec
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import PermutationSpec
-from lightning_rebasin.symmetry.steps import batch_example
+from lightning_rebasin.symmetry.run.examples import Example
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+from lightning_rebasin.symmetry.trace.batch_example import batch_example
 
 _ACTIVATION_BATCHES = 20
 

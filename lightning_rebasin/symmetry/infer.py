@@ -2,7 +2,7 @@
 
 The model runs once; every index of every parameter axis is an *element*; the operations tell which elements are the
 same unit, which lie in blocks of others and which cannot move; what is left free to permute becomes a
-:class:`~lightning_rebasin.symmetry.spec.PermutationSpec`.  No rule knows any architecture.
+:class:`~lightning_rebasin.symmetry.spec.spec.PermutationSpec`.  No rule knows any architecture.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import numpy as np
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError, UntracedWarning
-from lightning_rebasin.symmetry.assemble import Assembly, assemble
-from lightning_rebasin.symmetry.examples import as_example, resolve_examples
-from lightning_rebasin.symmetry.propagate import Propagation, propagate
-from lightning_rebasin.symmetry.sandbox import unwrap
-from lightning_rebasin.symmetry.solve import solve
-from lightning_rebasin.symmetry.spec import PermutationSpec, TensorInfo
-from lightning_rebasin.symmetry.tape import Tape
-from lightning_rebasin.symmetry.trace import known_tensors, record
+from lightning_rebasin.symmetry.permutations.build_spec import Assembly, assemble
+from lightning_rebasin.symmetry.permutations.cells import solve
+from lightning_rebasin.symmetry.permutations.elements import Table
+from lightning_rebasin.symmetry.permutations.run_rules import Propagation, propagate
+from lightning_rebasin.symmetry.run.copy import unwrap
+from lightning_rebasin.symmetry.run.examples import as_example, resolve_examples
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.values import TensorInfo
+from lightning_rebasin.symmetry.trace.record import known_tensors, record
+from lightning_rebasin.symmetry.trace.tape import Tape
 
 
 def infer_spec(module: nn.Module, *args: Any, **kwargs: Any) -> PermutationSpec:
@@ -108,9 +110,7 @@ def _solve(found: Propagation) -> Assembly:
     raise TraceError("the symmetries of this model cannot be expressed")  # pragma: no cover - pins only grow
 
 
-def _fix(ids: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
-    from lightning_rebasin.symmetry.elements import Table
-
+def _fix(ids: np.ndarray[Any, np.dtype[np.int64]]) -> Table:
     reason = "its symmetry is no product of nested permutation groups"
     return Table("position", ids, np.arange(len(ids), dtype=np.int64), "", reason)
 

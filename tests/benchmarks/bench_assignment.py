@@ -16,8 +16,8 @@ from helpers.trained import mlp_table, trained_mlp
 from lightning_rebasin.assignment import solve_assignment
 from lightning_rebasin.assignment.solve import solve_in_place
 from lightning_rebasin.matching import match_weights
-from lightning_rebasin.matching.descent import CoordinateDescent
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.matching.search.descent import CoordinateDescent
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 

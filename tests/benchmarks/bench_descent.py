@@ -16,9 +16,9 @@ from helpers.trained import mlp_table, trained_mlp
 
 from lightning_rebasin import infer_spec
 from lightning_rebasin.matching import WeightMatcher, match_weights
-from lightning_rebasin.matching.policy import orders
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.matching.search.policy import orders
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 

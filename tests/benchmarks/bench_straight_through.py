@@ -18,9 +18,9 @@ from helpers.timing import cpu_seconds
 from helpers.trained import mlp_table, trained_mlp
 from torch.func import functional_call
 
-from lightning_rebasin.matching.policy import orders
+from lightning_rebasin.matching.search.policy import orders
 from lightning_rebasin.matching.straight_through import Projector, straight_through_point
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 STEPS, WARM_UP, LEARNING_RATE = 40, 5, 10.0

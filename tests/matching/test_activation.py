@@ -19,9 +19,10 @@ from lightning_rebasin.errors import ConfigurationError, DataError, NonFiniteErr
 from lightning_rebasin.matching import match_activations, match_weights
 from lightning_rebasin.matching.activation import CrossMoments, GroupAssignment, model_inputs
 from lightning_rebasin.merging import interpolate
+from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.infer import infer_spec
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import AxisMap, Component, Group, PermutationSpec, TensorInfo
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group, TensorInfo
 
 
 def data(count: int = 4, size: int = 32, features: int = 5) -> list[Tensor]:

@@ -13,7 +13,7 @@ from lightning_rebasin.matching.costs.blocks import blocks_of, objective_tensors
 from lightning_rebasin.matching.costs.cache import _TABLES, CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import SMALL, Layouts
 from lightning_rebasin.matching.costs.packed import PackedCost
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 SPECS = {
     "nested": nested_spec,
@@ -41,7 +41,7 @@ def test_blocks_cut_every_tensor_into_disjoint_parts(name):
 
 @pytest.mark.parametrize("name", ["nested", "flatten block", "vgg", "transformer"])
 def test_soft_costs_at_permutation_matrices_are_the_hard_costs(name):
-    from lightning_rebasin.symmetry.permutation import Permutation
+    from lightning_rebasin.symmetry.actions.permutation import Permutation
 
     spec = SPECS[name]()
     generator = torch.Generator().manual_seed(0)

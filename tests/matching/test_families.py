@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from lightning_rebasin.matching.families import Family, solve_inside, solve_nested
-from lightning_rebasin.symmetry.spec import Group
+from lightning_rebasin.matching.steps.permutation import Family, solve_inside, solve_nested
+from lightning_rebasin.symmetry.spec.values import Group
 
 HEADS = Group("heads", 3)
 INNER = Group("inner", 2, HEADS)

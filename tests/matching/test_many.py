@@ -12,11 +12,11 @@ from lightning_rebasin.errors import ConfigurationError, NonFiniteError, StateDi
 from lightning_rebasin.matching import match_many
 from lightning_rebasin.matching.costs.cache import CostCache
 from lightning_rebasin.matching.costs.layouts import Layouts
-from lightning_rebasin.matching.frank_wolfe import _FrankWolfe, _mix
-from lightning_rebasin.matching.soft import SoftNetworks
-from lightning_rebasin.matching.universe import Universe
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.matching.many.frank_wolfe import _FrankWolfe, _mix
+from lightning_rebasin.matching.many.soft import SoftNetworks
+from lightning_rebasin.matching.many.universe import Universe
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 METHODS = ("merge_many", "cycle_consistent")
 

@@ -10,8 +10,8 @@ from scipy.optimize import linear_sum_assignment
 
 from lightning_rebasin.checkpoints import read_checkpoint
 from lightning_rebasin.matching import match_many, match_weights
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 #: 784-64-64-10 with keys l1, l2, l3.
 TABLE = {

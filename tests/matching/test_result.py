@@ -9,8 +9,8 @@ from helpers.planted import chain
 from lightning_rebasin.matching import match_weights
 from lightning_rebasin.matching.objective import group_similarity, inner_product, inner_products
 from lightning_rebasin.matching.parameters import Parameters
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
 @pytest.fixture

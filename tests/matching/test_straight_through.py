@@ -18,8 +18,8 @@ from lightning_rebasin.matching.straight_through import (
     straight_through,
     straight_through_point,
 )
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
 def mlp_table(state: dict[str, Tensor]) -> dict[str, tuple[str | None, ...]]:

@@ -18,9 +18,9 @@ from lightning_rebasin.matching import MatchState, WeightMatcher, match_weights
 from lightning_rebasin.matching.costs.cache import CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts
 from lightning_rebasin.matching.objective import objective
-from lightning_rebasin.matching.policy import orders
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.matching.search.policy import orders
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 F64 = torch.float64
 
@@ -187,7 +187,7 @@ def test_an_interrupted_matcher_knows_where_it_stands(monkeypatch):
     table, a, b = chain((10, 60, 60, 60, 5), 4)
     spec = PermutationSpec.from_table(table, a)
     matcher = WeightMatcher(spec, b)
-    from lightning_rebasin.matching.descent import CoordinateDescent
+    from lightning_rebasin.matching.search.descent import CoordinateDescent
 
     sweep, calls = CoordinateDescent.sweep, []
 

@@ -12,7 +12,7 @@ from helpers.shared import shared_path
 from lightning_rebasin import infer_spec, interpolate, read_checkpoint
 from lightning_rebasin.matching import match_weights
 from lightning_rebasin.matching.objective import objective
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
 def checkpoint(name):

@@ -5,7 +5,7 @@ from torch import nn
 
 from lightning_rebasin.errors import ConfigurationError, DataError, StateDictError
 from lightning_rebasin.merging import average, repair, reset_batch_norm
-from lightning_rebasin.merging.sites import Moments, Site, find_sites
+from lightning_rebasin.merging.layers import Moments, Site, find_sites
 
 
 def pair(build):

@@ -25,9 +25,9 @@ from lightning_rebasin.errors import ConfigurationError, EquivalenceError, NonFi
 from lightning_rebasin.matching import WeightMatcher, match_activations
 from lightning_rebasin.merging import interpolate, reset_batch_norm
 from lightning_rebasin.modules import MergeModule
+from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.infer import infer_spec
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 State = dict[str, Tensor]
 

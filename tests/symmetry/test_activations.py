@@ -9,10 +9,10 @@ from helpers.exact import randomised
 from torch import nn
 
 from lightning_rebasin.errors import TraceError
-from lightning_rebasin.symmetry.activations import record_activations
+from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.infer import infer_spec
-from lightning_rebasin.symmetry.permutation import Permutation
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.observe import record_activations
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
 class Attention(nn.Module):

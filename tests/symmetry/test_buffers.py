@@ -13,7 +13,8 @@ from lightning_rebasin.errors import PermutationError
 from lightning_rebasin.matching import match_activations, match_many, match_weights
 from lightning_rebasin.merging import interpolate
 from lightning_rebasin.symmetry import Permutation, check_equivalence, infer_spec
-from lightning_rebasin.symmetry.buffers import pin_identical_buffers, restrict
+from lightning_rebasin.symmetry.edit.restrict import restrict
+from lightning_rebasin.symmetry.spec.shared_buffers import pin_identical_buffers
 
 SHARED = "is the same in the models"
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lightning_rebasin.symmetry.elements import Constraints
-from lightning_rebasin.symmetry.labels import Label, Part, fuse_sites
+from lightning_rebasin.symmetry.permutations.elements import Constraints
+from lightning_rebasin.symmetry.permutations.labels import Label, Part, fuse_sites
 
 
 @pytest.mark.parametrize("joint", [False, True])

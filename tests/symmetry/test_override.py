@@ -17,7 +17,7 @@ from lightning_rebasin.symmetry import (
     check_equivalence,
     infer_spec,
 )
-from lightning_rebasin.symmetry.override import BY_USER, free_group, pin_group, pin_tensor, tie_groups
+from lightning_rebasin.symmetry.edit.override import BY_USER, free_group, pin_group, pin_tensor, tie_groups
 
 TABLE = {"0.weight": ("a", None), "0.bias": ("a",), "2.weight": ("b", "a"), "2.bias": ("b",), "4.weight": (None, "b")}
 

@@ -6,7 +6,7 @@ from helpers.specs import blocks_spec, grouped_spec, nested_spec
 
 from lightning_rebasin.errors import SpecError
 from lightning_rebasin.symmetry import AxisMap, Component, Group, PermutationSpec, Pin, TensorInfo
-from lightning_rebasin.symmetry.report import moved_positions
+from lightning_rebasin.symmetry.spec.moved import moved_positions
 
 IN = "moves with group 'in' (2×3 units inside 'g')"
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from lightning_rebasin.errors import EquivalenceError
 from lightning_rebasin.symmetry import Permutation, PermutationSpec, check_equivalence, infer_spec, measure_equivalence
-from lightning_rebasin.symmetry import sandbox as sandbox_module
-from lightning_rebasin.symmetry.sandbox import Sandbox
-from lightning_rebasin.symmetry.verify import check_in_place
+from lightning_rebasin.symmetry.proof import sandbox as sandbox_module
+from lightning_rebasin.symmetry.proof.gate import check_in_place
+from lightning_rebasin.symmetry.proof.sandbox import Sandbox
 
 
 class Reader(nn.Module):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_rebasin.symmetry.elements import Constraints, Elements
-from lightning_rebasin.symmetry.products import factorise
-from lightning_rebasin.symmetry.solve import element_map, random_automorphism, solve
+from lightning_rebasin.symmetry.permutations.cells import element_map, random_automorphism, solve
+from lightning_rebasin.symmetry.permutations.elements import Constraints, Elements
+from lightning_rebasin.symmetry.permutations.shared_axes import factorise
 
 
 def automorphisms(store: Constraints) -> set[tuple[int, ...]]:

@@ -23,8 +23,9 @@ from lightning_rebasin.symmetry import (
     infer_spec_many,
     measure_equivalence,
 )
-from lightning_rebasin.symmetry.examples import as_example
-from lightning_rebasin.symmetry.steps import batch_example, few
+from lightning_rebasin.symmetry.run.examples import as_example
+from lightning_rebasin.symmetry.run.lightning import few
+from lightning_rebasin.symmetry.trace.batch_example import batch_example
 
 
 def generator(seed=0):

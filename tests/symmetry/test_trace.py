@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_rebasin.errors import TraceError
-from lightning_rebasin.symmetry.examples import Example
 from lightning_rebasin.symmetry.infer import infer_spec
-from lightning_rebasin.symmetry.trace import record
+from lightning_rebasin.symmetry.run.examples import Example
+from lightning_rebasin.symmetry.trace.record import record
 
 
 class Nosy(nn.Module):

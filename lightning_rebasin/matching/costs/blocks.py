@@ -20,8 +20,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from lightning_rebasin.symmetry.permutation import Permutation, cluster_index
-from lightning_rebasin.symmetry.spec import AxisMap, Component, PermutationSpec
+from lightning_rebasin.symmetry.actions.permutation import Permutation, cluster_index
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.values import AxisMap, Component
 
 #: Flat order of each group: ``new member i = old member flats[group][i]``.
 Flats = Mapping[str, Tensor]

@@ -26,7 +26,7 @@ from lightning_rebasin.matching.costs.terms import (
     add_static,
     terms_of,
 )
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 #: Updates may add up to this many times the rank of the whole matrix before it is built anew.
 _MOST_DRIFT = 4.0

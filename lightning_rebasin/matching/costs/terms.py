@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lightning_rebasin.matching.costs.blocks import Block, Flats
 from lightning_rebasin.matching.costs.layouts import SMALL, Layouts, Scratch
-from lightning_rebasin.symmetry.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 TermKind = Literal["static", "bilinear", "general"]
 #: Static terms of this rank or more are multiplied where they stand: copying them together would cost more.

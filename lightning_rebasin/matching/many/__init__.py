@@ -1,0 +1,1 @@
+"""Several networks at once: merge-many and cycle-consistent matching."""

@@ -1,0 +1,1 @@
+"""What one element of a symmetry group does to weights, one file per kind."""

@@ -1,0 +1,129 @@
+"""Changing a spec by hand: pin, tie or free groups.
+
+Specs are values, so every function returns a new one.  Pinning and tying take symmetries away and are always safe.
+Freeing adds one that the inference did not find: it is a claim, to be proved with
+:func:`~lightning_rebasin.check_equivalence` before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from lightning_rebasin.errors import SpecError
+from lightning_rebasin.symmetry.spec.moved import moved_positions
+from lightning_rebasin.symmetry.spec.pin import BY_USER, pin_group, rebuilt, require_group
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group
+
+
+def pin_tensor(spec: PermutationSpec, tensor: str, reason: str = BY_USER) -> PermutationSpec:
+    """Keep one tensor as it is, by pinning every group that moves any of its axes.
+
+    Args:
+        spec: The spec to change.
+        tensor: Name in the state dict.
+        reason: What the spec will say about the axes.
+
+    Returns:
+        A new spec in which nothing acts on the tensor.
+
+    Raises:
+        SpecError: There is no such tensor.
+    """
+    if tensor not in spec.tensors:
+        raise SpecError(f"the spec has no tensor {tensor!r}")
+    name = spec.aliases.get(tensor, tensor)
+    while name in spec.maps:
+        acting = {c.group for c in spec.maps[name].components}
+        # Innermost first: a group is pinned whole before its parent would split it.
+        deepest = max(acting, key=lambda g: len(spec.groups[g].shape))
+        ancestor = spec.groups[deepest].parent
+        spec = pin_group(spec, deepest, reason)
+        while ancestor is not None:
+            spec, ancestor = pin_group(spec, ancestor.id, reason), ancestor.parent
+    return spec
+
+
+def tie_groups(spec: PermutationSpec, first: str, second: str) -> PermutationSpec:
+    """Make two groups move alike: one permutation for both.
+
+    Args:
+        spec: The spec to change.
+        first: Id of the group that stays.
+        second: Id of the group that becomes the first one; of the same size and inside the same parent.
+
+    Returns:
+        A new spec with one group less.
+
+    Raises:
+        SpecError: A group is unknown, or sizes or parents differ.
+    """
+    require_group(spec, first)
+    require_group(spec, second)
+    a, b = spec.groups[first], spec.groups[second]
+    if first == second or a.size != b.size or a.parent != b.parent:
+        raise SpecError(
+            f"groups {first!r} ({a.size} units in {a.parent and a.parent.id!r}) and {second!r} ({b.size} units in "
+            f"{b.parent and b.parent.id!r}) cannot be tied: they must be two groups of one size inside the same parent"
+        )
+    groups: dict[str, Group] = {}
+    # The children of both may come before the later of the two, so the one that stays takes the earlier place.
+    earlier = next(name for name in spec.groups if name in (first, second))
+    ordered = [
+        a if g.id == earlier else g for g in spec.groups.values() if g.id == earlier or g.id not in (first, second)
+    ]
+    for g in ordered:
+        parent = None if g.parent is None else groups.get(first if g.parent.id == second else g.parent.id)
+        groups[g.id] = Group(g.id, g.size, parent, g.kind)
+    maps = {
+        name: replace(m, components=tuple(replace(c, group=first) if c.group == second else c for c in m.components))
+        for name, m in spec.maps.items()
+    }
+    moved = (replace(x, component=replace(x.component, group=first)) for x in spec.activations.get(second, ()))
+    watched = {name: sites for name, sites in spec.activations.items() if name != second}
+    watched[first] = (*watched.get(first, ()), *moved)
+    return rebuilt(replace(spec, activations={g: x for g, x in watched.items() if x}), groups, maps, set(), "")
+
+
+def free_group(spec: PermutationSpec, group: str, axes: Mapping[str, int | tuple[int, ...]]) -> PermutationSpec:
+    """Add a group that the inference did not find: a claim that the gate has to prove.
+
+    Args:
+        spec: The spec to change.
+        group: Id for the new group.
+        axes: For each tensor the dimension or dimensions that the group permutes whole.
+
+    Returns:
+        A new spec with one group more; run :func:`~lightning_rebasin.check_equivalence` on it.
+
+    Raises:
+        SpecError: The id is taken, a tensor is unknown, the sizes differ, or something acts on an axis already.
+    """
+    if group in spec.groups:
+        raise SpecError(f"the spec has a group {group!r} already")
+    maps, size = dict(spec.maps), 0
+    freed: set[tuple[str, int]] = set()
+    for name, value in axes.items():
+        if name not in spec.tensors or name in spec.aliases:
+            raise SpecError(f"the spec has no tensor {name!r} of its own")
+        shape = spec.tensors[name].shape
+        axis_map = maps.get(name, AxisMap(name, tuple((n,) for n in shape), ()))
+        for dim in (value,) if isinstance(value, int) else value:
+            if not 0 <= dim < len(shape):
+                raise SpecError(f"tensor {name!r} has no dimension {dim}")
+            if shape[dim] != (size := size or shape[dim]):
+                raise SpecError(f"dimension {dim} of {name!r} has size {shape[dim]}, group {group!r} has {size}")
+            if len(axis_map.sites[dim]) > 1 or bool(moved_positions(axis_map, dim).any()):
+                raise SpecError(f"dimension {dim} of {name!r} is moved by another group already; pin that one first")
+            site = sum(len(factors) for factors in axis_map.sites[:dim])
+            new = Component(group, (site,), torch.arange(size)[:, None])
+            axis_map = replace(axis_map, components=(*axis_map.components, new))
+            freed.add((name, dim))
+        maps[name] = axis_map
+    if not freed:
+        raise SpecError(f"group {group!r} needs at least one axis")
+    kept = tuple(pin for pin in spec.pinned if (pin.tensor, pin.dim) not in freed)
+    return replace(spec, groups={**spec.groups, group: Group(group, size)}, maps=maps, pinned=kept)

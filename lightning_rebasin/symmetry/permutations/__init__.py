@@ -1,0 +1,1 @@
+"""From a tape to the permutation symmetries: labels, constraints, cells, groups."""

@@ -1,0 +1,1 @@
+"""The gate: does a transformed network still compute the same function?"""

@@ -1,0 +1,1 @@
+"""Running somebody's model without touching it: example inputs, Lightning's steps without a trainer, private copies."""

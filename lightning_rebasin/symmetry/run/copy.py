@@ -1,0 +1,62 @@
+"""A private copy of a model: what is done to it leaves the caller's model alone."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_rebasin.errors import TraceError
+from lightning_rebasin.symmetry.run.lightning import is_lightning
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The network inside ``torch.compile`` and (distributed) data-parallel wrappers."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inner := vars(module).get("_modules", {}).get("_orig_mod"), nn.Module):
+            module = inner
+        else:
+            return module
+
+
+def private_copy(module: nn.Module, *, share: bool = False) -> nn.Module:
+    """A deep copy, unwrapped and uncompiled, in eval mode; the dtype stays.
+
+    Args:
+        module: What to copy.
+        share: Let the parameters of the copy use the memory of the original's.
+    """
+    module = unwrap(module)
+    memo: dict[int, Any] = {}
+    if share:
+        memo.update({id(p): nn.Parameter(p.detach(), p.requires_grad) for p in module.parameters()})
+    for part in module.modules():
+        for value in vars(part).values():
+            # Hook-style weight norm leaves a computed, non-leaf weight on the module, which deepcopy refuses.
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+        # Where logging was redirected before, a bound method would drag its owner along.
+        if is_lightning(part):
+            memo.update({id(vars(part)[name]): None for name in ("log", "log_dict") if name in vars(part)})
+    try:
+        duplicate = copy.deepcopy(module, memo)
+    except Exception as error:  # user modules may hold anything: locks, generators, open files
+        raise TraceError(f"cannot copy {type(module).__name__}: {type(error).__name__}: {error}") from error
+    for part in duplicate.modules():
+        for name, child in part._modules.items():
+            if child is not None:
+                part._modules[name] = unwrap(child)
+        # A compiled LightningModule keeps bound methods of the *original* in its instance dictionary.
+        if vars(part).get("_compiler_ctx") is not None:
+            for name in ("forward", "training_step", "validation_step", "test_step", "predict_step", "_compiler_ctx"):
+                vars(part).pop(name, None)
+    return duplicate.eval()
+
+
+def tensor_state(module: nn.Module, *, keep_vars: bool = False) -> dict[str, Tensor]:
+    """The tensors of a module's state dict (extra state of other types left out)."""
+    state = module.state_dict(keep_vars=keep_vars)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

@@ -1,0 +1,81 @@
+"""Refusing specs that contradict themselves: unknown groups, indices that do not fit, units that overlap."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_rebasin.errors import SpecError
+from lightning_rebasin.symmetry.spec.values import AxisMap, Component, SpecFields
+
+
+def validate_spec(spec: SpecFields) -> None:
+    """Raise unless groups, maps and aliases fit each other and the tensors.
+
+    Args:
+        spec: The spec to check.
+
+    Raises:
+        SpecError: The message names the group or tensor.
+    """
+    _check_groups(spec)
+    for name, axis_map in spec.maps.items():
+        info = spec.tensors.get(name)
+        if info is None or info.shape != axis_map.shape:
+            raise SpecError(f"the axis map of {name!r} has shape {axis_map.shape}, the tensor {info and info.shape}")
+        for component in axis_map.components:
+            _check_component(spec, axis_map, component)
+        _check_disjoint(axis_map)
+    for name, origin in spec.aliases.items():
+        shapes = [spec.tensors[n].shape for n in (name, origin) if n in spec.tensors]
+        if len(shapes) != 2 or shapes[0] != shapes[1] or origin in spec.aliases or name in spec.maps:
+            raise SpecError(f"{name!r} cannot be tied to {origin!r}: unknown, of another shape, or mapped itself")
+
+
+def _check_groups(spec: SpecFields) -> None:
+    seen: set[str] = set()
+    for name, group in spec.groups.items():
+        if group.id != name:
+            raise SpecError(f"group {group.id!r} is listed as {name!r}")
+        if group.size < 1:
+            raise SpecError(f"group {name!r} has {group.size} units")
+        if group.kind != "permutation":
+            raise SpecError(f"group {name!r} has the unknown kind {group.kind!r}")
+        if group.parent is not None and (group.parent.id not in seen or spec.groups[group.parent.id] != group.parent):
+            raise SpecError(f"group {name!r} lies in {group.parent.id!r}, which must come before it in the spec")
+        seen.add(name)
+    for name, info in spec.tensors.items():
+        if info.kind not in ("parameter", "buffer"):
+            raise SpecError(f"tensor {name!r} has the unknown kind {info.kind!r}")
+
+
+def _check_component(spec: SpecFields, axis_map: AxisMap, c: Component) -> None:
+    name = axis_map.tensor
+    if c.group not in spec.groups:
+        raise SpecError(f"tensor {name!r} is mapped to the unknown group {c.group!r}")
+    if (
+        not c.sites
+        or c.sites != tuple(sorted(set(c.sites)))
+        or not set(c.sites) <= set(range(len(axis_map.site_shape)))
+    ):
+        raise SpecError(f"tensor {name!r}: sites {c.sites} are not ascending site numbers")
+    if c.index.ndim != 2 or c.index.shape[0] != spec.groups[c.group].members:
+        raise SpecError(
+            f"tensor {name!r}: index of group {c.group!r} has shape {tuple(c.index.shape)}, "
+            f"expected ({spec.groups[c.group].members}, copies)"
+        )
+
+
+def _check_disjoint(axis_map: AxisMap) -> None:
+    taken: dict[tuple[int, ...], list[Tensor]] = {}
+    for c in axis_map.components:
+        taken.setdefault(c.sites, []).append(c.index.flatten())
+    for sites, indices in taken.items():
+        positions = torch.cat(indices)
+        total = math.prod(axis_map.site_shape[site] for site in sites)
+        if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= total):
+            raise SpecError(f"tensor {axis_map.tensor!r}: positions over sites {sites} exceed {total}")
+        if bool((positions.sort().values.diff() == 0).any()):
+            raise SpecError(f"tensor {axis_map.tensor!r}: a position over sites {sites} belongs to two units")

@@ -1,0 +1,293 @@
+"""The permutation spec: which changes of the weights leave the network's function unchanged.
+
+The spec is plain data.  A *group* is a set of interchangeable units (the hidden units of a layer, the channels of a
+residual stage).  Groups may nest: a child group has its own set of units inside *every* member of its parent, so that
+"heads, then the dimensions within each head" is a parent of size 4 with a child of size 32, and the child carries one
+permutation per head.
+
+An :class:`AxisMap` says where the units live in one tensor.  The tensor's dimensions are first split into *sites*
+(row-major factors of its shape): a plain weight has one site per dimension, the flattened input of a linear layer after
+a convolution has two, (channel, position).  A :class:`Component` then assigns, over some of these sites, a set of
+positions to each unit of a group:
+
+    ``index[m]`` = the flat positions, over ``sites``, that move with unit ``m``
+
+and permuting means ``new[index[m]] = old[index[p[m]]]``.  Positions that no component mentions are pinned: they stay.
+Whole axes, flatten blocks, concatenations, grouped convolutions, tied axes and heads are all instances of this form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Protocol, TypedDict
+
+import torch
+from torch import Tensor
+
+from lightning_rebasin.errors import TraceError
+
+#: What a tensor is to the matching objective: parameters count, buffers are only carried along with their units.
+Kind = Literal["parameter", "buffer"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A set of ``size`` interchangeable units, one set inside every member of ``parent``.
+
+    Args:
+        id: Name of the group, unique in its spec.
+        size: Number of units in one set.
+        parent: The enclosing group, or ``None`` for a group at the top.
+        kind: Which symmetry the units have; ``"permutation"`` is the only one so far.
+
+    Example:
+        >>> heads = Group("heads", 4)
+        >>> inner = Group("heads/value", 32, heads)
+        >>> inner.shape, inner.members, round(inner.log10_symmetries, 2)
+        ((4, 32), 128, 141.68)
+    """
+
+    id: str
+    size: int
+    parent: Group | None = None
+    kind: Literal["permutation"] = "permutation"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes from the outermost ancestor to this group: the shape of its permutation tensor."""
+        return (*(self.parent.shape if self.parent else ()), self.size)
+
+    @property
+    def instances(self) -> int:
+        """Number of independent sets: the members of the parent."""
+        return self.parent.members if self.parent else 1
+
+    @property
+    def members(self) -> int:
+        """Number of units counted over all instances."""
+        return self.instances * self.size
+
+    @property
+    def root(self) -> Group:
+        """The outermost ancestor (the group itself at the top)."""
+        return self.parent.root if self.parent else self
+
+    @property
+    def log10_symmetries(self) -> float:
+        """``instances · log10(size!)``."""
+        return self.instances * math.lgamma(self.size + 1) / math.log(10)
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """Where the units of one group live over some sites of one tensor.
+
+    Args:
+        group: Id of the group.
+        sites: Numbers of the sites, ascending.
+        index: LongTensor ``(members, copies)``; row ``m`` lists the flat positions over ``sites`` that move with unit
+            ``m``.  Column ``c`` is the same role for every unit (``[x, −x]`` gives two columns, a flatten block 16).
+    """
+
+    group: str
+    sites: tuple[int, ...]
+    index: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AxisMap:
+    """How every permutable position of one tensor depends on the groups.
+
+    Args:
+        tensor: Name in the state dict.
+        sites: For each dimension of the tensor, its row-major factors; ``((50, 16), (500,))`` splits dimension 0.
+        components: Which units live where.  Components over overlapping sites share an ancestor group there (a grouped
+            convolution's two axes), so that they move the shared site alike.
+    """
+
+    tensor: str
+    sites: tuple[tuple[int, ...], ...]
+    components: tuple[Component, ...]
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        return tuple(math.prod(factors) for factors in self.sites)
+
+    @cached_property
+    def site_shape(self) -> tuple[int, ...]:
+        """All sites of all dimensions in order."""
+        return tuple(size for factors in self.sites for size in factors)
+
+    @cached_property
+    def site_dims(self) -> tuple[int, ...]:
+        """For each site, the tensor dimension that it belongs to."""
+        return tuple(dim for dim, factors in enumerate(self.sites) for _ in factors)
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Ids of the groups that move it, each once."""
+        return tuple(dict.fromkeys(component.group for component in self.components))
+
+    @cached_property
+    def whole_axes(self) -> tuple[tuple[int, str], ...] | None:
+        """``(site, group)`` for each site, if every component is one whole site in its own order; else ``None``."""
+        found = []
+        for sites, components in self.clusters:
+            size = self.site_shape[sites[0]]
+            index = components[0].index
+            single = len(sites) == len(components) == 1 and tuple(index.shape) == (size, 1)
+            if not (single and torch.equal(index[:, 0], torch.arange(size))):
+                return None
+            found.append((sites[0], components[0].group))
+        return tuple(found)
+
+    @cached_property
+    def clusters(self) -> tuple[tuple[tuple[int, ...], tuple[Component, ...]], ...]:
+        """Components that share sites, directly or through others: ``(sites of the cluster, its components)``."""
+        found: list[tuple[set[int], list[Component]]] = []
+        for component in self.components:
+            sites, members = set(component.sites), [component]
+            rest = []
+            for other_sites, other in found:
+                if other_sites & sites:
+                    sites, members = sites | other_sites, other + members
+                else:
+                    rest.append((other_sites, other))
+            found = [*rest, (sites, members)]
+        return tuple((tuple(sorted(sites)), tuple(members)) for sites, members in found)
+
+    def dims_of(self, group: str) -> tuple[int, ...]:
+        """Tensor dimensions on which ``group`` acts."""
+        return tuple(sorted({self.site_dims[site] for c in self.components if c.group == group for site in c.sites}))
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One dimension of one tensor that cannot be permuted, wholly or in part, and why.
+
+    Args:
+        tensor: Name in the state dict.
+        dim: Dimension of the tensor.
+        pinned: How many of its positions are pinned.
+        size: How many positions it has.
+        reason: A sentence that a person can read.
+        where: The operation of the forward pass that decided it, with the submodule that ran it; empty if none.
+    """
+
+    tensor: str
+    dim: int
+    pinned: int
+    size: int
+    reason: str
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape of a tensor of the state dict and what it is to the matching objective."""
+
+    shape: tuple[int, ...]
+    kind: Kind = "parameter"
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationAddress:
+    """One operand of one contraction that carries the units of a group.
+
+    Args:
+        ordinal: Which contraction of the forward pass, counted from 0 over the operations in :data:`CONTRACTIONS`.
+        op: Its name, for instance ``"aten.addmm"``.
+        argument: Which operand, 0 or 1.
+        sites: For each dimension of the operand its row-major factors; −1 where the size depends on the input.
+        component: The group, the sites over which its units lie, and their flat positions ``(members, copies)``.
+    """
+
+    ordinal: int
+    op: str
+    argument: int
+    sites: tuple[tuple[int, ...], ...]
+    component: Component
+
+    def units(self, tensor: Tensor) -> Tensor:
+        """Arrange the operand by units.
+
+        Args:
+            tensor: The operand as it comes, any dtype and device.
+
+        Returns:
+            ``(members, copies, samples)``: member ``m`` of the group (all instances of a nested group, in the order of
+            ``Permutation.flat``), its copies in the same order for every member (positions after a flatten, the two
+            halves of ``[x, −x]``), and everything else (batch, time, places in the image) as samples.  The samples of
+            two networks run on the same batch correspond.
+        """
+        shape: list[int] = []
+        for size, factors in zip(tensor.shape, self.sites, strict=True):
+            known = math.prod(f for f in factors if f >= 0)
+            if size % known or (-1 not in factors and size != known):
+                raise TraceError(f"an operand of {self.op} has shape {tuple(tensor.shape)}, expected {self.sites}")
+            shape += [size // known if f < 0 else f for f in factors]
+        own = self.component.sites
+        front = tensor.reshape(shape).movedim(own, tuple(range(len(own))))
+        flat = front.reshape(math.prod(shape[s] for s in own), -1)
+        index = self.component.index.to(tensor.device)
+        return flat.index_select(0, index.reshape(-1)).reshape(*index.shape, -1)
+
+
+class SpecFields(Protocol):
+    """What a spec holds: the other files of this room read specs through it, because the class is built on them."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        """Groups by id, parents before children."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of the state dict."""
+
+    @property
+    def maps(self) -> Mapping[str, AxisMap]:
+        """Axis maps by tensor name."""
+
+    @property
+    def pinned(self) -> tuple[Pin, ...]:
+        """What is pinned and why."""
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Tied tensors: name to the name under which the tensor is mapped."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Warnings of the inference."""
+
+    @property
+    def activations(self) -> Mapping[str, tuple[ActivationAddress, ...]]:
+        """For each group, where its units can be observed."""
+
+
+class SpecArguments(TypedDict, total=False):
+    """The arguments that make a spec, as a file or a table gives them."""
+
+    groups: Mapping[str, Group]
+    tensors: Mapping[str, TensorInfo]
+    maps: Mapping[str, AxisMap]
+    pinned: tuple[Pin, ...]
+    aliases: Mapping[str, str]
+    notes: tuple[str, ...]
+    activations: Mapping[str, tuple[ActivationAddress, ...]]
+
+
+def tensors_of(spec: SpecFields, group: str) -> tuple[str, ...]:
+    """Names of the tensors on which ``group`` itself acts (not its children), aliases left out."""
+    return tuple(name for name, m in spec.maps.items() if any(c.group == group for c in m.components))
+
+
+def log10_symmetries(spec: SpecFields) -> float:
+    """``log10`` of the number of symmetries: ``Σ_groups instances · log10(size!)``."""
+    return sum(group.log10_symmetries for group in spec.groups.values())

@@ -3,8 +3,8 @@
 Complexity of a function is one, plus one per branch (``if``, loop, ``except``, conditional expression, ``match`` case,
 ``assert``), per comprehension and its conditions, and per further operand of a boolean operator.  Nested functions
 count with the function around them.  Expression nodes are those of the syntax tree, without docstrings, per line that
-holds code; comments are lines that are nothing else.  A module has a mirrored test if the folder of the same name under ``tests`` holds
-``test_<module>.py``.
+holds code; comments are lines that are nothing else.  A module has a mirrored test if the folder of the same name under
+``tests`` holds ``test_<module>.py``.
 """
 
 from __future__ import annotations

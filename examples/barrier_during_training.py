@@ -32,7 +32,9 @@ HERE = Path(__file__).parent
 METRICS = ("val_loss", "val_accuracy")  # the validation set is MNIST's test set
 
 
-def train(data: Classification, seed: int, epochs: int, folder: Path, callbacks: list[Callback]) -> None:
+def train(
+    data: Classification, seed: int, epochs: int, folder: Path, callbacks: list[Callback]
+) -> None:
     """One training; its snapshots and logs go to ``folder``."""
     seed_everything(seed, verbose=False)
     trainer = Trainer(
@@ -50,8 +52,12 @@ def train(data: Classification, seed: int, epochs: int, folder: Path, callbacks:
 
 def main() -> None:
     """Train twice, write CSV, JSON and pictures, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder with the four MNIST idx files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data-dir", type=Path, required=True, help="folder with the four MNIST idx files"
+    )
     parser.add_argument("--output", type=Path, default=HERE / "results" / "barrier_during_training")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--points", type=int, default=11, help="number of λ (the paper takes 25)")
@@ -68,18 +74,24 @@ def main() -> None:
     shutil.rmtree(runs)
 
 
-def report(options: argparse.Namespace, data: Classification, barrier: LossBarrier, seconds: int) -> None:
+def report(
+    options: argparse.Namespace, data: Classification, barrier: LossBarrier, seconds: int
+) -> None:
     """Write what was measured."""
     output, runs = options.output, options.output / "runs"
     shutil.copyfile(runs / "b" / "logs" / "barrier.csv", output / "curves.csv")
     epochs = [m.epoch + 1 for m in barrier.measurements]
     heights = {
-        label: {name: [m.curves[label].height(name) for m in barrier.measurements] for name in METRICS}
+        label: {
+            name: [m.curves[label].height(name) for m in barrier.measurements] for name in METRICS
+        }
         for label in ("naive", "matched")
     }
     with (output / "history.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["epoch", *(f"{label}_{name}" for label in heights for name in METRICS), "moved"])
+        writer.writerow(
+            ["epoch", *(f"{label}_{name}" for label in heights for name in METRICS), "moved"]
+        )
         for i, epoch in enumerate(epochs):
             row = [heights[label][name][i] for label in heights for name in METRICS]
             writer.writerow([epoch, *row, barrier.measurements[i].moved])
@@ -95,13 +107,22 @@ def report(options: argparse.Namespace, data: Classification, barrier: LossBarri
         ylabel="test-loss barrier",
     )
     last = barrier.measurements[-1].curves
-    plot_barriers(last, path=output / "last_epoch.png", title=f"after epoch {epochs[-1]} (validation = test set)")
+    plot_barriers(
+        last,
+        path=output / "last_epoch.png",
+        title=f"after epoch {epochs[-1]} (validation = test set)",
+    )
     chosen = {epoch for epoch in (1, 3, 8, 15) if epoch <= options.epochs}
     per_epoch = barrier.measurements[0].step
-    a, b = ([s for s in load_trajectory(runs / n / "snapshots") if s.step // per_epoch in chosen] for n in ("a", "b"))
+    a, b = (
+        [s for s in load_trajectory(runs / n / "snapshots") if s.step // per_epoch in chosen]
+        for n in ("a", "b")
+    )
     model = Classifier(features=data.features, width=512, depth=3, classes=data.classes)
     spec = infer_spec(model)
-    matrix = barrier_matrix(model, a, b, loader(data.test, 500), spec=spec, points=5, metric="val_loss", progress=True)
+    matrix = barrier_matrix(
+        model, a, b, loader(data.test, 500), spec=spec, points=5, metric="val_loss", progress=True
+    )
     matrix.to_csv(output / "matrix.csv")
     matrix.plot(output / "matrix.png")
     numbers = {
@@ -114,9 +135,17 @@ def report(options: argparse.Namespace, data: Classification, barrier: LossBarri
         "lowest_naive": min(losses["naive"]),
         "matched_at_first_epoch": losses["matched"][0],
         "highest_matched_from_epoch_8": max(losses["matched"][7:], default=None),
-        "ends_test_loss": [last["naive"].values["val_loss"][0], last["naive"].values["val_loss"][-1]],
-        "ends_test_accuracy": [last["naive"].values["val_accuracy"][0], last["naive"].values["val_accuracy"][-1]],
-        "midpoint_test_accuracy": {label: curve.midpoint("val_accuracy") for label, curve in last.items()},
+        "ends_test_loss": [
+            last["naive"].values["val_loss"][0],
+            last["naive"].values["val_loss"][-1],
+        ],
+        "ends_test_accuracy": [
+            last["naive"].values["val_accuracy"][0],
+            last["naive"].values["val_accuracy"][-1],
+        ],
+        "midpoint_test_accuracy": {
+            label: curve.midpoint("val_accuracy") for label, curve in last.items()
+        },
         "seconds": seconds,
     }
     (output / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n")

@@ -34,9 +34,23 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
-from lightning_rebasin import MergeModule, Permutation, infer_spec, interpolate, match_weights, reset_batch_norm
+from lightning_rebasin import (
+    MergeModule,
+    Permutation,
+    infer_spec,
+    interpolate,
+    match_weights,
+    reset_batch_norm,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -53,7 +67,9 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(after)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or before != after:
-            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Residual sum."""
@@ -64,7 +80,11 @@ class Block(nn.Module):
 def resnet20(width: int, depth: int = 3) -> nn.Module:
     """CIFAR ResNet-(6·depth + 2) of ``width`` times the usual 16, 32, 64 channels."""
     channels = [16 * width, 32 * width, 64 * width]
-    layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, 1, 1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU()]
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, channels[0], 3, 1, 1, bias=False),
+        nn.BatchNorm2d(channels[0]),
+        nn.ReLU(),
+    ]
     before = channels[0]
     for stage, after in enumerate(channels):
         for block in range(depth):
@@ -82,7 +102,11 @@ def vgg11(width: float) -> nn.Module:
             layers.append(nn.MaxPool2d(2))
             continue
         after = max(4, int(channels * width))
-        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        layers += [
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+        ]
         before = after
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before, 10))
 
@@ -111,9 +135,14 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The usual recipe for CIFAR-10."""
-        optimizer = torch.optim.SGD(self.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        optimizer = torch.optim.SGD(
+            self.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.4, self.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 def augmented(images: Tensor) -> Tensor:
@@ -128,7 +157,9 @@ def read_cifar10(folder: Path, split: str) -> TensorDataset:
     from PIL import Image
 
     images = []
-    for sheet in sorted((folder / {"train": "train-jpeg95", "test": "test-lossless"}[split]).iterdir()):
+    for sheet in sorted(
+        (folder / {"train": "train-jpeg95", "test": "test-lossless"}[split]).iterdir()
+    ):
         pixels = np.asarray(Image.open(sheet).convert("RGB"))
         if pixels.shape != (16000, 32, 3):  # 25 rows of 20 images instead of one column
             pixels = pixels.reshape(25, 32, 20, 32, 3).transpose(0, 2, 1, 3, 4)
@@ -143,7 +174,9 @@ def read_cifar10(folder: Path, split: str) -> TensorDataset:
 def loader(data: Dataset[Any], batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
     """Whole batches by one index operation."""
     order = RandomSampler(data) if shuffle else SequentialSampler(data)
-    return DataLoader(data, sampler=BatchSampler(order, batch_size, drop_last=shuffle), batch_size=None)
+    return DataLoader(
+        data, sampler=BatchSampler(order, batch_size, drop_last=shuffle), batch_size=None
+    )
 
 
 class StepTimes(Callback):
@@ -167,8 +200,15 @@ class StepTimes(Callback):
     def summary(self) -> dict[str, float]:
         """Medians without the first tenth."""
         cut = len(self.steps) // 10
-        step, projection = statistics.median(self.steps[cut:]), statistics.median(self.projections[cut:])
-        return {"seconds per step": step, "seconds per projection": projection, "share": projection / step}
+        step, projection = (
+            statistics.median(self.steps[cut:]),
+            statistics.median(self.projections[cut:]),
+        )
+        return {
+            "seconds per step": step,
+            "seconds per projection": projection,
+            "share": projection / step,
+        }
 
 
 def synchronise() -> None:
@@ -186,7 +226,9 @@ class Study:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.train, self.test = (read_cifar10(args.data_dir / "cifar10", split) for split in ("train", "test"))
+        self.train, self.test = (
+            read_cifar10(args.data_dir / "cifar10", split) for split in ("train", "test")
+        )
         if args.smoke:
             self.train, self.test = (TensorDataset(*data[:600]) for data in (self.train, self.test))
         cut = len(self.train) * 9 // 10
@@ -205,17 +247,23 @@ class Study:
         epochs = 1 if self.args.smoke else self.args.epochs
         model = Classifier(make(), epochs * (len(self.train) // self.batch))
         precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
-        self.trainer(epochs, precision=precision).fit(model, loader(self.train, self.batch, shuffle=True))
+        self.trainer(epochs, precision=precision).fit(
+            model, loader(self.train, self.batch, shuffle=True)
+        )
         return model.cpu().eval()
 
-    def accuracy(self, model: Classifier, weights: dict[str, Tensor], *, reset: bool) -> dict[str, float]:
+    def accuracy(
+        self, model: Classifier, weights: dict[str, Tensor], *, reset: bool
+    ) -> dict[str, float]:
         """Test loss and accuracy of some weights."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         probe = copy.deepcopy(model)
         probe.load_state_dict(weights)
         probe = probe.to(device).eval()
         if reset:
-            probe = reset_batch_norm(probe, (x for x, _ in list(loader(self.train, self.batch, shuffle=False))[:20]))
+            probe = reset_batch_norm(
+                probe, (x for x, _ in list(loader(self.train, self.batch, shuffle=False))[:20])
+            )
         loss = correct = 0.0
         with torch.no_grad():
             for x, y in loader(self.test, self.batch, shuffle=False):
@@ -224,12 +272,17 @@ class Study:
                 correct += float((logits.argmax(1) == y).sum())
         return {"loss": loss / len(self.test), "accuracy": correct / len(self.test)}
 
-    def merge(self, model: Classifier, ends: list[dict[str, Tensor]], **options: Any) -> tuple[MergeModule, StepTimes]:
+    def merge(
+        self, model: Classifier, ends: list[dict[str, Tensor]], **options: Any
+    ) -> tuple[MergeModule, StepTimes]:
         """Learn the permutation, from plain weight matching on."""
         spec = infer_spec(model)
         start = match_weights(spec, *ends).permutation
         optimizer = partial(torch.optim.SGD, lr=self.args.lr, momentum=0.9)
-        module, times = MergeModule(model, *ends, spec=spec, init=start, optimizer=optimizer), StepTimes()
+        module, times = (
+            MergeModule(model, *ends, spec=spec, init=start, optimizer=optimizer),
+            StepTimes(),
+        )
         epochs = 1 if self.args.smoke else self.args.merge_epochs
         trainer = self.trainer(epochs, callbacks=[times], **options)
         held_out = loader(self.held_out, self.batch, shuffle=False)
@@ -241,7 +294,9 @@ class Study:
         models = [self.trained(make, seed) for seed in (1, 2)]
         a, b = ends = [copy.deepcopy(model.state_dict()) for model in models]
         weights = match_weights(infer_spec(models[0]), a, b)
-        row: dict[str, Any] = {f"end {i}": self.accuracy(models[0], end, reset=False) for i, end in enumerate(ends)}
+        row: dict[str, Any] = {
+            f"end {i}": self.accuracy(models[0], end, reset=False) for i, end in enumerate(ends)
+        }
         identity = Permutation.identity(weights.permutation.spec)
         for label, permutation in (("naive", identity), ("weight matching", weights.permutation)):
             middle = interpolate(a, permutation.apply(b), 0.5)
@@ -261,10 +316,16 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, required=True, help="folder that holds cifar10/")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="where the tables go")
     parser.add_argument("--epochs", type=int, default=40, help="epochs of each training")
-    parser.add_argument("--merge-epochs", type=int, default=10, help="epochs of the straight-through estimator")
-    parser.add_argument("--lr", type=float, default=1.0, help="learning rate of the straight-through estimator")
     parser.add_argument(
-        "--smoke", action="store_true", help="tiny networks and few steps, to see that the script works"
+        "--merge-epochs", type=int, default=10, help="epochs of the straight-through estimator"
+    )
+    parser.add_argument(
+        "--lr", type=float, default=1.0, help="learning rate of the straight-through estimator"
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="tiny networks and few steps, to see that the script works",
     )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,14 @@ from helpers.data import cifar10, normalise
 from helpers.models import ResNet20, accuracy, load_weights
 from helpers.shared import shared_path
 
-from lightning_rebasin import average, infer_spec, match_many, match_weights, repair, reset_batch_norm
+from lightning_rebasin import (
+    average,
+    infer_spec,
+    match_many,
+    match_weights,
+    repair,
+    reset_batch_norm,
+)
 from lightning_rebasin.files import atomic_write_text
 
 NAMES = "abcde"
@@ -50,7 +57,9 @@ class Row:
 def load(name: str) -> dict[str, Tensor]:
     """Weights of one checkpoint; the oldest one lacks batch counters, which the module supplies."""
     model = ResNet20()
-    model.load_state_dict(load_weights(shared_path(f"data/checkpoints/cifar10-resnet20/{name}.th")), strict=False)
+    model.load_state_dict(
+        load_weights(shared_path(f"data/checkpoints/cifar10-resnet20/{name}.th")), strict=False
+    )
     return model.state_dict()
 
 
@@ -70,11 +79,15 @@ def measure(  # noqa: PLR0917
         aligned = [chosen[0], match_weights(spec, *chosen).permutation.apply(chosen[1])]
     else:
         found = match_many(spec, chosen).permutations
-        aligned = [permutation.apply(state) for permutation, state in zip(found, chosen, strict=True)]
+        aligned = [
+            permutation.apply(state) for permutation, state in zip(found, chosen, strict=True)
+        ]
 
     def score(weights: Weights) -> tuple[float, float]:
         model.load_state_dict(weights)
-        return accuracy(model, images, labels), accuracy(reset_batch_norm(model, batches), images, labels)
+        return accuracy(model, images, labels), accuracy(
+            reset_batch_norm(model, batches), images, labels
+        )
 
     ends = {} if known is None else known
     for name in names:
@@ -106,7 +119,9 @@ def table(rows: Sequence[Row], samples: tuple[int, int]) -> str:
     ]
     for r in rows:
         numbers = (r.ends, r.naive, r.naive_reset, r.matched, r.reset, r.repaired)
-        lines.append(f"| {', '.join(r.models)} | " + " | ".join(f"{100 * n:.1f}" for n in numbers) + " |")
+        lines.append(
+            f"| {', '.join(r.models)} | " + " | ".join(f"{100 * n:.1f}" for n in numbers) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -114,13 +129,21 @@ def main() -> None:
     """Measure all pairs and all five, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="Markdown file to write")
-    parser.add_argument("--pairs", type=int, default=10, help="how many of the ten pairs (default: %(default)s)")
-    parser.add_argument("--train", type=int, default=2000, help="training images (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=10000, help="test images (default: %(default)s)")
+    parser.add_argument(
+        "--pairs", type=int, default=10, help="how many of the ten pairs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--train", type=int, default=2000, help="training images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--test", type=int, default=10000, help="test images (default: %(default)s)"
+    )
     args = parser.parse_args()
     states = {name: load(name) for name in NAMES}
     images, labels = cifar10("test", args.test)
-    images = normalise(images, "cifar10-resnet20").contiguous(memory_format=torch.channels_last)  # faster on a CPU
+    images = normalise(images, "cifar10-resnet20").contiguous(
+        memory_format=torch.channels_last
+    )  # faster on a CPU
     batches = normalise(cifar10("train", args.train)[0], "cifar10-resnet20").split(250)
     groups = [*["".join(pair) for pair in combinations(NAMES, 2)][: args.pairs], NAMES]
     rows: list[Row] = []

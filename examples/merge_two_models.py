@@ -17,13 +17,17 @@ from torch import Tensor, nn
 from lightning_rebasin import check_equivalence, infer_spec, interpolate, match_weights
 from lightning_rebasin.demo.data import digits
 
-(images, labels), (test_images, test_labels) = (part.tensors for part in (digits().train, digits().test))
+(images, labels), (test_images, test_labels) = (
+    part.tensors for part in (digits().train, digits().test)
+)
 
 
 def train(seed: int) -> nn.Sequential:
     """A small perceptron, trained for 40 epochs."""
     torch.manual_seed(seed)
-    network = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    network = nn.Sequential(
+        nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+    )
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     for _ in range(40):
         for batch in torch.randperm(len(labels)).split(64):
@@ -50,4 +54,6 @@ check_equivalence(first, match.permutation, images[:2])
 
 print(f"test accuracy of the ends {accuracy(reference):.2%} and {accuracy(source):.2%}")
 print(f"naive midpoint            {accuracy(interpolate(reference, source, 0.5)):.2%}")
-print(f"merged midpoint           {accuracy(interpolate(reference, match.permutation.apply(source), 0.5)):.2%}")
+print(
+    f"merged midpoint           {accuracy(interpolate(reference, match.permutation.apply(source), 0.5)):.2%}"
+)

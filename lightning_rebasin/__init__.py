@@ -45,7 +45,14 @@ _HOMES = {
     "matching": ("MatchResult", "match_activations", "match_many", "match_weights"),
     "merging": ("average", "interpolate", "repair", "reset_batch_norm"),
     "modules": ("MergeModule",),
-    "symmetry": ("Example", "Permutation", "PermutationSpec", "check_equivalence", "infer_spec", "infer_spec_many"),
+    "symmetry": (
+        "Example",
+        "Permutation",
+        "PermutationSpec",
+        "check_equivalence",
+        "infer_spec",
+        "infer_spec_many",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604  the names are those of _HOMES

@@ -30,7 +30,9 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         os.close(handle)
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error} (create the folder first?)") from error
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error} (create the folder first?)"
+        ) from error
     temporary = Path(name)
     try:
         yield temporary

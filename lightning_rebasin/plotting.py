@@ -25,7 +25,11 @@ _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 
 
 def plot_barriers(
-    curves: Mapping[str, BarrierCurve], metric: str | None = None, *, path: str | Path | None = None, title: str = ""
+    curves: Mapping[str, BarrierCurve],
+    metric: str | None = None,
+    *,
+    path: str | Path | None = None,
+    title: str = "",
 ) -> Figure:
     """Draw curves over λ, one panel per metric, with the heights of their barriers in the legend.
 
@@ -42,16 +46,29 @@ def plot_barriers(
         DataError: There is no curve, or no metric that all of them have.
         MissingExtraError: matplotlib is not installed.
     """
-    shared = [name for name in next(iter(curves.values())).values if all(name in c.values for c in curves.values())]
+    shared = [
+        name
+        for name in next(iter(curves.values())).values
+        if all(name in c.values for c in curves.values())
+    ]
     names = [name for name in shared if metric in (None, name)]
     if not names:
-        raise DataError(f"nothing to draw: the curves do not share the metric {metric!r}; they share {shared}")
+        raise DataError(
+            f"nothing to draw: the curves do not share the metric {metric!r}; they share {shared}"
+        )
     figure = _figure((4.6 * len(names), 3.4))
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for colour, (label, curve) in zip(_cycle(len(curves)), curves.items(), strict=True):
             height = f"barrier {curve.height(name):.3g}"
             text = f"{label}: {height}" if label else height
-            axes.plot(curve.lambdas, curve.values[name], marker="o", markersize=3, color=colour, label=text)
+            axes.plot(
+                curve.lambdas,
+                curve.values[name],
+                marker="o",
+                markersize=3,
+                color=colour,
+                label=text,
+            )
         axes.set_xlabel("λ")
         axes.set_ylabel(name)
         _finish(axes)
@@ -94,7 +111,9 @@ def plot_history(
     return _save(figure, path, title)
 
 
-def plot_matrix(matrix: BarrierMatrix, *, path: str | Path | None = None, title: str = "") -> Figure:
+def plot_matrix(
+    matrix: BarrierMatrix, *, path: str | Path | None = None, title: str = ""
+) -> Figure:
     """Draw a matrix of barriers between two trajectories as a heat map.
 
     Args:
@@ -131,7 +150,9 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError("pictures need matplotlib: pip install 'lightning-rebasin[plot]'") from error
+        raise MissingExtraError(
+            "pictures need matplotlib: pip install 'lightning-rebasin[plot]'"
+        ) from error
 
 
 def _figure(size: tuple[float, float]) -> Figure:
@@ -150,7 +171,9 @@ def _finish(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     # Above the axes: a barrier fills its panel, so no place inside is free for every curve.
-    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
+    axes.legend(
+        frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2
+    )
 
 
 def _save(figure: Figure, path: str | Path | None, title: str) -> Figure:

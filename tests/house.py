@@ -19,7 +19,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "lightning_rebasin"
-_BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case, ast.Assert)
+_BRANCHES = (
+    ast.If,
+    ast.For,
+    ast.AsyncFor,
+    ast.While,
+    ast.ExceptHandler,
+    ast.IfExp,
+    ast.match_case,
+    ast.Assert,
+)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -77,7 +86,11 @@ class RoomSize:
     @property
     def worst(self) -> FunctionSize:
         """The most complex function."""
-        return max(self.functions, key=lambda function: function.complexity, default=FunctionSize("", "-", 0))
+        return max(
+            self.functions,
+            key=lambda function: function.complexity,
+            default=FunctionSize("", "-", 0),
+        )
 
     @property
     def mirrored(self) -> tuple[int, int]:
@@ -125,7 +138,14 @@ def _lines(text: str, docstrings: Sequence[ast.Expr]) -> tuple[int, int]:
     skipped = {line for d in docstrings for line in range(d.lineno, (d.end_lineno or d.lineno) + 1)}
     code: set[int] = set()
     comments: set[int] = set()
-    blank = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER)
+    blank = (
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENCODING,
+        tokenize.ENDMARKER,
+    )
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             comments.add(token.start[0])
@@ -144,7 +164,9 @@ def measure_file(path: Path, root: Path = ROOT) -> FileSize:
     nodes = sum(isinstance(node, ast.expr) for node in ast.walk(tree)) - len(docstrings)
     code, comments = _lines(text, docstrings)
     inside = path.relative_to(root / PACKAGE)
-    functions = tuple(FunctionSize(str(inside), f.name, complexity(f)) for f in outer_functions(tree))
+    functions = tuple(
+        FunctionSize(str(inside), f.name, complexity(f)) for f in outer_functions(tree)
+    )
     test = root / "tests" / inside.parent / f"test_{path.stem}.py"
     mirrored = None if path.stem == "__init__" else test.exists()
     lazy = sum(_own_imports(f) for f in ast.walk(tree) if isinstance(f, _FUNCTIONS))
@@ -173,14 +195,18 @@ def main(arguments: Sequence[str]) -> None:
     """Print the table; with ``-v`` also every function over 10."""
     given = [a for a in arguments if not a.startswith("-")]
     rooms = measure(Path(given[0]) if given else ROOT)
-    print(f"{'room':36} {'files':>5} {'lines':>6} {'nodes/line':>10} {'comments %':>10} {'over 10':>8} worst")
+    print(
+        f"{'room':36} {'files':>5} {'lines':>6} {'nodes/line':>10} {'comments %':>10} {'over 10':>8} worst"
+    )
     for room in rooms.values():
         lines = sum(file.code_lines for file in room.files)
         have, able = room.mirrored
         numbers = f"{room.nodes_per_line:10.2f} {room.comments_per_hundred:10.1f} {room.complex_share:8.1%}"
         lazy = sum(file.lazy_imports for file in room.files)
         worst = f"{room.worst.complexity} {room.worst.name}"
-        print(f"{room.name:36} {len(room.files):5} {lines:6} {numbers} {worst}; mirrored {have}/{able}; lazy {lazy}")
+        print(
+            f"{room.name:36} {len(room.files):5} {lines:6} {numbers} {worst}; mirrored {have}/{able}; lazy {lazy}"
+        )
     if "-v" in arguments:
         for function in sorted(rooms["all"].functions, key=lambda f: -f.complexity):
             if function.complexity > 10:

@@ -9,7 +9,10 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 def run(name: str) -> str:
     return subprocess.run(
-        [sys.executable, "-W", "ignore", str(EXAMPLES / name)], check=True, capture_output=True, text=True
+        [sys.executable, "-W", "ignore", str(EXAMPLES / name)],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
 
 
@@ -21,7 +24,9 @@ def test_infer_symmetries():
 
 def test_merge_two_models():
     lines = [line for line in run("merge_two_models.py").splitlines() if "%" in line]
-    ends, naive, merged = ([float(word.rstrip("%")) for word in line.split() if word.endswith("%")] for line in lines)
+    ends, naive, merged = (
+        [float(word.rstrip("%")) for word in line.split() if word.endswith("%")] for line in lines
+    )
     assert min(ends) > 96
     assert naive[0] < min(ends) - 2
     assert merged[0] > max(ends) - 2

@@ -6,7 +6,12 @@ import house
 import pytest
 
 ROOMS = house.measure()
-EXPLAINED = ("symmetry/permutations", "symmetry/permutations/rules", "symmetry/trace", "matching/costs")
+EXPLAINED = (
+    "symmetry/permutations",
+    "symmetry/permutations/rules",
+    "symmetry/trace",
+    "matching/costs",
+)
 
 
 def test_few_functions_are_complex_and_none_is_very():
@@ -27,7 +32,9 @@ def test_the_hard_rooms_say_why(name):
 
 def test_most_modules_have_a_mirrored_test():
     have, able = ROOMS["all"].mirrored
-    assert have >= 0.85 * able, [str(file.path) for file in ROOMS["all"].files if file.mirrored is False]
+    assert have >= 0.85 * able, [
+        str(file.path) for file in ROOMS["all"].files if file.mirrored is False
+    ]
 
 
 def test_complexity_counts_branches_comprehensions_and_boolean_operators():

@@ -112,7 +112,12 @@ def test_arrows_point_down(path):
 
 
 def test_an_arrow_that_points_up_is_seen():
-    assert broken_arrows(PACKAGE / "matching" / "x.py", ["lightning_rebasin.callbacks", "lightning.pytorch"]) != []
+    assert (
+        broken_arrows(
+            PACKAGE / "matching" / "x.py", ["lightning_rebasin.callbacks", "lightning.pytorch"]
+        )
+        != []
+    )
     assert broken_arrows(PACKAGE / "errors.py", ["lightning_rebasin.files"]) != []
 
 
@@ -154,7 +159,10 @@ def broken_rooms(name: str, sources: list[str]) -> list[str]:
     assert own in rooms, f"{name}: the room {own!r} is not listed in ROOMS"
     bad = []
     for source in sources:
-        if not source.startswith(f"lightning_rebasin.{own_layer}.") or room(source)[1] in {own, *rooms[own]}:
+        if not source.startswith(f"lightning_rebasin.{own_layer}.") or room(source)[1] in {
+            own,
+            *rooms[own],
+        }:
             continue
         bad.append(f"{name} imports {source}")
     return bad
@@ -166,9 +174,24 @@ def test_rooms_know_only_the_rooms_below(path):
 
 
 def test_a_room_that_reaches_up_is_seen():
-    assert broken_rooms("lightning_rebasin.symmetry.spec.values", ["lightning_rebasin.symmetry.proof.gate"]) != []
-    assert broken_rooms("lightning_rebasin.matching.costs.terms", ["lightning_rebasin.matching.search.weight"]) != []
-    assert broken_rooms("lightning_rebasin.symmetry.trace.tape", ["lightning_rebasin.symmetry.run.examples"]) == []
+    assert (
+        broken_rooms(
+            "lightning_rebasin.symmetry.spec.values", ["lightning_rebasin.symmetry.proof.gate"]
+        )
+        != []
+    )
+    assert (
+        broken_rooms(
+            "lightning_rebasin.matching.costs.terms", ["lightning_rebasin.matching.search.weight"]
+        )
+        != []
+    )
+    assert (
+        broken_rooms(
+            "lightning_rebasin.symmetry.trace.tape", ["lightning_rebasin.symmetry.run.examples"]
+        )
+        == []
+    )
 
 
 def imports_of(tree: ast.AST) -> list[str]:
@@ -184,7 +207,11 @@ def imports_of(tree: ast.AST) -> list[str]:
 
 def lazy_imports(text: str) -> list[str]:
     """Modules of the own package that functions import."""
-    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [
+        n
+        for n in ast.walk(ast.parse(text))
+        if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     return sorted({name for function in functions for name in imports_of(function)})
 
 
@@ -215,7 +242,9 @@ def circles(graph: dict[str, set[str]]) -> list[tuple[str, ...]]:
     rows, columns = zip(*edges, strict=True) if edges else ((), ())
     matrix = coo_array((np.ones(len(edges)), (rows, columns)), shape=(len(names), len(names)))
     found = connected_components(matrix, connection="strong")[1]
-    members = [tuple(name for name in names if found[number[name]] == k) for k in set(found.tolist())]
+    members = [
+        tuple(name for name in names if found[number[name]] == k) for k in set(found.tolist())
+    ]
     return [circle for circle in members if len(circle) > 1]
 
 
@@ -226,7 +255,9 @@ def import_graph() -> dict[str, set[str]]:
     for name, path in files.items():
         tree = ast.parse(path.read_text())
         # Through the doors an import comes late on purpose.
-        late = set() if name.startswith(DOORS["command line"]) else set(lazy_imports(path.read_text()))
+        late = (
+            set() if name.startswith(DOORS["command line"]) else set(lazy_imports(path.read_text()))
+        )
         graph[name] = {source for source in imports_of(tree) if source in files} - late
     return graph
 

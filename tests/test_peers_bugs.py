@@ -32,7 +32,10 @@ G = torch.Generator
 
 def noisy(state, size, seed):
     g = G().manual_seed(seed)
-    return {n: t + size * torch.randn(t.shape, generator=g) if t.is_floating_point() else t for n, t in state.items()}
+    return {
+        n: t + size * torch.randn(t.shape, generator=g) if t.is_floating_point() else t
+        for n, t in state.items()
+    }
 
 
 def test_biases_tell_units_apart():
@@ -65,7 +68,11 @@ def test_running_statistics_are_no_part_of_the_objective():
     a = net.state_dict()
     b = {n: t.clone() for n, t in a.items()}
     for name in ("bn1.running_mean", "bn1.running_var", "bn2.running_mean", "bn2.running_var"):
-        b[name] = 1e4 * torch.rand(t.shape, generator=G().manual_seed(1)) if (t := b[name]) is not None else t
+        b[name] = (
+            1e4 * torch.rand(t.shape, generator=G().manual_seed(1))
+            if (t := b[name]) is not None
+            else t
+        )
     result = match_weights(spec, a, b)
     assert result.permutation.is_identity
     assert result.objective == match_weights(spec, a, a).objective
@@ -106,9 +113,13 @@ def test_a_sweep_visits_every_group():
 def test_repair_mixes_standard_deviations():
     """C²M³: REPAIR mixed variances."""
     net, x = nn.Sequential(nn.Linear(1, 1, bias=False)), torch.randn(500, 1)
-    result = repair(net, [{"0.weight": torch.tensor([[1.0]])}, {"0.weight": torch.tensor([[3.0]])}], [x])
+    result = repair(
+        net, [{"0.weight": torch.tensor([[1.0]])}, {"0.weight": torch.tensor([[3.0]])}], [x]
+    )
     assert result.module[0].weight.item() == pytest.approx(2, rel=1e-5)  # variances: √5
-    result = repair(net, [{"0.weight": torch.tensor([[-1.0]])}, {"0.weight": torch.tensor([[3.0]])}], [x])
+    result = repair(
+        net, [{"0.weight": torch.tensor([[-1.0]])}, {"0.weight": torch.tensor([[3.0]])}], [x]
+    )
     assert result.module[0].weight.item() == pytest.approx(2, rel=1e-5)
 
 
@@ -127,7 +138,9 @@ def test_the_grid_has_both_ends_and_the_midpoint(points):
 def test_the_check_fails_when_it_should():
     """Several: ``allclose`` without ``assert``."""
     net = randomise(mlp(3, 6, 2))
-    wrong = PermutationSpec.from_table({"0.weight": ("h", None), "2.weight": (None, "h")}, net.state_dict())
+    wrong = PermutationSpec.from_table(
+        {"0.weight": ("h", None), "2.weight": (None, "h")}, net.state_dict()
+    )
     p = Permutation(wrong, {"h": torch.arange(6).roll(1)})
     with pytest.raises(EquivalenceError):
         check_equivalence(net, p, torch.randn(4, 3))
@@ -183,7 +196,9 @@ class OneChannel(nn.Module):
         return self.head(F.relu(self.second(F.relu(self.first(x)))).flatten(1))
 
 
-@pytest.mark.parametrize(("build", "shape"), [(Depthwise, (2, 2, 4, 4)), (OneChannel, (2, 1, 6, 6))])
+@pytest.mark.parametrize(
+    ("build", "shape"), [(Depthwise, (2, 2, 4, 4)), (OneChannel, (2, 1, 6, 6))]
+)
 def test_depthwise_flatten_and_one_channel_convolutions(build, shape):
     """rebasin: depthwise and flatten silently wrong; Torch-Pruning: a 1-channel convolution taken for depthwise."""
     net, x = randomise(build()), torch.randn(*shape)
@@ -247,7 +262,9 @@ def test_no_permutation_inside_rotary_heads():
         moved = p.apply(net.state_dict())
         heads = [moved["q.weight"].unflatten(0, (2, 4))[h] for h in range(2)]
         originals = [net.q.weight.unflatten(0, (2, 4))[h] for h in range(2)]
-        assert all(any(torch.equal(h, o) for o in originals) for h in heads)  # whole heads may swap, nothing inside
+        assert all(
+            any(torch.equal(h, o) for o in originals) for h in heads
+        )  # whole heads may swap, nothing inside
 
 
 def test_merging_twice_or_repeatedly_applies_the_weights_once(tmp_path):
@@ -271,7 +288,9 @@ def test_unknown_keys_are_an_error_with_names():
         average([{"w": torch.ones(1)}, {"w": torch.ones(1), "extra": torch.ones(1)}])
     spec = infer_spec(mlp(2, 3, 1), torch.ones(1, 2))
     with pytest.raises(StateDictError, match="'extra'"):
-        match_weights(spec, mlp(2, 3, 1).state_dict(), {**mlp(2, 3, 1).state_dict(), "extra": torch.ones(1)})
+        match_weights(
+            spec, mlp(2, 3, 1).state_dict(), {**mlp(2, 3, 1).state_dict(), "extra": torch.ones(1)}
+        )
 
 
 def test_the_initial_permutation_is_not_written_to():

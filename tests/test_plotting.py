@@ -35,7 +35,9 @@ def test_one_panel_per_shared_metric():
         plot_barriers({"a": NAIVE, "b": MATCHED}, "acc")
 
 
-@pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+@pytest.mark.parametrize(
+    ("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")]
+)
 def test_curves_save_themselves(tmp_path, suffix, magic):
     path = tmp_path / f"curve.{suffix}"
     NAIVE.plot(path, matched=MATCHED)
@@ -50,7 +52,9 @@ def test_a_missing_folder_is_refused(tmp_path):
 
 def test_history():
     figure = plot_history(
-        [1, 2, 3], {"naive": [0.6, 0.7, 0.8], "matched": [0.1, 0.01, 0.0]}, ylabel="test loss barrier"
+        [1, 2, 3],
+        {"naive": [0.6, 0.7, 0.8], "matched": [0.1, 0.01, 0.0]},
+        ylabel="test loss barrier",
     )
     axes = figure.axes[0]
     assert [line.get_label() for line in axes.lines[:2]] == ["naive", "matched"]
@@ -58,7 +62,9 @@ def test_history():
 
 
 def test_heat_map(tmp_path):
-    matrix = BarrierMatrix((0, 5), (0, 5, 9), ((0.0, 1.0, 2.0), (3.0, math.nan, 4.0)), "loss", "mean")
+    matrix = BarrierMatrix(
+        (0, 5), (0, 5, 9), ((0.0, 1.0, 2.0), (3.0, math.nan, 4.0)), "loss", "mean"
+    )
     figure = matrix.plot(tmp_path / "matrix.png")
     image = figure.axes[0].images[0]
     assert image.get_array().shape == (2, 3)

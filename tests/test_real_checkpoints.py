@@ -6,11 +6,20 @@ from helpers.data import cifar10, mnist, normalise
 from helpers.models import LeNet, ResNet20, accuracy, load_weights, mnist_mlp
 from helpers.shared import shared_path
 
-from lightning_rebasin import Permutation, check_equivalence, infer_spec, interpolate, match_weights, reset_batch_norm
+from lightning_rebasin import (
+    Permutation,
+    check_equivalence,
+    infer_spec,
+    interpolate,
+    match_weights,
+    reset_batch_norm,
+)
 
 
 def pair(folder, suffix, names="ab"):
-    return [load_weights(shared_path(f"data/checkpoints/{folder}/{name}.{suffix}")) for name in names]
+    return [
+        load_weights(shared_path(f"data/checkpoints/{folder}/{name}.{suffix}")) for name in names
+    ]
 
 
 def midpoint_accuracy(model, a, b, images, labels):

@@ -86,7 +86,10 @@ def compare(
 
     timed("activations", lambda: match_activations(spec, model, source, batches).permutation)
     timed("weights", lambda: match_weights(spec, a, b).permutation)
-    timed("weights from activations", lambda: match_weights(spec, a, b, init=found["activations"]).permutation)
+    timed(
+        "weights from activations",
+        lambda: match_weights(spec, a, b, init=found["activations"]).permutation,
+    )
     for start in ("weights", "activations"):
         learn = partial(learned, model, a, b, data, init=found[start], learning=learning)
         timed(f"straight-through from {start}", learn)
@@ -94,9 +97,13 @@ def compare(
     for method, permutation in found.items():
         aligned = permutation.apply(b)
         test = measure_barrier(model, a, aligned, data.test_dataloader(), points=points)
-        train = measure_barrier(model, a, aligned, data.train_dataloader_in_order(2 * batches), points=points)
+        train = measure_barrier(
+            model, a, aligned, data.train_dataloader_in_order(2 * batches), points=points
+        )
         middle = interpolate(a, aligned, 0.5)
-        held_out = measure_barrier(model, middle, a, data.val_dataloader(), points=2, limit_batches=batches)
+        held_out = measure_barrier(
+            model, middle, a, data.val_dataloader(), points=2, limit_batches=batches
+        )
         curves[method] = test
         rows[method] = {
             "test barrier": test.height("val_loss"),
@@ -122,10 +129,18 @@ def compare(
 
 
 def learned(
-    model: Classifier, a: State, b: State, data: TensorData, *, init: Permutation, learning: Learning
+    model: Classifier,
+    a: State,
+    b: State,
+    data: TensorData,
+    *,
+    init: Permutation,
+    learning: Learning,
 ) -> Permutation:
     """The permutation that a MergeModule finds, chosen on held-out data."""
-    module = MergeModule(model, a, b, init=init, optimizer=partial(torch.optim.SGD, lr=learning.lr, momentum=0.9))
+    module = MergeModule(
+        model, a, b, init=init, optimizer=partial(torch.optim.SGD, lr=learning.lr, momentum=0.9)
+    )
     trainer = Trainer(
         max_steps=learning.steps,
         val_check_interval=learning.validate_every,
@@ -149,7 +164,9 @@ def draw(result: Mapping[str, Any], path: Path, title: str) -> None:
     for number, (method, values) in enumerate(result["test loss"].items()):
         label = f"{method} (midpoint {result['methods'][method]['test midpoint loss']:.4f})"
         for panel in panels if method != "naive" else panels[:1]:
-            panel.plot(result["lambdas"], values, color=f"C{number}", marker="o", markersize=3, label=label)
+            panel.plot(
+                result["lambdas"], values, color=f"C{number}", marker="o", markersize=3, label=label
+            )
     for panel in panels:
         panel.set_xlabel("λ")
         panel.set_ylabel("loss")
@@ -157,22 +174,30 @@ def draw(result: Mapping[str, Any], path: Path, title: str) -> None:
     panels[0].set_title("all")
     panels[1].set_title("without the naive one")
     figure.suptitle(title)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
+    )
     figure.savefig(path, dpi=110)
 
 
 def _is_convex(values: tuple[float, ...]) -> bool:
     """Whether all second differences are non-negative, up to a thousandth of the range."""
     slack = 1e-3 * (max(values) - min(values))
-    return all(values[i - 1] + values[i + 1] - 2 * values[i] >= -slack for i in range(1, len(values) - 1))
+    return all(
+        values[i - 1] + values[i + 1] - 2 * values[i] >= -slack for i in range(1, len(values) - 1)
+    )
 
 
 def _show(ends: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> None:
-    print("ends on test data:", {key: [round(value, 4) for value in pair] for key, pair in ends.items()})
+    print(
+        "ends on test data:",
+        {key: [round(value, 4) for value in pair] for key, pair in ends.items()},
+    )
     columns = list(next(iter(rows.values())))
     print(f"{'':<34}" + "".join(f"{column:>24}" for column in columns))
     for method, row in rows.items():
         cells = [
-            f"{row[column]!s:>24}" if isinstance(row[column], bool) else f"{row[column]:>24.4f}" for column in columns
+            f"{row[column]!s:>24}" if isinstance(row[column], bool) else f"{row[column]:>24.4f}"
+            for column in columns
         ]
         print(f"{method:<34}" + "".join(cells))

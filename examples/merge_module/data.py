@@ -9,7 +9,15 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 
 class TensorData(LightningDataModule, ABC):
@@ -79,7 +87,10 @@ class MNIST(TensorData):
     """
 
     def __init__(
-        self, folder: str | Path, batch_size: int = 500, transform: Callable[[Tensor], Tensor] | None = None
+        self,
+        folder: str | Path,
+        batch_size: int = 500,
+        transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(batch_size, validation=5000)
         self.folder = Path(folder)
@@ -90,7 +101,9 @@ class MNIST(TensorData):
         stem = {"train": "train", "test": "t10k"}[split]
         images = self._read(f"{stem}-images-idx3-ubyte.gz", 16).reshape(-1, 784)
         labels = self._read(f"{stem}-labels-idx1-ubyte.gz", 8)
-        return self.transform(torch.from_numpy(images).float() / 255), torch.from_numpy(labels).long()
+        return self.transform(torch.from_numpy(images).float() / 255), torch.from_numpy(
+            labels
+        ).long()
 
     def _read(self, name: str, header: int) -> np.ndarray:
         with gzip.open(self.folder / name) as file:
@@ -100,4 +113,6 @@ class MNIST(TensorData):
 def _loader(dataset: Dataset, batch_size: int, *, shuffle: bool) -> DataLoader:
     """Whole batches by one index operation each: no collation sample by sample."""
     order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
-    return DataLoader(dataset, sampler=BatchSampler(order, batch_size, drop_last=shuffle), batch_size=None)
+    return DataLoader(
+        dataset, sampler=BatchSampler(order, batch_size, drop_last=shuffle), batch_size=None
+    )

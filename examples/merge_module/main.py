@@ -15,11 +15,17 @@ class MergeCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--merged``."""
-        parser.add_argument("--merged", type=str | None, default=None, help="where to write the merged checkpoint")
+        parser.add_argument(
+            "--merged", type=str | None, default=None, help="where to write the merged checkpoint"
+        )
 
     def after_fit(self) -> None:
         """Prove the permutation and write the midpoint."""
-        if isinstance(self.model, MergeModule) and self.config.fit.merged and self.trainer.is_global_zero:
+        if (
+            isinstance(self.model, MergeModule)
+            and self.config.fit.merged
+            and self.trainer.is_global_zero
+        ):
             self.model.export(self.config.fit.merged, force=True)
 
 

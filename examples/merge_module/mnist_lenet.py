@@ -27,13 +27,24 @@ def prepare(pixels: Tensor) -> Tensor:
 def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder with the four idx .gz files of MNIST")
+    parser.add_argument(
+        "--data-dir", type=Path, required=True, help="folder with the four idx .gz files of MNIST"
+    )
     parser.add_argument("--ends", type=Path, nargs=2, required=True, help="the two checkpoints")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="where the numbers and the picture go")
-    parser.add_argument("--steps", type=int, default=40, help="steps of the straight-through estimator")
-    parser.add_argument("--points", type=int, default=25, help="number of λ; 3 is quick and measures the midpoint")
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "results", help="where the numbers and the picture go"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=40, help="steps of the straight-through estimator"
+    )
+    parser.add_argument(
+        "--points", type=int, default=25, help="number of λ; 3 is quick and measures the midpoint"
+    )
     args = parser.parse_args()
-    a, b = ({f"network.{n}": t for n, t in read_checkpoint(path).state_dict.items()} for path in args.ends)
+    a, b = (
+        {f"network.{n}": t for n, t in read_checkpoint(path).state_dict.items()}
+        for path in args.ends
+    )
     seed_everything(0)
     data = MNIST(args.data_dir, batch_size=500, transform=prepare)
     compare(

@@ -24,7 +24,11 @@ def train(seed: int, data: MNIST, epochs: int, folder: Path) -> dict[str, torch.
         seed_everything(seed)
         model = MLP()
         trainer = Trainer(
-            max_epochs=epochs, logger=False, enable_checkpointing=False, limit_val_batches=0, enable_model_summary=False
+            max_epochs=epochs,
+            logger=False,
+            enable_checkpointing=False,
+            limit_val_batches=0,
+            enable_model_summary=False,
         )
         trainer.fit(model, data)
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,16 +39,26 @@ def train(seed: int, data: MNIST, epochs: int, folder: Path) -> dict[str, torch.
 def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder with the four idx .gz files of MNIST")
-    parser.add_argument("--ends", type=Path, default=Path("ends"), help="where the two trained networks are kept")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="where the numbers and the picture go")
+    parser.add_argument(
+        "--data-dir", type=Path, required=True, help="folder with the four idx .gz files of MNIST"
+    )
+    parser.add_argument(
+        "--ends", type=Path, default=Path("ends"), help="where the two trained networks are kept"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "results", help="where the numbers and the picture go"
+    )
     parser.add_argument("--epochs", type=int, default=25, help="epochs of each training")
-    parser.add_argument("--steps", type=int, default=220, help="steps of the straight-through estimator")
+    parser.add_argument(
+        "--steps", type=int, default=220, help="steps of the straight-through estimator"
+    )
     args = parser.parse_args()
     a, b = (train(seed, MNIST(args.data_dir), args.epochs, args.ends) for seed in (1, 2))
     seed_everything(0)
     data = MNIST(args.data_dir, batch_size=1000)
-    compare(MLP(), a, b, data, out=args.out, name="mnist-mlp", learning=Learning(10.0, args.steps, 5))
+    compare(
+        MLP(), a, b, data, out=args.out, name="mnist-mlp", learning=Learning(10.0, args.steps, 5)
+    )
 
 
 if __name__ == "__main__":

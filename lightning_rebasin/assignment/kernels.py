@@ -43,7 +43,9 @@ def _maximum(_context: Any, a: Any, b: Any) -> Any:
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         kind = arguments[0].type
-        maximum = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
+        maximum = builder.module.declare_intrinsic(
+            "llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind])
+        )
         return builder.call(maximum, arguments, fastmath=["nnan", "nsz", "reassoc"])
 
     return a(a, b), generate
@@ -138,7 +140,14 @@ def _auction(a: Floats, prices: Floats, held: Columns, epsilon: Any, budget: int
 
 @compiled("nnan", "nsz")
 def _reduce(  # noqa: PLR0917
-    a: Floats, p: Floats, owner: Columns, held: Columns, free: Columns, count: int, maxima: Floats, steps: int
+    a: Floats,
+    p: Floats,
+    owner: Columns,
+    held: Columns,
+    free: Columns,
+    count: int,
+    maxima: Floats,
+    steps: int,
 ) -> int:
     """Augmenting row reduction, two rounds, at most ``steps`` bids; returns how many rows stay free (in ``free``)."""
     for _ in range(2):
@@ -293,7 +302,9 @@ def spread(a: NDArray[Any]) -> float:
     return variance if math.isnan(variance) else math.sqrt(max(variance, 0.0))
 
 
-def solve(a: NDArray[Any], p: NDArray[np.float64], held: NDArray[np.int64], *, warm: bool, scale: float) -> None:
+def solve(
+    a: NDArray[Any], p: NDArray[np.float64], held: NDArray[np.int64], *, warm: bool, scale: float
+) -> None:
     """Assign the rows of ``a``, maximising the sum.
 
     Not compiled itself: compiling it would compile every stage once more in place, which takes longer than all of them.

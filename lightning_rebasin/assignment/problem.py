@@ -44,7 +44,9 @@ def check_cost(cost: Any, name: str) -> Matrix:
     """
     array = np.asarray(cost)
     if array.ndim not in (2, 3) or array.shape[-1] != array.shape[-2]:
-        raise AssignmentError(f"{name} has shape {array.shape}; an assignment needs (n, n), or (batch, n, n)")
+        raise AssignmentError(
+            f"{name} has shape {array.shape}; an assignment needs (n, n), or (batch, n, n)"
+        )
     if array.dtype.kind not in "fiub":
         raise AssignmentError(f"{name} has dtype {array.dtype}; an assignment needs real numbers")
     if array.dtype not in (np.float32, np.float64):
@@ -55,11 +57,15 @@ def check_cost(cost: Any, name: str) -> Matrix:
         total = array.sum(dtype=np.float64)
     if not np.isfinite(total) and not np.isfinite(array).all():
         place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise NonFiniteError(f"{name} holds {array[place]} at {list(place)}; an assignment needs finite numbers")
+        raise NonFiniteError(
+            f"{name} holds {array[place]} at {list(place)}; an assignment needs finite numbers"
+        )
     return array
 
 
-def duals_of(value: Matrix, columns: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def duals_of(
+    value: Matrix, columns: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Dual variables of an optimal assignment that came without any, by Bellman–Ford.
 
     Prices must satisfy ``p[j] ≥ p[columns[i]] + value[i, j] − value[i, columns[i]]``: longest paths over the columns,
@@ -80,7 +86,9 @@ def duals_of(value: Matrix, columns: NDArray[np.int64]) -> tuple[NDArray[np.floa
     for _ in range(n):
         longer = np.maximum(prices, (prices[columns][:, None] + gain).max(0)) if n else prices
         # Rounding can leave cycles that gain a few ulps: stop once nothing moves by more than that.
-        if np.allclose(longer, prices, rtol=1e-15, atol=1e-15 * (1.0 + np.abs(own).max(initial=0.0))):
+        if np.allclose(
+            longer, prices, rtol=1e-15, atol=1e-15 * (1.0 + np.abs(own).max(initial=0.0))
+        ):
             break
         prices = longer
     return own - prices[columns], prices

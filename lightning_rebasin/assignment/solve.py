@@ -63,7 +63,9 @@ def solve_assignment(
     value = check_cost(cost, name)
     value = value if maximize else -value
     if warm is not None and warm.columns.shape != value.shape[:-1]:
-        raise AssignmentError(f"the warm start is for shape {warm.columns.shape}, {name} needs {value.shape[:-1]}")
+        raise AssignmentError(
+            f"the warm start is for shape {warm.columns.shape}, {name} needs {value.shape[:-1]}"
+        )
     if value.ndim == 2:
         return _solve_one(value, maximize, warm, solver)
     if not uses_compiled(value.shape[-1], solver):
@@ -71,7 +73,10 @@ def solve_assignment(
         ones = [_certified(one, held, maximize) for one, held in zip(value, columns, strict=True)]
     else:
         starts = [None] * len(value) if warm is None else _each(warm)
-        ones = [_solve_one(one, maximize, start, solver) for one, start in zip(value, starts, strict=True)]
+        ones = [
+            _solve_one(one, maximize, start, solver)
+            for one, start in zip(value, starts, strict=True)
+        ]
     shape = value.shape[:-1]
     return Assignment(
         np.array([one.columns for one in ones], np.int64).reshape(shape),
@@ -90,7 +95,9 @@ def _certified(value: Matrix, held: NDArray[np.int64], maximize: bool) -> Assign
     return Assignment(held, rows, prices) if maximize else Assignment(held, -rows, -prices)
 
 
-def _solve_one(value: Matrix, maximize: bool, warm: Assignment | None, solver: Solver) -> Assignment:
+def _solve_one(
+    value: Matrix, maximize: bool, warm: Assignment | None, solver: Solver
+) -> Assignment:
     n = len(value)
     if not uses_compiled(n, solver):
         return _certified(value, solve_columns(value, solver), maximize)
@@ -146,7 +153,9 @@ def solve_many(values: Matrix, solver: Solver = "auto") -> NDArray[np.int64]:
     return columns
 
 
-def solve_in_place(value: Matrix, prices: NDArray[np.float64], held: NDArray[np.int64], *, warm: bool) -> None:
+def solve_in_place(
+    value: Matrix, prices: NDArray[np.float64], held: NDArray[np.int64], *, warm: bool
+) -> None:
     """Largest sum by the compiled solver, without validation.
 
     Args:

@@ -89,14 +89,18 @@ class Aligner:
             self._prove(module, spec, example)
         self._spec = spec
 
-    def _prove(self, module: LightningModule, spec: PermutationSpec, example: tuple[Example, ...]) -> None:
+    def _prove(
+        self, module: LightningModule, spec: PermutationSpec, example: tuple[Example, ...]
+    ) -> None:
         """Refuse a spec that changes the function: a barrier to another network would look like a result."""
         permutation = Permutation.random(spec, torch.Generator().manual_seed(self._seed))
         with isolated_rng():
             copy = _copy(module)
             result = measure_equivalence(copy, permutation, *example)
             if not result.equal:
-                check_equivalence(copy, permutation, *example)  # finds out which tensor is to blame, and raises
+                check_equivalence(
+                    copy, permutation, *example
+                )  # finds out which tensor is to blame, and raises
         if not result.sees and not permutation.is_identity:
             warnings.warn(
                 "LossBarrier could not prove the symmetries of the module: its output does not depend on the example "
@@ -105,7 +109,9 @@ class Aligner:
                 stacklevel=2,
             )
 
-    def align(self, trainer: Trainer, live: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Permutation:
+    def align(
+        self, trainer: Trainer, live: Mapping[str, Tensor], reference: Mapping[str, Tensor]
+    ) -> Permutation:
         """The permutation that brings ``reference`` nearest to ``live``; process 0 decides for all.
 
         Raises:
@@ -119,7 +125,9 @@ class Aligner:
         answer: tuple[dict[str, Tensor] | None, RebasinError | None] = (None, None)
         if trainer.is_global_zero:
             try:
-                found = match_weights(spec, live, reference, seed=self._seed, init=start).permutation
+                found = match_weights(
+                    spec, live, reference, seed=self._seed, init=start
+                ).permutation
                 answer = (dict(found.orders), None)
             except RebasinError as error:
                 # Told to everybody: the other processes wait in the broadcast.

@@ -123,18 +123,28 @@ class LossBarrier(Callback):
             raise ConfigurationError(f"matching={matching!r}; choose 'none', 'weight' or 'both'")
         if convention not in ("mean", "chord"):
             raise ConfigurationError(f"convention={convention!r}; choose 'mean' or 'chord'")
-        if sum(option is not None for option in (every_n_epochs, every_n_validations, at_steps)) > 1:
-            raise ConfigurationError("choose one of every_n_epochs, every_n_validations and at_steps")
+        if (
+            sum(option is not None for option in (every_n_epochs, every_n_validations, at_steps))
+            > 1
+        ):
+            raise ConfigurationError(
+                "choose one of every_n_epochs, every_n_validations and at_steps"
+            )
         if batch_norm_batches < 0:
             raise ConfigurationError(f"batch_norm_batches={batch_norm_batches}: must be 0 or more")
-        self._key = {"reference": "weights" if isinstance(reference, Mapping) else str(reference), "prefix": prefix}
+        self._key = {
+            "reference": "weights" if isinstance(reference, Mapping) else str(reference),
+            "prefix": prefix,
+        }
         self._reference = make_reference(reference)
         self._matching: Matching = matching
         self._aligner = None if matching == "none" else Aligner(spec, seed)
         self._lambdas = lambda_grid(points)
         self._epochs = positive("every_n_epochs", every_n_epochs)
         self._validations = positive("every_n_validations", every_n_validations) or 1
-        self._steps = StepSchedule(steps_from("at_steps", at_steps)) if at_steps is not None else None
+        self._steps = (
+            StepSchedule(steps_from("at_steps", at_steps)) if at_steps is not None else None
+        )
         self._metrics = None if metrics is None else tuple(metrics)
         self._limit = positive("limit_batches", limit_batches)
         self._convention: Convention = convention
@@ -186,7 +196,9 @@ class LossBarrier(Callback):
             )
         others = [c for c in callbacks_of(trainer) if isinstance(c, LossBarrier) and c is not self]
         if any(other._prefix == self._prefix for other in others):
-            raise ConfigurationError(f"two LossBarriers log under {self._prefix!r}; give each its own prefix=")
+            raise ConfigurationError(
+                f"two LossBarriers log under {self._prefix!r}; give each its own prefix="
+            )
         if weights_of(pl_module):
             self._check(trainer, pl_module)
 
@@ -204,7 +216,9 @@ class LossBarrier(Callback):
         for callback in callbacks_of(trainer):
             if isinstance(callback, WeightAveraging):
                 kind = type(callback).__name__
-                rank_zero_info(f"LossBarrier measures the weights that validation uses: the averaged ones of {kind}")
+                rank_zero_info(
+                    f"LossBarrier measures the weights that validation uses: the averaged ones of {kind}"
+                )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -215,7 +229,9 @@ class LossBarrier(Callback):
             self._reference.start(trainer, pl_module, self._folder / f"{self._file_stem}-init.ckpt")
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Keep the last training batches for batch norms: iterating the loader here would move the generators."""
         if self._train_batches.maxlen:
             self._train_batches.append(clone_batch(batch))
@@ -234,7 +250,12 @@ class LossBarrier(Callback):
 
     @override
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Start measuring with the first batch, and keep a copy of each batch before the module can change it."""
         if not self._begun:
@@ -267,8 +288,14 @@ class LossBarrier(Callback):
             return
         batch, running.batch = running.batch, None
         one = dataloader_idx == _ONE_LOADER
-        place = Place(batch_idx, 0, 1) if one else Place(batch_idx, dataloader_idx, len(trainer.num_val_batches))
-        running.probe.evaluate(running.points, batch, place, context=trainer.precision_plugin.val_step_context)
+        place = (
+            Place(batch_idx, 0, 1)
+            if one
+            else Place(batch_idx, dataloader_idx, len(trainer.num_val_batches))
+        )
+        running.probe.evaluate(
+            running.points, batch, place, context=trainer.precision_plugin.val_step_context
+        )
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -289,7 +316,9 @@ class LossBarrier(Callback):
         self._publish(trainer, pl_module, measurement)
 
     @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """Let go of the copies."""
         self._running = None
 
@@ -342,7 +371,9 @@ class LossBarrier(Callback):
             if self._train_batches:
                 context = trainer.precision_plugin.val_step_context
                 probe.estimate_statistics(points, list(self._train_batches), context=context)
-                probe.synchronise_statistics(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="mean"))
+                probe.synchronise_statistics(
+                    lambda tensor: trainer.strategy.reduce(tensor, reduce_op="mean")
+                )
         return _Running(probe, points, lines, separations, moved)
 
     def _selected(self, curve: BarrierCurve) -> BarrierCurve:
@@ -390,15 +421,27 @@ class LossBarrier(Callback):
                 self._log(trainer, module, name, value, logger=False)
 
     @staticmethod
-    def _log(trainer: Trainer, module: LightningModule, name: str, value: float, **options: Any) -> None:
+    def _log(
+        trainer: Trainer, module: LightningModule, name: str, value: float, **options: Any
+    ) -> None:
         # The values are the same on every process; sync_dist only keeps Lightning from doubting it.  Names may already
         # hold the index of a loader, which Lightning refuses unless it is told not to add one.
         distributed = trainer.world_size > 1
-        module.log(name, value, on_epoch=True, sync_dist=distributed, add_dataloader_idx=False, batch_size=1, **options)
+        module.log(
+            name,
+            value,
+            on_epoch=True,
+            sync_dist=distributed,
+            add_dataloader_idx=False,
+            batch_size=1,
+            **options,
+        )
 
 
 def _lay_out(
-    live: Mapping[str, torch.Tensor], ends: Mapping[str, Mapping[str, torch.Tensor]], lambdas: Sequence[float]
+    live: Mapping[str, torch.Tensor],
+    ends: Mapping[str, Mapping[str, torch.Tensor]],
+    lambdas: Sequence[float],
 ) -> tuple[list[tuple[Segment, float]], dict[str, list[int]]]:
     """The points to evaluate and, for each curve, which of them are its own; λ = 0 is the same point on all curves."""
     points: list[tuple[Segment, float]] = []

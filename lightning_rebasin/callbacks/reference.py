@@ -16,7 +16,12 @@ from typing_extensions import override
 from lightning_rebasin.callbacks.snapshot import CheckpointSnapshot
 from lightning_rebasin.callbacks.trainer import callbacks_of
 from lightning_rebasin.checkpoints import read_checkpoint, write_checkpoint
-from lightning_rebasin.errors import BarrierWarning, CheckpointError, ConfigurationError, NonFiniteError
+from lightning_rebasin.errors import (
+    BarrierWarning,
+    CheckpointError,
+    ConfigurationError,
+    NonFiniteError,
+)
 from lightning_rebasin.landscape.probe import isolated_rng
 from lightning_rebasin.landscape.segment import weights_of, without_compilation_prefix
 from lightning_rebasin.landscape.trajectory import INDEX, Snapshot, load_trajectory, read_index
@@ -58,7 +63,11 @@ class FixedReference(Reference):
     @override
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         if self._weights is None:
-            state = read_checkpoint(self._source).state_dict if isinstance(self._source, Path) else self._source
+            state = (
+                read_checkpoint(self._source).state_dict
+                if isinstance(self._source, Path)
+                else self._source
+            )
             what = str(self._source) if isinstance(self._source, Path) else "the reference"
             self._weights = fitting(module, state, what)
 
@@ -77,7 +86,9 @@ class InitialReference(Reference):
     @override
     def start(self, trainer: Trainer, module: LightningModule, file: Path) -> None:
         if trainer.global_step == 0:
-            self._weights = {name: tensor.to("cpu", copy=True) for name, tensor in weights_of(module).items()}
+            self._weights = {
+                name: tensor.to("cpu", copy=True) for name, tensor in weights_of(module).items()
+            }
             self._file = file
             if trainer.is_global_zero:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -185,8 +196,12 @@ def fitting(module: LightningModule, state: Mapping[str, Tensor], what: str) -> 
     with torch.no_grad(), isolated_rng():
         weights = weights_of(module)
         # Persistent states of metrics are in the state dict, but they are not weights.
-        ignored: Collection[str] = set(without_compilation_prefix(module.state_dict())) - set(weights)
-        state = {n: t.detach() for n, t in without_compilation_prefix(state).items() if n not in ignored}
+        ignored: Collection[str] = set(without_compilation_prefix(module.state_dict())) - set(
+            weights
+        )
+        state = {
+            n: t.detach() for n, t in without_compilation_prefix(state).items() if n not in ignored
+        }
         check_alike((weights, state), ("the module", what))
         for name, tensor in state.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

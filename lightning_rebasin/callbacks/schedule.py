@@ -33,7 +33,9 @@ class StepSchedule:
             return True
         if self.every is not None and now // self.every > last // self.every:
             return True
-        return self.per_decade is not None and any(last < step <= now for step in self._logarithmic(now))
+        return self.per_decade is not None and any(
+            last < step <= now for step in self._logarithmic(now)
+        )
 
     def _logarithmic(self, up_to: int) -> tuple[int, ...]:
         assert self.per_decade is not None

@@ -18,7 +18,14 @@ from lightning_rebasin.callbacks.trainer import callbacks_of, is_dry_run
 from lightning_rebasin.checkpoints import write_checkpoint
 from lightning_rebasin.errors import ConfigurationError, OutputError
 from lightning_rebasin.landscape.segment import weights_of
-from lightning_rebasin.landscape.trajectory import INDEX, Keep, Snapshot, read_index, surplus, write_index
+from lightning_rebasin.landscape.trajectory import (
+    INDEX,
+    Keep,
+    Snapshot,
+    read_index,
+    surplus,
+    write_index,
+)
 
 #: How floating-point numbers are stored.
 Precision = Literal["full", "float16", "bfloat16"]
@@ -74,12 +81,16 @@ class CheckpointSnapshot(Callback):
     ) -> None:
         super().__init__()
         listed = steps_from("at_steps", at_steps)
-        by_step = StepSchedule(listed, positive("every_n_steps", every_n_steps), positive("per_decade", per_decade))
+        by_step = StepSchedule(
+            listed, positive("every_n_steps", every_n_steps), positive("per_decade", per_decade)
+        )
         nothing_else = not listed and every_n_steps is None and per_decade is None
         self._epochs = positive("every_n_epochs", every_n_epochs) or (1 if nothing_else else None)
         self._schedule = by_step
         if precision not in _DTYPES:
-            raise ConfigurationError(f"precision={precision!r}; choose one of {', '.join(map(repr, _DTYPES))}")
+            raise ConfigurationError(
+                f"precision={precision!r}; choose one of {', '.join(map(repr, _DTYPES))}"
+            )
         if keep not in ("newest", "spread"):
             raise ConfigurationError(f"keep={keep!r}; choose 'newest' or 'spread'")
         self._dtype = _DTYPES[precision]
@@ -97,7 +108,9 @@ class CheckpointSnapshot(Callback):
             ConfigurationError: The default folder is not known before training starts.
         """
         if self._folder is None:
-            raise ConfigurationError("CheckpointSnapshot: the default folder is known only once training has started")
+            raise ConfigurationError(
+                "CheckpointSnapshot: the default folder is known only once training has started"
+            )
         return self._folder
 
     @property
@@ -121,9 +134,13 @@ class CheckpointSnapshot(Callback):
         if stage != "fit":
             return
         refuse_sharded(trainer, "CheckpointSnapshot")
-        others = [c for c in callbacks_of(trainer) if isinstance(c, CheckpointSnapshot) and c is not self]
+        others = [
+            c for c in callbacks_of(trainer) if isinstance(c, CheckpointSnapshot) and c is not self
+        ]
         if any(other._given == self._given for other in others):
-            raise ConfigurationError("two CheckpointSnapshot callbacks write to one folder; give each its own folder=")
+            raise ConfigurationError(
+                "two CheckpointSnapshot callbacks write to one folder; give each its own folder="
+            )
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -168,10 +185,14 @@ class CheckpointSnapshot(Callback):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot create the snapshot folder {folder}: {error.strerror or error}") from error
+            raise OutputError(
+                f"cannot create the snapshot folder {folder}: {error.strerror or error}"
+            ) from error
         known = read_index(folder) if (folder / INDEX).exists() else ()
         if known and step == 0:
-            raise OutputError(f"{folder} holds the snapshots of another run; give another folder=, or resume that run")
+            raise OutputError(
+                f"{folder} holds the snapshots of another run; give another folder=, or resume that run"
+            )
         self._drop([s for s in known if s.step > step], known)
 
     @rank_zero_only

@@ -47,7 +47,10 @@ def _matching(report: MergeReport) -> Iterator[str]:
         if before >= SAME_BASIN or permutation is None:
             continue
         units = sum(group.members for group in permutation.spec.groups.values())
-        moved = sum(permutation.moved[group.id] * group.members for group in permutation.spec.groups.values())
+        moved = sum(
+            permutation.moved[group.id] * group.members
+            for group in permutation.spec.groups.values()
+        )
         yield (
             f"matching {file.path.name} raised its cosine from {before:.2f} to {after:.2f}, moving "
             f"{moved / max(units, 1):.0%} of the permutable units"
@@ -69,7 +72,9 @@ def _statistics(report: MergeReport) -> Iterator[str]:
 
 
 def _measured(report: MergeReport) -> Iterator[str]:
-    loss = next((name for row in report.evaluation.values() for name in row if "loss" in name.lower()), None)
+    loss = next(
+        (name for row in report.evaluation.values() for name in row if "loss" in name.lower()), None
+    )
     if loss is None or MERGED not in report.evaluation:
         if not report.evaluation and report.method != "none":
             yield "no data was given, so nothing says how good the merged network is: evaluate it before you use it"
@@ -94,7 +99,9 @@ def _remedy(report: MergeReport, rows: Mapping[str, float]) -> str:
         return "try --statistics repair"
     worse = NAIVE in rows and rows[NAIVE] < rows[MERGED]
     return (
-        "matching did harm here, keep the better end" if worse else "the networks are too narrow; keep the better end"
+        "matching did harm here, keep the better end"
+        if worse
+        else "the networks are too narrow; keep the better end"
     )
 
 

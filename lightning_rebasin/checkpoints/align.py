@@ -15,7 +15,13 @@ from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from lightning_rebasin.errors import ConfigurationError
-from lightning_rebasin.matching import ManyMatchResult, MatchResult, match_activations, match_many, match_weights
+from lightning_rebasin.matching import (
+    ManyMatchResult,
+    MatchResult,
+    match_activations,
+    match_many,
+    match_weights,
+)
 from lightning_rebasin.merging.interpolate import average
 from lightning_rebasin.merging.statistics import copied, moved_to
 from lightning_rebasin.symmetry import Permutation, PermutationSpec
@@ -105,13 +111,17 @@ def match_by_activations(
         ConfigurationError: There is no network or no data.
     """
     if network is None or data is None:
-        raise ConfigurationError("activation matching runs the network on data: give --module and --data")
+        raise ConfigurationError(
+            "activation matching runs the network on data: give --module and --data"
+        )
     ends = []
     for state in (reference, source):
         end = copied(network)
         load(end, state)
         ends.append(end)
-    batches = (moved_to(network, batch[0] if isinstance(batch, tuple | list) else batch) for batch in data)
+    batches = (
+        moved_to(network, batch[0] if isinstance(batch, tuple | list) else batch) for batch in data
+    )
     return match_activations(spec, ends[0], ends[1], batches)
 
 
@@ -138,7 +148,9 @@ def prove(
     for state, permutation in zip(states, permutations, strict=True):
         if network is not None and permutation is not None:
             load(network, state)
-            errors.append(check_in_place(network, permutation, *example_input(network, example, data)))
+            errors.append(
+                check_in_place(network, permutation, *example_input(network, example, data))
+            )
     return tuple(errors)
 
 
@@ -152,7 +164,9 @@ def load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Write weights into a private copy, released or not."""
     for parameter in network.parameters():
         if parameter.numel() > 1 and not any(parameter.stride()):
-            parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+            parameter.data = torch.empty(
+                parameter.shape, dtype=parameter.dtype, device=parameter.device
+            )
     network.load_state_dict(state)
     for part in network.modules():
         if isinstance(part, nn.RNNBase):
@@ -178,7 +192,11 @@ def example_input(module: nn.Module, example: Any, data: Iterable[Any] | None) -
         arguments = tuple(example) if isinstance(example, tuple | list) else (example,)
     elif isinstance(first, Tensor) or (batch is not None and own is None):
         arguments = (batch_example(module, _own(module, few(batch, 8))),)
-    elif isinstance(own, Tensor) and own.is_floating_point() and bool((own == own.flatten()[0]).all()):
+    elif (
+        isinstance(own, Tensor)
+        and own.is_floating_point()
+        and bool((own == own.flatten()[0]).all())
+    ):
         arguments = (torch.randn(own.shape, generator=torch.Generator().manual_seed(0)),)
     elif own is not None:
         return ()
@@ -193,7 +211,9 @@ def example_input(module: nn.Module, example: Any, data: Iterable[Any] | None) -
 def _own(module: nn.Module, value: Any) -> Any:
     """All tensors of an argument, a batch or an example on the device and in the precision of the module."""
     if isinstance(value, Example):
-        return replace(value, args=_own(module, value.args), kwargs=_own(module, dict(value.kwargs)))
+        return replace(
+            value, args=_own(module, value.args), kwargs=_own(module, dict(value.kwargs))
+        )
     return tree_map_only(Tensor, lambda tensor: moved_to(module, tensor), value)
 
 
@@ -234,4 +254,9 @@ def permuted(state: Mapping[str, Tensor], name: str, permutation: Permutation | 
 
 
 def _same_view(a: Tensor, b: Tensor) -> bool:
-    return (a.data_ptr(), a.dtype, a.shape, a.stride()) == (b.data_ptr(), b.dtype, b.shape, b.stride())
+    return (a.data_ptr(), a.dtype, a.shape, a.stride()) == (
+        b.data_ptr(),
+        b.dtype,
+        b.shape,
+        b.stride(),
+    )

@@ -17,7 +17,13 @@ from lightning_rebasin.merging.statistics import copied
 from lightning_rebasin.symmetry import Permutation, check_equivalence
 
 #: Entries of a run that a permutation leaves valid as they are; weights kept beside the main ones are not among them.
-_KEPT = RUN_STATE - {PROVENANCE_KEY, VERSION_KEY, "current_model_state", "averaging_state", "optimizer_states"}
+_KEPT = RUN_STATE - {
+    PROVENANCE_KEY,
+    VERSION_KEY,
+    "current_model_state",
+    "averaging_state",
+    "optimizer_states",
+}
 
 
 def apply_to_checkpoint(
@@ -60,15 +66,25 @@ def apply_to_checkpoint(
     if permute_optimizer:
         states = checkpoint.metadata.get("optimizer_states")
         if not states:
-            raise ConfigurationError(f"{checkpoint.path} holds no optimizer state, so there is none to permute")
+            raise ConfigurationError(
+                f"{checkpoint.path} holds no optimizer state, so there is none to permute"
+            )
         run_state = {key: value for key, value in checkpoint.metadata.items() if key in _KEPT}
         run_state["optimizer_states"] = permute_optimizer_states(states, permutation, module)
     permuted = permutation.apply(checkpoint.state_dict)
     provenance = {
         "method": "apply",
-        "inputs": [{"name": checkpoint.path.name, "sha256": sha256(checkpoint.path), "format": checkpoint.format}],
+        "inputs": [
+            {
+                "name": checkpoint.path.name,
+                "sha256": sha256(checkpoint.path),
+                "format": checkpoint.format,
+            }
+        ],
         "permutations": [dict(permutation.orders)],
     }
     kept = {name: tensor for name, tensor in permuted.items() if name in checkpoint.names}
-    write_checkpoint(output, kept, like=checkpoint, provenance=provenance, run_state=run_state, force=force)
+    write_checkpoint(
+        output, kept, like=checkpoint, provenance=provenance, run_state=run_state, force=force
+    )
     return error

@@ -46,7 +46,9 @@ def check_container(path: Path) -> Container:
             _check_tar(path)
             return "tar"
         if not start.startswith(b"\x80"):
-            raise CheckpointError(f"{path} is not a file written by torch.save or Lightning (it begins with {start!r})")
+            raise CheckpointError(
+                f"{path} is not a file written by torch.save or Lightning (it begins with {start!r})"
+            )
         for _ in range(_LEGACY_PICKLES - 1):  # magic number, protocol, system, the object
             _check_depth(path, file)
     return "pickle"
@@ -69,9 +71,13 @@ def check_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def _check_zip(path: Path) -> None:
     names, claimed, pickled = _look_into_zip(path)
     if claimed > _limit(path):
-        raise CheckpointError(f"{path} would unpack to {claimed:,} bytes; it is built to fill memory, do not use it")
+        raise CheckpointError(
+            f"{path} would unpack to {claimed:,} bytes; it is built to fill memory, do not use it"
+        )
     if "constants.pkl" in names:
-        raise CheckpointError(f"{path} is a TorchScript archive, which holds code; save the model's state dict instead")
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, which holds code; save the model's state dict instead"
+        )
     if pickled is None:
         raise CheckpointError(f"{path} is a zip archive, but not one written by torch.save")
     _check_depth(path, io.BytesIO(pickled))

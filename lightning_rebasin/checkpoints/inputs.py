@@ -44,8 +44,14 @@ def read_inputs(
     found: list[Checkpoint] = []
     for path in tqdm(paths, desc="reading", unit="file", disable=not progress):
         checkpoint = read_checkpoint(path, weights=weights, prefix=prefix, unsafe=unsafe)
-        found.append(_fitted(checkpoint, expected if expected is not None else _names(checkpoint, found)))
-    everything = list(expected) if expected is not None else list(dict.fromkeys(n for c in found for n in c.state_dict))
+        found.append(
+            _fitted(checkpoint, expected if expected is not None else _names(checkpoint, found))
+        )
+    everything = (
+        list(expected)
+        if expected is not None
+        else list(dict.fromkeys(n for c in found for n in c.state_dict))
+    )
     return tuple(_with_counters(checkpoint, everything) for checkpoint in found)
 
 
@@ -58,7 +64,9 @@ def sha256(path: Path) -> str:
 def _names(checkpoint: Checkpoint, before: Sequence[Checkpoint]) -> Collection[str]:
     """The names of the first file; batch counters are optional."""
     first = before[0] if before else checkpoint
-    counters = [name for name in checkpoint.state_dict if is_counter(name) and name not in first.state_dict]
+    counters = [
+        name for name in checkpoint.state_dict if is_counter(name) and name not in first.state_dict
+    ]
     return [*first.state_dict, *counters]
 
 
@@ -72,6 +80,8 @@ def _fitted(checkpoint: Checkpoint, expected: Collection[str]) -> Checkpoint:
 
 
 def _with_counters(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
-    zero: dict[str, Tensor] = {n: torch.tensor(0) for n in names if is_counter(n) and n not in checkpoint.state_dict}
+    zero: dict[str, Tensor] = {
+        n: torch.tensor(0) for n in names if is_counter(n) and n not in checkpoint.state_dict
+    }
     state = {**checkpoint.state_dict, **zero}
     return replace(checkpoint, state_dict={name: state[name] for name in names if name in state})

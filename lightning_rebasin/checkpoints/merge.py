@@ -116,8 +116,12 @@ def merge_checkpoints(
     spec = _spec(network, spec, method, example, data)
     if network is not None:
         release(network)  # until its weights are needed: matching and averaging need the room
-    expected = spec.tensors if spec is not None else None if network is None else network.state_dict()
-    files = read_inputs(paths, expected, weights=select, prefix=prefix, unsafe=unsafe, progress=progress)
+    expected = (
+        spec.tensors if spec is not None else None if network is None else network.state_dict()
+    )
+    files = read_inputs(
+        paths, expected, weights=select, prefix=prefix, unsafe=unsafe, progress=progress
+    )
     states = [file.state_dict for file in files]
     _check_states(files, spec)
     spec = None if spec is None else spec.pin_identical_buffers(*states)
@@ -125,13 +129,27 @@ def merge_checkpoints(
     aligned = Aligned((None,) * len(files))
     if method in ("weight", "activation"):
         assert spec is not None
-        aligned = align(spec, states, method, many, shares, network=network, data=data, seed=seed, progress=progress)
-        aligned = replace(aligned, errors=prove(network, states, aligned.permutations, data, example))
+        aligned = align(
+            spec,
+            states,
+            method,
+            many,
+            shares,
+            network=network,
+            data=data,
+            seed=seed,
+            progress=progress,
+        )
+        aligned = replace(
+            aligned, errors=prove(network, states, aligned.permutations, data, example)
+        )
         if network is not None:
             release(network)
     shares_used = shares if method != "none" else (1.0, *(0.0 for _ in shares[1:]))
     merged = average_aligned(states, aligned.permutations, shares_used, progress=progress)
-    merged, done, variances = _correct(network, merged, states, aligned, shares_used, statistics=statistics, data=data)
+    merged, done, variances = _correct(
+        network, merged, states, aligned, shares_used, statistics=statistics, data=data
+    )
     evaluation = _evaluate(evaluate, network, files, shares_used, merged)
 
     inputs = tuple(
@@ -173,9 +191,13 @@ def _check_options(
     data: Iterable[Any] | None,
 ) -> None:
     if method not in ("weight", "activation", "average", "none"):
-        raise ConfigurationError(f"method must be 'weight', 'activation', 'average' or 'none', got {method!r}")
+        raise ConfigurationError(
+            f"method must be 'weight', 'activation', 'average' or 'none', got {method!r}"
+        )
     if statistics not in ("auto", "none", "reset", "repair"):
-        raise ConfigurationError(f"statistics must be 'auto', 'none', 'reset' or 'repair', got {statistics!r}")
+        raise ConfigurationError(
+            f"statistics must be 'auto', 'none', 'reset' or 'repair', got {statistics!r}"
+        )
     if len(paths) < (1 if method == "none" else 2):
         raise ConfigurationError(f"{len(paths)} file given: merging needs two or more")
     if method in ("weight", "activation") and module is None and spec is None:
@@ -184,13 +206,19 @@ def _check_options(
             "(--spec)"
         )
     if module is None and (method == "activation" or statistics in ("reset", "repair")):
-        raise ConfigurationError("activation matching, reset and repair run the network: give the module (--module)")
+        raise ConfigurationError(
+            "activation matching, reset and repair run the network: give the module (--module)"
+        )
     if data is None and (method == "activation" or statistics in ("reset", "repair")):
         raise ConfigurationError("activation matching, reset and repair need data (--data)")
 
 
 def _spec(
-    network: nn.Module | None, spec: PermutationSpec | None, method: Method, example: Any, data: Iterable[Any] | None
+    network: nn.Module | None,
+    spec: PermutationSpec | None,
+    method: Method,
+    example: Any,
+    data: Iterable[Any] | None,
 ) -> PermutationSpec | None:
     if spec is not None or method not in ("weight", "activation"):
         return spec
@@ -261,7 +289,11 @@ def _evaluate(
 
 
 def _provenance(
-    inputs: Sequence[InputFile], method: str, statistics: str, aligned: Aligned, spec: PermutationSpec | None
+    inputs: Sequence[InputFile],
+    method: str,
+    statistics: str,
+    aligned: Aligned,
+    spec: PermutationSpec | None,
 ) -> dict[str, Any]:
     """How the output was made: plain values and LongTensors."""
     history: dict[str, Any] = {
@@ -269,13 +301,20 @@ def _provenance(
         "method": method,
         "statistics": statistics,
         "inputs": [
-            {"name": file.path.name, "sha256": file.sha256, "format": file.format, "weight": file.weight}
+            {
+                "name": file.path.name,
+                "sha256": file.sha256,
+                "format": file.format,
+                "weight": file.weight,
+            }
             for file in inputs
         ],
     }
     if spec is not None and aligned.objectives:
         history["spec"] = json.dumps(spec.to_dict())
-        history["permutations"] = [None if p is None else dict(p.orders) for p in aligned.permutations]
+        history["permutations"] = [
+            None if p is None else dict(p.orders) for p in aligned.permutations
+        ]
         history["objectives"] = [list(pair) for pair in aligned.objectives]
     return history
 
@@ -283,7 +322,9 @@ def _provenance(
 def _cosines(states: Sequence[Mapping[str, Tensor]], aligned: Aligned) -> list[tuple[float, float]]:
     """Cosine of each model to the first one over all floating-point weights, before and after matching."""
     names = [
-        n for n, t in states[0].items() if t.is_floating_point() and not n.endswith(("running_mean", "running_var"))
+        n
+        for n, t in states[0].items()
+        if t.is_floating_point() and not n.endswith(("running_mean", "running_var"))
     ]
     result = []
     for state, permutation in zip(states[1:], aligned.permutations[1:], strict=True):
@@ -291,7 +332,9 @@ def _cosines(states: Sequence[Mapping[str, Tensor]], aligned: Aligned) -> list[t
         for name in names:
             a, b = states[0][name], state[name]
             moved = permuted(state, name, permutation)
-            sums += torch.tensor([inner_product(x, y) for x, y in ((a, b), (a, moved), (a, a), (b, b))])
+            sums += torch.tensor(
+                [inner_product(x, y) for x, y in ((a, b), (a, moved), (a, a), (b, b))]
+            )
         scale = float((sums[2] * sums[3]).sqrt()) or 1.0
         result.append((float(sums[0]) / scale, float(sums[1]) / scale))
     return result

@@ -16,7 +16,17 @@ from lightning_rebasin.checkpoints.unpickle import StandIn
 from lightning_rebasin.errors import CheckpointError, StateDictError
 
 #: Keys under which scripts keep the weights, most usual first.
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module")
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "module",
+)
 _COMPILED = "_orig_mod."
 _PARALLEL = "module."
 
@@ -34,7 +44,11 @@ def find_weights(payload: Any, key: str | None) -> tuple[dict[str, Tensor], str 
     if key is not None:
         state = as_state(payload.get(key)) if isinstance(payload, Mapping) else None
         if state is None:
-            there = ", ".join(repr(k) for k in payload) if isinstance(payload, Mapping) else type(payload).__name__
+            there = (
+                ", ".join(repr(k) for k in payload)
+                if isinstance(payload, Mapping)
+                else type(payload).__name__
+            )
             raise CheckpointError(f"there are no weights under {key!r}; the file holds: {there}")
         return state, key
     if not isinstance(payload, Mapping):
@@ -43,18 +57,28 @@ def find_weights(payload: Any, key: str | None) -> tuple[dict[str, Tensor], str 
             kind = repr(payload) if isinstance(payload, StandIn) else f"a {type(payload).__name__}"
             raise CheckpointError(f"the file holds {kind}, not a dict of tensors")
         return state, None
-    found = {name: state for name, value in payload.items() if (state := as_state(value)) is not None}
+    found = {
+        name: state for name, value in payload.items() if (state := as_state(value)) is not None
+    }
     for name in WRAPPERS:
         if name in found:
             return found[name], name
-    bare = {name: value for name, value in payload.items() if isinstance(value, Tensor) and isinstance(name, str)}
+    bare = {
+        name: value
+        for name, value in payload.items()
+        if isinstance(value, Tensor) and isinstance(name, str)
+    }
     if bare:
         return bare, None
     if len(found) > 1:
         names = ", ".join(map(repr, found))
-        raise CheckpointError(f"weights are under several keys: {names}; say which one with weights=... (--weights)")
+        raise CheckpointError(
+            f"weights are under several keys: {names}; say which one with weights=... (--weights)"
+        )
     if not found:
-        raise CheckpointError(f"no tensors found; its keys are {', '.join(map(repr, payload)) or 'none'}")
+        raise CheckpointError(
+            f"no tensors found; its keys are {', '.join(map(repr, payload)) or 'none'}"
+        )
     return next((state, str(name)) for name, state in found.items())
 
 
@@ -67,7 +91,11 @@ def as_state(value: Any) -> dict[str, Tensor] | None:
         value = _module_state(value) or value.mapping
     if not isinstance(value, Mapping):
         return None
-    tensors = {name: tensor for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+    tensors = {
+        name: tensor
+        for name, tensor in value.items()
+        if isinstance(name, str) and isinstance(tensor, Tensor)
+    }
     return tensors if tensors and 2 * len(tensors) > len(value) else None
 
 
@@ -87,7 +115,9 @@ def _module_state(module: StandIn, prefix: str = "") -> dict[str, Tensor]:
     return state
 
 
-def clean_names(names: Collection[str], prefix: str | Mapping[str, str] | None, *, lightning: bool) -> dict[str, str]:
+def clean_names(
+    names: Collection[str], prefix: str | Mapping[str, str] | None, *, lightning: bool
+) -> dict[str, str]:
     """Names without what wrappers added.
 
     Args:
@@ -117,7 +147,9 @@ def clean_names(names: Collection[str], prefix: str | Mapping[str, str] | None, 
             old = max((old for old in prefix if name.startswith(old)), key=len, default=None)
             short = name if old is None else prefix[old] + name.removeprefix(old)
         if short in clean:
-            raise CheckpointError(f"tensors {clean[short]!r} and {name!r} would both be called {short!r}")
+            raise CheckpointError(
+                f"tensors {clean[short]!r} and {name!r} would both be called {short!r}"
+            )
         clean[short] = name
     return clean
 
@@ -141,7 +173,9 @@ def fit_names(names: Collection[str], expected: Collection[str], what: str) -> d
     want = {name for name in expected if not is_counter(name)}
     for removed, added in _candidates(have, want):
         renamed = {added + name.removeprefix(removed): name for name in names}
-        if {name for name in renamed if not is_counter(name)} == want and len(renamed) == len(names):
+        if {name for name in renamed if not is_counter(name)} == want and len(renamed) == len(
+            names
+        ):
             return {name: renamed[name] for name in expected if name in renamed}
     missing, extra = sorted(want - set(have)), sorted(set(have) - want)
     wrong = f"lacks {missing[0]!r}" if missing else f"has the unexpected {extra[0]!r}"

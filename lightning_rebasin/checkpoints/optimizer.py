@@ -40,10 +40,17 @@ def permute_optimizer_states(
     from_module = _names_from_module(module)
     result = []
     for number, state in enumerate(states):
-        known = from_module[number] if from_module is not None and len(from_module) == len(states) else None
+        known = (
+            from_module[number]
+            if from_module is not None and len(from_module) == len(states)
+            else None
+        )
         names = _names_of(state, permutation.spec, known)
         moved = {
-            index: {key: _moved(value, names.get(index), key, permutation) for key, value in slots.items()}
+            index: {
+                key: _moved(value, names.get(index), key, permutation)
+                for key, value in slots.items()
+            }
             for index, slots in state["state"].items()
         }
         result.append({**state, "state": moved})
@@ -57,7 +64,11 @@ def _moved(value: Any, name: str | None, key: str, permutation: Permutation) -> 
         return value.clone()
     spec = permutation.spec
     if name is None or tuple(value.shape) != spec.tensors[name].shape:
-        belongs = "an unknown parameter" if name is None else f"{name!r} of shape {spec.tensors[name].shape}"
+        belongs = (
+            "an unknown parameter"
+            if name is None
+            else f"{name!r} of shape {spec.tensors[name].shape}"
+        )
         raise CheckpointError(
             f"the optimizer's {key!r} of shape {tuple(value.shape)} does not fit {belongs}: give the module "
             "(--module), or leave the optimizer out"
@@ -66,11 +77,18 @@ def _moved(value: Any, name: str | None, key: str, permutation: Permutation) -> 
     return value.clone() if axis_map is None else permute_tensor(value, axis_map, permutation)
 
 
-def _names_of(state: Mapping[str, Any], spec: PermutationSpec, known: Mapping[int, str] | None) -> dict[int, str]:
+def _names_of(
+    state: Mapping[str, Any], spec: PermutationSpec, known: Mapping[int, str] | None
+) -> dict[int, str]:
     """Parameter name by the optimizer's number."""
     groups = state["param_groups"]
     if all("param_names" in group for group in groups):
-        return {i: n for g in groups for i, n in zip(g["params"], g["param_names"], strict=True) if n in spec.tensors}
+        return {
+            i: n
+            for g in groups
+            for i, n in zip(g["params"], g["param_names"], strict=True)
+            if n in spec.tensors
+        }
     if known is not None:
         return {index: name for index, name in known.items() if name in spec.tensors}
     if len(groups) > 1:
@@ -78,7 +96,9 @@ def _names_of(state: Mapping[str, Any], spec: PermutationSpec, known: Mapping[in
             f"the optimizer has {len(groups)} groups of parameters, whose order the file does not tell: give the "
             "module (--module)"
         )
-    names = [n for n, info in spec.tensors.items() if info.kind == "parameter" and n not in spec.aliases]
+    names = [
+        n for n, info in spec.tensors.items() if info.kind == "parameter" and n not in spec.aliases
+    ]
     if len(groups[0]["params"]) != len(names):
         raise CheckpointError(
             f"the optimizer has {len(groups[0]['params'])} parameters, the network {len(names)}: give the module "
@@ -98,7 +118,11 @@ def _names_from_module(module: nn.Module | None) -> list[dict[int, str]] | None:
         return None
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return [
-        {i: names[id(p)] for i, p in enumerate(p for g in o.param_groups for p in g["params"]) if id(p) in names}
+        {
+            i: names[id(p)]
+            for i, p in enumerate(p for g in o.param_groups for p in g["params"])
+            if id(p) in names
+        }
         for o in found
     ]
 

@@ -108,20 +108,30 @@ def read_checkpoint(
         try:
             state, wrapper = find_weights(payload, wanted)
         except CheckpointError as error:
-            hint = "; was it written with the WeightAveraging callback?" if weights == "current" else ""
+            hint = (
+                "; was it written with the WeightAveraging callback?"
+                if weights == "current"
+                else ""
+            )
             raise CheckpointError(f"{path}: {error}{hint}") from error
         metadata = payload if isinstance(payload, Mapping) else {}
         kind = "lightning" if VERSION_KEY in metadata else "torch"
     state = {name: _plain_tensor(tensor) for name, tensor in state.items()}
     check_tensors(path, state)
     try:
-        rest = {str(k): plain(v) for k, v in metadata.items() if k != wrapper and not (wrapper is None and k in state)}
+        rest = {
+            str(k): plain(v)
+            for k, v in metadata.items()
+            if k != wrapper and not (wrapper is None and k in state)
+        }
         names = clean_names(state, prefix, lightning=kind == "lightning")
     except RecursionError as error:
         raise CheckpointError(f"{path} nests its contents too deep; do not use it") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return Checkpoint({new: state[old] for new, old in names.items()}, rest, kind, path, wrapper, names)
+    return Checkpoint(
+        {new: state[old] for new, old in names.items()}, rest, kind, path, wrapper, names
+    )
 
 
 def plain(value: Any) -> Any:
@@ -144,7 +154,9 @@ def _check_file(path: Path) -> None:
             if (path / "latest").exists() or (path / "checkpoint").is_dir()
             else f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
         )
-        raise CheckpointError(f"{path} is a folder; if it is a sharded checkpoint, make one file of it first: {how}")
+        raise CheckpointError(
+            f"{path} is a folder; if it is a sharded checkpoint, make one file of it first: {how}"
+        )
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
@@ -157,7 +169,11 @@ def _is_safetensors(path: Path) -> bool:
     """Eight bytes of header length, then a JSON object."""
     with path.open("rb") as file:
         start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+    return (
+        len(start) == 9
+        and start[8:] == b"{"
+        and int.from_bytes(start[:8], "little") < path.stat().st_size
+    )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -187,15 +203,25 @@ def _read_torch(path: Path, *, unsafe: bool) -> Any:
         try:
             if not unsafe:
                 return torch.load(
-                    path, map_location="cpu", weights_only=False, pickle_module=restricted_pickle, mmap=mapped
+                    path,
+                    map_location="cpu",
+                    weights_only=False,
+                    pickle_module=restricted_pickle,
+                    mmap=mapped,
                 )
         except Exception as error:
-            raise CheckpointError(f"{path} cannot be read: {_reason(error)}; {_advice(refusal)}") from error
-    warnings.warn(f"unpickling {path} in full: any code in it runs now", UnsafeLoadWarning, stacklevel=3)
+            raise CheckpointError(
+                f"{path} cannot be read: {_reason(error)}; {_advice(refusal)}"
+            ) from error
+    warnings.warn(
+        f"unpickling {path} in full: any code in it runs now", UnsafeLoadWarning, stacklevel=3
+    )
     try:
         return torch.load(path, map_location="cpu", weights_only=False)  # the user asked for it
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read, even with full unpickling: {_reason(error)}") from error
+        raise CheckpointError(
+            f"{path} cannot be read, even with full unpickling: {_reason(error)}"
+        ) from error
 
 
 def _is_stored(path: Path) -> bool:

@@ -96,20 +96,30 @@ class MergeReport:
 
     def __str__(self) -> str:
         count = "1 model" if len(self.inputs) == 1 else f"{len(self.inputs)} models"
-        lines = [f"{count}, method {self.method}, statistics {self.statistics}, {self.seconds:.1f} s"]
+        lines = [
+            f"{count}, method {self.method}, statistics {self.statistics}, {self.seconds:.1f} s"
+        ]
         lines += [f"  {file.weight:.3g} × {file.path} ({file.format})" for file in self.inputs]
         for file, pair in zip(self.inputs[1:], self.cosines, strict=True):
             matched = f", matched {pair[1]:.3f}" if self.matched else ""
-            lines.append(f"cosine of {file.path.name} to {self.inputs[0].path.name}: {pair[0]:.3f}{matched}")
+            lines.append(
+                f"cosine of {file.path.name} to {self.inputs[0].path.name}: {pair[0]:.3f}{matched}"
+            )
         if self.errors:
-            lines.append(f"permuted models compute the same function: relative error {max(self.errors):.0e}")
+            lines.append(
+                f"permuted models compute the same function: relative error {max(self.errors):.0e}"
+            )
         if self.variances is not None:
-            lines.append(f"variance of the activations: {self.variances[0]:.2f} → {self.variances[1]:.2f} of the ends'")
+            lines.append(
+                f"variance of the activations: {self.variances[0]:.2f} → {self.variances[1]:.2f} of the ends'"
+            )
         if self.evaluation:
             lines += _table(self.evaluation)
         lines += [f"dropped: {name}" for name in self.dropped]
         lines += [f"- {sentence}" for sentence in self.advice]
-        lines.append("nothing was written (dry run)" if self.output is None else f"wrote {self.output}")
+        lines.append(
+            "nothing was written (dry run)" if self.output is None else f"wrote {self.output}"
+        )
         return "\n".join(lines)
 
 
@@ -118,5 +128,8 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
     width = max(len(name) for name in rows)
     lines = [" " * width + "".join(f"  {name:>12}" for name in names)]
     for name, row in rows.items():
-        lines.append(f"{name:<{width}}" + "".join(f"  {row.get(metric, float('nan')):>12.4f}" for metric in names))
+        lines.append(
+            f"{name:<{width}}"
+            + "".join(f"  {row.get(metric, float('nan')):>12.4f}" for metric in names)
+        )
     return lines

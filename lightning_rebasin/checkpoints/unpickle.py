@@ -90,7 +90,9 @@ def is_stand_in(value: object) -> bool:
     return isinstance(value, StandIn) or (isinstance(value, type) and issubclass(value, StandIn))
 
 
-def _rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+def _rebuild_tensor(
+    storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> Tensor:
     """The file's ``requires_grad`` and backward hooks are dropped."""
     return torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[no-untyped-call,no-any-return]
 
@@ -112,7 +114,9 @@ def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
     return data
 
 
-def _rebuild_from_type(function: Callable[..., Any], _type: Any, args: tuple[Any, ...], _state: Any) -> Any:
+def _rebuild_from_type(
+    function: Callable[..., Any], _type: Any, args: tuple[Any, ...], _state: Any
+) -> Any:
     """A tensor subclass, or a tensor with attributes: the plain tensor inside."""
     if function not in _CALLABLE:
         return stand_in_class("torch._tensor", "_rebuild_from_type_v2")(args)
@@ -186,13 +190,22 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     **{
         (module, name): _path
         for module in ("pathlib", "pathlib._local")
-        for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+        for name in (
+            "Path",
+            "PosixPath",
+            "WindowsPath",
+            "PurePath",
+            "PurePosixPath",
+            "PureWindowsPath",
+        )
     },
 }
 _CALLABLE = frozenset(_ALLOWED.values())
 #: Only looked at for their dtype, in files of the first torch versions; calling them is refused.
 _STORAGES = frozenset(
-    name for name in dir(torch) if name.endswith("Storage") and hasattr(getattr(torch, name), "_dtype")
+    name
+    for name in dir(torch)
+    if name.endswith("Storage") and hasattr(getattr(torch, name), "_dtype")
 )
 _DTYPE = re.compile(r"(float|bfloat|complex|int|uint|bool)[0-9a-z_]*|half|double|long|short")
 
@@ -221,7 +234,11 @@ class RestrictedUnpickler(_Base):  # type: ignore[misc]
         module = {"__builtin__": "builtins"}.get(module, module)
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
-        if module == "torch" and _DTYPE.fullmatch(name) and isinstance(getattr(torch, name, None), torch.dtype):
+        if (
+            module == "torch"
+            and _DTYPE.fullmatch(name)
+            and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
             return getattr(torch, name)
         if module == "torch" and name in _STORAGES:
             return getattr(torch, name)
@@ -243,7 +260,9 @@ class RestrictedUnpickler(_Base):  # type: ignore[misc]
     dispatch[pickle.TUPLE3[0]] = lambda self: self._load_short_tuple(3)
 
     def _append_tuple(self, items: tuple[Any, ...]) -> None:
-        depth = 1 + max((self._depths.get(id(i), (1, ()))[0] for i in items if type(i) is tuple), default=0)
+        depth = 1 + max(
+            (self._depths.get(id(i), (1, ()))[0] for i in items if type(i) is tuple), default=0
+        )
         if depth > MAX_DEPTH:
             raise pickle.UnpicklingError(f"tuples are nested more than {MAX_DEPTH} deep")
         if depth > 1:

@@ -92,7 +92,9 @@ def write_checkpoint(
     check_target(path, force=force)
     kind = output_format(path, like)
     names = like.names if like is not None else {}
-    weights = OrderedDict((names.get(name, name), tensor) for name, tensor in _compact(state_dict).items())
+    weights = OrderedDict(
+        (names.get(name, name), tensor) for name, tensor in _compact(state_dict).items()
+    )
     dropped: list[str] = []
     with atomic_path(path) as temporary:
         if kind == "safetensors":
@@ -116,7 +118,9 @@ def check_target(path: Path, *, force: bool) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it")
     if path.exists() and not force:
-        raise OutputError(f"{path} exists already; choose another name, or overwrite it with force=True (--force)")
+        raise OutputError(
+            f"{path} exists already; choose another name, or overwrite it with force=True (--force)"
+        )
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; create it first")
 
@@ -162,21 +166,30 @@ def _lightning_version(like: Checkpoint | None) -> str:
 
 
 def _torch_payload(
-    weights: OrderedDict[str, Tensor], wrapper: str | None, provenance: Mapping[str, Any] | None, dropped: list[str]
+    weights: OrderedDict[str, Tensor],
+    wrapper: str | None,
+    provenance: Mapping[str, Any] | None,
+    dropped: list[str],
 ) -> Any:
     history = None if provenance is None else _storable(provenance, PROVENANCE_KEY, dropped)
     if wrapper is not None:
         return {wrapper: weights} | ({} if history is None else {PROVENANCE_KEY: history})
-    if history is not None:  # an extra key would break load_state_dict(torch.load(...)); an attribute travels along
+    if (
+        history is not None
+    ):  # an extra key would break load_state_dict(torch.load(...)); an attribute travels along
         setattr(weights, PROVENANCE_KEY, history)
     return weights
 
 
-def _save_safetensors(path: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
+def _save_safetensors(
+    path: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any]
+) -> None:
     try:
         from safetensors.torch import save_file
     except ImportError as error:
-        raise MissingExtraError("writing safetensors: pip install 'lightning-rebasin[safetensors]'") from error
+        raise MissingExtraError(
+            "writing safetensors: pip install 'lightning-rebasin[safetensors]'"
+        ) from error
     seen: set[int] = set()
     separate = {}
     for name, tensor in weights.items():  # the format knows no shared storage
@@ -206,7 +219,9 @@ def _check_written(temporary: Path, path: Path) -> None:
     try:
         torch.load(temporary, map_location="meta", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} was not written: it could not be loaded again ({error})") from error
+        raise CheckpointError(
+            f"{path} was not written: it could not be loaded again ({error})"
+        ) from error
 
 
 def _compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -230,14 +245,19 @@ def _compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _storable(value: Any, where: str, dropped: list[str]) -> Any:
     """``value`` with only what ``weights_only=True`` accepts; what is left out is named in ``dropped``."""
-    if value is None or isinstance(value, bool | int | float | str | bytes | complex | torch.dtype | torch.device):
+    if value is None or isinstance(
+        value, bool | int | float | str | bytes | complex | torch.dtype | torch.device
+    ):
         return value if type(value).__module__ in ("builtins", "torch") else _base_value(value)
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Tensor):
         return value.detach().as_subclass(Tensor).clone()
     if isinstance(value, Mapping):
-        pairs = ((key, _storable(item, f"{where}.{key}".lstrip("."), dropped)) for key, item in value.items())
+        pairs = (
+            (key, _storable(item, f"{where}.{key}".lstrip("."), dropped))
+            for key, item in value.items()
+        )
         items = {key: item for key, item in pairs if item is not _NOTHING and _is_plain_key(key)}
         return OrderedDict(items) if isinstance(value, OrderedDict) else items
     if isinstance(value, list | tuple | set | frozenset):

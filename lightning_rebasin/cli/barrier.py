@@ -26,12 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", type=Path, metavar="A", help="checkpoint at λ = 0")
     parser.add_argument("source", type=Path, metavar="B", help="checkpoint at λ = 1")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="OUT", help="file to write: a picture (.png, .pdf, .svg), .csv or .json"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="OUT",
+        help="file to write: a picture (.png, .pdf, .svg), .csv or .json",
     )
     parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
-    parser.add_argument("--match", action="store_true", help="also measure after matching the weights of B to A")
     parser.add_argument(
-        "--permutation", type=Path, metavar="PERM", help="like --match, with a permutation from 'match'"
+        "--match", action="store_true", help="also measure after matching the weights of B to A"
+    )
+    parser.add_argument(
+        "--permutation",
+        type=Path,
+        metavar="PERM",
+        help="like --match, with a permutation from 'match'",
     )
     parser.add_argument("--points", type=int, default=25, help="number of λ (default: %(default)s)")
     parser.add_argument("--metric", help="which metric to draw (default: the first loss)")
@@ -58,8 +67,12 @@ def run(args: argparse.Namespace) -> int:
     module = common.load_module(args, read_inputs([args.reference], **reading)[0])
     data = datasets.load_data(args)
     if module is None or data.validate is None:
-        raise ConfigurationError("measuring runs the network on data: give --module and --data, or --config")
-    files = read_inputs([args.reference, args.source], module.state_dict(), progress=not args.no_progress, **reading)
+        raise ConfigurationError(
+            "measuring runs the network on data: give --module and --data, or --config"
+        )
+    files = read_inputs(
+        [args.reference, args.source], module.state_dict(), progress=not args.no_progress, **reading
+    )
     a, b = (file.state_dict for file in files)
     curves = {}
     for label, state in {"naive": b, **_matched(args, module, a, b, data)}.items():
@@ -81,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _matched(args: argparse.Namespace, module: Any, a: Any, b: Any, data: datasets.Data) -> dict[str, Any]:
+def _matched(
+    args: argparse.Namespace, module: Any, a: Any, b: Any, data: datasets.Data
+) -> dict[str, Any]:
     """B's weights after matching, if asked for."""
     from lightning_rebasin.checkpoints.align import example_input
     from lightning_rebasin.matching import match_weights
@@ -94,7 +109,9 @@ def _matched(args: argparse.Namespace, module: Any, a: Any, b: Any, data: datase
     if args.spec:
         spec = PermutationSpec.load(args.spec)
     else:
-        spec = infer_spec(module, *example_input(module, common.load_example(args, module), data.train))
+        spec = infer_spec(
+            module, *example_input(module, common.load_example(args, module), data.train)
+        )
     result = match_weights(spec, a, b, seed=args.seed, progress=not args.no_progress)
     return {"matched": result.permutation.apply(b)}
 
@@ -102,7 +119,10 @@ def _matched(args: argparse.Namespace, module: Any, a: Any, b: Any, data: datase
 def _print(curves: dict[str, Any]) -> None:
     first = next(iter(curves.values()))
     width = max(len(name) for name in first.values)
-    print(f"{'':<{width}}  " + "  ".join(f"{head:>12}" for head in ("A", "B", *(f"{c} ½" for c in curves), *curves)))
+    print(
+        f"{'':<{width}}  "
+        + "  ".join(f"{head:>12}" for head in ("A", "B", *(f"{c} ½" for c in curves), *curves))
+    )
     for metric, row in first.values.items():
         numbers = [row[0], row[-1], *(c.midpoint(metric) for c in curves.values())]
         numbers += [c.height(metric) for c in curves.values()]
@@ -131,7 +151,12 @@ def _write(args: argparse.Namespace, curves: dict[str, Any]) -> None:
 
 def _csv(curves: dict[str, Any]) -> str:
     first = next(iter(curves.values()))
-    lines = ["lam," + ",".join(f"{label}_{metric}" for label, curve in curves.items() for metric in curve.values)]
+    lines = [
+        "lam,"
+        + ",".join(
+            f"{label}_{metric}" for label, curve in curves.items() for metric in curve.values
+        )
+    ]
     for i, lam in enumerate(first.lambdas):
         numbers = [curve.values[metric][i] for curve in curves.values() for metric in curve.values]
         lines.append(",".join(f"{number:.10g}" for number in (lam, *numbers)))

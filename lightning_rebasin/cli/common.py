@@ -88,9 +88,15 @@ def load_module(args: argparse.Namespace, checkpoint: Checkpoint) -> nn.Module |
         return None
     if args.module and not args.config:
         stored = _stored_arguments(load_object(args.module), checkpoint)
-        given = json.loads(args.init_args) if args.init_args and _is_json_object(args.init_args) else None
+        given = (
+            json.loads(args.init_args)
+            if args.init_args and _is_json_object(args.init_args)
+            else None
+        )
         if args.init_args is None or given is not None:
-            args = argparse.Namespace(**{**vars(args), "init_args": json.dumps({**stored, **(given or {})})})
+            args = argparse.Namespace(
+                **{**vars(args), "init_args": json.dumps({**stored, **(given or {})})}
+            )
     return model.build_model(args).eval()
 
 
@@ -114,7 +120,9 @@ def load_object(place: str) -> Any:
     try:
         return getattr(importlib.import_module(left), name)
     except Exception as error:  # the user's own code may raise anything
-        raise ConfigurationError(f"cannot import {place!r}: {type(error).__name__}: {error}") from error
+        raise ConfigurationError(
+            f"cannot import {place!r}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -71,7 +71,9 @@ def load_data(args: argparse.Namespace) -> Data:
     return Data(batches, validate)
 
 
-def evaluator(module: nn.Module | None, data: Data) -> Callable[[nn.Module], Mapping[str, float]] | None:
+def evaluator(
+    module: nn.Module | None, data: Data
+) -> Callable[[nn.Module], Mapping[str, float]] | None:
     """Metrics of a network: what its ``validation_step`` logs, or accuracy and cross-entropy of a classifier.
 
     Returns ``None`` if there is nothing to evaluate on, or no known way to.
@@ -122,22 +124,30 @@ def _from_config(path: Path) -> Any:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
+        raise ConfigurationError(
+            f"cannot read the config {path}: {' '.join(str(error).split())}"
+        ) from error
     config = config.get("fit", config) if isinstance(config, dict) else {}
     described = config.get("data")
     if described is None:
         return None
     if not isinstance(described, dict) or "class_path" not in described:
-        raise ConfigurationError(f"the 'data' section of {path} has no class_path: add it, or give --data")
+        raise ConfigurationError(
+            f"the 'data' section of {path} has no class_path: add it, or give --data"
+        )
     search_here()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
     try:
-        with warnings.catch_warnings():  # jsonargparse announces changes that do not touch what is used here
+        with (
+            warnings.catch_warnings()
+        ):  # jsonargparse announces changes that do not touch what is used here
             warnings.simplefilter("ignore")
             return parser.instantiate_classes(parser.parse_object({"data": described}))["data"]
     except Exception as error:  # parsing errors, and whatever the user's own __init__ raises
-        raise ConfigurationError(f"the 'data' section of {path}: {' '.join(str(error).split())[:500]}") from error
+        raise ConfigurationError(
+            f"the 'data' section of {path}: {' '.join(str(error).split())[:500]}"
+        ) from error
 
 
 def _loaders(made: Any, place: str) -> tuple[Iterable[Any] | None, Iterable[Any] | None]:
@@ -149,7 +159,11 @@ def _loaders(made: Any, place: str) -> tuple[Iterable[Any] | None, Iterable[Any]
             return made.train_dataloader(), made.val_dataloader()
         except Exception as error:  # the user's own code may raise anything
             raise DataError(f"{place}: {type(error).__name__}: {error}") from error
-    if isinstance(made, tuple) and len(made) == 2 and all(isinstance(part, Iterable) for part in made):
+    if (
+        isinstance(made, tuple)
+        and len(made) == 2
+        and all(isinstance(part, Iterable) for part in made)
+    ):
         return made
     if not isinstance(made, Iterable):
         raise DataError(f"{place} gives a {type(made).__name__}, not batches")
@@ -190,7 +204,9 @@ def _classified(module: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
     count = 0
     with torch.no_grad():
         for inputs, labels, *_ in loader:
-            values = cross_entropy(module, (inputs.to(like.device, like.dtype), labels.to(like.device)))
+            values = cross_entropy(
+                module, (inputs.to(like.device, like.dtype), labels.to(like.device))
+            )
             count += len(labels)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(labels)

@@ -16,17 +16,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Without --data-dir it runs on scikit-learn's digits in under 90 seconds."
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("rebasin-demo"), help="folder for the results (default: %(default)s)"
+        "--output",
+        type=Path,
+        default=Path("rebasin-demo"),
+        help="folder for the results (default: %(default)s)",
     )
     parser.add_argument(
         "--data-dir",
         type=Path,
         help="folder with MNIST-like idx files: runs the paper's MNIST network, 784-512-512-512-10, instead",
     )
-    parser.add_argument("--epochs", type=int, help="epochs per training (default: 40 for digits, 10 for idx files)")
-    parser.add_argument("--width", type=int, help="units per hidden layer (default: 256 for digits, 512 for idx files)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same result (default: %(default)s)"
+        "--epochs", type=int, help="epochs per training (default: 40 for digits, 10 for idx files)"
+    )
+    parser.add_argument(
+        "--width",
+        type=int,
+        help="units per hidden layer (default: 256 for digits, 512 for idx files)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="the same seed gives the same result (default: %(default)s)",
     )
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
 
@@ -46,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
         f"{before:.1f} to {after:.1f} in {report.seconds['matching']:.2f} s "
         f"and leaves the function unchanged (relative error {report.equivalence_error:.0e})."
     )
-    print("trainer.test of the merged file: " + ", ".join(f"{name} {value:.4f}" for name, value in tested.items()))
+    print(
+        "trainer.test of the merged file: "
+        + ", ".join(f"{name} {value:.4f}" for name, value in tested.items())
+    )
     print(f"Wrote merged.ckpt, barrier.png, barrier.csv and report.json to {settings.output}")
     return 0

@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     command = import_module(f"lightning_rebasin.cli.{name}")
-    parser = Parser(prog=f"lightning-rebasin {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog=f"lightning-rebasin {name}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     command.add_arguments(parser)
     args = parser.parse_args(arguments[1:])
     with warnings.catch_warnings():

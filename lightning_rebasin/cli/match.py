@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="weight",
         help="match weights, or activations on --data (default: %(default)s)",
     )
-    parser.add_argument("--report", type=Path, metavar="JSON", help="also write the report to this file")
+    parser.add_argument(
+        "--report", type=Path, metavar="JSON", help="also write the report to this file"
+    )
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser)
     common.add_file_arguments(parser)
@@ -56,14 +58,18 @@ def run(args: argparse.Namespace) -> int:
         spec = infer_spec(module, *example_input(module, example, data))
     else:
         raise ConfigurationError("say what the network is: --module, --config or --spec")
-    files = read_inputs([args.reference, args.source], spec.tensors, progress=not args.no_progress, **reading)
+    files = read_inputs(
+        [args.reference, args.source], spec.tensors, progress=not args.no_progress, **reading
+    )
     for file in files:
         spec.check_state(file.state_dict, str(file.path), finite=True)
     states = [file.state_dict for file in files]
     if args.method == "activation":
         match = match_by_activations(spec, module, states[0], states[1], data)
     else:
-        match = match_weights(spec, states[0], states[1], seed=args.seed, progress=not args.no_progress)
+        match = match_weights(
+            spec, states[0], states[1], seed=args.seed, progress=not args.no_progress
+        )
     errors = prove(module, states[1:], [match.permutation], data, example)
     match.permutation.save(args.output)
     if args.report:

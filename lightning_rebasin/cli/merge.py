@@ -25,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  lightning-rebasin merge base-tuned-1.ckpt base-tuned-2.ckpt -o merged.ckpt --method average"
     )
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="checkpoints of one architecture; A comes first"
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="checkpoints of one architecture; A comes first",
     )
     common.add_output_arguments(parser, "the checkpoint to write")
     parser.add_argument(
@@ -42,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="three or more models by weights: each in turn to the mean of the others, or all at once as in C2M3 "
         "(default: %(default)s)",
     )
-    parser.add_argument("--weight", nargs="+", type=float, metavar="W", help="share of each model (default: equal)")
+    parser.add_argument(
+        "--weight", nargs="+", type=float, metavar="W", help="share of each model (default: equal)"
+    )
     parser.add_argument(
         "--statistics",
         choices=("auto", "none", "reset", "repair"),
@@ -51,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "batch norms and data)",
     )
     parser.add_argument("--dry-run", action="store_true", help="do everything but write OUT")
-    parser.add_argument("--report", type=Path, metavar="JSON", help="also write the report to this file")
+    parser.add_argument(
+        "--report", type=Path, metavar="JSON", help="also write the report to this file"
+    )
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser)
     common.add_file_arguments(parser)

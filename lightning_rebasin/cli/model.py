@@ -28,9 +28,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options that say which model to build and what to feed it."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--module", metavar="PKG.CLASS", help="import path of the model class, or of a function making it"
+        "--module",
+        metavar="PKG.CLASS",
+        help="import path of the model class, or of a function making it",
     )
-    group.add_argument("--init-args", metavar="JSON", help="its keyword arguments, as a JSON object")
+    group.add_argument(
+        "--init-args", metavar="JSON", help="its keyword arguments, as a JSON object"
+    )
     group.add_argument(
         "--config",
         type=Path,
@@ -56,7 +60,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="integers are drawn below N (default: the size of the smallest embedding)",
     )
-    group.add_argument("--seed", type=int, default=0, help="seed of the weights and inputs (default: %(default)s)")
+    group.add_argument(
+        "--seed", type=int, default=0, help="seed of the weights and inputs (default: %(default)s)"
+    )
 
 
 def build_model(args: argparse.Namespace) -> nn.Module:
@@ -78,9 +84,14 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     if args.config is not None:
         section = _model_section(args.config)
         path = path or section.get("class_path")
-        settings = {**(section.get("init_args", {}) if "class_path" in section else section), **settings}
+        settings = {
+            **(section.get("init_args", {}) if "class_path" in section else section),
+            **settings,
+        }
     if path is None:
-        raise ConfigurationError("no model: give --module PKG.CLASS, or --config with a model section")
+        raise ConfigurationError(
+            "no model: give --module PKG.CLASS, or --config with a model section"
+        )
     target = _import(path)
     torch.manual_seed(args.seed)
     try:
@@ -88,9 +99,13 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     except ConfigurationError:
         raise
     except Exception as error:  # whatever the user's constructor raises
-        raise ConfigurationError(f"--module {path}: {type(error).__name__}: {error} (see --init-args)") from error
+        raise ConfigurationError(
+            f"--module {path}: {type(error).__name__}: {error} (see --init-args)"
+        ) from error
     if not isinstance(module, nn.Module):
-        raise ConfigurationError(f"--module {path} makes a {type(module).__name__}, not a torch.nn.Module")
+        raise ConfigurationError(
+            f"--module {path} makes a {type(module).__name__}, not a torch.nn.Module"
+        )
     return module
 
 
@@ -113,9 +128,13 @@ def build_inputs(args: argparse.Namespace, module: nn.Module) -> tuple[Tensor, .
     shapes: Sequence[tuple[int, ...]] = args.input_shape or ()
     dtypes: Sequence[str] = args.input_dtype or ()
     if not shapes and getattr(module, "example_input_array", None) is None:
-        raise ConfigurationError("no example input: give --input-shape, for example --input-shape 1,3,32,32, or --data")
+        raise ConfigurationError(
+            "no example input: give --input-shape, for example --input-shape 1,3,32,32, or --data"
+        )
     if len(dtypes) > len(shapes):
-        raise ConfigurationError(f"--input-dtype is given {len(dtypes)} times, --input-shape only {len(shapes)} times")
+        raise ConfigurationError(
+            f"--input-dtype is given {len(dtypes)} times, --input-shape only {len(shapes)} times"
+        )
     rows = [part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)]
     high = args.input_high if args.input_high is not None else min(rows, default=2)
     if high < 1:
@@ -123,11 +142,14 @@ def build_inputs(args: argparse.Namespace, module: nn.Module) -> tuple[Tensor, .
     generator = torch.Generator().manual_seed(args.seed)
     names = [*dtypes, *(["float"] * (len(shapes) - len(dtypes)))]
     return tuple(
-        _random(shape, getattr(torch, name), high, generator) for shape, name in zip(shapes, names, strict=True)
+        _random(shape, getattr(torch, name), high, generator)
+        for shape, name in zip(shapes, names, strict=True)
     )
 
 
-def _random(shape: tuple[int, ...], dtype: torch.dtype, high: int, generator: torch.Generator) -> Tensor:
+def _random(
+    shape: tuple[int, ...], dtype: torch.dtype, high: int, generator: torch.Generator
+) -> Tensor:
     import torch
 
     if dtype.is_floating_point:
@@ -161,27 +183,43 @@ def _model_section(path: Path) -> dict[str, Any]:
     try:
         import yaml
     except ImportError as error:
-        raise MissingExtraError("--config needs PyYAML: pip install 'lightning-rebasin[cli]'") from error
+        raise MissingExtraError(
+            "--config needs PyYAML: pip install 'lightning-rebasin[cli]'"
+        ) from error
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise ConfigurationError(
+            f"--config {path} cannot be read: {' '.join(str(error).split())}"
+        ) from error
     # `python main.py fit --print_config` writes the sections at the top; a subcommand's name may enclose them.
     section = content.get("model", content) if isinstance(content, dict) else None
-    if isinstance(section, dict) and "class_path" not in section and isinstance(section.get("fit"), dict):
+    if (
+        isinstance(section, dict)
+        and "class_path" not in section
+        and isinstance(section.get("fit"), dict)
+    ):
         section = section["fit"].get("model")
     if isinstance(section, str):
         section = {"class_path": section}
     if not isinstance(section, dict):
-        raise ConfigurationError(f"--config {path} has no model section with class_path and init_args")
+        raise ConfigurationError(
+            f"--config {path} has no model section with class_path and init_args"
+        )
     return section
 
 
 def _instantiate(value: Any) -> Any:
     """Nested ``{class_path, init_args}`` become objects, as in a LightningCLI configuration."""
-    if isinstance(value, Mapping) and "class_path" in value and set(value) <= {"class_path", "init_args"}:
+    if (
+        isinstance(value, Mapping)
+        and "class_path" in value
+        and set(value) <= {"class_path", "init_args"}
+    ):
         settings = value.get("init_args") or {}
-        return _import(value["class_path"])(**{name: _instantiate(item) for name, item in settings.items()})
+        return _import(value["class_path"])(
+            **{name: _instantiate(item) for name, item in settings.items()}
+        )
     if isinstance(value, list):
         return [_instantiate(item) for item in value]
     return value
@@ -195,4 +233,6 @@ def _import(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"cannot import {path!r}: {error} (use the form package.module.Class)") from error
+        raise ConfigurationError(
+            f"cannot import {path!r}: {error} (use the form package.module.Class)"
+        ) from error

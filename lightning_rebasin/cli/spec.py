@@ -22,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Builds the model with fresh weights, traces one forward pass, prints the table of its permutation groups,\n"
         "and proves in float64 that a random permutation of all of them leaves the output unchanged."
     )
-    parser.epilog = (
-        "example:\n  lightning-rebasin spec --module torchvision.models.resnet18 --input-shape 1,3,64,64 -o spec.json"
-    )
+    parser.epilog = "example:\n  lightning-rebasin spec --module torchvision.models.resnet18 --input-shape 1,3,64,64 -o spec.json"
     add_model_arguments(parser)
     parser.add_argument(
         "--data",
@@ -32,12 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a LightningDataModule or DataLoader: its first batch is the example, through validation_step where "
         "forward does not take it",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="file to write the spec to")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="JSON", help="file to write the spec to"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
     parser.add_argument(
-        "--explain", action="append", default=[], metavar="TENSOR", help="tell what moves in this tensor, and why not"
+        "--explain",
+        action="append",
+        default=[],
+        metavar="TENSOR",
+        help="tell what moves in this tensor, and why not",
     )
-    parser.add_argument("--pin", action="append", default=[], metavar="TENSOR", help="keep this tensor as it is")
+    parser.add_argument(
+        "--pin", action="append", default=[], metavar="TENSOR", help="keep this tensor as it is"
+    )
     parser.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
@@ -58,7 +64,11 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         check_target(args.output, force=args.force)
     module = build_model(args)
-    inputs = _first_batch(args, module) if args.data and not args.input_shape else build_inputs(args, module)
+    inputs = (
+        _first_batch(args, module)
+        if args.data and not args.input_shape
+        else build_inputs(args, module)
+    )
     with warnings.catch_warnings():
         # The table prints the same notes.
         warnings.simplefilter("ignore", UntracedWarning)
@@ -70,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         permutation = Permutation.random(spec, torch.Generator().manual_seed(args.seed))
         error = check_equivalence(module, permutation, *inputs)
-        print(f"proved: a random permutation of every group changes the output by {error:.1e} (relative, float64)")
+        print(
+            f"proved: a random permutation of every group changes the output by {error:.1e} (relative, float64)"
+        )
     if args.output is not None:
         spec.save(args.output)
         print(f"wrote {args.output}")

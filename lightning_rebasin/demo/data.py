@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from lightning_rebasin.errors import DataError, MissingExtraError
 
@@ -59,7 +65,9 @@ def digits() -> Classification:
     held_out = len(targets) // 5
     test, train = order[:held_out], order[held_out:]
     return Classification(
-        "digits", TensorDataset(images[train], targets[train]), TensorDataset(images[test], targets[test])
+        "digits",
+        TensorDataset(images[train], targets[train]),
+        TensorDataset(images[test], targets[test]),
     )
 
 
@@ -86,7 +94,9 @@ def idx_folder(folder: str | Path) -> Classification:
 def _read_idx(folder: Path, name: str, ndim: int) -> Tensor:
     path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
     if path is None:
-        raise DataError(f"no {name}.gz or {name} in {folder}: give the folder that holds the four idx files")
+        raise DataError(
+            f"no {name}.gz or {name} in {folder}: give the folder that holds the four idx files"
+        )
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
@@ -98,7 +108,9 @@ def _read_idx(folder: Path, name: str, ndim: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy().reshape(shape))
 
 
-def loader(dataset: TensorDataset, batch_size: int, *, seed: int | None = None) -> DataLoader[tuple[Tensor, ...]]:
+def loader(
+    dataset: TensorDataset, batch_size: int, *, seed: int | None = None
+) -> DataLoader[tuple[Tensor, ...]]:
     """Whole batches by one index operation each, which is what makes small networks train fast.
 
     Args:
@@ -110,4 +122,6 @@ def loader(dataset: TensorDataset, batch_size: int, *, seed: int | None = None) 
     if seed is not None:
         order = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
     # batch_size=None hands each list of indices to the data set as it is: no per-sample collation.
-    return DataLoader(dataset, sampler=BatchSampler(order, batch_size, drop_last=False), batch_size=None)
+    return DataLoader(
+        dataset, sampler=BatchSampler(order, batch_size, drop_last=False), batch_size=None
+    )

@@ -25,7 +25,12 @@ class Classifier(LightningModule):
     """
 
     def __init__(
-        self, features: int = 64, width: int = 256, depth: int = 3, classes: int = 10, learning_rate: float = 1e-3
+        self,
+        features: int = 64,
+        width: int = 256,
+        depth: int = 3,
+        classes: int = 10,
+        learning_rate: float = 1e-3,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -65,7 +70,11 @@ class Classifier(LightningModule):
         logits = self(images)
         accuracy = multiclass_accuracy(logits, labels, num_classes=logits.shape[1], average="micro")
         loss = nn.functional.cross_entropy(logits, labels)
-        self.log_dict({f"{stage}_loss": loss, f"{stage}_accuracy": accuracy}, batch_size=len(labels), prog_bar=True)
+        self.log_dict(
+            {f"{stage}_loss": loss, f"{stage}_accuracy": accuracy},
+            batch_size=len(labels),
+            prog_bar=True,
+        )
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:

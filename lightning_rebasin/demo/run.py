@@ -131,26 +131,43 @@ def _run(settings: DemoSettings, *, progress: bool) -> DemoReport:
     with _timed(seconds, "first training"):
         _train(settings, data, settings.seed, first, [], progress=progress)
     with _timed(seconds, "second training with both callbacks"):
-        _train(settings, data, settings.seed + 1, second, _callbacks(settings, first), progress=progress)
+        _train(
+            settings,
+            data,
+            settings.seed + 1,
+            second,
+            _callbacks(settings, first),
+            progress=progress,
+        )
 
     model = Classifier.load_from_checkpoint(first)
     reference, source = read_checkpoint(first), read_checkpoint(second)
     spec = infer_spec(model)
     with _timed(seconds, "matching"):
-        match = match_weights(spec, reference.state_dict, source.state_dict, seed=settings.seed, progress=progress)
+        match = match_weights(
+            spec, reference.state_dict, source.state_dict, seed=settings.seed, progress=progress
+        )
     error = check_equivalence(model, match.permutation)
     matched = match.permutation.apply(source.state_dict)
 
     test = loader(data.test, 500)
     with _timed(seconds, "barriers"):
-        naive_curve = measure_barrier(model, reference.state_dict, source.state_dict, test, progress=progress)
-        matched_curve = measure_barrier(model, reference.state_dict, matched, test, progress=progress)
+        naive_curve = measure_barrier(
+            model, reference.state_dict, source.state_dict, test, progress=progress
+        )
+        matched_curve = measure_barrier(
+            model, reference.state_dict, matched, test, progress=progress
+        )
     merged = settings.output / "merged.ckpt"
-    write_checkpoint(merged, interpolate(reference.state_dict, matched, 0.5), like=reference, force=True)
+    write_checkpoint(
+        merged, interpolate(reference.state_dict, matched, 0.5), like=reference, force=True
+    )
     _draw(settings.output, naive_curve, matched_curve)
 
     report = _report(settings, data, match, error, (naive_curve, matched_curve), seconds=seconds)
-    atomic_write_text(settings.output / "report.json", json.dumps(asdict(report), indent=1, default=str) + "\n")
+    atomic_write_text(
+        settings.output / "report.json", json.dumps(asdict(report), indent=1, default=str) + "\n"
+    )
     return report
 
 
@@ -179,7 +196,13 @@ def _epochs(settings: DemoSettings) -> int:
 
 
 def _train(
-    settings: DemoSettings, data: Classification, seed: int, path: Path, callbacks: list[Callback], *, progress: bool
+    settings: DemoSettings,
+    data: Classification,
+    seed: int,
+    path: Path,
+    callbacks: list[Callback],
+    *,
+    progress: bool,
 ) -> None:
     """One training of the network, saved as a Lightning checkpoint."""
     seed_everything(seed, verbose=False)
@@ -192,7 +215,12 @@ def _train(
 
 
 def _trainer(
-    settings: DemoSettings, epochs: int, callbacks: list[Callback], *, progress: bool, name: str = "merged"
+    settings: DemoSettings,
+    epochs: int,
+    callbacks: list[Callback],
+    *,
+    progress: bool,
+    name: str = "merged",
 ) -> Trainer:
     """A CPU trainer: the same result for the same seed on any machine of one kind, and no device needed."""
     return Trainer(
@@ -239,7 +267,9 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot create the output folder {folder}: {error.strerror or error}") from error
+        raise OutputError(
+            f"cannot create the output folder {folder}: {error.strerror or error}"
+        ) from error
 
 
 def _draw(folder: Path, naive: BarrierCurve, matched: BarrierCurve) -> None:
@@ -248,7 +278,9 @@ def _draw(folder: Path, naive: BarrierCurve, matched: BarrierCurve) -> None:
     plot_barriers(curves, path=folder / "barrier.png", title="From one training to the other")
     lines = [f"lam,naive_{LOSS},matched_{LOSS},naive_{ACCURACY},matched_{ACCURACY}"]
     for i, lam in enumerate(naive.lambdas):
-        numbers = [curve.values[metric][i] for metric in (LOSS, ACCURACY) for curve in (naive, matched)]
+        numbers = [
+            curve.values[metric][i] for metric in (LOSS, ACCURACY) for curve in (naive, matched)
+        ]
         lines.append(",".join(f"{number:.10g}" for number in (lam, *numbers)))
     atomic_write_text(folder / "barrier.csv", "\n".join(lines) + "\n")
 
@@ -273,7 +305,9 @@ def _report(
     return DemoReport(
         data=data.name,
         settings=asdict(settings),
-        rows=tuple(Row(name, curve.values[LOSS][i], curve.values[ACCURACY][i]) for name, curve, i in places),
+        rows=tuple(
+            Row(name, curve.values[LOSS][i], curve.values[ACCURACY][i]) for name, curve, i in places
+        ),
         naive_barrier=naive.height(LOSS),
         matched_barrier=matched.height(LOSS),
         symmetries=match.permutation.spec.log10_symmetries,

@@ -34,7 +34,9 @@ def reduction_name(reduce_fx: str | Callable[[Any], Any]) -> Reduction:
     """
     key = reduce_fx.lower() if isinstance(reduce_fx, str) else reduce_fx
     if key not in _NAMES:
-        raise ConfigurationError(f"reduce_fx={reduce_fx!r} is not supported; Lightning takes mean, sum, min or max")
+        raise ConfigurationError(
+            f"reduce_fx={reduce_fx!r} is not supported; Lightning takes mean, sum, min or max"
+        )
     return _NAMES[key]
 
 
@@ -60,7 +62,11 @@ class Average:
         number: Tensor | float = value
         if isinstance(value, Tensor):
             # Apple's MPS devices have no float64.
-            number = value.detach().squeeze().to("cpu" if value.device.type == "mps" else value.device, torch.float64)
+            number = (
+                value.detach()
+                .squeeze()
+                .to("cpu" if value.device.type == "mps" else value.device, torch.float64)
+            )
         self.weight += weight
         if self.reduction == "mean":
             self.total = self.total + number * weight
@@ -69,7 +75,12 @@ class Average:
         elif not self._started:
             self.total = number
         else:
-            pair = torch.stack([torch.as_tensor(n, dtype=torch.float64, device="cpu") for n in (self.total, number)])
+            pair = torch.stack(
+                [
+                    torch.as_tensor(n, dtype=torch.float64, device="cpu")
+                    for n in (self.total, number)
+                ]
+            )
             self.total = pair.amin() if self.reduction == "min" else pair.amax()
         self._started = True
 
@@ -91,7 +102,11 @@ class Average:
         merged = cls(reduction)
         for _, total, weight in states:
             if reduction == "mean":
-                merged.total, merged.weight, merged._started = merged.total + total, merged.weight + weight, True
+                merged.total, merged.weight, merged._started = (
+                    merged.total + total,
+                    merged.weight + weight,
+                    True,
+                )
             else:
                 merged.update(total, weight)
         return merged

@@ -72,13 +72,22 @@ class BarrierCurve:
 
     def __post_init__(self) -> None:
         lambdas = tuple(float(lam) for lam in self.lambdas)
-        if len(lambdas) < 2 or lambdas[0] != 0.0 or lambdas[-1] != 1.0 or list(lambdas) != sorted(set(lambdas)):
+        if (
+            len(lambdas) < 2
+            or lambdas[0] != 0.0
+            or lambdas[-1] != 1.0
+            or list(lambdas) != sorted(set(lambdas))
+        ):
             raise DataError(f"a barrier curve needs ascending λ from 0 to 1, got {lambdas}")
         values = {name: tuple(float(v) for v in row) for name, row in self.values.items()}
         for name, row in values.items():
             if len(row) != len(lambdas):
-                raise DataError(f"metric {name!r} has {len(row)} values for {len(lambdas)} points λ")
-        better = {name: bool(self.higher_is_better.get(name, is_higher_better(name))) for name in values}
+                raise DataError(
+                    f"metric {name!r} has {len(row)} values for {len(lambdas)} points λ"
+                )
+        better = {
+            name: bool(self.higher_is_better.get(name, is_higher_better(name))) for name in values
+        }
         object.__setattr__(self, "lambdas", lambdas)
         object.__setattr__(self, "values", MappingProxyType(values))
         object.__setattr__(self, "higher_is_better", MappingProxyType(better))
@@ -190,12 +199,16 @@ class BarrierCurve:
         atomic_write_text(path, text.getvalue())
 
     def __repr__(self) -> str:
-        heights = ", ".join(f"{name} {self.height(name):.4g} at λ={self.at(name):.2f}" for name in self.values)
+        heights = ", ".join(
+            f"{name} {self.height(name):.4g} at λ={self.at(name):.2f}" for name in self.values
+        )
         return f"BarrierCurve({len(self.lambdas)} points, {self.samples} samples; barriers (mean): {heights or 'none'})"
 
     def _row(self, name: str) -> tuple[float, ...]:
         if name not in self.values:
-            raise DataError(f"the curve has no metric {name!r}; it has {', '.join(map(repr, self.values)) or 'none'}")
+            raise DataError(
+                f"the curve has no metric {name!r}; it has {', '.join(map(repr, self.values)) or 'none'}"
+            )
         return self.values[name]
 
     def _excess(self, name: str, convention: Convention) -> list[float]:
@@ -208,9 +221,13 @@ class BarrierCurve:
         elif convention == "chord":
             # Written so that both ends come out exact: a curve that is its own chord has barrier 0, not 1e-17.
             ends = {0: first, len(row) - 1: last}
-            promised = [ends.get(i, (1 - lam) * first + lam * last) for i, lam in enumerate(self.lambdas)]
+            promised = [
+                ends.get(i, (1 - lam) * first + lam * last) for i, lam in enumerate(self.lambdas)
+            ]
         else:
-            raise ConfigurationError(f"convention {convention!r} is unknown; choose 'mean' or 'chord'")
+            raise ConfigurationError(
+                f"convention {convention!r} is unknown; choose 'mean' or 'chord'"
+            )
         return [sign * (value - base) for value, base in zip(row, promised, strict=True)]
 
 
@@ -234,8 +251,14 @@ def lambda_grid(points: int | Sequence[float]) -> tuple[float, ...]:
         (0.0, 0.1, 0.5, 1.0)
     """
     if isinstance(points, bool) or (isinstance(points, int) and points < 2):
-        raise ConfigurationError(f"points={points!r}: a barrier needs at least the two ends, so 2 or more points")
-    inner = [i / (points - 1) for i in range(points)] if isinstance(points, int) else [float(p) for p in points]
+        raise ConfigurationError(
+            f"points={points!r}: a barrier needs at least the two ends, so 2 or more points"
+        )
+    inner = (
+        [i / (points - 1) for i in range(points)]
+        if isinstance(points, int)
+        else [float(p) for p in points]
+    )
     wrong = [lam for lam in inner if not 0.0 <= lam <= 1.0]
     if wrong:
         raise ConfigurationError(f"points: λ = {wrong[0]} lies outside [0, 1]")

@@ -27,7 +27,9 @@ def batch_size(batch: Any) -> int:
     """
     try:
         return extract_batch_size(batch)
-    except Exception as error:  # Lightning raises its own exception class, tensors of rank 0 an IndexError
+    except (
+        Exception
+    ) as error:  # Lightning raises its own exception class, tensors of rank 0 an IndexError
         raise DataError(
             f"cannot tell how many samples a batch of type {type(batch).__name__} holds: {error}"
         ) from error
@@ -48,7 +50,11 @@ def without_repeats(batch: Any, batch_idx: int, loader: object) -> Any | None:
         The batch without the repeated sample, ``None`` if nothing else was in it.
     """
     sampler = getattr(loader, "sampler", None)
-    if not isinstance(loader, DataLoader) or not isinstance(sampler, DistributedSampler) or loader.batch_size is None:
+    if (
+        not isinstance(loader, DataLoader)
+        or not isinstance(sampler, DistributedSampler)
+        or loader.batch_size is None
+    ):
         return batch
     samples = len(cast(Sized, sampler.dataset))
     last = sampler.rank + (sampler.num_samples - 1) * sampler.num_replicas

@@ -38,7 +38,11 @@ class FirstLayer:
         self._versions: dict[nn.Linear, list[int]] = {}
         for layer in module.modules():
             # Weights that are computed from others (parametrizations, weight_norm) are no affine function of λ.
-            if type(layer) is nn.Linear and not is_parametrized(layer) and "weight" in layer._parameters:
+            if (
+                type(layer) is nn.Linear
+                and not is_parametrized(layer)
+                and "weight" in layer._parameters
+            ):
                 self._own[layer] = tuple(layer.parameters())
                 layer.forward = partial(self._forward, layer)  # type: ignore[method-assign]
 
@@ -66,7 +70,13 @@ class FirstLayer:
         """The output between the ends, if both are known for this input."""
         segment, lam = self._position
         first, last = self._ends.get("a"), self._ends.get("b")
-        if segment is None or lam in (0.0, 1.0) or first is None or last is None or last[0] is not segment[1]:
+        if (
+            segment is None
+            or lam in (0.0, 1.0)
+            or first is None
+            or last is None
+            or last[0] is not segment[1]
+        ):
             return None
         return torch.lerp(first[1], last[1], lam) if self._seen(segment, layer, x) else None
 
@@ -87,7 +97,9 @@ class FirstLayer:
         """Whether the layer still has the weights of the point: a step may replace them, or change them in place."""
         now, own = tuple(layer.parameters()), self._own[layer]
         same = len(now) == len(own) and all(a is b for a, b in zip(now, own, strict=True))
-        return same and layer.weight is own[0] and [p._version for p in own] == self._versions[layer]
+        return (
+            same and layer.weight is own[0] and [p._version for p in own] == self._versions[layer]
+        )
 
     def _seen(self, segment: Segment, layer: nn.Linear, x: Tensor) -> bool:
         """Whether λ = 0 of this segment came first, with the same layer and the same input."""

@@ -17,7 +17,9 @@ class Separation(NamedTuple):
     cosine: float
 
 
-def separation(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: Iterable[str]) -> Separation:
+def separation(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: Iterable[str]
+) -> Separation:
     """Distance ``‖a − b‖₂`` and cosine ``⟨a, b⟩ / (‖a‖ ‖b‖)`` over the named tensors together, in float64.
 
     Args:

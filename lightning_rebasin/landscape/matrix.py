@@ -127,7 +127,12 @@ def barrier_matrix(
     """
     rows, columns = _snapshots(a), _snapshots(b)
     statistics = None if batch_norm is None else list(batch_norm)
-    pairs = [(i, j) for i, x in enumerate(rows) for j, y in enumerate(columns) if not same_step or x.step == y.step]
+    pairs = [
+        (i, j)
+        for i, x in enumerate(rows)
+        for j, y in enumerate(columns)
+        if not same_step or x.step == y.step
+    ]
     if not pairs:
         raise DataError("the two runs have no snapshots of equal step")
     heights = [[float("nan")] * len(columns) for _ in rows]
@@ -139,13 +144,23 @@ def barrier_matrix(
         if spec is not None:
             # Each pair afresh: a permutation that suits an early snapshot can be a trap for a late one.
             other = match_weights(spec, one, other, seed=seed).permutation.apply(other)
-        curve = measure_barrier(module, one, other, dataloader, points=points, loss=loss, batch_norm=statistics)
-        metric = metric or next((name for name in curve.values if "loss" in name), next(iter(curve.values)))
+        curve = measure_barrier(
+            module, one, other, dataloader, points=points, loss=loss, batch_norm=statistics
+        )
+        metric = metric or next(
+            (name for name in curve.values if "loss" in name), next(iter(curve.values))
+        )
         if metric not in curve.values:
-            raise ConfigurationError(f"metric={metric!r} was not measured; choose one of {', '.join(curve.values)}")
+            raise ConfigurationError(
+                f"metric={metric!r} was not measured; choose one of {', '.join(curve.values)}"
+            )
         heights[i][j] = curve.height(metric, convention)
     return BarrierMatrix(
-        tuple(s.step for s in rows), tuple(s.step for s in columns), tuple(map(tuple, heights)), str(metric), convention
+        tuple(s.step for s in rows),
+        tuple(s.step for s in columns),
+        tuple(map(tuple, heights)),
+        str(metric),
+        convention,
     )
 
 
@@ -159,4 +174,7 @@ def _snapshots(run: Trajectory) -> tuple[Snapshot, ...]:
 def _full(module: nn.Module, snapshot: Snapshot) -> dict[str, Tensor]:
     """The weights of a snapshot in the module's precision: they may have been stored in 16 bits."""
     dtypes = {name: tensor.dtype for name, tensor in weights_of(module).items()}
-    return {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in snapshot.state_dict().items()}
+    return {
+        name: tensor.to(dtypes.get(name, tensor.dtype))
+        for name, tensor in snapshot.state_dict().items()
+    }

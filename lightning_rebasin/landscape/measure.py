@@ -71,7 +71,10 @@ def measure_barrier(
     a, b = without_compilation_prefix(a), without_compilation_prefix(b)
     check_segment(module, a, b)
     probe = make_probe(module, len(lambdas), loss)
-    a, b = ({name: tensor.detach().to(probe.device) for name, tensor in state.items()} for state in (a, b))
+    a, b = (
+        {name: tensor.detach().to(probe.device) for name, tensor in state.items()}
+        for state in (a, b)
+    )
     segments = [((a, b), lam) for lam in lambdas]
     loaders = list(dataloader) if _is_several(dataloader) else [dataloader]
     # Iterating a loader draws from the global generator; a measurement leaves no trace there.
@@ -79,26 +82,40 @@ def measure_barrier(
         if batch_norm is not None:
             probe.estimate_statistics(segments, [probe.transfer(batch, 0) for batch in batch_norm])
         for index, loader in enumerate(loaders):
-            batches = tqdm(islice(loader, limit_batches), desc="barrier", disable=not progress, leave=False)
+            batches = tqdm(
+                islice(loader, limit_batches), desc="barrier", disable=not progress, leave=False
+            )
             for batch_idx, batch in enumerate(batches):
-                probe.evaluate(segments, probe.transfer(batch, index), Place(batch_idx, index, len(loaders)))
+                probe.evaluate(
+                    segments, probe.transfer(batch, index), Place(batch_idx, index, len(loaders))
+                )
     rows = probe.results()
     if not rows[0]:
-        raise DataError("nothing was measured: the data loader gave no batch, or validation_step logs nothing")
+        raise DataError(
+            "nothing was measured: the data loader gave no batch, or validation_step logs nothing"
+        )
     return curve_from_rows(lambdas, rows, probe.higher_is_better(), probe.samples)
 
 
 def curve_from_rows(
-    lambdas: Sequence[float], rows: Sequence[Mapping[str, float]], higher_is_better: Mapping[str, bool], samples: int
+    lambdas: Sequence[float],
+    rows: Sequence[Mapping[str, float]],
+    higher_is_better: Mapping[str, bool],
+    samples: int,
 ) -> BarrierCurve:
     """A curve from one dict of metrics per λ; a metric that is missing at a point is NaN there."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     values = {name: tuple(row.get(name, math.nan) for row in rows) for name in names}
     return BarrierCurve(
-        tuple(lambdas), values, {n: higher_is_better[n] for n in names if n in higher_is_better}, samples
+        tuple(lambdas),
+        values,
+        {n: higher_is_better[n] for n in names if n in higher_is_better},
+        samples,
     )
 
 
 def _is_several(dataloader: object) -> bool:
     """Whether this is a list of loaders, and not one loader (a list of batches is one, too)."""
-    return isinstance(dataloader, (list, tuple)) and all(isinstance(item, DataLoader) for item in dataloader)
+    return isinstance(dataloader, (list, tuple)) and all(
+        isinstance(item, DataLoader) for item in dataloader
+    )

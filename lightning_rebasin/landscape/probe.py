@@ -116,7 +116,11 @@ class Probe(abc.ABC):
         self._first_layer.stop()
 
     def estimate_statistics(
-        self, points: Sequence[tuple[Segment, float]], batches: Sequence[Any], *, context: Context = nullcontext
+        self,
+        points: Sequence[tuple[Segment, float]],
+        batches: Sequence[Any],
+        *,
+        context: Context = nullcontext,
     ) -> None:
         """Re-estimate the batch-norm statistics at every point as cumulative averages, in the probe only.
 
@@ -148,18 +152,24 @@ class Probe(abc.ABC):
     def reset_metrics(self) -> None:  # noqa: B027  (most probes have no metrics)
         """Forget the state of metrics, if the probe has any."""
 
-    def results(self, gather: Callable[[object], list[Any]] | None = None) -> list[dict[str, float]]:
+    def results(
+        self, gather: Callable[[object], list[Any]] | None = None
+    ) -> list[dict[str, float]]:
         """The reduced metrics of every point.
 
         Args:
             gather: Collects one object from every process; called once, so all processes must call this method.
         """
         own = [{name: average.state() for name, average in row.items()} for row in self._averages]
-        everyone: list[list[dict[str, tuple[Reduction, float, float]]]] = [own] if gather is None else gather(own)
+        everyone: list[list[dict[str, tuple[Reduction, float, float]]]] = (
+            [own] if gather is None else gather(own)
+        )
         rows = []
         for point in range(len(own)):
             names = dict.fromkeys(name for states in everyone for name in states[point])
-            merged = {n: Average.merge([s[point][n] for s in everyone if n in s[point]]) for n in names}
+            merged = {
+                n: Average.merge([s[point][n] for s in everyone if n in s[point]]) for n in names
+            }
             rows.append({name: average.value for name, average in merged.items()})
             weights = [average.weight for average in merged.values() if average.reduction == "mean"]
             self.samples = int(max(weights, default=0))
@@ -236,7 +246,9 @@ class LightningProbe(Probe):
         self._slots.reset()
         self._logged = [{} for _ in self._logged]
 
-    def results(self, gather: Callable[[object], list[Any]] | None = None) -> list[dict[str, float]]:
+    def results(
+        self, gather: Callable[[object], list[Any]] | None = None
+    ) -> list[dict[str, float]]:
         """The reduced metrics of every point; torchmetrics synchronise themselves over processes."""
         rows = super().results(gather)
         for row, metrics in zip(rows, self._logged, strict=True):

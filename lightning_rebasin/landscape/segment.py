@@ -22,7 +22,9 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     weights and are left out.
     """
     metrics = tuple(
-        f"{name}." for name, child in module.named_modules() if isinstance(child, (Metric, MetricCollection))
+        f"{name}."
+        for name, child in module.named_modules()
+        if isinstance(child, (Metric, MetricCollection))
     )
     return {
         name.replace(_COMPILED, ""): tensor.detach()
@@ -40,7 +42,10 @@ def write_interpolation(
             first, second = a[name], b[name]
             if lam in (0.0, 1.0):
                 target.copy_(second if lam else first)
-            elif target.dtype == first.dtype == second.dtype and target.dtype in (torch.float32, torch.float64):
+            elif target.dtype == first.dtype == second.dtype and target.dtype in (
+                torch.float32,
+                torch.float64,
+            ):
                 torch.lerp(first, second, lam, out=target)
             else:
                 target.copy_(interpolate({name: first}, {name: second}, lam)[name])

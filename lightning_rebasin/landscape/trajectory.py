@@ -63,7 +63,9 @@ def load_trajectory(folder: str | Path) -> Iterator[Snapshot]:
     """
     for snapshot in read_index(folder):
         if not snapshot.path.is_file():
-            raise CheckpointError(f"{snapshot.path} is in the index but missing; restore it or take it out of {INDEX}")
+            raise CheckpointError(
+                f"{snapshot.path} is in the index but missing; restore it or take it out of {INDEX}"
+            )
         yield snapshot
 
 
@@ -73,13 +75,18 @@ def read_index(folder: str | Path) -> tuple[Snapshot, ...]:
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is no snapshot folder: it has no {INDEX} (see CheckpointSnapshot)") from error
+        raise CheckpointError(
+            f"{folder} is no snapshot folder: it has no {INDEX} (see CheckpointSnapshot)"
+        ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
         raise CheckpointError(f"{path} is not an index of snapshots, or of another version")
     try:
-        found = [Snapshot(int(s["step"]), int(s["epoch"]), _inside(Path(folder), s["file"])) for s in data["snapshots"]]
+        found = [
+            Snapshot(int(s["step"]), int(s["epoch"]), _inside(Path(folder), s["file"]))
+            for s in data["snapshots"]
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
     return tuple(sorted(found, key=lambda s: s.step))
@@ -91,7 +98,10 @@ def write_index(folder: Path, snapshots: Sequence[Snapshot]) -> None:
     Raises:
         OutputError: The folder cannot be written.
     """
-    entries = [{"step": s.step, "epoch": s.epoch, "file": s.path.name} for s in sorted(snapshots, key=lambda s: s.step)]
+    entries = [
+        {"step": s.step, "epoch": s.epoch, "file": s.path.name}
+        for s in sorted(snapshots, key=lambda s: s.step)
+    ]
     text = json.dumps({"format": FORMAT, "version": VERSION, "snapshots": entries}, indent=1)
     atomic_write_text(folder / INDEX, text + "\n")
 

@@ -74,7 +74,9 @@ class CrossMoments:
             "bb": b.square().sum(1),
             "ab": a @ b.T,
         }
-        self._sums = {name: self._sums[name] + value if self._sums else value for name, value in new.items()}
+        self._sums = {
+            name: self._sums[name] + value if self._sums else value for name, value in new.items()
+        }
 
     def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
         """Replace every sum by its total over processes."""
@@ -124,11 +126,16 @@ class GroupAssignment:
 
     def permutation(self) -> Permutation:
         """The permutation with the highest total score."""
-        orders = {group.id: torch.empty(group.instances, group.size, dtype=torch.long) for group in self._groups()}
+        orders = {
+            group.id: torch.empty(group.instances, group.size, dtype=torch.long)
+            for group in self._groups()
+        }
         for group in self._groups():
             if group.parent is None:
                 self._collect(group, 0, 0, orders)
-        return Permutation(self._spec, {g.id: orders[g.id].reshape(g.shape) for g in self._groups()})
+        return Permutation(
+            self._spec, {g.id: orders[g.id].reshape(g.shape) for g in self._groups()}
+        )
 
     def _groups(self) -> Iterable[Group]:
         return self._spec.groups.values()
@@ -140,7 +147,9 @@ class GroupAssignment:
             n = group.size
             score = torch.zeros(n, n, dtype=torch.float64)
             if group.id in self._scores:
-                score += self._scores[group.id][row * n : (row + 1) * n, column * n : (column + 1) * n]
+                score += self._scores[group.id][
+                    row * n : (row + 1) * n, column * n : (column + 1) * n
+                ]
             for child in self._spec.children(group.id):
                 for i in range(n):
                     for j in range(n):
@@ -160,7 +169,9 @@ class GroupAssignment:
 def _best_columns(score: Tensor) -> Tensor:
     """The best assignment; the identity where it is as good, so that dead units stay in place."""
     n = len(score)
-    columns = torch.as_tensor(solve_assignment(score.numpy(), maximize=True).columns, dtype=torch.long)
+    columns = torch.as_tensor(
+        solve_assignment(score.numpy(), maximize=True).columns, dtype=torch.long
+    )
     best = score[torch.arange(n), columns].sum()
     return torch.arange(n) if score.trace() >= best else columns
 
@@ -211,11 +222,17 @@ def match_activations(
     """
     begin = time.perf_counter()
     if statistic not in get_args(Statistic):
-        raise ConfigurationError(f"statistic={statistic!r} is unknown; choose one of {get_args(Statistic)}")
+        raise ConfigurationError(
+            f"statistic={statistic!r} is unknown; choose one of {get_args(Statistic)}"
+        )
     spec = spec.pin_identical_buffers(reference_module.state_dict(), source_module.state_dict())
     if spec.groups and not spec.activations:
-        raise ConfigurationError("this spec does not say where units can be seen: make it with infer_spec(module, ...)")
-    moments = _collect(spec, reference_module, source_module, tqdm(batches, "activations", disable=not progress))
+        raise ConfigurationError(
+            "this spec does not say where units can be seen: make it with infer_spec(module, ...)"
+        )
+    moments = _collect(
+        spec, reference_module, source_module, tqdm(batches, "activations", disable=not progress)
+    )
     for site in moments.values():
         if total is not None:
             site.reduce(total)
@@ -278,7 +295,9 @@ def _collect(
     return moments
 
 
-def _observe(spec: PermutationSpec, module: nn.Module, batch: Any) -> dict[ActivationAddress, Tensor]:
+def _observe(
+    spec: PermutationSpec, module: nn.Module, batch: Any
+) -> dict[ActivationAddress, Tensor]:
     """Run one batch; every site's units as ``(members, copies · samples)``."""
     like = next(module.parameters(), torch.empty(0))
 
@@ -319,7 +338,9 @@ def _scores(
         found = [getattr(moments[site], statistic)() for site in sites]
         scores[group] = torch.stack(found).sum(0) if len(found) > 1 else found[0]
         if not bool(torch.isfinite(scores[group]).all()):
-            raise NonFiniteError(f"group {group!r}: a unit's activations are NaN or infinite on the given batches")
+            raise NonFiniteError(
+                f"group {group!r}: a unit's activations are NaN or infinite on the given batches"
+            )
     return scores
 
 
@@ -328,7 +349,9 @@ def _pairs(score: Tensor, flat: Tensor) -> Tensor:
 
 
 def _mean_correlations(
-    spec: PermutationSpec, moments: Mapping[ActivationAddress, CrossMoments], permutation: Permutation
+    spec: PermutationSpec,
+    moments: Mapping[ActivationAddress, CrossMoments],
+    permutation: Permutation,
 ) -> dict[str, float]:
     """Mean correlation of matched units by group, over all places where they are seen."""
     found = {}

@@ -57,7 +57,8 @@ def _chunked_product(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
         return float(np.dot(a.astype(np.float64), b.astype(np.float64)))
     starts = range(0, len(a), _CHUNK)
     return sum(
-        float(np.dot(a[i : i + _CHUNK].astype(np.float64), b[i : i + _CHUNK].astype(np.float64))) for i in starts
+        float(np.dot(a[i : i + _CHUNK].astype(np.float64), b[i : i + _CHUNK].astype(np.float64)))
+        for i in starts
     )
 
 
@@ -94,17 +95,24 @@ def inner_products(
         elif permutation is None or axis_map is None:
             found[name] = inner_product(reference.tensors[name], source.tensors[name])
         else:
-            found[name] = _permuted_product(reference.tensors[name], source.tensors[name], axis_map, permutation)
+            found[name] = _permuted_product(
+                reference.tensors[name], source.tensors[name], axis_map, permutation
+            )
     return found
 
 
 def _permuted(
-    array: NDArray[np.float32], axis_map: AxisMap, permutation: Permutation, orders: dict[str, NDArray[np.int64]]
+    array: NDArray[np.float32],
+    axis_map: AxisMap,
+    permutation: Permutation,
+    orders: dict[str, NDArray[np.int64]],
 ) -> NDArray[np.float32]:
     """``π(array)``; ``orders`` keeps what has been looked up."""
     axes = axis_map.whole_axes
     if axes is None:
-        moved: NDArray[np.float32] = permute_tensor(torch.from_numpy(array), axis_map, permutation).numpy()
+        moved: NDArray[np.float32] = permute_tensor(
+            torch.from_numpy(array), axis_map, permutation
+        ).numpy()
         return moved
     array = array.reshape(axis_map.site_shape)
     for site, group in axes:
@@ -126,11 +134,19 @@ def _permuted_product(a: Tensor, b: Tensor, axis_map: AxisMap, permutation: Perm
     product = _product(a.numel()) if plain else None
     total = 0.0
     for start in range(0, len(b), rows):
-        moved = b[start : start + rows] if 0 not in orders else b.index_select(0, orders[0][start : start + rows])
+        moved = (
+            b[start : start + rows]
+            if 0 not in orders
+            else b.index_select(0, orders[0][start : start + rows])
+        )
         for site, order in orders.items():
             moved = moved.index_select(site, order) if site else moved
         x, y = a[start : start + rows], moved
-        total += product(x.reshape(-1).numpy(), y.reshape(-1).numpy()) if product else inner_product(x, y)
+        total += (
+            product(x.reshape(-1).numpy(), y.reshape(-1).numpy())
+            if product
+            else inner_product(x, y)
+        )
     return total
 
 
@@ -150,11 +166,17 @@ def objective(
         (4.0, 5.0)
     """
     names = objective_tensors(spec) if names is None else tuple(names)
-    return sum(inner_products(spec, Parameters(reference, names), Parameters(source, names), permutation).values())
+    return sum(
+        inner_products(
+            spec, Parameters(reference, names), Parameters(source, names), permutation
+        ).values()
+    )
 
 
 def group_similarity(
-    spec: PermutationSpec, products: Mapping[str, float], norms: tuple[Mapping[str, float], Mapping[str, float]]
+    spec: PermutationSpec,
+    products: Mapping[str, float],
+    norms: tuple[Mapping[str, float], Mapping[str, float]],
 ) -> dict[str, float]:
     """Cosine between the weights of all units of a group and of their matches, for every group.
 

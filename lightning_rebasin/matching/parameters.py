@@ -34,9 +34,13 @@ class Parameters:
 
     def __init__(self, state: Mapping[str, Tensor], names: Iterable[str]) -> None:
         #: The tensors, detached.
-        self.tensors = {name: t.detach() if (t := state[name]).requires_grad else t for name in names}
+        self.tensors = {
+            name: t.detach() if (t := state[name]).requires_grad else t for name in names
+        }
         #: Those of them that are fit for NumPy, float32 as they are.
-        self.small = {name: tensor.numpy() for name, tensor in self.tensors.items() if _quick(tensor)}
+        self.small = {
+            name: tensor.numpy() for name, tensor in self.tensors.items() if _quick(tensor)
+        }
         #: Euclidean norm of each tensor; not finite if any entry is not.
         self.norms = self._norms()
 
@@ -45,12 +49,16 @@ class Parameters:
         return self.small[name].reshape(-1).astype(np.float64)
 
     def _norms(self) -> dict[str, float]:
-        found = _large_norms({name: t for name, t in self.tensors.items() if name not in self.small})
+        found = _large_norms(
+            {name: t for name, t in self.tensors.items() if name not in self.small}
+        )
         with np.errstate(over="ignore", invalid="ignore"):
             for name, array in self.small.items():
                 vector = array.reshape(-1)
                 norm = math.sqrt(np.dot(vector, vector))
-                found[name] = norm if _LEAST < norm < _MOST else float(np.linalg.norm(self.wide(name)))
+                found[name] = (
+                    norm if _LEAST < norm < _MOST else float(np.linalg.norm(self.wide(name)))
+                )
         return found
 
 

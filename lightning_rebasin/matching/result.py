@@ -120,7 +120,11 @@ class MatchResult:
     @property
     def converged(self) -> bool:
         """Whether the best descent ended in a sweep without gain."""
-        return all(d.converged for d in self.descents if d.objective >= self.objective) if self.descents else True
+        return (
+            all(d.converged for d in self.descents if d.objective >= self.objective)
+            if self.descents
+            else True
+        )
 
     @property
     def spread(self) -> float:
@@ -165,7 +169,12 @@ class MatchResult:
                 for name, group in self.permutation.spec.groups.items()
             },
             "descents": [
-                {"start": d.start, "objectives": list(d.objectives), "converged": d.converged, "seconds": d.seconds}
+                {
+                    "start": d.start,
+                    "objectives": list(d.objectives),
+                    "converged": d.converged,
+                    "seconds": d.seconds,
+                }
                 for d in self.descents
             ],
         }
@@ -178,10 +187,14 @@ class MatchResult:
             f"cosine to the reference {self.cosine:.3f}",
         ]
         if self.same_basin:
-            lines.append("the two models are in one basin already: plain averaging is right, nothing needs matching")
+            lines.append(
+                "the two models are in one basin already: plain averaging is right, nothing needs matching"
+            )
         if len(self.descents) > 1:
             best = max(self.descents, key=lambda d: d.objective)
-            near = sum(d.objective >= best.objective - 0.01 * max(self.gain, 0.0) for d in self.descents)
+            near = sum(
+                d.objective >= best.objective - 0.01 * max(self.gain, 0.0) for d in self.descents
+            )
             lines.append(
                 f"{len(self.descents)} descents, spread {self.spread:.4g}; best from {best.start}; "
                 f"{near} of them within 1 % of the best gain"

@@ -59,7 +59,10 @@ def straight_through(value: Tensor, free: Tensor) -> Tensor:
 
 
 def projection_target(
-    free: Mapping[str, Tensor], reference: Mapping[str, Tensor], stands_for: StandsFor, projection: Projection
+    free: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+    stands_for: StandsFor,
+    projection: Projection,
 ) -> dict[str, Tensor]:
     """The weights that weight matching brings the source near to: where Θ̃ says that ``π(Θ_B)`` should be.
 
@@ -82,7 +85,8 @@ def projection_target(
     """
     mirrored = stands_for == "midpoint" and projection == "l2"
     moved = {
-        name: 2 * tensor.detach() - reference[name] if mirrored else tensor.detach() for name, tensor in free.items()
+        name: 2 * tensor.detach() - reference[name] if mirrored else tensor.detach()
+        for name, tensor in free.items()
     }
     return {**reference, **moved}
 
@@ -176,6 +180,8 @@ class Projector:
         """
         target = projection_target(free, self._reference, self._stands_for, self._projection)
         # The published algorithm visits the layers in a fresh random order every time.
-        result = self._matcher.match(target, self.permutation, seed=self._seed + step, order="random")
+        result = self._matcher.match(
+            target, self.permutation, seed=self._seed + step, order="random"
+        )
         self.permutation = result.permutation
         return result

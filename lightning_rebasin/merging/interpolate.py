@@ -63,7 +63,9 @@ def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], lam: float) ->
     return _tensorwise((a, b), mix)
 
 
-def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
+def average(
+    states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None
+) -> dict[str, Tensor]:
     """The weighted mean ``Σ_i w_i·θ_i / Σ_i w_i`` of several sets of weights.
 
     One tensor is summed at a time, in float64, so that memory stays at one set of weights (the result) when the inputs
@@ -126,9 +128,13 @@ def normalised_weights(count: int, weights: Sequence[float] | None) -> tuple[flo
         raise ConfigurationError("there is nothing to average: no sets of weights given")
     values = [1.0] * count if weights is None else [float(w) for w in weights]
     if len(values) != count:
-        raise ConfigurationError(f"{len(values)} weights for {count} models; give one weight per model")
+        raise ConfigurationError(
+            f"{len(values)} weights for {count} models; give one weight per model"
+        )
     if not all(math.isfinite(w) and w >= 0 for w in values) or sum(values) == 0:
-        raise ConfigurationError(f"weights must be finite, not negative and not all zero, got {values}")
+        raise ConfigurationError(
+            f"weights must be finite, not negative and not all zero, got {values}"
+        )
     return tuple(w / sum(values) for w in values)
 
 
@@ -150,7 +156,9 @@ def check_alike(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) ->
             culprit = f"lacks {missing[0]!r}" if missing else f"has the unexpected {extra[0]!r}"
             count = len(missing) + len(extra)
             more = f" ({count} names differ in all)" if count > 1 else ""
-            raise StateDictError(f"{name} {culprit}, compared with {names[0]}{more}; is it the same architecture?")
+            raise StateDictError(
+                f"{name} {culprit}, compared with {names[0]}{more}; is it the same architecture?"
+            )
         for key, tensor in first.items():
             _check_tensor(key, tensor, state[key], names[0], name)
 
@@ -178,7 +186,9 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
-def _tensorwise(states: Sequence[Mapping[str, Tensor]], mix: Callable[[Sequence[Tensor]], Tensor]) -> dict[str, Tensor]:
+def _tensorwise(
+    states: Sequence[Mapping[str, Tensor]], mix: Callable[[Sequence[Tensor]], Tensor]
+) -> dict[str, Tensor]:
     """Apply ``mix`` to every name once per distinct storage, so that tied weights stay tied."""
     # The inputs are kept with each result: a lazy mapping may make tensors on the fly, and a freed one's address is
     # soon another's.
@@ -198,4 +208,10 @@ def _identity(tensor: Tensor) -> tuple[object, ...]:
     """The same for two names of one tensor: same memory, seen in the same way."""
     if tensor.layout != torch.strided:
         return (id(tensor),)
-    return (str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    return (
+        str(tensor.device),
+        tensor.data_ptr(),
+        tensor.dtype,
+        tuple(tensor.shape),
+        tensor.stride(),
+    )

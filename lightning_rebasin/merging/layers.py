@@ -106,9 +106,13 @@ class Site:
         weight, bias = self.layer.weight, getattr(self.layer, "bias", None)
         assert isinstance(weight, Tensor)
         with torch.no_grad():
-            if isinstance(self.layer, _ConvTransposeNd):  # (in, out / groups, ...), input channels ordered by group
+            if isinstance(
+                self.layer, _ConvTransposeNd
+            ):  # (in, out / groups, ...), input channels ordered by group
                 grouped = weight.view(self.layer.groups, -1, *weight.shape[1:])
-                by_group = scale.to(weight).reshape(self.layer.groups, 1, -1, *(1 for _ in weight.shape[2:]))
+                by_group = scale.to(weight).reshape(
+                    self.layer.groups, 1, -1, *(1 for _ in weight.shape[2:])
+                )
                 grouped.mul_(by_group)
             else:
                 weight.mul_(scale.to(weight).reshape(-1, *(1 for _ in weight.shape[1:])))
@@ -141,7 +145,9 @@ def find_sites(module: nn.Module, batches: Iterable[Any]) -> tuple[Site, ...]:
             if isinstance(output, Tensor):
                 made.append((output, name))
             if isinstance(candidates[name], _BatchNorm):
-                absorbed.update(source for tensor, source in made if tensor is inputs[0] and source != name)
+                absorbed.update(
+                    source for tensor, source in made if tensor is inputs[0] and source != name
+                )
 
         return hook
 
@@ -187,7 +193,9 @@ def watching(sites: Iterable[Site], see: Callable[[Site, Tensor], Tensor | None]
 def _is_candidate(child: nn.Module) -> bool:
     if isinstance(child, nn.LayerNorm | nn.RMSNorm) and len(child.normalized_shape) != 1:
         return False
-    return isinstance(child, _LAYERS + _NORMS) and isinstance(getattr(child, "weight", None), Tensor)
+    return isinstance(child, _LAYERS + _NORMS) and isinstance(
+        getattr(child, "weight", None), Tensor
+    )
 
 
 _NOTHING = object()

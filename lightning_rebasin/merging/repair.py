@@ -57,7 +57,9 @@ class Repair(Generic[Module]):
     def variance_ratio(self) -> tuple[float, float]:
         """Mean variance ratio over the layers, before and after."""
         count = max(len(self.variances), 1)
-        return sum(v.before for v in self.variances) / count, sum(v.after for v in self.variances) / count
+        return sum(v.before for v in self.variances) / count, sum(
+            v.after for v in self.variances
+        ) / count
 
 
 def repair(
@@ -102,13 +104,19 @@ def repair(
         Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", ICLR 2023
         (arXiv 2211.08403), equations 1 and 2.
     """
-    batches = batches if isinstance(batches, Sequence) or hasattr(batches, "__len__") else list(batches)
+    batches = (
+        batches if isinstance(batches, Sequence) or hasattr(batches, "__len__") else list(batches)
+    )
     shares = normalised_weights(len(states), weights)
     network = copied(module)
     names = ("the module", *(f"model {i + 1}" for i in range(len(states))))
     check_alike((network.state_dict(), *states), names)
     sites = find_sites(network, batches)
-    ends = [_moments(network, state, sites, batches) for state, share in zip(states, shares, strict=True) if share]
+    ends = [
+        _moments(network, state, sites, batches)
+        for state, share in zip(states, shares, strict=True)
+        if share
+    ]
     given = [share for share in shares if share]
     network.load_state_dict(average(states, shares))
     before = measure(network, sites, batches)
@@ -117,7 +125,10 @@ def repair(
     _correct(network, sites, wanted, batches)
     after = measure(network, sites, batches)
     variances = tuple(
-        SiteVariance(site.name, *(_ratio(moments[site.name], wanted[site.name][1]) for moments in (before, after)))
+        SiteVariance(
+            site.name,
+            *(_ratio(moments[site.name], wanted[site.name][1]) for moments in (before, after)),
+        )
         for site in sites
     )
     return Repair(network, variances)
@@ -151,7 +162,10 @@ def _set_batch_norms(sites: Iterable[Site], wanted: Mapping[str, tuple[Tensor, T
 
 
 def _correct(
-    network: nn.Module, sites: Sequence[Site], wanted: Mapping[str, tuple[Tensor, Tensor]], batches: Iterable[Any]
+    network: nn.Module,
+    sites: Sequence[Site],
+    wanted: Mapping[str, tuple[Tensor, Tensor]],
+    batches: Iterable[Any],
 ) -> None:
     """One pass with outputs corrected on the fly, batch norms re-estimated in the same pass, then fold."""
     seen = {site.name: Moments() for site in sites}

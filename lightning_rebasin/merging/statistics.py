@@ -64,13 +64,19 @@ def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     return {
         name: child
         for name, child in module.named_modules()
-        if isinstance(child, _BatchNorm) and child.track_running_stats and child.running_mean is not None
+        if isinstance(child, _BatchNorm)
+        and child.track_running_stats
+        and child.running_mean is not None
     }
 
 
 def statistics_of(norms: Mapping[str, _BatchNorm]) -> dict[str, Tensor]:
     """Copies of the running statistics by the names they have in the state dict."""
-    buffers = ((f"{name}.{key}", buffer) for name, norm in norms.items() for key, buffer in norm.named_buffers())
+    buffers = (
+        (f"{name}.{key}", buffer)
+        for name, norm in norms.items()
+        for key, buffer in norm.named_buffers()
+    )
     return {name: buffer.clone() for name, buffer in buffers}
 
 
@@ -83,7 +89,9 @@ def copied(module: Module) -> Module:
     try:
         return copy.deepcopy(module).eval()
     except Exception as error:  # whatever the user's own __deepcopy__ or __reduce__ raise
-        raise ConfigurationError(f"the module {type(module).__name__} cannot be copied: {error}") from error
+        raise ConfigurationError(
+            f"the module {type(module).__name__} cannot be copied: {error}"
+        ) from error
 
 
 @contextmanager

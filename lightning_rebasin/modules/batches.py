@@ -46,9 +46,15 @@ def first_batches(trainer: Trainer, count: int) -> list[Any]:
 @contextmanager
 def _untouched(loaders: list[Any]) -> Iterator[None]:
     """Give the loaders' own generators back as they were, so that training sees the same order of samples."""
-    holders = [holder for loader in loaders for holder in (loader, getattr(loader, "sampler", None))]
+    holders = [
+        holder for loader in loaders for holder in (loader, getattr(loader, "sampler", None))
+    ]
     found = [getattr(holder, "generator", None) for holder in holders]
-    states = [(generator, generator.get_state()) for generator in found if isinstance(generator, torch.Generator)]
+    states = [
+        (generator, generator.get_state())
+        for generator in found
+        if isinstance(generator, torch.Generator)
+    ]
     try:
         yield
     finally:

@@ -99,7 +99,9 @@ class Score:
         weights: Its midpoint: parameters and buffers, batch-norm statistics included.
     """
 
-    def __init__(self, inner: InnerModel, candidate: Candidate, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, inner: InnerModel, candidate: Candidate, weights: Mapping[str, Tensor]
+    ) -> None:
         self._inner = inner
         self._candidate = candidate
         self._weights = weights
@@ -117,12 +119,16 @@ class Score:
         Args:
             total: Sums a tensor over all processes; called once.
         """
-        sums = total(torch.tensor([float(self._loss.total), self._loss.weight], dtype=torch.float64))
+        sums = total(
+            torch.tensor([float(self._loss.total), self._loss.weight], dtype=torch.float64)
+        )
         mean = float(sums[0] / sums[1])
         return replace(self._candidate, score=math.inf if math.isnan(mean) else mean)
 
 
-def estimate_statistics(inner: InnerModel, weights: Mapping[str, Tensor], batches: Iterable[Any]) -> dict[str, Tensor]:
+def estimate_statistics(
+    inner: InnerModel, weights: Mapping[str, Tensor], batches: Iterable[Any]
+) -> dict[str, Tensor]:
     """Batch-norm statistics of a network at other weights: cumulative averages over ``batches``.
 
     Args:

@@ -40,11 +40,16 @@ class Endpoints:
         self.reference_path = reference if isinstance(reference, str | Path) else None
         self.reference: Mapping[str, Tensor] = _read(reference)
         self.source: Mapping[str, Tensor] = _read(source)
-        check_alike((weights_of(model), self.reference, self.source), ("the model", "the reference", "the source"))
+        check_alike(
+            (weights_of(model), self.reference, self.source),
+            ("the model", "the reference", "the source"),
+        )
         #: Parameters, in the network's order; a tied one appears once.
         self.parameters = tuple(name for name, _ in model.named_parameters())
         self._tensors = frozenset(self.parameters) | {name for name, _ in model.named_buffers()}
-        self._buffers = tuple(name for name in self.reference if name in self._tensors.difference(self.parameters))
+        self._buffers = tuple(
+            name for name in self.reference if name in self._tensors.difference(self.parameters)
+        )
         self._aligned: tuple[Permutation, dict[str, Tensor]] | None = None
         self.place(model)
 
@@ -52,8 +57,14 @@ class Endpoints:
         """Move both ends to the devices and dtypes of the network."""
         like = weights_of(model)
         # A copy, so that nothing the user does to a state dict later reaches the merge.
-        self.reference = {n: t.detach().to(like[n].device, like[n].dtype, copy=True) for n, t in self.reference.items()}
-        self.source = {n: t.detach().to(like[n].device, like[n].dtype, copy=True) for n, t in self.source.items()}
+        self.reference = {
+            n: t.detach().to(like[n].device, like[n].dtype, copy=True)
+            for n, t in self.reference.items()
+        }
+        self.source = {
+            n: t.detach().to(like[n].device, like[n].dtype, copy=True)
+            for n, t in self.source.items()
+        }
         self._aligned = None
 
     def align(self, permutation: Permutation) -> dict[str, Tensor]:
@@ -70,7 +81,9 @@ class Endpoints:
         """Fresh buffers of the point at λ; a forward pass may change them."""
         aligned = self.align(permutation)
         return interpolate(
-            {name: self.reference[name] for name in self._buffers}, {name: aligned[name] for name in self._buffers}, lam
+            {name: self.reference[name] for name in self._buffers},
+            {name: aligned[name] for name in self._buffers},
+            lam,
         )
 
     def write_source(self, model: nn.Module) -> nn.Module:

@@ -121,7 +121,9 @@ class _LogSink:
 def _check_training_step(model: nn.Module) -> None:
     name = type(model).__name__
     if not isinstance(model, LightningModule):
-        raise ConfigurationError(f"{name} is no LightningModule and has no training_step: pass loss=f(model, batch)")
+        raise ConfigurationError(
+            f"{name} is no LightningModule and has no training_step: pass loss=f(model, batch)"
+        )
     if not model.automatic_optimization:
         raise ConfigurationError(
             f"{name} optimises manually, so its training_step cannot be reused: pass loss=f(model, batch)"

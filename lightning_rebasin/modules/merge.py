@@ -36,9 +36,20 @@ from torch import Tensor, nn
 from lightning_rebasin.checkpoints import read_checkpoint, write_checkpoint
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.batches import batch_size
-from lightning_rebasin.matching.straight_through import Projection, Projector, StandsFor, straight_through_point
+from lightning_rebasin.matching.straight_through import (
+    Projection,
+    Projector,
+    StandsFor,
+    straight_through_point,
+)
 from lightning_rebasin.merging.statistics import batch_norms
-from lightning_rebasin.modules.candidates import Candidate, Score, Shortlist, changed_fraction, estimate_statistics
+from lightning_rebasin.modules.candidates import (
+    Candidate,
+    Score,
+    Shortlist,
+    changed_fraction,
+    estimate_statistics,
+)
 from lightning_rebasin.modules.endpoints import Endpoints
 from lightning_rebasin.modules.inner import InnerModel, LossFunction
 from lightning_rebasin.modules.options import MergeOptions
@@ -119,15 +130,23 @@ class MergeModule(LightningModule):
     ) -> None:
         super().__init__()
         # Weights, networks and factories stay out of the hyper-parameters: files must load with weights_only=True.
-        self.save_hyperparameters("lam", "stands_for", "projection", "project_every", "batch_norm_batches", "seed")
-        self._options = MergeOptions(lam, stands_for, projection, project_every, batch_norm_batches, seed)
+        self.save_hyperparameters(
+            "lam", "stands_for", "projection", "project_every", "batch_norm_batches", "seed"
+        )
+        self._options = MergeOptions(
+            lam, stands_for, projection, project_every, batch_norm_batches, seed
+        )
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self.inner = InnerModel(model, loss)
         self.ends = Endpoints(self.inner.model, reference, source)
-        self.free = nn.ParameterList(self.ends.reference[name].clone() for name in self.ends.parameters)
+        self.free = nn.ParameterList(
+            self.ends.reference[name].clone() for name in self.ends.parameters
+        )
         self._start = Start(self.inner.model, self.ends, spec, init)
-        self._recent: deque[Any] = deque(maxlen=batch_norm_batches if batch_norms(self.inner) else 0)
+        self._recent: deque[Any] = deque(
+            maxlen=batch_norm_batches if batch_norms(self.inner) else 0
+        )
         self._current: Permutation | None = None
         self._best: Candidate | None = None
         self._projector: Projector | None = None
@@ -193,8 +212,14 @@ class MergeModule(LightningModule):
         """
         permutation = self.permutation
         args, kwargs = self._start.example
-        error = check_equivalence(self.ends.write_source(self.inner.model), permutation, *args, **kwargs)
-        like = read_checkpoint(self.ends.reference_path) if self.ends.reference_path is not None else None
+        error = check_equivalence(
+            self.ends.write_source(self.inner.model), permutation, *args, **kwargs
+        )
+        like = (
+            read_checkpoint(self.ends.reference_path)
+            if self.ends.reference_path is not None
+            else None
+        )
         history = {
             "method": "straight-through",
             "lam": self._options.score_lam,
@@ -232,7 +257,14 @@ class MergeModule(LightningModule):
         point = straight_through_point(free, aligned, reference, lam, self._options.stands_for)
         loss = self.inner.loss_at(self.ends.buffers(permutation, lam) | point, batch, batch_idx)
         self._shortlist.offer(permutation, float(self._mean(loss.detach())))
-        self.log("midpoint_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=batch_size(batch))
+        self.log(
+            "midpoint_loss",
+            loss,
+            on_step=True,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=batch_size(batch),
+        )
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -242,10 +274,16 @@ class MergeModule(LightningModule):
         with torch.inference_mode(mode=False), torch.no_grad():
             for permutation in self._shortlist.candidates(self._current):
                 weights = self.ends.midpoint(permutation, self._options.score_lam)
-                statistics = estimate_statistics(self.inner, self.ends.callable_weights(weights), self._recent)
-                statistics = {n: self._mean(t) if t.is_floating_point() else t for n, t in statistics.items()}
+                statistics = estimate_statistics(
+                    self.inner, self.ends.callable_weights(weights), self._recent
+                )
+                statistics = {
+                    n: self._mean(t) if t.is_floating_point() else t for n, t in statistics.items()
+                }
                 candidate = Candidate(permutation, statistics=statistics)
-                self._scores.append(Score(self.inner, candidate, self.ends.callable_weights(weights | statistics)))
+                self._scores.append(
+                    Score(self.inner, candidate, self.ends.callable_weights(weights | statistics))
+                )
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add one held-out batch to the score of every candidate."""
@@ -268,14 +306,19 @@ class MergeModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and scheduler that were asked for, over the free parameters."""
         if self._optimizer is None:
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(self.free.parameters(), lr=0.01, momentum=0.9)
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                self.free.parameters(), lr=0.01, momentum=0.9
+            )
         else:
             optimizer = self._optimizer(self.free.parameters())
         if self._lr_scheduler is None:
             return optimizer
         scheduler = self._lr_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor},
+            }
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -283,7 +326,9 @@ class MergeModule(LightningModule):
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         return {name: tensor for name, tensor in state.items() if not name.startswith("inner.")}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """Inverse of :meth:`state_dict`."""
         inner = {f"inner.{name}": tensor for name, tensor in self.inner.state_dict().items()}
         return super().load_state_dict({**inner, **state_dict}, strict, assign)
@@ -302,7 +347,9 @@ class MergeModule(LightningModule):
             ConfigurationError: The file was not written by a MergeModule.
         """
         if _STATE not in checkpoint:
-            raise ConfigurationError("this checkpoint was not written by a MergeModule: it holds no permutations")
+            raise ConfigurationError(
+                "this checkpoint was not written by a MergeModule: it holds no permutations"
+            )
         current, best = (checkpoint[_STATE][name] for name in ("current", "best"))
         self._current = Candidate.from_state(self.spec, current).permutation if current else None
         self._best = Candidate.from_state(self.spec, best) if best else None
@@ -325,7 +372,9 @@ class MergeModule(LightningModule):
         started = time.perf_counter()
         # Autocast would round the cost matrices to half precision.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            result = self._project_on_rank_zero(step, before) if self.trainer.is_global_zero else None
+            result = (
+                self._project_on_rank_zero(step, before) if self.trainer.is_global_zero else None
+            )
         received: Any = self.trainer.strategy.broadcast(result)
         orders, objective = received
         self._current = Permutation(self.spec, orders)
@@ -337,7 +386,9 @@ class MergeModule(LightningModule):
         self.log("projection_seconds", time.perf_counter() - started)
         return self._current
 
-    def _project_on_rank_zero(self, step: int, start: Permutation) -> tuple[dict[str, Tensor], float]:
+    def _project_on_rank_zero(
+        self, step: int, start: Permutation
+    ) -> tuple[dict[str, Tensor], float]:
         options = self._options
         if self._projector is None:
             self._projector = Projector(
@@ -350,7 +401,9 @@ class MergeModule(LightningModule):
                 seed=options.seed,
                 device=self.device,
             )
-        result = self._projector.project(dict(zip(self.ends.parameters, self.free, strict=True)), step)
+        result = self._projector.project(
+            dict(zip(self.ends.parameters, self.free, strict=True)), step
+        )
         return dict(result.permutation.orders), result.objective
 
     def _log_inner(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:

@@ -42,10 +42,17 @@ class MergeOptions:
     def __post_init__(self) -> None:
         low, high = self.interval
         if not (0 < low == high < 1 or 0 <= low < high <= 1):
-            raise ConfigurationError(f"lam={self.lam!r} must be a number inside (0, 1) or an interval inside [0, 1]")
-        for name, allowed in (("stands_for", get_args(StandsFor)), ("projection", get_args(Projection))):
+            raise ConfigurationError(
+                f"lam={self.lam!r} must be a number inside (0, 1) or an interval inside [0, 1]"
+            )
+        for name, allowed in (
+            ("stands_for", get_args(StandsFor)),
+            ("projection", get_args(Projection)),
+        ):
             if getattr(self, name) not in allowed:
-                raise ConfigurationError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}")
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}"
+                )
         for name in ("project_every", "batch_norm_batches"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
@@ -53,7 +60,11 @@ class MergeOptions:
     @property
     def interval(self) -> tuple[float, float]:
         """The interval of λ; a single number is an empty one."""
-        return (self.lam, self.lam) if isinstance(self.lam, int | float) else (self.lam[0], self.lam[1])
+        return (
+            (self.lam, self.lam)
+            if isinstance(self.lam, int | float)
+            else (self.lam[0], self.lam[1])
+        )
 
     @property
     def score_lam(self) -> float:
@@ -63,4 +74,8 @@ class MergeOptions:
     def draw_lam(self, step: int, batch_idx: int) -> float:
         """λ of one batch: the same on every process, and the same again after a resume."""
         low, high = self.interval
-        return low if low == high else float(np.random.default_rng([self.seed, step, batch_idx]).uniform(low, high))
+        return (
+            low
+            if low == high
+            else float(np.random.default_rng([self.seed, step, batch_idx]).uniform(low, high))
+        )

@@ -49,7 +49,9 @@ class Start:
         init: Literal["identity", "activations"] | Permutation,
     ) -> None:
         if init not in ("identity", "activations") and not isinstance(init, Permutation):
-            raise ConfigurationError(f"init={init!r} is unknown; choose 'identity', 'activations' or a Permutation")
+            raise ConfigurationError(
+                f"init={init!r} is unknown; choose 'identity', 'activations' or a Permutation"
+            )
         self._model = model
         self._ends = ends
         self._init = init
@@ -122,13 +124,17 @@ class Start:
             return Permutation.identity(self.spec)
         batches = first_batches(trainer, _ACTIVATION_BATCHES)
         if not batches:
-            raise ConfigurationError("init='activations' needs training data: pass a data module to trainer.fit")
+            raise ConfigurationError(
+                "init='activations' needs training data: pass a data module to trainer.fit"
+            )
         source = self._ends.write_source(copy.deepcopy(self._model))
         reference = self._ends.write_reference(self._model)
         return match_activations(self.spec, reference, source, batches).permutation
 
 
-def _look(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> list[tuple[torch.dtype, torch.Size] | Any]:
+def _look(
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+) -> list[tuple[torch.dtype, torch.Size] | Any]:
     """Dtypes and shapes of the inputs but for the batch dimension."""
     leaves = tree_flatten(arguments)[0]
     return [(leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf for leaf in leaves]

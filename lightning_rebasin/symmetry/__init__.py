@@ -2,7 +2,11 @@
 
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.infer import infer_spec, infer_spec_many
-from lightning_rebasin.symmetry.proof.gate import Equivalence, check_equivalence, measure_equivalence
+from lightning_rebasin.symmetry.proof.gate import (
+    Equivalence,
+    check_equivalence,
+    measure_equivalence,
+)
 from lightning_rebasin.symmetry.run.examples import Example
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group, Pin, TensorInfo

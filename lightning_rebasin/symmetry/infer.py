@@ -53,7 +53,9 @@ def infer_spec(module: nn.Module, *args: Any, **kwargs: Any) -> PermutationSpec:
     return infer_spec_many(module, resolve_examples(module, args, kwargs, None))
 
 
-def infer_spec_many(module: nn.Module, examples: Iterable[Any], *, pin: Iterable[str] = ()) -> PermutationSpec:
+def infer_spec_many(
+    module: nn.Module, examples: Iterable[Any], *, pin: Iterable[str] = ()
+) -> PermutationSpec:
     """Infer one spec from several example inputs (other branches, other experts).
 
     Args:
@@ -102,12 +104,16 @@ def _solve(found: Propagation) -> Assembly:
         if not assembly.inexpressible:
             return assembly
         for elements in assembly.inexpressible:
-            cell = solution.cells[int(solution.colouring.cells[solution.colouring.classes[elements[0]]])]
+            cell = solution.cells[
+                int(solution.colouring.cells[solution.colouring.classes[elements[0]]])
+            ]
             for image in cell.maps:
                 ids = np.flatnonzero(np.isin(solution.colouring.classes, image))
                 store.where = ""
                 store.tables.append(_fix(ids))
-    raise TraceError("the symmetries of this model cannot be expressed")  # pragma: no cover - pins only grow
+    raise TraceError(
+        "the symmetries of this model cannot be expressed"
+    )  # pragma: no cover - pins only grow
 
 
 def _fix(ids: np.ndarray[Any, np.dtype[np.int64]]) -> Table:
@@ -124,21 +130,30 @@ def _notes(
         for name, tensor in tensors.items()
         if name not in touched and id(tensor) in parameters and tensor.numel() > 0
     ]
-    notes += [f"operation {op} has no rule ({where}); what it touches is pinned" for op, where in found.unknown.items()]
+    notes += [
+        f"operation {op} has no rule ({where}); what it touches is pinned"
+        for op, where in found.unknown.items()
+    ]
     return tuple(notes)
 
 
-def _spec(module: nn.Module, assembly: Assembly, notes: tuple[str, ...], parameters: set[int]) -> PermutationSpec:
+def _spec(
+    module: nn.Module, assembly: Assembly, notes: tuple[str, ...], parameters: set[int]
+) -> PermutationSpec:
     infos: dict[str, TensorInfo] = {}
     aliases: dict[str, str] = {}
     first: dict[int, str] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
             continue
-        infos[name] = TensorInfo(tuple(tensor.shape), "parameter" if id(tensor) in parameters else "buffer")
+        infos[name] = TensorInfo(
+            tuple(tensor.shape), "parameter" if id(tensor) in parameters else "buffer"
+        )
         if id(tensor) in first:
             aliases[name] = first[id(tensor)]
         else:
             first[id(tensor)] = name
     activations = {group: tuple(sites) for group, sites in assembly.activations.items()}
-    return PermutationSpec(assembly.groups, infos, assembly.maps, tuple(assembly.pins), aliases, notes, activations)
+    return PermutationSpec(
+        assembly.groups, infos, assembly.maps, tuple(assembly.pins), aliases, notes, activations
+    )

@@ -27,7 +27,9 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts contractions and reports the operands that a spec names."""
 
     def __init__(
-        self, sites: Mapping[int, list[ActivationAddress]], callback: Callable[[ActivationAddress, Tensor], None]
+        self,
+        sites: Mapping[int, list[ActivationAddress]],
+        callback: Callable[[ActivationAddress, Tensor], None],
     ):
         super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
@@ -60,7 +62,9 @@ def _argument(func: Any, name: str, args: Any, kwargs: Mapping[str, Any]) -> Ten
 
 
 @contextmanager
-def record_activations(spec: PermutationSpec, callback: Callable[[ActivationAddress, Tensor], None]) -> Iterator[None]:
+def record_activations(
+    spec: PermutationSpec, callback: Callable[[ActivationAddress, Tensor], None]
+) -> Iterator[None]:
     """Watch the units of a spec's groups while a network runs.
 
     Run exactly one forward pass, in eval mode, inside the context; fused kernels are switched off meanwhile.

@@ -63,7 +63,9 @@ def test_brute_force(solver, n):
         if solver == "lap" and name in ("huge", "tiny", "denormal"):
             continue  # lap fails on its own there: it is kept as an oracle, not recommended
         best = max(total(cost, list(p)) for p in itertools.permutations(range(n)))
-        assert total(cost, solve_assignment(cost, solver=solver).columns) == pytest.approx(best, rel=1e-12), name
+        assert total(cost, solve_assignment(cost, solver=solver).columns) == pytest.approx(
+            best, rel=1e-12
+        ), name
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -84,7 +86,11 @@ def test_numba_against_scipy_with_certificate(n, dtype):
 @pytest.mark.parametrize("solver", OURS)
 def test_duals_certify_every_solver(solver):
     rng = np.random.default_rng(5)
-    for cost in (rng.standard_normal((30, 30)), np.outer(rng.random(20), rng.random(20)), np.ones((9, 9))):
+    for cost in (
+        rng.standard_normal((30, 30)),
+        np.outer(rng.random(20), rng.random(20)),
+        np.ones((9, 9)),
+    ):
         for maximize in (True, False):
             certify(cost, solve_assignment(cost, maximize, solver=solver), maximize)
 
@@ -135,12 +141,18 @@ def test_batch_equals_one_by_one():
 @pytest.mark.parametrize("layout", ["ties", "offset", "strided"])
 def test_many_small_problems_at_once(n, layout):
     rng = np.random.default_rng(n)
-    costs = rng.integers(0, 3, (7, n, n)).astype(np.float32) if layout == "ties" else rng.standard_normal((7, n, n))
+    costs = (
+        rng.integers(0, 3, (7, n, n)).astype(np.float32)
+        if layout == "ties"
+        else rng.standard_normal((7, n, n))
+    )
     costs = costs + 1e9 * rng.standard_normal((7, n, 1)) if layout == "offset" else costs
     costs = costs.transpose(0, 2, 1) if layout == "strided" else costs
     before = costs.copy()
     for cost, columns in zip(costs, solve_many(costs), strict=True):
-        best = cost[np.arange(n), linear_sum_assignment(cost, maximize=True)[1]].sum(dtype=np.float64)
+        best = cost[np.arange(n), linear_sum_assignment(cost, maximize=True)[1]].sum(
+            dtype=np.float64
+        )
         assert sorted(columns) == list(range(n))
         assert cost[np.arange(n), columns].sum(dtype=np.float64) == pytest.approx(best, rel=1e-12)
     assert np.array_equal(costs, before), "the costs are the caller's"
@@ -155,7 +167,8 @@ def test_warm_start_at_any_scale(scale, dtype):
     cost[rng.integers(0, 200, 30)] = (scale * rng.standard_normal((30, 200))).astype(dtype)
     again = solve_assignment(cost, warm=first, solver="numba")
     certify(
-        cost.astype(np.float64) / scale, Assignment(again.columns, again.row_duals / scale, again.column_duals / scale)
+        cost.astype(np.float64) / scale,
+        Assignment(again.columns, again.row_duals / scale, again.column_duals / scale),
     )
 
 
@@ -183,7 +196,9 @@ def test_sum_that_overflows_is_still_finite():
     assert sorted(solve_assignment(cost, solver="numba").columns) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("cost", [np.ones((2, 3)), np.ones(3), np.ones((2, 2), complex), np.ones((2, 2), object)])
+@pytest.mark.parametrize(
+    "cost", [np.ones((2, 3)), np.ones(3), np.ones((2, 2), complex), np.ones((2, 2), object)]
+)
 def test_ill_posed_problems_are_refused(cost):
     with pytest.raises(AssignmentError):
         solve_assignment(cost)

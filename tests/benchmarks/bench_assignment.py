@@ -55,7 +55,9 @@ def cold(name, costs):
     for _, cost in costs:
         own, held = cpu_seconds(lambda: ours_cold(cost))  # noqa: B023
         others = [cpu_seconds(lambda: solver(cost)) for solver in (scipy_columns, lap_columns)]  # noqa: B023
-        assert value(cost, held) == pytest.approx(max(value(cost, columns) for _, columns in others), rel=1e-6)
+        assert value(cost, held) == pytest.approx(
+            max(value(cost, columns) for _, columns in others), rel=1e-6
+        )
         mine.append(own)
         best.append(min(seconds for seconds, _ in others))
         ratios.append(best[-1] / own)
@@ -100,7 +102,9 @@ def warm(name, costs, passes=5):
 
     Each solver gets a copy made just before, as a descent has just written the matrix that it solves.
     """
-    seconds = {i: ([], []) for i, (group, _) in enumerate(costs) if group in {g for g, _ in costs[:i]}}
+    seconds = {
+        i: ([], []) for i, (group, _) in enumerate(costs) if group in {g for g, _ in costs[:i]}
+    }
     for _ in range(passes):
         state = {}
         for i, (group, cost) in enumerate(costs):
@@ -124,7 +128,9 @@ def warm(name, costs, passes=5):
 @pytest.mark.parametrize("n", [3072])
 def test_cold_rank_one_dominated(n):
     rng = np.random.default_rng(0)
-    cost = (np.outer(rng.random(n), rng.random(n)) + 0.01 * rng.standard_normal((n, n))).astype(np.float32)
+    cost = (np.outer(rng.random(n), rng.random(n)) + 0.01 * rng.standard_normal((n, n))).astype(
+        np.float32
+    )
     cold(f"rank-one dominated, n = {n}", [("", cost)])
 
 
@@ -145,7 +151,11 @@ def test_first_call():
         for what in ("first call of an installation", "first call of a later process"):
             environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
             out = subprocess.run(
-                [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+                [sys.executable, "-c", code],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
             )
             print(f"\n{what}: {out.stdout.strip()}")
 
@@ -155,4 +165,6 @@ def test_solve_assignment_itself():
     solve_assignment(cost)
     own, _ = cpu_seconds(lambda: solve_assignment(cost))
     other, _ = cpu_seconds(lambda: scipy_columns(cost))
-    print(f"\n| cold LAP, Gaussian, n = 1024 | {other:.4g} | {own:.4g} | **{other / own:.1f}×** | |")
+    print(
+        f"\n| cold LAP, Gaussian, n = 1024 | {other:.4g} | {own:.4g} | **{other / own:.1f}×** | |"
+    )

@@ -45,12 +45,18 @@ def seconds(function) -> float:
 def images(samples, *shape):
     generator = torch.Generator().manual_seed(0)
     return TensorDataset(
-        torch.rand(samples, *shape, generator=generator), torch.randint(10, (samples,), generator=generator)
+        torch.rand(samples, *shape, generator=generator),
+        torch.randint(10, (samples,), generator=generator),
     )
 
 
 CASES = {
-    "MLP 784-512-512-512-10": (lambda: PaperMLP(features=784, width=512), lambda: images(10_000, 784), 500, 0.6),
+    "MLP 784-512-512-512-10": (
+        lambda: PaperMLP(features=784, width=512),
+        lambda: images(10_000, 784),
+        500,
+        0.6,
+    ),
     "CNN with batch norm": (Convolutional, lambda: images(1_000, 3, 16, 16), 100, 1.15),
 }
 
@@ -61,7 +67,9 @@ def test_cost_per_point(tmp_path, case):
     """(validate with the callback − validate without) / (points × validate without), without matching."""
     make, data, batch, limit = CASES[case]
     module, loader = make(), DataLoader(data(), batch_size=batch)
-    reference = {k: v + 0.01 if v.is_floating_point() else v for k, v in module.state_dict().items()}
+    reference = {
+        k: v + 0.01 if v.is_floating_point() else v for k, v in module.state_dict().items()
+    }
     plain = trainer_in(tmp_path, logger=False)
     measuring = trainer_in(tmp_path, callbacks=[LossBarrier(reference, "none", points=POINTS)])
     bare, ridden, standalone = [], [], []
@@ -70,7 +78,11 @@ def test_cost_per_point(tmp_path, case):
         ridden.append(seconds(lambda: measuring.validate(module, loader, verbose=False)))
         module.trainer = plain
         standalone.append(
-            seconds(lambda: measure_barrier(module, module.state_dict(), reference, loader, points=POINTS))
+            seconds(
+                lambda: measure_barrier(
+                    module, module.state_dict(), reference, loader, points=POINTS
+                )
+            )
         )
     base = statistics.median(bare)
     per_point = (statistics.median(ridden) - base) / (POINTS * base)
@@ -86,10 +98,14 @@ def test_fixed_cost_of_a_measurement(tmp_path):
     """What a measurement costs before its first batch, and after its last: copying, logging, writing."""
     module, loader = Classifier(), val_loader(8)
     plain = trainer_in(tmp_path, logger=False)
-    measuring = trainer_in(tmp_path, callbacks=[LossBarrier(dict(module.state_dict()), "none", points=2)])
+    measuring = trainer_in(
+        tmp_path, callbacks=[LossBarrier(dict(module.state_dict()), "none", points=2)]
+    )
     bare, ridden = [], []
     for _ in range(ROUNDS):
         bare.append(seconds(lambda: plain.validate(module, loader, verbose=False)))
         ridden.append(seconds(lambda: measuring.validate(module, loader, verbose=False)))
     difference = statistics.median(ridden) - statistics.median(bare)
-    print(f"\nfixed cost {1e3 * difference:.1f} ms, of a smallest validation of {1e3 * statistics.median(bare):.1f} ms")
+    print(
+        f"\nfixed cost {1e3 * difference:.1f} ms, of a smallest validation of {1e3 * statistics.median(bare):.1f} ms"
+    )

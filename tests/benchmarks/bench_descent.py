@@ -40,10 +40,14 @@ def descents(name, table, a, b, runs, must, stretch):
 
     def theirs(seed):
         visits = list(orders("random", len(groups), 100, torch.Generator().manual_seed(seed)))
-        return textbook.weight_matching(table, a, b, lambda sweep: [groups[i] for i in visits[sweep]])
+        return textbook.weight_matching(
+            table, a, b, lambda sweep: [groups[i] for i in visits[sweep]]
+        )
 
     def check(result, expected):
-        assert result.objective == pytest.approx(textbook.objective(table, a, b, expected), rel=1e-6)
+        assert result.objective == pytest.approx(
+            textbook.objective(table, a, b, expected), rel=1e-6
+        )
 
     within = []
 
@@ -55,7 +59,9 @@ def descents(name, table, a, b, runs, must, stretch):
     timing = compare(timed, theirs, runs, check)
     print("\n" + timing.row(name, must, stretch))
     inner = statistics.median(within[1:])  # the first call is the one that compiles
-    print(f"of which the descent with the objective of its end: {inner:.4g} s, {timing.theirs / inner:.1f}×")
+    print(
+        f"of which the descent with the objective of its end: {inner:.4g} s, {timing.theirs / inner:.1f}×"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +110,9 @@ def test_projection_in_the_moving_regime(mlp_pair):
     generator = torch.Generator().manual_seed(0)
     references = []
     for _ in range(12):
-        a = {n: t + 0.02 * t.std() * torch.randn(t.shape, generator=generator) for n, t in a.items()}
+        a = {
+            n: t + 0.02 * t.std() * torch.randn(t.shape, generator=generator) for n, t in a.items()
+        }
         references.append(a)
     last = {"ours": start, "theirs": dict(start.orders)}
 
@@ -116,7 +124,11 @@ def test_projection_in_the_moving_regime(mlp_pair):
     def theirs(step):
         visits = list(orders("random", len(groups), 100, torch.Generator().manual_seed(step)))
         last["theirs"] = textbook.weight_matching(
-            table, references[step], b, lambda sweep: [groups[i] for i in visits[sweep]], last["theirs"]
+            table,
+            references[step],
+            b,
+            lambda sweep: [groups[i] for i in visits[sweep]],
+            last["theirs"],
         )
         return last["theirs"]
 
@@ -124,7 +136,10 @@ def test_projection_in_the_moving_regime(mlp_pair):
         found = Permutation(spec, expected)
         assert sum((result.permutation[g] != found[g]).sum() for g in groups) <= 12
 
-    print("\n" + compare(ours, theirs, 12, check).row("STE projection, moving regime, MLP 3×512", 5, 8))
+    print(
+        "\n"
+        + compare(ours, theirs, 12, check).row("STE projection, moving regime, MLP 3×512", 5, 8)
+    )
 
 
 def test_default_call_on_the_lenet_pair():
@@ -161,7 +176,10 @@ def test_default_call_on_a_real_resnet20_pair():
     """Quality for time: the default call against the best of 24 textbook-like descents from random starts."""
     model = ResNet20()
     a, b = (
-        {**model.state_dict(), **load_weights(shared_path(f"data/checkpoints/cifar10-resnet20/{name}.th"))}
+        {
+            **model.state_dict(),
+            **load_weights(shared_path(f"data/checkpoints/cifar10-resnet20/{name}.th")),
+        }
         for name in "ab"
     )
     spec = infer_spec(model, torch.zeros(1, 3, 32, 32))

@@ -57,7 +57,9 @@ def test_mlp_in_the_moving_regime():
     def textbook_projection(step, start, dtype=torch.float32):
         visits = list(orders("random", len(groups), 100, torch.Generator().manual_seed(step)))
         target, fixed = ({name: t.detach().to(dtype) for name, t in of.items()} for of in (free, b))
-        return textbook.weight_matching(table, target, fixed, lambda sweep: [groups[i] for i in visits[sweep]], start)
+        return textbook.weight_matching(
+            table, target, fixed, lambda sweep: [groups[i] for i in visits[sweep]], start
+        )
 
     def gradient(aligned, batch, point):
         optimizer.zero_grad()
@@ -89,7 +91,9 @@ def test_mlp_in_the_moving_regime():
             permuted = lambda: {n: textbook.permuted(b[n], table[n], expected) for n in b}  # noqa: B023
             aligned = lambda: result.permutation.apply(b)  # noqa: B023
             theirs, _ = cpu_seconds(lambda: gradient(permuted(), part, naive_point))  # noqa: B023
-            ours, _ = cpu_seconds(lambda: gradient(aligned(), part, lambda p: straight_through_point(free, p, a, 0.5)))  # noqa: B023
+            ours, _ = cpu_seconds(
+                lambda: gradient(aligned(), part, lambda p: straight_through_point(free, p, a, 0.5))
+            )  # noqa: B023
             rest[size] = (ours, theirs)
         optimizer.step()
         moved += result.permutation != before
@@ -101,9 +105,18 @@ def test_mlp_in_the_moving_regime():
             for size, (ours, theirs) in rest.items():
                 steps[size][0].append(fast + ours)
                 steps[size][1].append(slow + theirs)
-    print(f"\nthe permutation changed in {moved} of {STEPS} steps, {statistics.mean(sweeps):.1f} sweeps on average;")
-    print(f"in {early} steps the float32 textbook stopped early, and ours found what it finds in float64")
-    for name, times in (("projection", projections), *((f"whole step, batch {n}", t) for n, t in steps.items())):
+    print(
+        f"\nthe permutation changed in {moved} of {STEPS} steps, {statistics.mean(sweeps):.1f} sweeps on average;"
+    )
+    print(
+        f"in {early} steps the float32 textbook stopped early, and ours found what it finds in float64"
+    )
+    for name, times in (
+        ("projection", projections),
+        *((f"whole step, batch {n}", t) for n, t in steps.items()),
+    ):
         ratio = statistics.median(y / x for x, y in zip(*times, strict=True))
-        print(f"{name}: {statistics.median(times[1]):.4f} s → {statistics.median(times[0]):.4f} s, {ratio:.1f}×")
+        print(
+            f"{name}: {statistics.median(times[1]):.4f} s → {statistics.median(times[0]):.4f} s, {ratio:.1f}×"
+        )
     assert moved > STEPS // 2, "this is not the moving regime"

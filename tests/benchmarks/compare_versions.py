@@ -25,10 +25,14 @@ TESTS = Path(__file__).resolve().parents[1]
 ROWS: dict[str, Callable[[], Callable[[int], object]]] = {}
 
 
-def row(name: str) -> Callable[[Callable[[], Callable[[int], object]]], Callable[[], Callable[[int], object]]]:
+def row(
+    name: str,
+) -> Callable[[Callable[[], Callable[[int], object]]], Callable[[], Callable[[int], object]]]:
     """Register what makes a row."""
 
-    def register(make: Callable[[], Callable[[int], object]]) -> Callable[[], Callable[[int], object]]:
+    def register(
+        make: Callable[[], Callable[[int], object]],
+    ) -> Callable[[], Callable[[int], object]]:
         ROWS[name] = make
         return make
 
@@ -149,7 +153,9 @@ def gate():
 
     model, spec, _, _ = real_resnet20()
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return lambda seed: check_equivalence(model, Permutation.random(spec, torch.Generator().manual_seed(seed)), x)
+    return lambda seed: check_equivalence(
+        model, Permutation.random(spec, torch.Generator().manual_seed(seed)), x
+    )
 
 
 @row("activation matching of LeNet")
@@ -163,7 +169,9 @@ def activations():
     torch.manual_seed(0)
     nets = [LeNet().eval(), LeNet().eval()]
     spec = infer_spec(nets[0], torch.zeros(1, 1, 28, 28))
-    batches = list(torch.rand(1000, 1, 28, 28, generator=torch.Generator().manual_seed(0)).split(250))
+    batches = list(
+        torch.rand(1000, 1, 28, 28, generator=torch.Generator().manual_seed(0)).split(250)
+    )
     return lambda _: match_activations(spec, *nets, batches)
 
 
@@ -239,9 +247,15 @@ def serve() -> None:
 
 def worker(folder: Path, threads: int) -> subprocess.Popen[str]:
     """A process that runs the package in ``folder``."""
-    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": str(threads)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{folder}{os.pathsep}{TESTS}",
+        "OMP_NUM_THREADS": str(threads),
+    }
     command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "--serve"]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def ask(process: subprocess.Popen[str], name: str, seed: int) -> float:
@@ -257,11 +271,19 @@ def ask(process: subprocess.Popen[str], name: str, seed: int) -> float:
 
 def main() -> None:
     """Compare row by row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--other", type=Path, help="folder that holds the other version's package")
-    parser.add_argument("--runs", type=int, default=5, help="runs per row and version (default: %(default)s)")
-    parser.add_argument("--rows", default="", help="only rows whose name holds one of these words, comma-separated")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=int, default=5, help="runs per row and version (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows", default="", help="only rows whose name holds one of these words, comma-separated"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of each process (default: %(default)s)"
+    )
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:

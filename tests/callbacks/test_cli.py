@@ -46,7 +46,13 @@ def test_the_example_runs_as_it_is(tmp_path):
     command = [sys.executable, EXAMPLES / "train.py", "fit", "--config", EXAMPLES / "train.yaml"]
     command += ["--trainer.enable_progress_bar", "false"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "first"
@@ -62,9 +68,13 @@ def test_the_example_runs_as_it_is(tmp_path):
 
 
 def test_print_config_round_trips(tmp_path, capsys, monkeypatch):
-    first = printed_by(capsys, monkeypatch, "fit", "--config", EXAMPLES / "train.yaml", "--print_config")
+    first = printed_by(
+        capsys, monkeypatch, "fit", "--config", EXAMPLES / "train.yaml", "--print_config"
+    )
     (tmp_path / "printed.yaml").write_text(first)
-    second = printed_by(capsys, monkeypatch, "fit", "--config", tmp_path / "printed.yaml", "--print_config")
+    second = printed_by(
+        capsys, monkeypatch, "fit", "--config", tmp_path / "printed.yaml", "--print_config"
+    )
     assert first == second
     assert "serialize" not in first  # what jsonargparse says of defaults that it cannot write
     printed = yaml.safe_load(first)["trainer"]["callbacks"]
@@ -77,7 +87,9 @@ def test_print_config_round_trips(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("cls", [LossBarrier, CheckpointSnapshot])
 def test_every_argument_has_a_help_text(capsys, monkeypatch, cls):
     monkeypatch.setenv("COLUMNS", "120")
-    text = printed_by(capsys, monkeypatch, "fit", "--trainer.callbacks.help", f"lightning_rebasin.{cls.__name__}")
+    text = printed_by(
+        capsys, monkeypatch, "fit", "--trainer.callbacks.help", f"lightning_rebasin.{cls.__name__}"
+    )
     documented = inspect.getdoc(cls).split("Args:")[1].split("Raises:")[0]
     for name in set(inspect.signature(cls.__init__).parameters) - {"self"}:
         assert f"--trainer.callbacks.{name} " in text

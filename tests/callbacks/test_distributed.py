@@ -104,7 +104,9 @@ def launch(folder, devices):
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1"}
     environment |= {"PL_TORCH_DISTRIBUTED_BACKEND": "gloo", "CUDA_VISIBLE_DEVICES": ""}
     arguments = [sys.executable, str(script), str(folder), str(devices)]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(
+        arguments, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(devices)]
 
@@ -123,7 +125,9 @@ def test_training_is_bitwise_the_same_on_both_processes(runs):
     for with_them, without in ((process["with"], process["without"]) for process in two):
         assert with_them["weights"] == without["weights"]
         assert with_them["generator"] == without["generator"]
-        assert {k: v for k, v in with_them["metrics"].items() if not k.startswith("barrier")} == without["metrics"]
+        assert {
+            k: v for k, v in with_them["metrics"].items() if not k.startswith("barrier")
+        } == without["metrics"]
 
 
 def test_monitors_see_the_same_numbers_on_both_processes(runs):
@@ -144,7 +148,9 @@ def test_two_processes_measure_what_one_measures(runs, samples):
     assert found[0]["val_count"][0] == samples
     for curve, other in zip(expected, found, strict=True):
         assert curve.keys() == other.keys()
-        for name in curve.keys() - {"val_largest"}:  # a maximum over batches depends on the batches by definition
+        for name in curve.keys() - {
+            "val_largest"
+        }:  # a maximum over batches depends on the batches by definition
             assert other[name] == pytest.approx(curve[name], rel=1e-5), name
 
 
@@ -183,7 +189,9 @@ def test_sharded_strategies_are_refused_with_advice(name):
 
 
 def test_sharding_is_refused_in_setup(tmp_path):
-    trainer = trainer_in(tmp_path, callbacks=[LossBarrier("init", "none"), CheckpointSnapshot(tmp_path / "s")])
+    trainer = trainer_in(
+        tmp_path, callbacks=[LossBarrier("init", "none"), CheckpointSnapshot(tmp_path / "s")]
+    )
     trainer._accelerator_connector.strategy = object.__new__(FSDPStrategy)
     for callback in trainer.callbacks[:2]:
         with pytest.raises(ConfigurationError, match="FSDPStrategy"):

@@ -19,7 +19,13 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_rebasin import CheckpointSnapshot, LossBarrier, Permutation, PermutationSpec, measure_barrier
+from lightning_rebasin import (
+    CheckpointSnapshot,
+    LossBarrier,
+    Permutation,
+    PermutationSpec,
+    measure_barrier,
+)
 from lightning_rebasin.errors import (
     BarrierWarning,
     CheckpointError,
@@ -56,7 +62,9 @@ def fit(tmp_path, *callbacks, module=None, loaders=None, **kwargs):
 
 
 def validated(tmp_path, module, **kwargs):
-    return trainer_in(tmp_path / "validate", logger=False).validate(module, val_loader(), verbose=False, **kwargs)[0]
+    return trainer_in(tmp_path / "validate", logger=False).validate(
+        module, val_loader(), verbose=False, **kwargs
+    )[0]
 
 
 def test_both_ends_are_what_trainer_validate_says_of_the_two_checkpoints(tmp_path):
@@ -79,9 +87,13 @@ def test_the_curve_between_is_what_measure_barrier_says(tmp_path):
     trainer, module = fit(tmp_path, barrier, max_epochs=1)
     measured = barrier.measurements[-1]
     module.trainer = trainer
-    expected = measure_barrier(module, module.state_dict(), other.state_dict(), val_loader(), points=5)
+    expected = measure_barrier(
+        module, module.state_dict(), other.state_dict(), val_loader(), points=5
+    )
     for name in METRICS:
-        assert measured.curves["naive"].values[name] == pytest.approx(expected.values[name], rel=1e-6)
+        assert measured.curves["naive"].values[name] == pytest.approx(
+            expected.values[name], rel=1e-6
+        )
     # A permuted reference is the same function, so both curves end alike; in between they differ.
     matched = measured.curves["matched"].values["val_loss"]
     assert matched[-1] == pytest.approx(expected.values["val_loss"][-1], rel=1e-5)
@@ -106,10 +118,14 @@ def test_a_permuted_copy_of_the_model_is_matched_back(tmp_path):
 
 
 def test_logged_names_reach_every_consumer(tmp_path):
-    barrier = LossBarrier("init", "both", points=3, spec=Classifier().spec(), metrics=["val_loss", "val_acc"])
+    barrier = LossBarrier(
+        "init", "both", points=3, spec=Classifier().spec(), metrics=["val_loss", "val_acc"]
+    )
     checkpoint = ModelCheckpoint(tmp_path / "best", monitor="barrier/val_loss/matched")
     stopping = EarlyStopping("barrier/val_loss", patience=1, mode="min")
-    trainer, _ = fit(tmp_path, barrier, checkpoint, stopping, max_epochs=4, enable_checkpointing=True)
+    trainer, _ = fit(
+        tmp_path, barrier, checkpoint, stopping, max_epochs=4, enable_checkpointing=True
+    )
     expected = (
         {
             f"barrier/{metric}{matched}{at}"
@@ -129,7 +145,9 @@ def test_logged_names_reach_every_consumer(tmp_path):
         min(m.curves["matched"].height("val_loss") for m in barrier.measurements), rel=1e-6
     )
     assert stopping.best_score is not None
-    logged = (tmp_path / "logs" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    logged = (
+        (tmp_path / "logs" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    )
     assert expected <= set(logged)
 
 
@@ -138,7 +156,9 @@ def test_csv_holds_every_value(tmp_path):
     fit(tmp_path, barrier)
     with (tmp_path / "logs" / "version_0" / "barrier.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(int(r["step"]), float(r["lambda"])) for r in rows] == [(s, x) for s in (4, 8) for x in (0, 0.5, 1)]
+    assert [(int(r["step"]), float(r["lambda"])) for r in rows] == [
+        (s, x) for s in (4, 8) for x in (0, 0.5, 1)
+    ]
     last = barrier.measurements[-1].curves["naive"]
     assert [float(r["value"]) for r in rows[3:]] == list(last.values["val_loss"])
     assert {r["metric"] for r in rows} == {"val_loss"}
@@ -148,7 +168,9 @@ def test_figures_go_to_tensorboard(tmp_path):
     event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logger = TensorBoardLogger(tmp_path, name="tb")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorBoard's own use of deprecated NumPy and protobuf names
+        warnings.simplefilter(
+            "ignore"
+        )  # TensorBoard's own use of deprecated NumPy and protobuf names
         fit(tmp_path, LossBarrier("init", "none", points=3), logger=logger)
         accumulator = event.EventAccumulator(logger.log_dir, size_guidance={"images": 0})
         accumulator.Reload()
@@ -176,7 +198,9 @@ def test_init_is_the_model_before_training(tmp_path):
     trainer, module = fit(tmp_path, barrier)
     module.trainer = trainer
     expected = measure_barrier(module, module.state_dict(), start, val_loader(), points=2)
-    assert barrier.measurements[-1].curves["naive"].values["val_loss"] == pytest.approx(expected.values["val_loss"])
+    assert barrier.measurements[-1].curves["naive"].values["val_loss"] == pytest.approx(
+        expected.values["val_loss"]
+    )
 
 
 def test_previous_is_the_last_snapshot_before_this_step(tmp_path):
@@ -186,13 +210,21 @@ def test_previous_is_the_last_snapshot_before_this_step(tmp_path):
     states = {s.step: s.state_dict() for s in load_trajectory(tmp_path / "s")}
     assert list(states) == [0, 4, 8, 12]
     module.trainer = trainer
-    for measured, (now, before) in zip(barrier.measurements, [(4, 0), (8, 4), (12, 8)], strict=True):
+    for measured, (now, before) in zip(
+        barrier.measurements, [(4, 0), (8, 4), (12, 8)], strict=True
+    ):
         expected = measure_barrier(module, states[now], states[before], val_loader(), points=2)
-        assert measured.curves["naive"].values["val_loss"] == pytest.approx(expected.values["val_loss"], rel=1e-6)
+        assert measured.curves["naive"].values["val_loss"] == pytest.approx(
+            expected.values["val_loss"], rel=1e-6
+        )
 
 
 def test_another_run_is_compared_at_the_same_step(tmp_path):
-    fit(tmp_path / "other", CheckpointSnapshot(tmp_path / "s", every_n_epochs=1), module=Classifier())
+    fit(
+        tmp_path / "other",
+        CheckpointSnapshot(tmp_path / "s", every_n_epochs=1),
+        module=Classifier(),
+    )
     states = {s.step: s.state_dict() for s in load_trajectory(tmp_path / "s")}
     barrier = LossBarrier(tmp_path / "s", "none", points=2)
     seed_everything(9, verbose=False)
@@ -245,11 +277,15 @@ def test_limit_val_batches_limits_the_barrier(tmp_path):
 
 def test_several_loaders_are_told_apart_as_lightning_does(tmp_path):
     barrier = LossBarrier("init", "none", points=2)
-    trainer, _ = fit(tmp_path, barrier, loaders=[val_loader(), val_loader(20, seed=4)], max_epochs=1)
+    trainer, _ = fit(
+        tmp_path, barrier, loaders=[val_loader(), val_loader(20, seed=4)], max_epochs=1
+    )
     curve = barrier.measurements[0].curves["naive"]
     for index in (0, 1):
         name = f"val_loss/dataloader_idx_{index}"
-        assert curve.values[name][0] == pytest.approx(float(trainer.callback_metrics[name]), rel=1e-6)
+        assert curve.values[name][0] == pytest.approx(
+            float(trainer.callback_metrics[name]), rel=1e-6
+        )
         assert f"barrier/{name}" in trainer.callback_metrics
 
 
@@ -271,7 +307,9 @@ def test_averaged_weights_are_measured_whatever_the_order(tmp_path, caplog):
         callbacks = [EMAWeightAveraging(decay=0.7), barrier][::order]
         trainer, _ = fit(tmp_path / name, *callbacks)
         seen = float(trainer.callback_metrics["val_loss"])
-        assert barrier.measurements[-1].curves["naive"].values["val_loss"][0] == pytest.approx(seen, rel=1e-6)
+        assert barrier.measurements[-1].curves["naive"].values["val_loss"][0] == pytest.approx(
+            seen, rel=1e-6
+        )
     assert "averaged ones of EMAWeightAveraging" in caplog.text
 
 
@@ -305,7 +343,9 @@ def test_validate_measures_too(tmp_path):
     module = Classifier()
     trainer = trainer_in(tmp_path, callbacks=[barrier])
     results = trainer.validate(module, val_loader(), verbose=False)[0]
-    assert results["barrier/val_loss"] == pytest.approx(barrier.measurements[0].curves["naive"].height("val_loss"))
+    assert results["barrier/val_loss"] == pytest.approx(
+        barrier.measurements[0].curves["naive"].height("val_loss")
+    )
     assert not any(p.is_inference() for p in module.parameters())
     trainer_in(tmp_path / "later").fit(module, train_loader(), val_loader())
 
@@ -328,7 +368,9 @@ def test_the_module_may_change_its_batches_in_place(tmp_path):
     barrier = LossBarrier("init", "none", points=3)
     trainer, _ = fit(tmp_path, barrier, module=Scaling(), max_epochs=1)
     seen = float(trainer.callback_metrics["val_loss"])
-    assert barrier.measurements[0].curves["naive"].values["val_loss"][0] == pytest.approx(seen, rel=1e-6)
+    assert barrier.measurements[0].curves["naive"].values["val_loss"][0] == pytest.approx(
+        seen, rel=1e-6
+    )
 
 
 def test_the_users_logger_sees_nothing_of_the_copy(tmp_path):
@@ -370,7 +412,11 @@ def test_nested_lightning_modules_are_silenced_too(tmp_path):
 
 def test_unknown_metrics_are_named(tmp_path):
     with pytest.warns(BarrierWarning, match=r"does not log 'val_los'; it logs .*'val_loss'"):
-        fit(tmp_path, LossBarrier("init", "none", points=2, metrics=["val_los", "val_acc"]), max_epochs=1)
+        fit(
+            tmp_path,
+            LossBarrier("init", "none", points=2, metrics=["val_los", "val_acc"]),
+            max_epochs=1,
+        )
 
 
 def test_an_unwritable_log_folder_does_not_end_the_training(tmp_path):
@@ -453,14 +499,18 @@ def test_no_validation_is_refused_in_setup(tmp_path, kind):
         validation_step = None
 
     trainer = trainer_in(
-        tmp_path, callbacks=[LossBarrier("init", "none"), Alarm()], limit_val_batches=0 if kind == "limit 0" else 1.0
+        tmp_path,
+        callbacks=[LossBarrier("init", "none"), Alarm()],
+        limit_val_batches=0 if kind == "limit 0" else 1.0,
     )
     with pytest.raises(ConfigurationError, match="no validation"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if kind == "no loader":
             trainer.fit(Classifier(), train_loader())
         else:
-            trainer.fit(Stepless() if kind == "no step" else Classifier(), train_loader(), val_loader())
+            trainer.fit(
+                Stepless() if kind == "no step" else Classifier(), train_loader(), val_loader()
+            )
 
 
 def test_without_example_input_the_first_validation_batch_shows_the_symmetries(tmp_path):
@@ -597,7 +647,11 @@ def test_memory_stays_within_three_copies(tmp_path):
             if batch_idx == 1:  # walking through all objects takes long
                 size = self.net.fc1.weight.numel()
                 gc.collect()  # cycles that nobody holds any more are no copies
-                alive = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.numel() == size]
+                alive = [
+                    t
+                    for t in gc.get_objects()
+                    if issubclass(type(t), torch.Tensor) and t.numel() == size
+                ]
                 counts.append(len({t.untyped_storage().data_ptr() for t in alive}))
             super().validation_step(batch, batch_idx)
 
@@ -610,7 +664,9 @@ def test_memory_stays_within_three_copies(tmp_path):
     barrier = LossBarrier(reference, "both", spec=module.spec(), points=5)
     trainer_in(tmp_path / "b", callbacks=[barrier]).validate(module, val_loader(), verbose=False)
     assert barrier.measurements
-    assert baseline < max(counts) <= baseline + 3  # the reference, the re-matched reference, the probe
+    assert (
+        baseline < max(counts) <= baseline + 3
+    )  # the reference, the re-matched reference, the probe
 
 
 def test_uneven_batches_are_weighted(tmp_path):
@@ -620,7 +676,9 @@ def test_uneven_batches_are_weighted(tmp_path):
     _, module = fit(tmp_path, barrier, loaders=DataLoader(data, batch_size=40), max_epochs=1)
     with torch.no_grad():
         expected = float(nn.functional.cross_entropy(module(data.tensors[0]), data.tensors[1]))
-    assert barrier.measurements[0].curves["naive"].values["val_loss"][0] == pytest.approx(expected, rel=1e-6)
+    assert barrier.measurements[0].curves["naive"].values["val_loss"][0] == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_layers_made_in_configure_model_are_seen(tmp_path):
@@ -639,4 +697,9 @@ def test_layers_made_in_configure_model_are_seen(tmp_path):
     fit(tmp_path / "1", barrier, module=Late(), max_epochs=1)
     assert len(barrier.measurements) == 1
     with pytest.raises(StateDictError, match=r"net\.fc1\.weight"):
-        fit(tmp_path / "2", LossBarrier(Classifier(hidden=9).state_dict(), "none"), Alarm(), module=Late())
+        fit(
+            tmp_path / "2",
+            LossBarrier(Classifier(hidden=9).state_dict(), "none"),
+            Alarm(),
+            module=Late(),
+        )

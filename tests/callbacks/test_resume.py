@@ -17,7 +17,9 @@ from lightning_rebasin.landscape import load_trajectory
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.* directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
+    pytest.mark.filterwarnings(
+        "ignore:You're resuming from a checkpoint that ended before the epoch ended"
+    ),
 ]
 
 
@@ -32,7 +34,9 @@ class Losses(Callback):
         self.seen = []
 
     def on_validation_end(self, trainer, module):
-        own = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("barrier")}
+        own = {
+            k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("barrier")
+        }
         self.seen.append((trainer.global_step, own))
 
 
@@ -50,12 +54,17 @@ def crash_and_resume(folder, *, attach, checkpoint, resume_from):
     """Train into a crash at step 11, resume from an earlier checkpoint, finish."""
     for phase in ("crash", "resume"):
         attached, losses = callbacks(folder, attach), Losses()
-        seed_everything(4, verbose=False)  # after the callbacks: building their spec draws initial weights
+        seed_everything(
+            4, verbose=False
+        )  # after the callbacks: building their spec draws initial weights
         saver = ModelCheckpoint(folder / "ckpt", save_top_k=-1, filename="{step}", **checkpoint)
         module = Classifier(dropout=0.2, noise=True)
         extra = [Crash()] if phase == "crash" else []
         trainer = trainer_in(
-            folder, callbacks=[*attached, saver, losses, *extra], max_epochs=4, enable_checkpointing=True
+            folder,
+            callbacks=[*attached, saver, losses, *extra],
+            max_epochs=4,
+            enable_checkpointing=True,
         )
         if phase == "crash":
             with pytest.raises(RuntimeError, match="crash"):
@@ -75,19 +84,27 @@ def crash_and_resume(folder, *, attach, checkpoint, resume_from):
 )
 def test_crash_and_resume(tmp_path, checkpoint, resume_from):
     options = {"checkpoint": checkpoint, "resume_from": resume_from}
-    plain, module_a, seen_a, _, _, _ = crash_and_resume(tmp_path / "without", attach=False, **options)
-    trainer, module_b, seen_b, crashed, attached, saved = crash_and_resume(tmp_path / "with", attach=True, **options)
+    plain, module_a, seen_a, _, _, _ = crash_and_resume(
+        tmp_path / "without", attach=False, **options
+    )
+    trainer, module_b, seen_b, crashed, attached, saved = crash_and_resume(
+        tmp_path / "with", attach=True, **options
+    )
     assert seen_a == seen_b
     assert module_a.train_losses == module_b.train_losses
     assert all(torch.equal(v, module_b.state_dict()[k]) for k, v in module_a.state_dict().items())
     states = [t.optimizers[0].state_dict()["state"] for t in (plain, trainer)]
-    assert all(torch.equal(states[0][i][k], states[1][i][k]) for i in states[0] for k in states[0][i])
+    assert all(
+        torch.equal(states[0][i][k], states[1][i][k]) for i in states[0] for k in states[0][i]
+    )
 
     barrier, previous, snapshots = attached
     assert [m.step for m in crashed[0].measurements] == [4, 8]
     assert [m.step for m in barrier.measurements] == [12, 16]
     # The reference is still the model before the crashed training began, and matching goes on from where it was.
-    start = torch.load(tmp_path / "with" / "logs" / "version_0" / "barrier-init.ckpt", weights_only=True)["state_dict"]
+    start = torch.load(
+        tmp_path / "with" / "logs" / "version_0" / "barrier-init.ckpt", weights_only=True
+    )["state_dict"]
     seed_everything(4, verbose=False)
     fresh = Classifier(dropout=0.2, noise=True).state_dict()
     assert all(torch.equal(start[k], v) for k, v in fresh.items())

@@ -50,7 +50,12 @@ def test_schedules(tmp_path, schedule, expected):
 
 
 def test_accumulation_counts_optimizer_steps(tmp_path):
-    fit(tmp_path, CheckpointSnapshot(tmp_path / "s", every_n_steps=1), max_epochs=2, accumulate_grad_batches=2)
+    fit(
+        tmp_path,
+        CheckpointSnapshot(tmp_path / "s", every_n_steps=1),
+        max_epochs=2,
+        accumulate_grad_batches=2,
+    )
     assert steps(tmp_path / "s") == [0, 1, 2, 3, 4]
 
 
@@ -73,12 +78,18 @@ def test_a_snapshot_is_the_state_at_its_step_and_loads_everywhere(tmp_path):
     assert "optimizer_states" not in payload or payload["optimizer_states"] == []
     module = Classifier.load_from_checkpoint(snapshots[6].path)
     assert torch.equal(module.net.fc1.weight, seen[6]["net.fc1.weight"])
-    trainer_in(tmp_path, logger=False).validate(Classifier(), val_loader(), ckpt_path=snapshots[6].path, verbose=False)
+    trainer_in(tmp_path, logger=False).validate(
+        Classifier(), val_loader(), ckpt_path=snapshots[6].path, verbose=False
+    )
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)]
+)
 def test_half_precision(tmp_path, precision, dtype):
-    _, module = fit(tmp_path, CheckpointSnapshot(tmp_path / "s", every_n_epochs=2, precision=precision))
+    _, module = fit(
+        tmp_path, CheckpointSnapshot(tmp_path / "s", every_n_epochs=2, precision=precision)
+    )
     state = list(load_trajectory(tmp_path / "s"))[-1].state_dict()
     for name, tensor in module.state_dict().items():
         assert state[name].dtype == dtype
@@ -147,8 +158,17 @@ def test_resuming_fills_no_gap_twice_and_leaves_none(tmp_path):
         )  # fmt: skip
     assert steps(folder) == [0, 3, 6, 9]
     before = {s.step: s.state_dict() for s in load_trajectory(folder)}
-    resumed = [CheckpointSnapshot(folder, every_n_steps=3), ModelCheckpoint(tmp_path / "ckpt", filename="last")]
-    fit(tmp_path / "2", *resumed, ckpt_path=tmp_path / "ckpt" / "step=8.ckpt", max_epochs=4, enable_checkpointing=True)
+    resumed = [
+        CheckpointSnapshot(folder, every_n_steps=3),
+        ModelCheckpoint(tmp_path / "ckpt", filename="last"),
+    ]
+    fit(
+        tmp_path / "2",
+        *resumed,
+        ckpt_path=tmp_path / "ckpt" / "step=8.ckpt",
+        max_epochs=4,
+        enable_checkpointing=True,
+    )
     assert steps(folder) == [0, 3, 6, 9, 12, 15]
     assert len(list(folder.glob("*.ckpt"))) == 6
     after = {s.step: s.state_dict() for s in load_trajectory(folder)}

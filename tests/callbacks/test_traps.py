@@ -30,7 +30,9 @@ def shifted(module, seed=0):
     """Another set of weights for a module."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: tensor + 0.5 * torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
+        name: tensor + 0.5 * torch.randn(tensor.shape, generator=generator)
+        if tensor.is_floating_point()
+        else tensor
         for name, tensor in module.state_dict().items()
     }
 
@@ -121,13 +123,19 @@ def test_one_autocast_context_for_all_points_would_evaluate_old_weights(tmp_path
     reference = shifted(module)
     options = {"precision": "bf16-mixed", "inference_mode": inference_mode}
     barrier = LossBarrier(reference, "none", points=3)
-    trainer_in(tmp_path / "1", callbacks=[barrier], **options).validate(module, val_loader(), verbose=False)
+    trainer_in(tmp_path / "1", callbacks=[barrier], **options).validate(
+        module, val_loader(), verbose=False
+    )
     curve = barrier.measurements[0].curves["naive"]
     ends = []
     for state in (module.state_dict(), reference):
         other = Classifier(hidden=64)
         other.load_state_dict(state)
-        ends.append(trainer_in(tmp_path / "2", logger=False, **options).validate(other, val_loader(), verbose=False)[0])
+        ends.append(
+            trainer_in(tmp_path / "2", logger=False, **options).validate(
+                other, val_loader(), verbose=False
+            )[0]
+        )
     for name in curve.values:
         assert curve.values[name][0] == pytest.approx(ends[0][name], rel=1e-6), name
         assert curve.values[name][-1] == pytest.approx(ends[1][name], rel=1e-6), name
@@ -146,14 +154,19 @@ def test_a_copy_of_a_compiled_module_would_run_the_original(tmp_path, compiled):
     if compiled == "submodule":
         module.net = torch.compile(module.net, backend="eager")
         # A reference that was itself saved from a compiled module
-        reference = {name.replace("net.", "net._orig_mod."): tensor for name, tensor in reference.items()}
+        reference = {
+            name.replace("net.", "net._orig_mod."): tensor for name, tensor in reference.items()
+        }
     barrier = LossBarrier(reference, "both", spec=plain.spec(), points=3)
     trainer = trainer_in(tmp_path / "2", callbacks=[barrier])
     with torch._dynamo.config.patch(suppress_errors=True):
         runs = torch.compile(module, backend="eager") if compiled == "module" else module
         trainer.validate(runs, val_loader(), verbose=False)
     for label in ("naive", "matched"):
-        assert barrier.measurements[0].curves[label].values == expected.measurements[0].curves[label].values
+        assert (
+            barrier.measurements[0].curves[label].values
+            == expected.measurements[0].curves[label].values
+        )
     assert len(set(barrier.measurements[0].curves["naive"].values["val_loss"])) == 3
 
 
@@ -169,7 +182,10 @@ def test_validation_in_the_middle_of_accumulation_keeps_the_gradients(tmp_path):
 
         def on_validation_end(self, trainer, module):
             after = [p.grad for p in module.parameters()]
-            equal = [(a is None and b is None) or torch.equal(a, b) for a, b in zip(self.before, after, strict=True)]
+            equal = [
+                (a is None and b is None) or torch.equal(a, b)
+                for a, b in zip(self.before, after, strict=True)
+            ]
             self.seen.append((all(equal), any(b is not None and bool(b.any()) for b in after)))
 
     watcher = Gradients()
@@ -178,7 +194,9 @@ def test_validation_in_the_middle_of_accumulation_keeps_the_gradients(tmp_path):
         accumulate_grad_batches=2, val_check_interval=1,
     )  # fmt: skip
     assert all(equal for equal, _ in watcher.seen)
-    assert any(waiting for _, waiting in watcher.seen), "no gradient was waiting, so the test shows nothing"
+    assert any(waiting for _, waiting in watcher.seen), (
+        "no gradient was waiting, so the test shows nothing"
+    )
 
 
 def test_a_reference_with_averaged_weights_is_the_averaged_one(tmp_path):
@@ -192,7 +210,9 @@ def test_a_reference_with_averaged_weights_is_the_averaged_one(tmp_path):
     validating.validate(other, val_loader(), verbose=False)
     other.trainer = validating
     expected = measure_barrier(other, other.state_dict(), averaged, val_loader(), points=2)
-    assert barrier.measurements[0].curves["naive"].values["val_loss"] == pytest.approx(expected.values["val_loss"])
+    assert barrier.measurements[0].curves["naive"].values["val_loss"] == pytest.approx(
+        expected.values["val_loss"]
+    )
 
 
 def test_callbacks_of_one_class_keep_separate_states(tmp_path):
@@ -213,7 +233,9 @@ def test_training_on_a_gpu_is_untouched(tmp_path, precision):
         pytest.skip("needs a CUDA device")
     losses = []
     for attach in (False, True):
-        barriers = [LossBarrier("init", "both", spec=Classifier().spec(), points=3)] if attach else []
+        barriers = (
+            [LossBarrier("init", "both", spec=Classifier().spec(), points=3)] if attach else []
+        )
         options = {"accelerator": "gpu", "precision": precision}
         _, module = fit(tmp_path / str(attach), *barriers, module=None, **options)
         losses.append((module.train_losses, [p.detach().cpu() for p in module.parameters()]))

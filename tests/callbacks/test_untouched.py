@@ -25,9 +25,13 @@ class Diary(Callback):
 
     def write(self, trainer, module):
         logged = {k: float(v) for k, v in trainer.logged_metrics.items() if not k.startswith(OWN)}
-        monitored = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith(OWN)}
+        monitored = {
+            k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith(OWN)
+        }
         shown = {k for k in trainer.progress_bar_metrics if not k.startswith(OWN)}
-        self.entries.append((trainer.global_step, logged, monitored, shown, torch.get_rng_state().tolist()[:64]))
+        self.entries.append(
+            (trainer.global_step, logged, monitored, shown, torch.get_rng_state().tolist()[:64])
+        )
 
     def on_validation_end(self, trainer, module):
         self.write(trainer, module)
@@ -62,16 +66,29 @@ def callbacks(tmp_path, module, **kwargs):
     ]
 
 
-def run(tmp_path, *, attach, module_kwargs=None, barrier_kwargs=None, extra=(), compiled="", **trainer_kwargs):
+def run(
+    tmp_path,
+    *,
+    attach,
+    module_kwargs=None,
+    barrier_kwargs=None,
+    extra=(),
+    compiled="",
+    **trainer_kwargs,
+):
     seed_everything(7, verbose=False)
     module = Classifier(dropout=0.3, noise=True, **(module_kwargs or {}))
     attached = callbacks(tmp_path, module, **(barrier_kwargs or {})) if attach else []
     if compiled == "submodule":
         module.net = torch.compile(module.net, backend="eager")
     diary = Diary()
-    trainer = trainer_in(tmp_path, callbacks=[*attached, *[make() for make in extra], diary], **trainer_kwargs)
+    trainer = trainer_in(
+        tmp_path, callbacks=[*attached, *[make() for make in extra], diary], **trainer_kwargs
+    )
     trainer.fit(
-        torch.compile(module, backend="eager") if compiled == "module" else module, train_loader(), val_loader()
+        torch.compile(module, backend="eager") if compiled == "module" else module,
+        train_loader(),
+        val_loader(),
     )
     return everything(trainer, module, diary), attached
 
@@ -81,27 +98,41 @@ CONFIGURATIONS = {
     "sanity check": {"num_sanity_val_steps": 2},
     "bf16-mixed": {"precision": "bf16-mixed"},
     "64-true": {"precision": "64-true"},
-    "accumulation with validation in the middle": {"accumulate_grad_batches": 3, "val_check_interval": 2},
+    "accumulation with validation in the middle": {
+        "accumulate_grad_batches": 3,
+        "val_check_interval": 2,
+    },
     "no inference mode": {"inference_mode": False},
     "limited validation": {"limit_val_batches": 2},
     "averaged weights": {"extra": (lambda: EMAWeightAveraging(decay=0.5),)},
     "batch norm": {"module_kwargs": {"batch_norm": True}},
-    "batch norm re-estimated": {"module_kwargs": {"batch_norm": True}, "barrier_kwargs": {"batch_norm_batches": 2}},
+    "batch norm re-estimated": {
+        "module_kwargs": {"batch_norm": True},
+        "barrier_kwargs": {"batch_norm_batches": 2},
+    },
     "compiled submodule": {"compiled": "submodule"},
     "compiled module": {"compiled": "module"},
 }
 
 
-@pytest.mark.filterwarnings(r"ignore:The \.grad attribute")  # dynamo's own, while it traces training_step
+@pytest.mark.filterwarnings(
+    r"ignore:The \.grad attribute"
+)  # dynamo's own, while it traces training_step
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "compiled module" else []) for n in CONFIGURATIONS]
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if n == "compiled module" else [])
+        for n in CONFIGURATIONS
+    ],
 )
 def test_training_is_bitwise_the_same(tmp_path, name):
     configuration = CONFIGURATIONS[name]
     # torch.compile of a whole LightningModule cannot trace self.log (Lightning 2.6 with torch 2.13), callbacks or not.
     with torch._dynamo.config.patch(suppress_errors=name == "compiled module"):
         without, _ = run(tmp_path / "without", attach=False, **configuration)
-        with_them, (barrier, previous, snapshots) = run(tmp_path / "with", attach=True, **configuration)
+        with_them, (barrier, previous, snapshots) = run(
+            tmp_path / "with", attach=True, **configuration
+        )
     for part, expected, got in zip(
         ("weights", "optimizer", "generators", "losses", "logs"), without, with_them, strict=True
     ):

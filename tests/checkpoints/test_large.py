@@ -17,7 +17,10 @@ MEBIBYTE = 2**20
 def make(folder, width, layers):
     """Two checkpoints of a chain of square layers, the second one permuted and disturbed, and their spec."""
     names = [f"layer{i}.weight" for i in range(layers)]
-    table = {name: (f"h{i}" if i < layers - 1 else None, f"h{i - 1}" if i else None) for i, name in enumerate(names)}
+    table = {
+        name: (f"h{i}" if i < layers - 1 else None, f"h{i - 1}" if i else None)
+        for i, name in enumerate(names)
+    }
     spec = PermutationSpec.from_table(table, dict.fromkeys(names, (width, width)))
     g = torch.Generator().manual_seed(0)
     a = {name: torch.randn(width, width, generator=g) for name in names}
@@ -64,7 +67,9 @@ def memory(pid):
 def watched(folder, *extra, large=None):
     """Run the merge; its highest anonymous and total memory in MiB, and what it printed."""
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command(folder, *extra, large=large), cwd=folder, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command(folder, *extra, large=large), cwd=folder, stdout=log, stderr=log
+        )
         anonymous = total = 0.0
         while process.poll() is None:
             private, shared = memory(process.pid)
@@ -88,8 +93,12 @@ def baseline(folder):
 def check(folder, method, size, large=None):
     anonymous, total, log = watched(folder, "--method", method, large=large)
     beside = anonymous - baseline(folder)
-    print(f"MiB: model {size:.0f}, beside the libraries {beside:.0f}, all with mapped files {total:.0f}")
-    steps = ("reading", "merging") if method == "average" else ("reading", "weight matching", "merging")
+    print(
+        f"MiB: model {size:.0f}, beside the libraries {beside:.0f}, all with mapped files {total:.0f}"
+    )
+    steps = (
+        ("reading", "merging") if method == "average" else ("reading", "weight matching", "merging")
+    )
     assert all(step in log for step in steps)
     assert (folder / "out.pt").stat().st_size / MEBIBYTE > 0.99 * size
     assert beside < 3 * size
@@ -139,7 +148,9 @@ def test_two_files_of_500_megabytes_are_proved_in_less_than_three_models(tmp_pat
     module = ("--module", "chain.Chain", "--init-args", settings, "--input-shape", f"4,{width}")
     anonymous, total, log = watched(tmp_path, *module)
     beside = anonymous - baseline(tmp_path)
-    print(f"MiB: model {size:.0f}, beside the libraries {beside:.0f}, all with mapped files {total:.0f}")
+    print(
+        f"MiB: model {size:.0f}, beside the libraries {beside:.0f}, all with mapped files {total:.0f}"
+    )
     assert size > 490 and "permuted models compute the same function" in log
     assert beside < 3 * size
 

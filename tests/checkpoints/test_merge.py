@@ -44,7 +44,9 @@ def loaded(path):
 
 def test_a_planted_permutation_is_undone(tmp_path, planted):
     net, _, hidden = planted
-    report = merge_checkpoints([tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "out.pt", module=net, example=X)
+    report = merge_checkpoints(
+        [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "out.pt", module=net, example=X
+    )
     merged = loaded(tmp_path / "out.pt")
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(merged[name], tensor)
@@ -65,9 +67,13 @@ def test_a_spec_alone_is_enough_and_says_so(tmp_path, planted):
     net, spec, _ = planted
     spec.save(tmp_path / "spec.json")
     report = merge_checkpoints(
-        [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "out.pt", spec=PermutationSpec.load(tmp_path / "spec.json")
+        [tmp_path / "a.pt", tmp_path / "b.pt"],
+        tmp_path / "out.pt",
+        spec=PermutationSpec.load(tmp_path / "spec.json"),
     )
-    torch.testing.assert_close(loaded(tmp_path / "out.pt")["0.weight"], net.state_dict()["0.weight"])
+    torch.testing.assert_close(
+        loaded(tmp_path / "out.pt")["0.weight"], net.state_dict()["0.weight"]
+    )
     assert any("not proved" in sentence for sentence in report.advice)
 
 
@@ -79,7 +85,11 @@ def test_a_wrong_spec_is_caught_by_the_gate_before_anything_is_written(tmp_path,
     )  # the bias is forgotten
     with pytest.raises(EquivalenceError):
         merge_checkpoints(
-            [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "out.pt", module=net, spec=wrong, example=X
+            [tmp_path / "a.pt", tmp_path / "b.pt"],
+            tmp_path / "out.pt",
+            module=net,
+            spec=wrong,
+            example=X,
         )
     assert not (tmp_path / "out.pt").exists()
 
@@ -93,16 +103,26 @@ def test_plain_average_and_weights(tmp_path, planted):
     assert report.matches == ()
     assert any("--method weight" in sentence for sentence in report.advice)
     torch.save(interpolate(loaded(paths[0]), loaded(paths[1]), 0.01), tmp_path / "c.pt")
-    close = merge_checkpoints([paths[0], tmp_path / "c.pt"], tmp_path / "o.pt", module=net, example=X)
-    assert any("already" in sentence and "--method average" in sentence for sentence in close.advice)
-    done = merge_checkpoints([tmp_path / "a.pt", tmp_path / "c.pt"], tmp_path / "e.pt", method="average")
+    close = merge_checkpoints(
+        [paths[0], tmp_path / "c.pt"], tmp_path / "o.pt", module=net, example=X
+    )
+    assert any(
+        "already" in sentence and "--method average" in sentence for sentence in close.advice
+    )
+    done = merge_checkpoints(
+        [tmp_path / "a.pt", tmp_path / "c.pt"], tmp_path / "e.pt", method="average"
+    )
     assert not any("--method" in sentence for sentence in done.advice)
 
 
 def test_dry_run_writes_nothing(tmp_path, planted):
     before = sorted(tmp_path.iterdir())
     report = merge_checkpoints(
-        [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "out.pt", module=planted[0], example=X, dry_run=True
+        [tmp_path / "a.pt", tmp_path / "b.pt"],
+        tmp_path / "out.pt",
+        module=planted[0],
+        example=X,
+        dry_run=True,
     )
     assert sorted(tmp_path.iterdir()) == before
     assert report.output is None
@@ -115,7 +135,9 @@ def test_half_precision_in_and_out(tmp_path, planted):
     half = {n: t.half() for n, t in net.state_dict().items()}
     torch.save(half, tmp_path / "a.pt")
     torch.save(hidden.apply(half), tmp_path / "b.pt")
-    merge_checkpoints([tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "out.pt", module=net, example=X)
+    merge_checkpoints(
+        [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "out.pt", module=net, example=X
+    )
     got = loaded(tmp_path / "out.pt")
     assert all(torch.equal(got[n], t) for n, t in half.items())
 
@@ -124,9 +146,14 @@ def test_prefixes_are_fitted_to_the_module_and_kept_in_the_output(tmp_path, plan
     net, _, _ = planted
     for name in ("a", "b"):
         state = loaded(tmp_path / f"{name}.pt")
-        payload = {"pytorch-lightning_version": "2.6.6", "state_dict": {f"model.{n}": t for n, t in state.items()}}
+        payload = {
+            "pytorch-lightning_version": "2.6.6",
+            "state_dict": {f"model.{n}": t for n, t in state.items()},
+        }
         torch.save(payload, tmp_path / f"{name}.ckpt")
-    merge_checkpoints([tmp_path / "a.ckpt", tmp_path / "b.pt"], tmp_path / "out.ckpt", module=net, example=X)
+    merge_checkpoints(
+        [tmp_path / "a.ckpt", tmp_path / "b.pt"], tmp_path / "out.ckpt", module=net, example=X
+    )
     got = loaded(tmp_path / "out.ckpt")["state_dict"]
     torch.testing.assert_close(got["model.0.weight"], net.state_dict()["0.weight"])
     assert all(name.startswith("model.") for name in got)
@@ -142,7 +169,9 @@ def batch_norm_files(tmp_path):
 
 def test_batch_norm_statistics(tmp_path):
     net, data, paths = batch_norm_files(tmp_path)
-    plain = merge_checkpoints(paths, tmp_path / "none.pt", module=net, example=data[0], statistics="none")
+    plain = merge_checkpoints(
+        paths, tmp_path / "none.pt", module=net, example=data[0], statistics="none"
+    )
     assert any("2 batch norms kept averaged" in sentence for sentence in plain.advice)
     report = merge_checkpoints(paths, tmp_path / "reset.pt", module=net, data=data)
     assert report.statistics == "reset"
@@ -151,7 +180,9 @@ def test_batch_norm_statistics(tmp_path):
     expected = reset_batch_norm(net, data).state_dict()
     got = loaded(tmp_path / "reset.pt")
     assert all(torch.equal(got[n], t) for n, t in expected.items())
-    report = merge_checkpoints(paths, tmp_path / "repair.pt", module=net, data=data, statistics="repair")
+    report = merge_checkpoints(
+        paths, tmp_path / "repair.pt", module=net, data=data, statistics="repair"
+    )
     expected = repair(net, aligned, data).module.state_dict()
     got = loaded(tmp_path / "repair.pt")
     assert all(torch.equal(got[n], t) for n, t in expected.items())
@@ -185,14 +216,24 @@ def test_evaluation_rows_and_advice(tmp_path, planted):
     target = {n: t.clone() for n, t in net.state_dict().items()}
 
     def evaluate(network):
-        return {"val_loss": sum(float((t - target[n]).abs().sum()) for n, t in network.state_dict().items())}
+        return {
+            "val_loss": sum(
+                float((t - target[n]).abs().sum()) for n, t in network.state_dict().items()
+            )
+        }
 
     report = merge_checkpoints(
-        [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "out.pt", module=net, example=X, evaluate=evaluate
+        [tmp_path / "a.pt", tmp_path / "b.pt"],
+        tmp_path / "out.pt",
+        module=net,
+        example=X,
+        evaluate=evaluate,
     )
     rows = report.evaluation
     assert list(rows) == ["a.pt", "b.pt", "naive average", "merged"]
-    assert rows["a.pt"]["val_loss"] == 0 < rows["naive average"]["val_loss"] < rows["b.pt"]["val_loss"]
+    assert (
+        rows["a.pt"]["val_loss"] == 0 < rows["naive average"]["val_loss"] < rows["b.pt"]["val_loss"]
+    )
     assert any("best single model is a.pt" in sentence for sentence in report.advice)
 
 
@@ -221,7 +262,9 @@ def test_lightning_checkpoints_from_training_to_test(tmp_path):
         assert report.dropped == ()
         module = Classifier.load_from_checkpoint(tmp_path / "merged.ckpt")
         assert module.hparams.hidden == 16
-        scores = Trainer(**options).validate(module, val_loader(), ckpt_path=tmp_path / "merged.ckpt", verbose=False)
+        scores = Trainer(**options).validate(
+            module, val_loader(), ckpt_path=tmp_path / "merged.ckpt", verbose=False
+        )
     assert scores[0]["val_acc"] > 0.5
 
 
@@ -229,17 +272,33 @@ def test_lightning_checkpoints_from_training_to_test(tmp_path):
     ("change", "error", "message"),
     [
         (lambda s: {**s, "0.weight": torch.zeros(13, 6)}, StateDictError, r"b\.pt.*'0.weight'"),
-        (lambda s: {n: t for n, t in s.items() if n != "2.bias"}, StateDictError, r"b\.pt.*lacks '2.bias'"),
+        (
+            lambda s: {n: t for n, t in s.items() if n != "2.bias"},
+            StateDictError,
+            r"b\.pt.*lacks '2.bias'",
+        ),
         (lambda s: {**s, "extra": torch.zeros(1)}, StateDictError, r"b\.pt.*unexpected 'extra'"),
-        (lambda s: {**s, "0.bias": torch.full((12,), float("nan"))}, NonFiniteError, r"b\.pt.*'0.bias'"),
-        (lambda s: {**s, "0.bias": torch.zeros(12, dtype=torch.long)}, StateDictError, r"b\.pt.*'0.bias'"),
+        (
+            lambda s: {**s, "0.bias": torch.full((12,), float("nan"))},
+            NonFiniteError,
+            r"b\.pt.*'0.bias'",
+        ),
+        (
+            lambda s: {**s, "0.bias": torch.zeros(12, dtype=torch.long)},
+            StateDictError,
+            r"b\.pt.*'0.bias'",
+        ),
         (lambda s: {"epoch": 3}, CheckpointError, r"b\.pt.*no tensors"),
     ],
 )
-def test_inputs_that_do_not_fit_are_named_and_nothing_is_written(tmp_path, planted, change, error, message):
+def test_inputs_that_do_not_fit_are_named_and_nothing_is_written(
+    tmp_path, planted, change, error, message
+):
     torch.save(change(loaded(tmp_path / "b.pt")), tmp_path / "b.pt")
     with pytest.raises(error, match=message):
-        merge_checkpoints([tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "o.pt", module=planted[0], example=X)
+        merge_checkpoints(
+            [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "o.pt", module=planted[0], example=X
+        )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "b.pt"]
 
 
@@ -266,9 +325,13 @@ def test_options_that_cannot_work(tmp_path, planted):
 
 
 def test_the_output_is_refused_before_any_work(tmp_path, planted, monkeypatch):
-    monkeypatch.setattr(merge_module, "read_inputs", lambda *a, **k: pytest.fail("read the files first"))
+    monkeypatch.setattr(
+        merge_module, "read_inputs", lambda *a, **k: pytest.fail("read the files first")
+    )
     with pytest.raises(OutputError):
-        merge_checkpoints([tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "no" / "o.pt", method="average")
+        merge_checkpoints(
+            [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "no" / "o.pt", method="average"
+        )
 
 
 def test_method_none_changes_the_format(tmp_path, planted):
@@ -284,7 +347,9 @@ def test_the_same_seed_gives_the_same_file(tmp_path):
         torch.save(randomise(net, seed).state_dict(), tmp_path / f"{name}.pt")
     merged = []
     for name in ("x.pt", "y.pt"):
-        merge_checkpoints([tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / name, module=net, example=X, seed=3)
+        merge_checkpoints(
+            [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / name, module=net, example=X, seed=3
+        )
         merged.append(loaded(tmp_path / name))
     assert all(torch.equal(t, merged[1][n]) for n, t in merged[0].items())
 
@@ -295,17 +360,27 @@ def test_many_models_in_one_frame(tmp_path, planted, many):
     orders = [Permutation.random(spec, torch.Generator().manual_seed(i)) for i in range(4)]
     noise = torch.Generator().manual_seed(7)
     for i, order in enumerate(orders):
-        near = {n: t + 0.05 * torch.randn(t.shape, generator=noise) for n, t in net.state_dict().items()}
+        near = {
+            n: t + 0.05 * torch.randn(t.shape, generator=noise) for n, t in net.state_dict().items()
+        }
         torch.save(order.apply(near), tmp_path / f"{i}.pt")
     paths = [tmp_path / f"{i}.pt" for i in range(4)]
     report = merge_checkpoints(
-        paths, tmp_path / "out.pt", module=net, example=X, many=many, weights=[4, 3, 2, 1], statistics="none"
+        paths,
+        tmp_path / "out.pt",
+        module=net,
+        example=X,
+        many=many,
+        weights=[4, 3, 2, 1],
+        statistics="none",
     )
     for order, found in zip(orders[1:], report.permutations[1:], strict=True):
         assert found == orders[0].compose(order.inverse())
     assert max(report.errors) < 1e-12
     assert len(report.errors) == 3
-    aligned = [orders[0].compose(o.inverse()).apply(loaded(p)) for o, p in zip(orders, paths, strict=True)]
+    aligned = [
+        orders[0].compose(o.inverse()).apply(loaded(p)) for o, p in zip(orders, paths, strict=True)
+    ]
     expected = average(aligned, [4, 3, 2, 1])
     assert all(torch.equal(t, expected[n]) for n, t in loaded(tmp_path / "out.pt").items())
     json.dumps(report.to_dict())
@@ -315,7 +390,9 @@ def test_activation_matching_from_files(tmp_path, planted):
     net, _, hidden = planted
     data = [torch.randn(100, 6, generator=torch.Generator().manual_seed(2))]
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
-    report = merge_checkpoints(paths, tmp_path / "out.pt", module=net, data=data, method="activation")
+    report = merge_checkpoints(
+        paths, tmp_path / "out.pt", module=net, data=data, method="activation"
+    )
     assert report.permutations[1] == hidden.inverse()
 
 
@@ -327,7 +404,9 @@ def test_a_constant_example_array_does_not_blind_the_gate(tmp_path, planted):
         net[2].bias.zero_()
     torch.save(net.state_dict(), tmp_path / "a.pt")
     torch.save(net.state_dict(), tmp_path / "b.pt")
-    report = merge_checkpoints([tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "o.pt", module=net)
+    report = merge_checkpoints(
+        [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "o.pt", module=net
+    )
     assert report.errors == (0.0,)
 
 
@@ -355,7 +434,9 @@ def test_a_lightning_module_is_proved_through_its_validation_step(tmp_path, plan
     assert report.permutations[1].orders["net.0"].tolist() == hidden.inverse().orders["0"].tolist()
     assert report.errors[0] < 1e-12
     step = Example((data[0],), method="validation_step")
-    assert merge_checkpoints(paths, tmp_path / "2.pt", module=module, example=step).errors[0] < 1e-12
+    assert (
+        merge_checkpoints(paths, tmp_path / "2.pt", module=module, example=step).errors[0] < 1e-12
+    )
 
 
 class Positioned(torch.nn.Module):
@@ -363,7 +444,9 @@ class Positioned(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embed, self.inner, self.head = (torch.nn.Linear(*shape) for shape in ((3, 6), (6, 8), (8, 2)))
+        self.embed, self.inner, self.head = (
+            torch.nn.Linear(*shape) for shape in ((3, 6), (6, 8), (8, 2))
+        )
         self.register_buffer("table", torch.arange(24.0).reshape(4, 6).sin())
 
     def forward(self, z):

@@ -74,7 +74,10 @@ class TwoGroups(LightningModule):
         biases = [p for n, p in self.named_parameters() if n.endswith("bias")]
         weights = [p for n, p in self.named_parameters() if n.endswith("weight")]
         optimizer = torch.optim.Adam([{"params": biases, "lr": 0.02}, {"params": weights}], lr=0.01)
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1)}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1),
+        }
 
 
 def fit(module, path, epochs, tmp_path, ckpt_path=None):
@@ -100,7 +103,9 @@ def test_a_lightning_training_goes_on_exactly(tmp_path):
     with pytest.raises(CheckpointError, match=r"2 groups of parameters.*--module"):
         apply_to_checkpoint(source, p, tmp_path / "b.ckpt", permute_optimizer=True)
     assert not (tmp_path / "b.ckpt").exists()
-    error = apply_to_checkpoint(source, p, tmp_path / "b.ckpt", module=TwoGroups(), permute_optimizer=True)
+    error = apply_to_checkpoint(
+        source, p, tmp_path / "b.ckpt", module=TwoGroups(), permute_optimizer=True
+    )
     assert error < 1e-12
 
     one, two = TwoGroups(), TwoGroups()
@@ -122,7 +127,9 @@ def test_without_the_option_training_starts_afresh(tmp_path):
     assert torch.load(tmp_path / "b.ckpt", weights_only=True)["optimizer_states"] == []
     fresh = read_inputs([tmp_path / "b.ckpt"], spec.tensors)[0]
     with pytest.raises(ConfigurationError, match="no optimizer state"):
-        apply_to_checkpoint(fresh, Permutation.identity(spec), tmp_path / "c.ckpt", permute_optimizer=True)
+        apply_to_checkpoint(
+            fresh, Permutation.identity(spec), tmp_path / "c.ckpt", permute_optimizer=True
+        )
 
 
 def test_names_that_the_optimizer_kept_win():

@@ -27,7 +27,11 @@ def same(a, b):
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model", "generator"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torch_files_bare_and_wrapped_in_both_formats(tmp_path, state, wrapper, zipped):
-    payload = state if wrapper is None else {"epoch": 3, wrapper: state, "optimizer": {"state": {}, "lr": 0.1}}
+    payload = (
+        state
+        if wrapper is None
+        else {"epoch": 3, wrapper: state, "optimizer": {"state": {}, "lr": 0.1}}
+    )
     torch.save(payload, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     c = read_checkpoint(tmp_path / "a.pt")
     assert same(c.state_dict, state)
@@ -62,9 +66,15 @@ def _trusting_load(file):
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):
-            return super().find_class(module, name) if module.split(".")[0] in ("torch", "collections") else Dummy
+            return (
+                super().find_class(module, name)
+                if module.split(".")[0] in ("torch", "collections")
+                else Dummy
+            )
 
-    module = SimpleNamespace(Unpickler=Unpickler, load=lambda f, **k: Unpickler(f, **k).load(), __name__="x")
+    module = SimpleNamespace(
+        Unpickler=Unpickler, load=lambda f, **k: Unpickler(f, **k).load(), __name__="x"
+    )
     return torch.load(file, map_location="cpu", weights_only=False, pickle_module=module)
 
 
@@ -77,7 +87,9 @@ def test_hyper_parameters_of_refused_files_are_kept():
 
 
 def test_every_other_shared_checkpoint_loads():
-    files = [f for f in sorted(shared_path("data/checkpoints").glob("*/*")) if f.suffix in (".pt", ".th")]
+    files = [
+        f for f in sorted(shared_path("data/checkpoints").glob("*/*")) if f.suffix in (".pt", ".th")
+    ]
     assert len(files) == 15
     for file in files:
         c = read_checkpoint(file)
@@ -87,17 +99,25 @@ def test_every_other_shared_checkpoint_loads():
 
 
 def test_prefixes(tmp_path, state):
-    save = lambda names: torch.save({new: state[old] for new, old in names.items()}, tmp_path / "a.pt")
+    save = lambda names: torch.save(
+        {new: state[old] for new, old in names.items()}, tmp_path / "a.pt"
+    )
     save({f"module.{n}": n for n in state})
     assert same(read_checkpoint(tmp_path / "a.pt").state_dict, state)
-    assert list(read_checkpoint(tmp_path / "a.pt", prefix="").state_dict) == [f"module.{n}" for n in state]
+    assert list(read_checkpoint(tmp_path / "a.pt", prefix="").state_dict) == [
+        f"module.{n}" for n in state
+    ]
     save({f"model._orig_mod.{n}": n for n in state})
     assert list(read_checkpoint(tmp_path / "a.pt").state_dict) == [f"model.{n}" for n in state]
     assert same(read_checkpoint(tmp_path / "a.pt", prefix="model._orig_mod.").state_dict, state)
-    mapped = read_checkpoint(tmp_path / "a.pt", prefix={"model._orig_mod.0": "first", "model._orig_mod.": "rest."})
+    mapped = read_checkpoint(
+        tmp_path / "a.pt", prefix={"model._orig_mod.0": "first", "model._orig_mod.": "rest."}
+    )
     assert list(mapped.state_dict) == ["first.weight", "first.bias", "rest.2.weight", "rest.2.bias"]
     assert mapped.names["first.bias"] == "model._orig_mod.0.bias"
-    with pytest.raises(CheckpointError, match=r"'model._orig_mod.0.weight' does not begin with the prefix 'net.'"):
+    with pytest.raises(
+        CheckpointError, match=r"'model._orig_mod.0.weight' does not begin with the prefix 'net.'"
+    ):
         read_checkpoint(tmp_path / "a.pt", prefix="net.")
     with pytest.raises(CheckpointError, match="would both be called 'x'"):
         read_checkpoint(tmp_path / "a.pt", prefix={f"model._orig_mod.{n}": "x" for n in state})
@@ -111,7 +131,11 @@ def test_a_lightning_module_may_call_its_child_module(tmp_path, state):
 
 def test_averaged_and_live_weights(tmp_path, state):
     live = {n: t + 1 for n, t in state.items()}
-    payload = {"pytorch-lightning_version": "2.6.6", "state_dict": state, "current_model_state": live}
+    payload = {
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": state,
+        "current_model_state": live,
+    }
     torch.save(payload, tmp_path / "a.ckpt")
     assert same(read_checkpoint(tmp_path / "a.ckpt").state_dict, state)
     assert same(read_checkpoint(tmp_path / "a.ckpt", weights="current").state_dict, live)
@@ -143,10 +167,13 @@ def test_whole_modules_give_their_state_dict(tmp_path, zipped):
     del module.hook
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.save({"net": module, "epoch": 1}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+        torch.save(
+            {"net": module, "epoch": 1}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped
+        )
         torch.save(module, tmp_path / "b.pt", _use_new_zipfile_serialization=zipped)
     assert same(
-        dict(sorted(read_checkpoint(tmp_path / "a.pt").state_dict.items())), dict(sorted(module.state_dict().items()))
+        dict(sorted(read_checkpoint(tmp_path / "a.pt").state_dict.items())),
+        dict(sorted(module.state_dict().items())),
     )
     assert len(read_checkpoint(tmp_path / "b.pt").state_dict) == len(module.state_dict())
 
@@ -224,7 +251,9 @@ def test_large_zip_files_are_mapped_not_read(tmp_path, state, monkeypatch):
     seen = []
     original = torch.load
     monkeypatch.setattr(read, "_MAP_FROM_BYTES", 1)
-    monkeypatch.setattr(read.torch, "load", lambda *a, **k: (seen.append(k["mmap"]), original(*a, **k))[1])
+    monkeypatch.setattr(
+        read.torch, "load", lambda *a, **k: (seen.append(k["mmap"]), original(*a, **k))[1]
+    )
     torch.save({"state_dict": state}, tmp_path / "a.pt")
     assert same(read_checkpoint(tmp_path / "a.pt").state_dict, state)
     torch.save({"state_dict": state, "refused": print}, tmp_path / "b.pt")
@@ -262,7 +291,12 @@ def test_foreign_files(tmp_path, content, message):
 
 
 def test_files_that_hold_no_weights(tmp_path):
-    cases = (({"epoch": 3}, "no tensors"), ([1, 2], "a list, not a dict"), ({}, "none"), (7, "a int, not a dict"))
+    cases = (
+        ({"epoch": 3}, "no tensors"),
+        ([1, 2], "a list, not a dict"),
+        ({}, "none"),
+        (7, "a int, not a dict"),
+    )
     for payload, message in cases:
         torch.save(payload, tmp_path / "a.pt")
         with pytest.raises(CheckpointError, match=message):
@@ -290,7 +324,9 @@ def test_torchscript_is_refused_with_advice(tmp_path):
 
 def test_safetensors(tmp_path, state, monkeypatch):
     st = pytest.importorskip("safetensors.torch")
-    st.save_file(state, tmp_path / "a.bin", metadata={"note": "x"})  # the content decides, not the name
+    st.save_file(
+        state, tmp_path / "a.bin", metadata={"note": "x"}
+    )  # the content decides, not the name
     c = read_checkpoint(tmp_path / "a.bin")
     assert same(dict(sorted(c.state_dict.items())), dict(sorted(state.items())))
     assert (c.format, dict(c.metadata)) == ("safetensors", {"note": "x"})
@@ -315,12 +351,19 @@ def test_files_that_lightning_wrote_with_weight_averaging(tmp_path):
         def on_train_batch_end(self, trainer, module, *args):
             super().on_train_batch_end(trainer, module, *args)
             live.update({n: t.clone() for n, t in module.state_dict().items()})
-            averaged.update({n: t.clone() for n, t in self._average_model.module.state_dict().items()})
+            averaged.update(
+                {n: t.clone() for n, t in self._average_model.module.state_dict().items()}
+            )
             trainer.save_checkpoint(tmp_path / "a.ckpt")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=[Watch(decay=0.5)], **dict.fromkeys(quiet, False))
+        trainer = Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            callbacks=[Watch(decay=0.5)],
+            **dict.fromkeys(quiet, False),
+        )
         trainer.fit(Classifier(), train_loader())
     assert same(read_checkpoint(tmp_path / "a.ckpt").state_dict, averaged)
     assert same(read_checkpoint(tmp_path / "a.ckpt", weights="current").state_dict, live)

@@ -49,7 +49,11 @@ class WideMLP(Evaluated):
 
     def __init__(self):
         super().__init__()
-        self.layer_1, self.layer_2, self.layer_3 = nn.Linear(784, 128), nn.Linear(128, 256), nn.Linear(256, 10)
+        self.layer_1, self.layer_2, self.layer_3 = (
+            nn.Linear(784, 128),
+            nn.Linear(128, 256),
+            nn.Linear(256, 10),
+        )
 
     def forward(self, x):
         return self.layer_3(F.relu(self.layer_2(F.relu(self.layer_1(x.flatten(1))))))
@@ -84,7 +88,9 @@ def score(path, network):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(accelerator="cpu", **dict.fromkeys(quiet, False))
-        result = trainer.test(network, loader("test", type(network), 4000), ckpt_path=path, verbose=False)
+        result = trainer.test(
+            network, loader("test", type(network), 4000), ckpt_path=path, verbose=False
+        )
     return result[0]["accuracy"]
 
 
@@ -92,15 +98,40 @@ def score(path, network):
 #: .89, .89, .96, .98.
 CASES = {
     # family: network, files, lowest accuracy of the ends, highest of the naive average, lowest matched, and repaired
-    "v2.3.3 pair": (SmallMLP, ["v2.3.3-mnist-mlp-00", "v2.3.3-mnist-mlp-01"], 0.885, 0.70, 0.84, 0.88),
-    "v2.3.3 four": (SmallMLP, [f"v2.3.3-mnist-mlp-0{i}" for i in (0, 1, 5, 6)], 0.885, 0.32, 0.80, 0.87),
-    "v1.3.4 pair": (WideMLP, ["v1.3.4-mnist-mlp-a", "v1.3.4-mnist-mlp-b"], 0.955, 0.75, 0.955, 0.95),
+    "v2.3.3 pair": (
+        SmallMLP,
+        ["v2.3.3-mnist-mlp-00", "v2.3.3-mnist-mlp-01"],
+        0.885,
+        0.70,
+        0.84,
+        0.88,
+    ),
+    "v2.3.3 four": (
+        SmallMLP,
+        [f"v2.3.3-mnist-mlp-0{i}" for i in (0, 1, 5, 6)],
+        0.885,
+        0.32,
+        0.80,
+        0.87,
+    ),
+    "v1.3.4 pair": (
+        WideMLP,
+        ["v1.3.4-mnist-mlp-a", "v1.3.4-mnist-mlp-b"],
+        0.955,
+        0.75,
+        0.955,
+        0.95,
+    ),
     "v2.6.5 pair": (CNN, ["v2.6.5-mnist-cnn-a", "v2.6.5-mnist-cnn-b"], 0.97, 0.94, 0.97, 0.97),
 }
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] if CASES[case][0] is CNN else []) for case in CASES]
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] if CASES[case][0] is CNN else [])
+        for case in CASES
+    ],
 )
 def test_merged_files_pass_the_trainers_test(tmp_path, case):
     kind, names, ends, naive, matched, repaired = CASES[case]
@@ -110,10 +141,14 @@ def test_merged_files_pass_the_trainers_test(tmp_path, case):
     scores = {}
     for method, statistics in (("average", "none"), ("weight", "none"), ("weight", "repair")):
         out = tmp_path / f"{method}-{statistics}.ckpt"
-        report = merge_checkpoints(paths, out, module=network, method=method, data=data, statistics=statistics)
+        report = merge_checkpoints(
+            paths, out, module=network, method=method, data=data, statistics=statistics
+        )
         assert method == "average" or max(report.errors) < 1e-8
         scores[method, statistics] = score(out, network)
-    best = min(score(path, kind(10) if kind is CNN else kind()) for path in _readable(paths, tmp_path))
+    best = min(
+        score(path, kind(10) if kind is CNN else kind()) for path in _readable(paths, tmp_path)
+    )
     assert best > ends
     assert scores["average", "none"] < naive
     assert scores["weight", "none"] > matched

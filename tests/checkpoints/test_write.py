@@ -57,7 +57,9 @@ def trained(tmp_path):
 def test_lightning_accepts_what_was_written(tmp_path, trained):
     source = read_checkpoint(trained)
     weights = {name: tensor + 1 for name, tensor in source.state_dict.items()}
-    dropped = write_checkpoint(tmp_path / "out.ckpt", weights, like=source, provenance={"method": "none"})
+    dropped = write_checkpoint(
+        tmp_path / "out.ckpt", weights, like=source, provenance={"method": "none"}
+    )
     assert [d.split()[0] for d in dropped] == ["hyper_parameters.loss"]
     payload = torch.load(tmp_path / "out.ckpt", weights_only=True)
     assert payload["hyper_parameters"] == {"hidden": 5}
@@ -78,7 +80,11 @@ def test_command_line_entries_and_own_entries_pass_through(tmp_path):
     payload = {
         "pytorch-lightning_version": "2.1.0",
         "state_dict": {"w": torch.ones(2)},
-        "hyper_parameters": {"_instantiator": "lightning.pytorch.cli.instantiate_module", "_class_path": "a.B", "x": 1},
+        "hyper_parameters": {
+            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+            "_class_path": "a.B",
+            "x": 1,
+        },
         "vocabulary": ["a", "b"],
         "callbacks": {"ModelCheckpoint": {"best_model_path": "gone"}},
         "loops": {"fit_loop": {}},
@@ -104,7 +110,9 @@ def test_other_formats_keep_names_and_wrapper(tmp_path, wrapper):
     got = torch.load(tmp_path / "b.pt", weights_only=True)
     inner = got if wrapper is None else got[wrapper]
     assert list(inner) == list(state)
-    assert (got.lightning_rebasin if wrapper is None else got["lightning_rebasin"]) == {"method": "x"}
+    assert (got.lightning_rebasin if wrapper is None else got["lightning_rebasin"]) == {
+        "method": "x"
+    }
     write_checkpoint(tmp_path / "b.ckpt", source.state_dict, like=source)
     assert "pytorch-lightning_version" in torch.load(tmp_path / "b.ckpt", weights_only=True)
 
@@ -170,7 +178,10 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         "    print('typed', error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, tmp_path / "a.pt"], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", code, tmp_path / "a.pt"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout.startswith("typed cannot write"), done.stderr
     assert list(tmp_path.iterdir()) == []

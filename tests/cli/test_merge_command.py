@@ -25,7 +25,10 @@ def files(tmp_path, monkeypatch):
     net.example_input_array = torch.randn(4, 6)
     state = {n: t.clone() for n, t in randomise(net).state_dict().items()}
     order = Permutation.random(infer_spec(net), torch.Generator().manual_seed(0))
-    common = {"pytorch-lightning_version": "2.6.6", "hyper_parameters": {"hidden": 6, "batch_norm": True, "x": print}}
+    common = {
+        "pytorch-lightning_version": "2.6.6",
+        "hyper_parameters": {"hidden": 6, "batch_norm": True, "x": print},
+    }
     torch.save({**common, "state_dict": state}, "a.ckpt")
     torch.save({**common, "state_dict": order.apply(state)}, "b.ckpt")
     name = f"loaders_{tmp_path.name}"
@@ -61,7 +64,11 @@ def run(*arguments):
 
 
 def one_line(capsys):
-    err = [line for line in capsys.readouterr().err.splitlines() if line and "it/s]" not in line and "%|" not in line]
+    err = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line and "it/s]" not in line and "%|" not in line
+    ]
     assert len(err) == 1, err
     return err[0]
 
@@ -93,7 +100,21 @@ def test_merge_from_lightning_files(files, tmp_path, capsys):
 def test_statistics_from_a_function_or_a_data_module(files, data, capsys):
     _, name = files
     arguments = ("--module", MODULE, "--data", f"{name}.{data}", "--no-progress")
-    assert run("merge", "a.ckpt", "b.ckpt", "-o", "out.ckpt", *arguments, "--statistics", "repair", "--batches", 2) == 0
+    assert (
+        run(
+            "merge",
+            "a.ckpt",
+            "b.ckpt",
+            "-o",
+            "out.ckpt",
+            *arguments,
+            "--statistics",
+            "repair",
+            "--batches",
+            2,
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     assert "variance of the activations" in out
     assert err == ""
@@ -105,9 +126,23 @@ def test_a_config_file_gives_network_and_data(files, tmp_path, capsys):
         f"fit:\n  model:\n    class_path: {MODULE}\n    init_args: {{hidden: 6, batch_norm: true}}\n"
         f"  data:\n    class_path: {name}.Blobs\n    init_args: {{samples: 32}}\n"
     )
-    assert run("merge", "a.ckpt", "b.ckpt", "-o", "out.ckpt", "--config", "config.yaml", "--no-progress") == 0
+    assert (
+        run(
+            "merge",
+            "a.ckpt",
+            "b.ckpt",
+            "-o",
+            "out.ckpt",
+            "--config",
+            "config.yaml",
+            "--no-progress",
+        )
+        == 0
+    )
     assert "statistics reset" in capsys.readouterr().out
-    (tmp_path / "config.yaml").write_text(f"model: {{class_path: {MODULE}}}\ndata: {{class_path: {name}.Nothing}}\n")
+    (tmp_path / "config.yaml").write_text(
+        f"model: {{class_path: {MODULE}}}\ndata: {{class_path: {name}.Nothing}}\n"
+    )
     assert run("merge", "a.ckpt", "b.ckpt", "-o", "o.ckpt", "--config", "config.yaml") == 2
     assert "'data' section of config.yaml" in one_line(capsys)
 
@@ -115,9 +150,26 @@ def test_a_config_file_gives_network_and_data(files, tmp_path, capsys):
 def test_match_apply_and_back(files, capsys):
     state, _ = files
     quiet = ("--no-progress",)
-    assert run("match", "a.ckpt", "b.ckpt", "-o", "p.perm", "--module", MODULE, "--input-shape", "4,6", *quiet) == 0
+    assert (
+        run(
+            "match",
+            "a.ckpt",
+            "b.ckpt",
+            "-o",
+            "p.perm",
+            "--module",
+            MODULE,
+            "--input-shape",
+            "4,6",
+            *quiet,
+        )
+        == 0
+    )
     assert "same function" in capsys.readouterr().out
-    assert run("apply", "p.perm", "b.ckpt", "-o", "c.ckpt", "--module", MODULE, "--input-shape", "4,6") == 0
+    assert (
+        run("apply", "p.perm", "b.ckpt", "-o", "c.ckpt", "--module", MODULE, "--input-shape", "4,6")
+        == 0
+    )
     assert "relative error" in capsys.readouterr().out
     got = torch.load("c.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(got[n], t) for n, t in state.items())
@@ -134,13 +186,27 @@ def test_match_apply_and_back(files, capsys):
 def test_a_spec_needs_no_model_code(files, capsys):
     net = Classifier(hidden=6, batch_norm=True)
     infer_spec(net).save("spec.json")
-    assert run("merge", "a.ckpt", "b.ckpt", "-o", "out.safetensors", "--spec", "spec.json", "--no-progress") == 0
+    assert (
+        run(
+            "merge",
+            "a.ckpt",
+            "b.ckpt",
+            "-o",
+            "out.safetensors",
+            "--spec",
+            "spec.json",
+            "--no-progress",
+        )
+        == 0
+    )
     assert "not proved" in capsys.readouterr().out
     assert run("merge", "a.ckpt", "b.ckpt", "-o", "o.ckpt", "--spec", "a.ckpt") == 2
     assert "cannot read a permutation spec from a.ckpt" in one_line(capsys)
 
 
-@pytest.mark.parametrize(("suffix", "module"), [("png", "Plain"), ("csv", "network"), ("json", "network")])
+@pytest.mark.parametrize(
+    ("suffix", "module"), [("png", "Plain"), ("csv", "network"), ("json", "network")]
+)
 def test_barrier_measures_and_draws(files, tmp_path, suffix, module, capsys):
     _, name = files
     arguments = (
@@ -157,7 +223,9 @@ def test_barrier_measures_and_draws(files, tmp_path, suffix, module, capsys):
     )
     assert run("barrier", "a.ckpt", "b.ckpt", *arguments, "-o", f"b.{suffix}") == 0
     out = capsys.readouterr().out
-    matched = float(next(line for line in out.splitlines() if "loss" in line.split()[0]).split()[-1])
+    matched = float(
+        next(line for line in out.splitlines() if "loss" in line.split()[0]).split()[-1]
+    )
     assert matched == pytest.approx(0, abs=1e-3)
     content = (tmp_path / f"b.{suffix}").read_bytes()
     assert content.startswith({"png": b"\x89PNG", "csv": b"lam,naive_", "json": b"{"}[suffix])
@@ -165,13 +233,42 @@ def test_barrier_measures_and_draws(files, tmp_path, suffix, module, capsys):
 
 def test_dry_run_and_force(files, tmp_path, capsys):
     before = {p.name for p in tmp_path.iterdir()}
-    assert run("merge", "a.ckpt", "b.ckpt", "-o", "out.ckpt", "--method", "average", "--dry-run", "--no-progress") == 0
+    assert (
+        run(
+            "merge",
+            "a.ckpt",
+            "b.ckpt",
+            "-o",
+            "out.ckpt",
+            "--method",
+            "average",
+            "--dry-run",
+            "--no-progress",
+        )
+        == 0
+    )
     assert "dry run" in capsys.readouterr().out
     assert {p.name for p in tmp_path.iterdir()} == before
     (tmp_path / "out.ckpt").write_text("mine")
-    assert run("merge", "a.ckpt", "b.ckpt", "-o", "out.ckpt", "--method", "average", "--no-progress") == 2
+    assert (
+        run("merge", "a.ckpt", "b.ckpt", "-o", "out.ckpt", "--method", "average", "--no-progress")
+        == 2
+    )
     assert "--force" in one_line(capsys)
-    assert run("merge", "a.ckpt", "b.ckpt", "-o", "out.ckpt", "--method", "average", "--no-progress", "--force") == 0
+    assert (
+        run(
+            "merge",
+            "a.ckpt",
+            "b.ckpt",
+            "-o",
+            "out.ckpt",
+            "--method",
+            "average",
+            "--no-progress",
+            "--force",
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -204,15 +301,24 @@ BAD = {
     "no network": ("merge a.ckpt b.ckpt -o x.ckpt", "--module or --config"),
     "bad module": ("merge a.ckpt b.ckpt -o x.ckpt --module no.such.Net", "no.such.Net"),
     "bad data": (f"merge a.ckpt b.ckpt -o x.ckpt --module {MODULE} --data os.bogus", "os.bogus"),
-    "bad arguments": (f"match a.ckpt b.ckpt -o x.p --module {MODULE} --init-args {{", "--init-args"),
-    "wrong width": (f'match a.ckpt b.ckpt -o x.p --module {MODULE} --init-args {{"hidden":7}}', "shape"),
+    "bad arguments": (
+        f"match a.ckpt b.ckpt -o x.p --module {MODULE} --init-args {{",
+        "--init-args",
+    ),
+    "wrong width": (
+        f'match a.ckpt b.ckpt -o x.p --module {MODULE} --init-args {{"hidden":7}}',
+        "shape",
+    ),
     "missing folder": ("merge a.ckpt b.ckpt -o no/x.ckpt --method average", "folder no"),
     "wrong weights": (f"{AVERAGE} --weight 1", "1 weights"),
     "live weights": (f"{AVERAGE} --weights current", "Averaging"),
     "bad prefix": (f"{AVERAGE} --prefix zz.", "zz."),
     "not a permutation": ("apply a.ckpt b.ckpt -o x.ckpt", "permutation"),
     "barrier without data": (f"barrier a.ckpt b.ckpt --module {MODULE}", "--data"),
-    "activation without data": (f"merge a.ckpt b.ckpt -o x.ckpt --module {MODULE} --method activation", "--data"),
+    "activation without data": (
+        f"merge a.ckpt b.ckpt -o x.ckpt --module {MODULE} --method activation",
+        "--data",
+    ),
 }
 
 
@@ -241,7 +347,20 @@ def test_one_file_rewritten_needs_no_advice(files, capsys):
 
 def test_failing_user_code_is_reported(files, capsys):
     _, name = files
-    assert run("merge", "a.ckpt", "b.ckpt", "-o", "x.ckpt", "--module", MODULE, "--data", f"{name}.broken") == 2
+    assert (
+        run(
+            "merge",
+            "a.ckpt",
+            "b.ckpt",
+            "-o",
+            "x.ckpt",
+            "--module",
+            MODULE,
+            "--data",
+            f"{name}.broken",
+        )
+        == 2
+    )
     assert "RuntimeError: no disk" in one_line(capsys)
 
 
@@ -250,7 +369,19 @@ def test_prefix_option(files):
     torch.save({f"wrapped.{n}": t for n, t in state.items()}, "w.pt")
     quiet = ("-o", "o.pt", "--method", "average", "--no-progress", "--force")
     assert run("merge", "w.pt", "w.pt", "--prefix", "wrapped.", *quiet) == 0
-    assert run("merge", "w.pt", "w.pt", "--prefix", "wrapped.net=net", "--prefix", "wrapped.=x.", *quiet) == 0
+    assert (
+        run(
+            "merge",
+            "w.pt",
+            "w.pt",
+            "--prefix",
+            "wrapped.net=net",
+            "--prefix",
+            "wrapped.=x.",
+            *quiet,
+        )
+        == 0
+    )
     assert list(torch.load("o.pt", weights_only=True)) == [f"wrapped.{n}" for n in state]
 
 
@@ -273,8 +404,15 @@ sys.exit(main(sys.argv[1:]))
 
 def test_interrupted_while_writing_leaves_nothing(files, tmp_path):
     before = {p.name for p in tmp_path.iterdir()}
-    command = [sys.executable, "-c", SLOW_SAVE, *["merge", "a.ckpt", "b.ckpt", "-o", "out.ckpt", "--method", "average"]]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, text=True)
+    command = [
+        sys.executable,
+        "-c",
+        SLOW_SAVE,
+        *["merge", "a.ckpt", "b.ckpt", "-o", "out.ckpt", "--method", "average"],
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, text=True
+    )
     assert process.stdout.readline() == "half\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
@@ -298,20 +436,26 @@ def test_killed_while_writing_leaves_no_broken_output(files, tmp_path):
         "average",
         "--force",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path, text=True
+    )
     assert process.stdout.readline() == "half\n"
     process.kill()
     process.communicate(timeout=120)
     assert (tmp_path / "out.ckpt").read_bytes() == (tmp_path / "a.ckpt").read_bytes()
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join
+)
 def test_help_does_not_wait_for_heavy_libraries(arguments):
     code = (
         "import sys\nfrom lightning_rebasin.cli.main import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
         "sys.exit(', '.join({'torch', 'lightning', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules)) or 0)"
     )
-    run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
     assert "usage: lightning-rebasin" in run.stdout
     assert (run.returncode, run.stderr) == (0, "")

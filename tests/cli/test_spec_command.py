@@ -94,7 +94,19 @@ TOWER, INPUT = ("--module", "tower_models.Tower"), ("--input-shape", "2,3")
 
 def test_prints_table_explains_proves_and_writes(tmp_path, capsys):
     target = tmp_path / "spec.json"
-    assert run(*TOWER, *INPUT, "--init-args", '{"width": 9}', "--explain", "head.weight", "--output", target) == 0
+    assert (
+        run(
+            *TOWER,
+            *INPUT,
+            "--init-args",
+            '{"width": 9}',
+            "--explain",
+            "head.weight",
+            "--output",
+            target,
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "acts on (tensor[dimension])" in out and "head.weight: parameter (2, 4)" in out
     assert "proved: a random permutation" in out and f"wrote {target}" in out
@@ -162,8 +174,16 @@ def test_same_seed_same_output(capsys):
     ("arguments", "error", "message"),
     [
         ((), ConfigurationError, "no model: give --module"),
-        (("--module", "nowhere.Class", *INPUT), ConfigurationError, "cannot import 'nowhere.Class'"),
-        (("--module", "tower_models.Nothing", *INPUT), ConfigurationError, "cannot import 'tower_models.Nothing'"),
+        (
+            ("--module", "nowhere.Class", *INPUT),
+            ConfigurationError,
+            "cannot import 'nowhere.Class'",
+        ),
+        (
+            ("--module", "tower_models.Nothing", *INPUT),
+            ConfigurationError,
+            "cannot import 'tower_models.Nothing'",
+        ),
         (("--module", "Tower", *INPUT), ConfigurationError, "package.module.Class"),
         (("--module", "tower_models.not_a_module", *INPUT), ConfigurationError, "makes a int"),
         ((*TOWER, *INPUT, "--init-args", "{"), ConfigurationError, "--init-args is no JSON"),
@@ -183,7 +203,9 @@ def test_same_seed_same_output(capsys):
         ((*TOWER, "--config", "missing.yaml", *INPUT), ConfigurationError, "missing.yaml"),
     ],
 )
-def test_bad_options_are_named_and_nothing_is_written(tmp_path, monkeypatch, arguments, error, message):
+def test_bad_options_are_named_and_nothing_is_written(
+    tmp_path, monkeypatch, arguments, error, message
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         run(*arguments, "--output", tmp_path / "spec.json")
@@ -229,4 +251,6 @@ def test_errors_are_one_line_with_code_two(capsys):
     assert main(["spec", *TOWER, "--input-shape", "2,99"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
-    assert captured.err.startswith("lightning-rebasin spec: error: Tower does not run on the example input")
+    assert captured.err.startswith(
+        "lightning-rebasin spec: error: Tower does not run on the example input"
+    )

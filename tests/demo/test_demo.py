@@ -106,7 +106,10 @@ def test_the_naive_midpoint_is_broken_and_the_merged_one_is_not(demo):
 
 def test_everything_is_written(demo):
     settings, report = demo
-    assert json.loads((settings.output / "report.json").read_text())["naive_barrier"] == report.naive_barrier
+    assert (
+        json.loads((settings.output / "report.json").read_text())["naive_barrier"]
+        == report.naive_barrier
+    )
     with (settings.output / "barrier.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 25
@@ -127,14 +130,17 @@ def test_the_merged_file_is_a_normal_lightning_checkpoint(demo):
 
 def test_the_same_seed_gives_the_same_result(tmp_path):
     reports = [
-        run_demo(DemoSettings(tmp_path / name, epochs=2, width=16, seed=3), progress=False) for name in ("a", "b")
+        run_demo(DemoSettings(tmp_path / name, epochs=2, width=16, seed=3), progress=False)
+        for name in ("a", "b")
     ]
     assert reports[0].rows == reports[1].rows
     assert reports[0].objective == reports[1].objective
 
 
 def test_idx_files_run_too(idx, tmp_path):
-    report = run_demo(DemoSettings(tmp_path / "out", data_dir=idx, epochs=1, width=8), progress=False)
+    report = run_demo(
+        DemoSettings(tmp_path / "out", data_dir=idx, epochs=1, width=8), progress=False
+    )
     assert len(report.rows) == 4
 
 

@@ -87,7 +87,9 @@ def resnet20(multiple: int) -> tuple[Table, Shapes]:
     return table, shapes
 
 
-def transformer_mlps(layers: int = 12, width: int = 768, hidden: int = 3072) -> tuple[Table, Shapes]:
+def transformer_mlps(
+    layers: int = 12, width: int = 768, hidden: int = 3072
+) -> tuple[Table, Shapes]:
     """The hidden layers of a transformer's feed-forward blocks, the residual stream pinned."""
     table: Table = {}
     shapes: Shapes = {}

@@ -19,7 +19,9 @@ FEATURES, CLASSES = 6, 3
 class Classifier(LightningModule):
     """A small MLP whose step logs a loss, stateful metrics, a collection and values reduced by max and sum."""
 
-    def __init__(self, hidden: int = 8, dropout: float = 0.0, noise: bool = False, batch_norm: bool = False) -> None:
+    def __init__(
+        self, hidden: int = 8, dropout: float = 0.0, noise: bool = False, batch_norm: bool = False
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
         layers: OrderedDict[str, nn.Module] = OrderedDict(fc1=nn.Linear(FEATURES, hidden))
@@ -34,7 +36,11 @@ class Classifier(LightningModule):
         self.val_acc = MulticlassAccuracy(CLASSES, average="micro")
         self.val_auroc = MulticlassAUROC(CLASSES)
         self.val_many = MetricCollection(
-            {"f1": MulticlassF1Score(CLASSES), "macro": MulticlassAccuracy(CLASSES, average="macro")}, prefix="val_"
+            {
+                "f1": MulticlassF1Score(CLASSES),
+                "macro": MulticlassAccuracy(CLASSES, average="macro"),
+            },
+            prefix="val_",
         )
         self.train_losses: list[float] = []
         self.example_input_array = torch.zeros(2, FEATURES)
@@ -49,7 +55,9 @@ class Classifier(LightningModule):
         self.log("train_loss", loss)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         x, y = batch
         logits = self(x + torch.rand_like(x) if self.noise else x)
         loss = nn.functional.cross_entropy(logits, y)
@@ -68,9 +76,15 @@ class Classifier(LightningModule):
     def spec(self) -> PermutationSpec:
         """Written by hand: the hidden units may be permuted."""
         table: dict[str, tuple[str | None, ...]] = {}
-        table |= {"net.fc1.weight": ("h", None), "net.fc1.bias": ("h",), "net.fc2.weight": (None, "h")}
+        table |= {
+            "net.fc1.weight": ("h", None),
+            "net.fc1.bias": ("h",),
+            "net.fc2.weight": (None, "h"),
+        }
         names = ("weight", "bias", "running_mean", "running_var")
-        table |= {f"net.norm.{name}": ("h",) for name in names if f"net.norm.{name}" in self.state_dict()}
+        table |= {
+            f"net.norm.{name}": ("h",) for name in names if f"net.norm.{name}" in self.state_dict()
+        }
         return PermutationSpec.from_table(table, self.state_dict())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -82,13 +96,17 @@ def blobs(samples: int, seed: int) -> TensorDataset:
     centres = torch.randn(CLASSES, FEATURES, generator=torch.Generator().manual_seed(123))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (samples,), generator=generator)
-    return TensorDataset(centres[labels] + torch.randn(samples, FEATURES, generator=generator), labels)
+    return TensorDataset(
+        centres[labels] + torch.randn(samples, FEATURES, generator=generator), labels
+    )
 
 
 def train_loader(samples: int = 64, batch_size: int = 16) -> DataLoader[tuple[Tensor, ...]]:
     return DataLoader(blobs(samples, 0), batch_size=batch_size, shuffle=True)
 
 
-def val_loader(samples: int = 50, batch_size: int = 16, seed: int = 1) -> DataLoader[tuple[Tensor, ...]]:
+def val_loader(
+    samples: int = 50, batch_size: int = 16, seed: int = 1
+) -> DataLoader[tuple[Tensor, ...]]:
     """The last batch is smaller than the others."""
     return DataLoader(blobs(samples, seed), batch_size=batch_size)

@@ -50,14 +50,18 @@ def cifar10(split: Split, limit: int | None = None) -> tuple[Tensor, Tensor]:
     folder = shared_path("data/cifar10")
     image = pytest.importorskip("PIL.Image", reason="reading CIFAR-10 needs Pillow")
     sheets = []
-    for sheet in sorted((folder / {"train": "train-jpeg95", "test": "test-lossless"}[split]).iterdir()):
+    for sheet in sorted(
+        (folder / {"train": "train-jpeg95", "test": "test-lossless"}[split]).iterdir()
+    ):
         if limit is not None and 500 * len(sheets) >= limit:
             break
         pixels = np.asarray(image.open(sheet).convert("RGB"))
         if pixels.shape == (16000, 32, 3):
             sheets.append(pixels.reshape(500, 32, 32, 3))
         else:
-            sheets.append(pixels.reshape(25, 32, 20, 32, 3).transpose(0, 2, 1, 3, 4).reshape(500, 32, 32, 3))
+            sheets.append(
+                pixels.reshape(25, 32, 20, 32, 3).transpose(0, 2, 1, 3, 4).reshape(500, 32, 32, 3)
+            )
     with lzma.open(folder / "index.csv.xz", "rt") as file:
         labels = [int(row["label"]) for row in csv.DictReader(file) if row["split"] == split]
     images = torch.from_numpy(np.concatenate(sheets)[:limit]).permute(0, 3, 1, 2).float() / 255

@@ -21,12 +21,18 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for tensor in module.parameters():
             fan = max(1, tensor[0].numel()) if tensor.ndim > 1 else 4
-            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / fan**0.5)
+            tensor.copy_(
+                torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / fan**0.5
+            )
         for name, tensor in module.named_buffers():
             if name.endswith("running_mean"):
-                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64))
+                tensor.copy_(
+                    0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                )
             elif name.endswith("running_var"):
-                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64))
+                tensor.copy_(
+                    0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                )
     return module
 
 
@@ -36,7 +42,9 @@ def difference(a: Any, b: Any) -> float:
     return max(float((x - y).abs().max() / x.abs().max().clamp_min(1e-30)) for x, y in pairs)
 
 
-def exact(module: nn.Module, *args: Any, spec: PermutationSpec | None = None, **kwargs: Any) -> PermutationSpec:
+def exact(
+    module: nn.Module, *args: Any, spec: PermutationSpec | None = None, **kwargs: Any
+) -> PermutationSpec:
     """Infer the spec of a randomised copy, permute every group at random, and demand the same function.
 
     Also demands that permuting one tensor alone does change it (otherwise the test could not fail).

@@ -82,7 +82,11 @@ class OptionABlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad)) if self.pad else x
+        shortcut = (
+            F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
+            if self.pad
+            else x
+        )
         return F.relu(out + shortcut)
 
 
@@ -101,7 +105,9 @@ class ResNet20(nn.Module):
     @staticmethod
     def _stage(before: int, after: int, stride: int) -> nn.Sequential:
         return nn.Sequential(
-            OptionABlock(before, after, stride), OptionABlock(after, after, 1), OptionABlock(after, after, 1)
+            OptionABlock(before, after, stride),
+            OptionABlock(after, after, 1),
+            OptionABlock(after, after, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,7 +132,9 @@ class _Attention(nn.Module):
     def __init__(self, width: int, heads: int, inner: int, length: int) -> None:
         super().__init__()
         for letter in "QKV":
-            setattr(self, f"W_{letter}", nn.Parameter(torch.randn(heads, width, inner) / width**0.5))
+            setattr(
+                self, f"W_{letter}", nn.Parameter(torch.randn(heads, width, inner) / width**0.5)
+            )
         self.W_O = nn.Parameter(torch.randn(heads, inner, width) / width**0.5)
         for letter in "QKV":
             setattr(self, f"b_{letter}", nn.Parameter(torch.zeros(heads, inner)))
@@ -135,7 +143,10 @@ class _Attention(nn.Module):
         self.register_buffer("IGNORE", torch.tensor(-1e5))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (torch.einsum("bpm,hmd->bphd", x, getattr(self, f"W_{c}")) + getattr(self, f"b_{c}") for c in "QKV")
+        q, k, v = (
+            torch.einsum("bpm,hmd->bphd", x, getattr(self, f"W_{c}")) + getattr(self, f"b_{c}")
+            for c in "QKV"
+        )
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
         scores = torch.where(self.mask, scores, self.IGNORE)
         mixed = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
@@ -179,7 +190,9 @@ class ModularAdditionTransformer(nn.Module):
     ``x_embed``, ``y_embed`` and ``embed.W_E`` are one tied parameter (equal in both files).
     """
 
-    def __init__(self, modulus: int = 113, width: int = 128, heads: int = 4, hidden: int = 512) -> None:
+    def __init__(
+        self, modulus: int = 113, width: int = 128, heads: int = 4, hidden: int = 512
+    ) -> None:
         super().__init__()
         self.embed = _Embed(modulus + 1, width)
         self.x_embed = self.embed.W_E
@@ -257,6 +270,7 @@ def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor, batch: int = 100
     module.eval()
     with torch.no_grad():
         right: Sequence[int] = [
-            int((module(x).argmax(1) == y).sum()) for x, y in zip(inputs.split(batch), labels.split(batch), strict=True)
+            int((module(x).argmax(1) == y).sum())
+            for x, y in zip(inputs.split(batch), labels.split(batch), strict=True)
         ]
     return sum(right) / len(labels)

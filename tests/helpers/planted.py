@@ -21,7 +21,9 @@ class _TransformerBlock(nn.Module):
         batch, length, width = x.shape
         split = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads)
         q, k, v = split.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+        mixed = (
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+        )
         x = x + self.out(mixed)
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
@@ -29,7 +31,9 @@ class _TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """Pre-norm transformer with fused QKV; input: tokens ``(batch, up to 8)``."""
 
-    def __init__(self, width: int = 32, heads: int = 4, hidden: int = 64, layers: int = 4, tokens: int = 20) -> None:
+    def __init__(
+        self, width: int = 32, heads: int = 4, hidden: int = 64, layers: int = 4, tokens: int = 20
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(tokens, width)
         self.position = nn.Parameter(0.1 * torch.randn(8, width))
@@ -51,7 +55,11 @@ class ResidualMLP(nn.Module):
         super().__init__()
         self.first = nn.Linear(1, width, bias=False)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False))
+            nn.Sequential(
+                nn.Linear(width, hidden, bias=False),
+                nn.ReLU(),
+                nn.Linear(hidden, width, bias=False),
+            )
             for _ in range(layers)
         )
         self.last = nn.Linear(width, 1, bias=False)
@@ -64,7 +72,10 @@ class ResidualMLP(nn.Module):
 
     def table(self) -> dict[str, tuple[str | None, ...]]:
         """The classical table of its symmetries."""
-        table: dict[str, tuple[str | None, ...]] = {"first.weight": ("stream", None), "last.weight": (None, "stream")}
+        table: dict[str, tuple[str | None, ...]] = {
+            "first.weight": ("stream", None),
+            "last.weight": (None, "stream"),
+        }
         for i in range(len(self.blocks)):
             table[f"blocks.{i}.0.weight"] = (f"h{i}", "stream")
             table[f"blocks.{i}.2.weight"] = ("stream", f"h{i}")
@@ -83,7 +94,9 @@ class GroupedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        return self.head((x + self.expand(F.relu(self.grouped(F.relu(self.reduce(x)))))).mean((2, 3)))
+        return self.head(
+            (x + self.expand(F.relu(self.grouped(F.relu(self.reduce(x)))))).mean((2, 3))
+        )
 
 
 class Recurrent(nn.Module):
@@ -104,7 +117,13 @@ def small_vgg() -> nn.Sequential:
     def convolution(before: int, after: int) -> list[nn.Module]:
         return [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
 
-    layers = [*convolution(3, 16), nn.MaxPool2d(2), *convolution(16, 32), nn.MaxPool2d(2), *convolution(32, 64)]
+    layers = [
+        *convolution(3, 16),
+        nn.MaxPool2d(2),
+        *convolution(16, 32),
+        nn.MaxPool2d(2),
+        *convolution(32, 64),
+    ]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 48), nn.ReLU(), nn.Linear(48, 10))
 
 
@@ -120,6 +139,8 @@ def chain(
         own = f"h{i}" if i < last else None
         table[f"{i}.weight"], table[f"{i}.bias"] = (own, f"h{i - 1}" if i else None), (own,)
         for state in states:
-            state[f"{i}.weight"] = torch.randn(after, before, generator=generator, dtype=dtype) / before**0.5
+            state[f"{i}.weight"] = (
+                torch.randn(after, before, generator=generator, dtype=dtype) / before**0.5
+            )
             state[f"{i}.bias"] = torch.randn(after, generator=generator, dtype=dtype) / before**0.5
     return table, *states

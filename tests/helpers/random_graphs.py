@@ -42,7 +42,9 @@ class RandomGraph(nn.Module):
     def table(self, key: str, *shape: int) -> Tensor:
         """A bare parameter of a step."""
         if self._build and key not in self.tables:
-            self.tables[key] = nn.Parameter(torch.randn(*shape, dtype=torch.float64) / max(shape) ** 0.5)
+            self.tables[key] = nn.Parameter(
+                torch.randn(*shape, dtype=torch.float64) / max(shape) ** 0.5
+            )
         return self.tables[key]
 
     def linear(self, key: str, x: Tensor, width: int) -> Tensor:
@@ -64,12 +66,16 @@ class RandomGraph(nn.Module):
         return self.linear(key, x, 2 + size % 9)
 
     def op_mlp(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
-        return x + self.linear(key + "b", F.gelu(self.linear(key + "a", x, 2 + size % 9)), x.shape[-1])
+        return x + self.linear(
+            key + "b", F.gelu(self.linear(key + "a", x, 2 + size % 9)), x.shape[-1]
+        )
 
     def op_conv(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         groups = [g for g in (1, 2, 3, x.shape[-1]) if x.shape[-1] % g == 0][size % 3 % 2]
         out = groups * (1 + size % 3)
-        return self.layer(key, lambda: nn.Conv1d(x.shape[-1], out, 3, padding=1, groups=groups))(x.mT).mT
+        return self.layer(key, lambda: nn.Conv1d(x.shape[-1], out, 3, padding=1, groups=groups))(
+            x.mT
+        ).mT
 
     def op_depthwise(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         width = x.shape[-1]
@@ -110,7 +116,9 @@ class RandomGraph(nn.Module):
         return self.layer(key, lambda: nn.BatchNorm1d(x.shape[-1]))(x.mT).mT
 
     def op_group_norm(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
-        groups = [g for g in (1, 2, 3, 4) if x.shape[-1] % g == 0][size % 2 if x.shape[-1] % 2 == 0 else 0]
+        groups = [g for g in (1, 2, 3, 4) if x.shape[-1] % g == 0][
+            size % 2 if x.shape[-1] % 2 == 0 else 0
+        ]
         return self.layer(key, lambda: nn.GroupNorm(groups, x.shape[-1]))(x.mT).mT
 
     def op_softmax(self, _key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
@@ -119,7 +127,9 @@ class RandomGraph(nn.Module):
     def op_attention(self, key: str, x: Tensor, y: Tensor, size: int) -> Tensor:
         heads, inner = 1 + size % 3, 2 + size % 2
         q, k, v = (
-            self.linear(key + letter, z, heads * inner).unflatten(-1, (heads, inner)).transpose(1, 2)
+            self.linear(key + letter, z, heads * inner)
+            .unflatten(-1, (heads, inner))
+            .transpose(1, 2)
             for letter, z in (("q", x), ("k", y), ("v", y))
         )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=size % 5 == 0)
@@ -127,13 +137,19 @@ class RandomGraph(nn.Module):
 
     def op_fused_attention(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         heads = 1 + size % 2
-        q, k, v = self.linear(key, x, 3 * heads * 3).unflatten(-1, (3, heads, 3)).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.linear(key, x, 3 * heads * 3).unflatten(-1, (3, heads, 3)).permute(2, 0, 3, 1, 4)
+        )
         mixed = ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
         return x + self.linear(key + "o", mixed, x.shape[-1])
 
     def op_grouped_attention(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         groups, each = 1 + size % 2, 2
-        q = self.linear(key + "q", x, groups * each * 3).unflatten(-1, (groups * each, 3)).transpose(1, 2)
+        q = (
+            self.linear(key + "q", x, groups * each * 3)
+            .unflatten(-1, (groups * each, 3))
+            .transpose(1, 2)
+        )
         k, v = (
             self.linear(key + letter, x, groups * 3)
             .unflatten(-1, (groups, 3))
@@ -151,14 +167,18 @@ class RandomGraph(nn.Module):
         return x - x.mean(1, keepdim=True)
 
     def op_flatten(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
-        return self.linear(key, x.flatten(1), TIME * (1 + size % 3)).unflatten(-1, (TIME, 1 + size % 3))
+        return self.linear(key, x.flatten(1), TIME * (1 + size % 3)).unflatten(
+            -1, (TIME, 1 + size % 3)
+        )
 
     def op_blocks(self, _key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         blocks = [g for g in (2, 3) if x.shape[-1] % g == 0]
         if not blocks:
             return x
         view = x.unflatten(-1, (blocks[size % len(blocks)], -1))
-        return [view.sum(-1), view.amax(-2), view.mT.flatten(2), view.softmax(-1).flatten(2)][size % 4]
+        return [view.sum(-1), view.amax(-2), view.mT.flatten(2), view.softmax(-1).flatten(2)][
+            size % 4
+        ]
 
     def op_flip(self, _key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         return x.flip(-1) if size % 2 else x.roll(1 + size % 3, -1)
@@ -197,7 +217,9 @@ class RandomGraph(nn.Module):
         )
         gate = self.linear(key + "g", x, 2).softmax(-1)
         return torch.einsum(
-            "bte,btep->btp", gate, torch.einsum("bteh,ehp->btep", torch.einsum("bti,eih->bteh", x, weight).relu(), back)
+            "bte,btep->btp",
+            gate,
+            torch.einsum("bteh,ehp->btep", torch.einsum("bti,eih->bteh", x, weight).relu(), back),
         )
 
     def op_write(self, _key: str, x: Tensor, y: Tensor, _size: int) -> Tensor:
@@ -215,7 +237,11 @@ class RandomGraph(nn.Module):
         return x * torch.arange(1, x.shape[-1] + 1, dtype=x.dtype)
 
     def op_scan(self, key: str, x: Tensor, _y: Tensor, _size: int) -> Tensor:
-        decay, state, outs = torch.sigmoid(self.linear(key, x, x.shape[-1])), torch.zeros_like(x[:, 0]), []
+        decay, state, outs = (
+            torch.sigmoid(self.linear(key, x, x.shape[-1])),
+            torch.zeros_like(x[:, 0]),
+            [],
+        )
         for t in range(TIME):
             state = decay[:, t] * state + x[:, t]
             outs.append(state)
@@ -224,12 +250,16 @@ class RandomGraph(nn.Module):
     def op_stack(self, _key: str, x: Tensor, y: Tensor, size: int) -> Tensor:
         if x.shape != y.shape:
             return x
-        return [torch.stack([x, y], -1).flatten(2), torch.stack([x, y], 2).amax(2), torch.stack([x, y], 2).flatten(2)][
-            size % 3
-        ]
+        return [
+            torch.stack([x, y], -1).flatten(2),
+            torch.stack([x, y], 2).amax(2),
+            torch.stack([x, y], 2).flatten(2),
+        ][size % 3]
 
     def op_lstm(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         return self.layer(key, lambda: nn.LSTM(x.shape[-1], 2 + size % 4, batch_first=True))(x)[0]
 
 
-OPERATIONS = tuple(sorted(name.removeprefix("op_") for name in vars(RandomGraph) if name.startswith("op_")))
+OPERATIONS = tuple(
+    sorted(name.removeprefix("op_") for name in vars(RandomGraph) if name.startswith("op_"))
+)

@@ -30,7 +30,9 @@ def nested_spec(heads: int = 3, inner: int = 4, width: int = 5) -> PermutationSp
             ((width,), (heads, inner)),
             (Component("model", (0,), one), Component("value", (1, 2), both)),
         ),
-        "scale": AxisMap("scale", ((heads,),), (Component("heads", (0,), torch.arange(heads)[:, None]),)),
+        "scale": AxisMap(
+            "scale", ((heads,),), (Component("heads", (0,), torch.arange(heads)[:, None]),)
+        ),
     }
     tensors = {
         "value.weight": TensorInfo((heads * inner, width)),
@@ -59,7 +61,9 @@ def grouped_spec(groups: int = 2, inputs: int = 3, outputs: int = 2) -> Permutat
             ),
         ),
         "conv.bias": AxisMap(
-            "conv.bias", ((groups, outputs),), (Component("out", (0, 1), torch.arange(groups * outputs)[:, None]),)
+            "conv.bias",
+            ((groups, outputs),),
+            (Component("out", (0, 1), torch.arange(groups * outputs)[:, None]),),
         ),
     }
     tensors = {
@@ -77,9 +81,13 @@ def blocks_spec(channels: int = 4, positions: int = 3) -> PermutationSpec:
     twice = torch.stack([torch.arange(channels), torch.arange(channels) + channels], 1)
     maps = {
         "conv.weight": AxisMap("conv.weight", ((channels,), (2,)), (Component("c", (0,), index),)),
-        "linear.weight": AxisMap("linear.weight", ((2,), (channels, positions)), (Component("c", (1,), index),)),
+        "linear.weight": AxisMap(
+            "linear.weight", ((2,), (channels, positions)), (Component("c", (1,), index),)
+        ),
         "crelu.weight": AxisMap("crelu.weight", ((2 * channels,),), (Component("c", (0,), twice),)),
-        "part.weight": AxisMap("part.weight", ((channels + 2,),), (Component("c", (0,), index + 1),)),
+        "part.weight": AxisMap(
+            "part.weight", ((channels + 2,),), (Component("c", (0,), index + 1),)
+        ),
     }
     tensors = {name: TensorInfo(m.shape) for name, m in maps.items()} | {"rest": TensorInfo((2,))}
     return PermutationSpec({"c": group}, tensors, maps)
@@ -89,5 +97,6 @@ def random_state(spec: PermutationSpec, seed: int = 0) -> dict[str, Tensor]:
     """Random float64 weights in the shapes of a spec."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(info.shape, generator=generator, dtype=torch.float64) for name, info in spec.tensors.items()
+        name: torch.randn(info.shape, generator=generator, dtype=torch.float64)
+        for name, info in spec.tensors.items()
     }

@@ -26,7 +26,9 @@ def cost_matrix(table, group, reference, source, permutation):
         for axis, owner in enumerate(axes):
             if owner == group:
                 a = torch.moveaxis(reference[name], axis, 0).reshape(n, -1)
-                b = torch.moveaxis(permuted(source[name], axes, permutation, axis), axis, 0).reshape(n, -1)
+                b = torch.moveaxis(
+                    permuted(source[name], axes, permutation, axis), axis, 0
+                ).reshape(n, -1)
                 cost += a @ b.T
     return cost
 

@@ -24,7 +24,9 @@ class Timing:
     def row(self, name: str, must: float | None = None, stretch: float | None = None) -> str:
         """One line of the table in docs/matching.md."""
         target = "" if must is None else f"{must:g}×" + (f" / {stretch:g}×" if stretch else "")
-        return f"| {name} | {self.theirs:.4g} | {self.ours:.4g} | **{self.ratio:.1f}×** | {target} |"
+        return (
+            f"| {name} | {self.theirs:.4g} | {self.ours:.4g} | **{self.ratio:.1f}×** | {target} |"
+        )
 
 
 def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -35,7 +37,10 @@ def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def compare(
-    ours: Callable[[int], Any], theirs: Callable[[int], Any], runs: int, check: Callable[[Any, Any], None]
+    ours: Callable[[int], Any],
+    theirs: Callable[[int], Any],
+    runs: int,
+    check: Callable[[Any, Any], None],
 ) -> Timing:
     """Run both for seeds ``0 … runs − 1``, interleaved, after one call of ours that compiles what must be compiled."""
     ours(0)

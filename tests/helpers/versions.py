@@ -41,7 +41,9 @@ def bottleneck_network() -> nn.Module:
         for block in range(blocks):
             layers.append(_Bottleneck(inputs, width, 2 if block == 0 and stage else 1))
             inputs = 4 * width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000)).eval()
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000)
+    ).eval()
 
 
 class _Block(nn.Module):
@@ -63,7 +65,9 @@ class _Block(nn.Module):
 class GPT2Sized(nn.Module):
     """Token and learned position embeddings, pre-norm blocks, a tied head."""
 
-    def __init__(self, layers: int = 12, width: int = 768, heads: int = 12, vocabulary: int = 50257) -> None:
+    def __init__(
+        self, layers: int = 12, width: int = 768, heads: int = 12, vocabulary: int = 50257
+    ) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(1024, width)
         self.blocks = nn.Sequential(*(_Block(width, heads) for _ in range(layers)))
@@ -71,7 +75,10 @@ class GPT2Sized(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return self.norm(self.blocks(self.tokens(tokens) + self.positions(positions))) @ self.tokens.weight.T
+        return (
+            self.norm(self.blocks(self.tokens(tokens) + self.positions(positions)))
+            @ self.tokens.weight.T
+        )
 
 
 def gpt2_sized() -> nn.Module:

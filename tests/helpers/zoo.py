@@ -71,8 +71,15 @@ def judge(name: str) -> Row:
     row = replace(row, forward_seconds=time.perf_counter() - start)
     start = time.perf_counter()
     spec = infer_spec(model, *args, **kwargs)
-    row = replace(row, seconds=time.perf_counter() - start, groups=len(spec.groups), log10=spec.log10_symmetries)
-    state = {key: value.clone() for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    row = replace(
+        row,
+        seconds=time.perf_counter() - start,
+        groups=len(spec.groups),
+        log10=spec.log10_symmetries,
+    )
+    state = {
+        key: value.clone() for key, value in model.state_dict().items() if isinstance(value, Tensor)
+    }
     permuted = Permutation.random(spec, torch.Generator().manual_seed(0)).apply(state)
     row = replace(row, error=_error(before, _with(model, permuted, args, kwargs)))
     row = replace(row, control=_control(spec, model, state, before, args, kwargs))
@@ -106,8 +113,14 @@ def _control(
             dims = spec.maps[tensor].dims_of(group.id)
             changed = {**state, tensor: state[tensor].roll(1, dims[0])}
             # A tied tensor has several names; the last one loaded would undo the change.
-            tied = [n for n, t in model.state_dict().items() if t.data_ptr() == model.state_dict()[tensor].data_ptr()]
-            changed |= dict.fromkeys((n for n in tied if state[n].shape == state[tensor].shape), changed[tensor])
+            tied = [
+                n
+                for n, t in model.state_dict().items()
+                if t.data_ptr() == model.state_dict()[tensor].data_ptr()
+            ]
+            changed |= dict.fromkeys(
+                (n for n in tied if state[n].shape == state[tensor].shape), changed[tensor]
+            )
             found = max(found, _error(before, _with(model, changed, args, kwargs)))
             if found > 1e-4:
                 return found
@@ -135,5 +148,9 @@ def _outputs(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, objec
 
 
 def _error(before: list[Tensor], after: list[Tensor]) -> float:
-    errors = [float((a - b).abs().max() / a.abs().max()) for a, b in zip(before, after, strict=True) if a.numel()]
+    errors = [
+        float((a - b).abs().max() / a.abs().max())
+        for a, b in zip(before, after, strict=True)
+        if a.numel()
+    ]
     return max(errors, default=float("nan"))

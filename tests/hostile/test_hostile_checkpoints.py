@@ -129,14 +129,18 @@ def test_hand_written_pickles(tmp_path, canary, program, container):
 def legacy_head():
     from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-    return b"".join(pickle.dumps(x, 2) for x in (MAGIC_NUMBER, PROTOCOL_VERSION, {"little_endian": True}))
+    return b"".join(
+        pickle.dumps(x, 2) for x in (MAGIC_NUMBER, PROTOCOL_VERSION, {"little_endian": True})
+    )
 
 
 def tar_with(path, data, kind=tarfile.REGTYPE, link=""):
     tensor = torch.arange(6.0).reshape(2, 3)
     float_storage = b"ctorch\nFloatStorage\n\x87."
     storages = pickle.dumps(1, 2) + b"\x80\x02K\x00X\x03\x00\x00\x00cpu" + float_storage
-    storages += struct.pack("<q", 6) + struct.pack("<6f", *tensor.flatten().tolist()) + pickle.dumps([], 2)
+    storages += (
+        struct.pack("<q", 6) + struct.pack("<6f", *tensor.flatten().tolist()) + pickle.dumps([], 2)
+    )
     tensors = pickle.dumps(1, 2) + b"\x80\x02K\x07K\x00" + float_storage
     tensors += struct.pack("<i4x2q2qq", 2, 2, 3, 3, 1, 0)
     with tarfile.open(path, "w:") as tar:
@@ -165,7 +169,9 @@ def test_tar_files_of_the_first_torch_versions_load(tmp_path):
     assert read_checkpoint(tmp_path / "a.pt").state_dict["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
+)
 def test_tar_members_that_are_no_files_are_refused(tmp_path, kind):
     tar_with(tmp_path / "a.pt", pickle.dumps({}), kind, "/etc/passwd")
     with pytest.raises(CheckpointError, match="'storages' is not a plain file"):
@@ -192,7 +198,9 @@ def test_path_tricks_in_names_touch_no_other_file(tmp_path, canary):
     torch.save({"../canary": torch.zeros(2), "/etc/x": torch.ones(1)}, tmp_path / "a.pt")
     assert list(read_checkpoint(tmp_path / "a.pt").state_dict) == ["../canary", "/etc/x"]
     zip_with(
-        tmp_path / "b.ckpt", pickle.dumps({}), [("../canary", "x"), ("/canary", "x"), ("archive/../../canary", "x")]
+        tmp_path / "b.ckpt",
+        pickle.dumps({}),
+        [("../canary", "x"), ("/canary", "x"), ("archive/../../canary", "x")],
     )
     with pytest.raises(CheckpointError):
         read_checkpoint(tmp_path / "b.ckpt")
@@ -203,7 +211,9 @@ def test_old_containers_write_no_patch_files(tmp_path, canary):
     module = torch.nn.Linear(2, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.save({"net": module, "f": print}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+        torch.save(
+            {"net": module, "f": print}, tmp_path / "a.pt", _use_new_zipfile_serialization=False
+        )
     read_checkpoint(tmp_path / "a.pt")
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
@@ -212,7 +222,12 @@ def sources():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(size, generator=generator) for size in ((4, 3), (4,)))
     state = {"a.weight": a, "a.bias": b, "n": torch.tensor(3)}
-    payload = {"epoch": 1, "pytorch-lightning_version": "2.6.6", "state_dict": state, "hyper_parameters": {"f": print}}
+    payload = {
+        "epoch": 1,
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": state,
+        "hyper_parameters": {"f": print},
+    }
     made = {}
     for zipped in (True, False):
         buffer = io.BytesIO()
@@ -244,7 +259,9 @@ def test_damaged_files_end_in_a_typed_error_or_in_tensors(tmp_path, canary, kind
     rng = random.Random(20)
     raw = sources()[kind]
     outcomes = {"read": 0, "refused": 0}
-    for i in range(800):  # the old format holds addresses in memory: how many survive differs from run to run
+    for i in range(
+        800
+    ):  # the old format holds addresses in memory: how many survive differs from run to run
         path = tmp_path / f"{i}.ckpt"
         path.write_bytes(corrupt(raw, rng))
         try:

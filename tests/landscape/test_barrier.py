@@ -21,7 +21,9 @@ CURVE = BarrierCurve(
 
 def test_heights_of_a_hand_computed_curve():
     assert CURVE.height("val_loss") == pytest.approx(1.0 - 0.4)
-    assert CURVE.height("val_loss", "chord") == pytest.approx(0.9 - 0.4)  # at ½: 0.9 − 0.4; at ¾: 1.0 − 0.5
+    assert CURVE.height("val_loss", "chord") == pytest.approx(
+        0.9 - 0.4
+    )  # at ½: 0.9 − 0.4; at ¾: 1.0 − 0.5
     assert CURVE.at("val_loss") == 0.75
     assert CURVE.at("val_loss", "chord") in (0.5, 0.75)
     assert CURVE.height("val_acc") == pytest.approx(0.8 - 0.2)
@@ -34,7 +36,9 @@ def test_heights_are_the_definitions(row, name):
     curve = BarrierCurve(lambdas, {name: tuple(row)})
     worse = [-v for v in row] if name == "accuracy" else row
     mean = max(worse) - (worse[0] + worse[-1]) / 2
-    chord = max(w - ((1 - x) * worse[0] + x * worse[-1]) for w, x in zip(worse, lambdas, strict=True))
+    chord = max(
+        w - ((1 - x) * worse[0] + x * worse[-1]) for w, x in zip(worse, lambdas, strict=True)
+    )
     assert curve.height(name) == pytest.approx(mean, abs=1e-9)
     assert curve.height(name, "chord") == pytest.approx(chord, abs=1e-9)
     assert curve.height(name) >= abs(row[0] - row[-1]) / 2 - 1e-9
@@ -53,7 +57,9 @@ def test_nan_in_the_middle_is_not_hidden():
 
 
 def test_declared_direction_overrules_the_name():
-    curve = BarrierCurve((0.0, 0.5, 1.0), {"perplexity_acc": (1.0, 3.0, 1.0)}, {"perplexity_acc": False})
+    curve = BarrierCurve(
+        (0.0, 0.5, 1.0), {"perplexity_acc": (1.0, 3.0, 1.0)}, {"perplexity_acc": False}
+    )
     assert curve.height("perplexity_acc") == 2.0
 
 
@@ -120,7 +126,9 @@ def test_json_round_trip(tmp_path):
     assert BarrierCurve.from_json(tmp_path / "curve.json").samples == 40
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": "other"}', '{"format": "lightning-rebasin-barrier"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"format": "other"}', '{"format": "lightning-rebasin-barrier"}']
+)
 def test_foreign_json_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(DataError):

@@ -13,7 +13,10 @@ from lightning_rebasin.landscape.measure import measure_barrier
 def ends(module, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [
-        {k: torch.randn(v.shape, generator=generator, dtype=v.dtype) for k, v in module.state_dict().items()}
+        {
+            k: torch.randn(v.shape, generator=generator, dtype=v.dtype)
+            for k, v in module.state_dict().items()
+        }
         for _ in range(2)
     ]
 
@@ -123,16 +126,22 @@ def test_weights_that_are_not_those_of_the_point_are_used_as_they_are(make):
 
 
 @pytest.mark.parametrize(
-    ("make", "saves"), [(lambda: mlp(3, 5, 2), True), (Shifted, False), (InPlace, True), (Twice, True)]
+    ("make", "saves"),
+    [(lambda: mlp(3, 5, 2), True), (Shifted, False), (InPlace, True), (Twice, True)],
 )
 def test_values_are_those_of_the_plain_network(make, saves, monkeypatch):
     module = make().double()
     a, b = ends(module)
     batches = [torch.randn(4, 3, dtype=torch.double) for _ in range(3)]
-    expected = [sum(direct(module, a, b, lam, x.clone()) for x in batches) / 3 for lam in (0, 0.2, 0.5, 0.8, 1)]
+    expected = [
+        sum(direct(module, a, b, lam, x.clone()) for x in batches) / 3
+        for lam in (0, 0.2, 0.5, 0.8, 1)
+    ]
     counts = calls_of(monkeypatch)
     points = [0.2, 0.8]
-    curve = measure_barrier(module, a, b, batches, points=points, loss=lambda m, x: m(x).square().mean())
+    curve = measure_barrier(
+        module, a, b, batches, points=points, loss=lambda m, x: m(x).square().mean()
+    )
     assert curve.values["loss"] == pytest.approx(expected, rel=1e-12)
     assert len(counts) == 3 * (5 * 2 - (3 if saves else 0))
 

@@ -21,12 +21,15 @@ def runs(tmp_path_factory):
     """Two runs with snapshots, one of them in half precision and at other steps."""
     folder = tmp_path_factory.mktemp("runs")
     modules = []
-    for name, options in (("a", {"every_n_epochs": 1}), ("b", {"at_steps": [0, 3, 8], "precision": "float16"})):
+    for name, options in (
+        ("a", {"every_n_epochs": 1}),
+        ("b", {"at_steps": [0, 3, 8], "precision": "float16"}),
+    ):
         seed_everything(len(name) + ord(name), verbose=False)
         module = Classifier()
-        trainer_in(folder / f"{name}-logs", callbacks=[CheckpointSnapshot(folder / name, **options)]).fit(
-            module, train_loader(), val_loader()
-        )
+        trainer_in(
+            folder / f"{name}-logs", callbacks=[CheckpointSnapshot(folder / name, **options)]
+        ).fit(module, train_loader(), val_loader())
         modules.append(module)
     return folder / "a", folder / "b", modules[0]
 
@@ -59,7 +62,10 @@ def test_with_a_spec_the_columns_are_re_matched(runs):
     spec = infer_spec(module)
     matrix = barrier_matrix(module, a, b, val_loader(), points=3, spec=spec, same_step=True)
     one = next(s for s in load_trajectory(a) if s.step == 0).state_dict()
-    other = {k: v.float() for k, v in next(s for s in load_trajectory(b) if s.step == 0).state_dict().items()}
+    other = {
+        k: v.float()
+        for k, v in next(s for s in load_trajectory(b) if s.step == 0).state_dict().items()
+    }
     matched = match_weights(spec, one, other).permutation.apply(other)
     expected = measure_barrier(module, one, matched, val_loader(), points=3).height("val_loss")
     assert matrix.heights[0][0] == pytest.approx(expected, rel=1e-6)
@@ -73,7 +79,11 @@ def test_bad_input_is_named(runs, tmp_path):
         barrier_matrix(module, [], b, val_loader())
     with pytest.raises(DataError, match="equal step"):
         barrier_matrix(
-            module, list(load_trajectory(a))[1:2], list(load_trajectory(b))[1:2], val_loader(), same_step=True
+            module,
+            list(load_trajectory(a))[1:2],
+            list(load_trajectory(b))[1:2],
+            val_loader(),
+            same_step=True,
         )
     with pytest.raises(ConfigurationError, match="'nothing'"):
         barrier_matrix(module, a, b, val_loader(), points=2, metric="nothing")

@@ -52,7 +52,15 @@ def test_every_point_equals_trainer_validate_with_those_weights():
     for i, lam in enumerate(curve.lambdas):
         mixed = {k: (1 - lam) * a[k] + lam * b[k] if a[k].is_floating_point() else a[k] for k in a}
         expected = validated(module, mixed, val_loader())
-        assert {"val_loss", "val_acc", "val_auroc", "val_f1", "val_macro", "val_largest", "val_count"} == set(expected)
+        assert {
+            "val_loss",
+            "val_acc",
+            "val_auroc",
+            "val_f1",
+            "val_macro",
+            "val_largest",
+            "val_count",
+        } == set(expected)
         for name, value in expected.items():
             assert curve.values[name][i] == pytest.approx(value, rel=1e-5), (name, lam)
     assert curve.samples == 50
@@ -81,10 +89,14 @@ def test_average_is_weighted_by_samples():
     net = mlp(FEATURES, 4, CLASSES)
     data = blobs(50, 5)
     state = net.state_dict()
-    curve = measure_barrier(net, state, state, DataLoader(data, batch_size=48), points=2, loss=cross_entropy)
+    curve = measure_barrier(
+        net, state, state, DataLoader(data, batch_size=48), points=2, loss=cross_entropy
+    )
     with torch.no_grad():
         expected = float(cross_entropy(net, data.tensors))
-        unweighted = sum(float(cross_entropy(net, batch)) for batch in DataLoader(data, batch_size=48)) / 2
+        unweighted = (
+            sum(float(cross_entropy(net, batch)) for batch in DataLoader(data, batch_size=48)) / 2
+        )
     assert curve.values["loss"] == pytest.approx((expected,) * 3, rel=1e-6)
     assert abs(unweighted - expected) > 1e-3
 
@@ -99,7 +111,9 @@ def test_double_precision_modules_are_measured_in_double():
     curve = measure_barrier(net, a, b, loader, points=[0.3], loss=cross_entropy)
     mixed = {k: 0.7 * a[k] + 0.3 * b[k] for k in a}
     with torch.no_grad():
-        expected = nn.functional.cross_entropy(torch.func.functional_call(net, mixed, x.double()), y)
+        expected = nn.functional.cross_entropy(
+            torch.func.functional_call(net, mixed, x.double()), y
+        )
     assert curve.values["loss"][1] == pytest.approx(float(expected), rel=1e-12)
 
 
@@ -114,7 +128,9 @@ def test_several_metrics_and_several_loaders():
             "acc": (logits.argmax(1) == batch[1]).float().mean(),
         }
 
-    curve = measure_barrier(net, state, state, [val_loader(), val_loader(seed=2)], points=2, loss=both)
+    curve = measure_barrier(
+        net, state, state, [val_loader(), val_loader(seed=2)], points=2, loss=both
+    )
     names = {f"{n}/dataloader_idx_{i}" for n in ("loss", "acc") for i in (0, 1)}
     assert set(curve.values) == names
     one = measure_barrier(net, state, state, val_loader(seed=2), points=2, loss=both)
@@ -141,7 +157,12 @@ def test_lightning_module_with_several_loaders_names_as_lightning_does():
 def test_limit_batches():
     net = mlp(FEATURES, 4, CLASSES)
     state = net.state_dict()
-    assert measure_barrier(net, state, state, val_loader(), points=2, loss=cross_entropy, limit_batches=2).samples == 32
+    assert (
+        measure_barrier(
+            net, state, state, val_loader(), points=2, loss=cross_entropy, limit_batches=2
+        ).samples
+        == 32
+    )
 
 
 def test_steps_that_draw_random_numbers_see_the_same_ones_at_every_point():
@@ -184,11 +205,15 @@ def test_batch_norm_is_re_estimated_at_every_point():
     curve = measure_barrier(net, a, b, test, points=3, loss=loss, batch_norm=train)
     for i, lam in enumerate(curve.lambdas):
         other = copy.deepcopy(net)
-        other.load_state_dict({k: torch.lerp(a[k], b[k], lam) if a[k].is_floating_point() else a[k] for k in a})
+        other.load_state_dict(
+            {k: torch.lerp(a[k], b[k], lam) if a[k].is_floating_point() else a[k] for k in a}
+        )
         torch.optim.swa_utils.update_bn(images, other)
         other.eval()
         with torch.no_grad():
-            assert curve.values["loss"][i] == pytest.approx(float(cross_entropy(other, test[0])), rel=1e-5)
+            assert curve.values["loss"][i] == pytest.approx(
+                float(cross_entropy(other, test[0])), rel=1e-5
+            )
     plain = measure_barrier(net, a, b, test, points=3, loss=loss)
     assert abs(plain.values["loss"][1] - curve.values["loss"][1]) > 1e-3
 
@@ -197,7 +222,9 @@ def test_published_counterexample_has_a_barrier_of_a_quarter_in_every_arrangemen
     """Git Re-Basin, appendix: no permutation of B removes the barrier, which is 0.25 in 0-1 error."""
     a = [[[-1, 0], [0, -1]], [1, 0], [[-1, 0], [0, 1]], [1, 0], [[-1, -1]]]
     b = [[[1, 0], [0, 1]], [0, 1], [[1, 0], [0, -1]], [0, 1], [[-1, -1]]]
-    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    net = nn.Sequential(
+        nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1, bias=False)
+    )
     names = list(net.state_dict())
     state_a = {n: torch.tensor(v, dtype=torch.float) for n, v in zip(names, a, strict=True)}
     grid = torch.linspace(-1, 1, 41) + 1e-3
@@ -215,7 +242,9 @@ def test_published_counterexample_has_a_barrier_of_a_quarter_in_every_arrangemen
             if swap2:
                 w2, c2, w3 = w2.flip(0), c2.flip(0), w3.flip(1)
             state_b = dict(zip(names, (w1, c1, w2, c2, w3), strict=True))
-            curve = measure_barrier(net, state_a, state_b, [(points, target)], points=25, loss=error)
+            curve = measure_barrier(
+                net, state_a, state_b, [(points, target)], points=25, loss=error
+            )
             assert curve.values["error"][0] == 0
             assert curve.values["error"][-1] == 0
             assert curve.height("error") == pytest.approx(0.25, abs=0.02)

@@ -75,14 +75,18 @@ def test_copies_are_frozen_and_independent():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_interpolation_is_exact_at_the_ends_and_rounded_once_between(dtype):
     generator = torch.Generator().manual_seed(0)
-    a, b = ({"w": torch.randn(50, generator=generator).to(dtype), "n": torch.tensor(k)} for k in (3, 8))
+    a, b = (
+        {"w": torch.randn(50, generator=generator).to(dtype), "n": torch.tensor(k)} for k in (3, 8)
+    )
     target = {"w": torch.empty(50, dtype=dtype), "n": torch.tensor(0)}
     for lam, expected in ((0.0, a), (1.0, b)):
         write_interpolation(target, a, b, lam)
         assert all(torch.equal(target[k], expected[k]) for k in a)
     write_interpolation(target, a, b, 0.3)
     wide = 0.7 * a["w"].double() + 0.3 * b["w"].double()
-    assert torch.allclose(target["w"].double(), wide, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+    assert torch.allclose(
+        target["w"].double(), wide, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps
+    )
     assert int(target["n"]) == 3
 
 

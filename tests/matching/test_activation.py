@@ -135,7 +135,9 @@ def nested_spec(heads: int, size: int) -> PermutationSpec:
     inner = Group("heads/dims", size, outer)
     index = torch.arange(heads * size)[:, None]
     maps = {"w": AxisMap("w", ((heads * size,),), (Component("heads/dims", (0,), index),))}
-    return PermutationSpec({"heads": outer, "heads/dims": inner}, {"w": TensorInfo((heads * size,))}, maps)
+    return PermutationSpec(
+        {"heads": outer, "heads/dims": inner}, {"w": TensorInfo((heads * size,))}, maps
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -171,7 +173,10 @@ class Attention(nn.Module):
         self.out = nn.Linear(heads * size, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
         attended = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
         return self.out(attended.transpose(1, 2).flatten(2))
 
@@ -191,7 +196,9 @@ def test_finds_planted_heads_and_dimensions_within_them() -> None:
 
 def test_modules_are_left_as_they_were_and_run_in_eval_mode() -> None:
     torch.manual_seed(0)
-    a = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 2))
+    a = nn.Sequential(
+        nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 2)
+    )
     b = copy.deepcopy(a)
     a[3].eval()
     spec = infer_spec(a, torch.randn(3, 5))
@@ -204,7 +211,9 @@ def test_modules_are_left_as_they_were_and_run_in_eval_mode() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", [lambda x: x, lambda x: (x, torch.zeros(len(x))), lambda x: {"input": x, "label": 0}], ids=str
+    "form",
+    [lambda x: x, lambda x: (x, torch.zeros(len(x))), lambda x: {"input": x, "label": 0}],
+    ids=str,
 )
 def test_batches_as_loaders_give_them(form: Callable[[Tensor], object]) -> None:
     a, b, spec = pair()
@@ -255,7 +264,9 @@ def test_lenets_of_strangers() -> None:
         start = match_activations(spec, a, b, train.split(batch)).permutation
         assert accuracy(start) >= 0.981
         descended = match_weights(spec, a.state_dict(), b.state_dict(), init=start)
-        assert descended.objective > 34.9, "better than every descent from the identity with textbook orders"
+        assert descended.objective > 34.9, (
+            "better than every descent from the identity with textbook orders"
+        )
         ends.append(accuracy(descended.permutation))
     assert sorted(ends)[1] >= 0.981
     assert min(ends) >= 0.97

@@ -29,7 +29,9 @@ SPECS = {
 @pytest.mark.parametrize("name", list(SPECS))
 def test_blocks_cut_every_tensor_into_disjoint_parts(name):
     spec = SPECS[name]()
-    covered = {n: torch.zeros(spec.tensors[n].shape) for n in objective_tensors(spec) if n in spec.maps}
+    covered = {
+        n: torch.zeros(spec.tensors[n].shape) for n in objective_tensors(spec) if n in spec.maps
+    }
     for block in blocks_of(spec):
         tensor = covered[block.tensor]
         places = block.take(torch.arange(tensor.numel()).reshape(tensor.shape))
@@ -46,7 +48,10 @@ def test_soft_costs_at_permutation_matrices_are_the_hard_costs(name):
     spec = SPECS[name]()
     generator = torch.Generator().manual_seed(0)
     a, b = (
-        {n: torch.randn(i.shape, generator=generator, dtype=torch.float64) for n, i in spec.tensors.items()}
+        {
+            n: torch.randn(i.shape, generator=generator, dtype=torch.float64)
+            for n, i in spec.tensors.items()
+        }
         for _ in range(2)
     )
     cpu = torch.device("cpu")
@@ -68,7 +73,9 @@ def soft_cost(table, group, a, b, soft):
             for axis, other in enumerate(axes):
                 if other and axis != own:
                     mixed = torch.tensordot(soft[other], mixed, ([1], [axis])).movedim(0, axis)
-            total = total + torch.tensordot(a[name].movedim(own, 0), mixed.movedim(own, -1), len(axes) - 1)
+            total = total + torch.tensordot(
+                a[name].movedim(own, 0), mixed.movedim(own, -1), len(axes) - 1
+            )
     return total
 
 
@@ -82,8 +89,16 @@ def test_soft_costs_of_large_blocks_are_the_definition(keep):
         "dense": ("g", "h"),
         "cube": ("g", "h", "k"),
     }
-    shapes = {"first": (160, 3, 3, 3), "middle": (144, 160, 3, 3), "dense": (160, 144), "cube": (160, 144, 6)}
-    a, b = ({n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()} for _ in range(2))
+    shapes = {
+        "first": (160, 3, 3, 3),
+        "middle": (144, 160, 3, 3),
+        "dense": (160, 144),
+        "cube": (160, 144, 6),
+    }
+    a, b = (
+        {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
+        for _ in range(2)
+    )
     spec, cpu = PermutationSpec.from_table(table, a), torch.device("cpu")
     models = (Layouts(s, torch.float64, cpu, keep=keep) for s in (a, b))
     costs = CostCache(TermTable.of(spec), *models, torch.float64, cpu)
@@ -94,7 +109,9 @@ def test_soft_costs_of_large_blocks_are_the_definition(keep):
         }
 
         for group in ("g", "h"):
-            torch.testing.assert_close(costs.soft_matrix(group, soft), soft_cost(table, group, a, b, soft))
+            torch.testing.assert_close(
+                costs.soft_matrix(group, soft), soft_cost(table, group, a, b, soft)
+            )
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -108,17 +125,31 @@ def test_updated_costs_of_large_convolutions_are_the_definition(moved, keep):
         "dense": ("g", "h"),
         "last": (None, "h"),
     }
-    shapes = {"first": (160, 3, 3, 3), "middle": (160, 160, 3, 3), "dense": (160, 160), "last": (10, 160)}
+    shapes = {
+        "first": (160, 3, 3, 3),
+        "middle": (160, 160, 3, 3),
+        "dense": (160, 160),
+        "last": (10, 160),
+    }
     a, b = (
-        {n: torch.randn(shape, generator=generator, dtype=torch.float64) for n, shape in shapes.items()}
+        {
+            n: torch.randn(shape, generator=generator, dtype=torch.float64)
+            for n, shape in shapes.items()
+        }
         for _ in range(2)
     )
     spec = PermutationSpec.from_table(table, a)
     cpu = torch.device("cpu")
     costs = CostCache(
-        TermTable.of(spec), *(Layouts(s, torch.float64, cpu, keep=keep) for s in (a, b)), torch.float64, cpu
+        TermTable.of(spec),
+        *(Layouts(s, torch.float64, cpu, keep=keep) for s in (a, b)),
+        torch.float64,
+        cpu,
     )
-    flats = {"g": torch.randperm(160, generator=generator), "h": torch.randperm(160, generator=generator)}
+    flats = {
+        "g": torch.randperm(160, generator=generator),
+        "h": torch.randperm(160, generator=generator),
+    }
     for _ in range(4):
         for group in table["middle"][:2]:
             expected = textbook.cost_matrix(table, group, a, b, flats)
@@ -134,14 +165,21 @@ def test_only_groups_with_compiled_assignments_compile_anything_else(units, monk
     from lightning_rebasin.matching.costs import gather
 
     compiled, done = gather.gather_differences, []
-    monkeypatch.setattr(gather, "gather_differences", lambda *arrays: done.append(compiled(*arrays)))
+    monkeypatch.setattr(
+        gather, "gather_differences", lambda *arrays: done.append(compiled(*arrays))
+    )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # with many threads torch is faster
     generator = torch.Generator().manual_seed(0)
     table = {"first": ("g", None), "middle": ("h", "g", None, None)}
     shapes = {"first": (units, 3), "middle": (units, units, 3, 3)}
-    a, b = ({n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()} for _ in range(2))
+    a, b = (
+        {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
+        for _ in range(2)
+    )
     spec, cpu = PermutationSpec.from_table(table, a), torch.device("cpu")
-    costs = CostCache(TermTable.of(spec), *(Layouts(s, torch.float64, cpu) for s in (a, b)), torch.float64, cpu)
+    costs = CostCache(
+        TermTable.of(spec), *(Layouts(s, torch.float64, cpu) for s in (a, b)), torch.float64, cpu
+    )
     flats = {"g": torch.arange(units), "h": torch.arange(units)}
     for _ in range(3):
         expected = textbook.cost_matrix(table, "h", a, b, flats)
@@ -162,8 +200,17 @@ def test_packed_costs_of_small_groups_are_the_definition(dtype):
         "dense": ("h", "g"),
         "last": (None, "h"),
     }
-    shapes = {"first": (24, 3, 3, 3), "scale": (24,), "middle": (40, 24, 3, 3), "dense": (40, 24), "last": (10, 40)}
-    a, b = ({n: torch.randn(s, generator=generator).to(dtype) for n, s in shapes.items()} for _ in range(2))
+    shapes = {
+        "first": (24, 3, 3, 3),
+        "scale": (24,),
+        "middle": (40, 24, 3, 3),
+        "dense": (40, 24),
+        "last": (10, 40),
+    }
+    a, b = (
+        {n: torch.randn(s, generator=generator).to(dtype) for n, s in shapes.items()}
+        for _ in range(2)
+    )
     spec = PermutationSpec.from_table(table, a)
     working = torch.float64 if dtype is torch.float64 else torch.float32
     cpu, terms = torch.device("cpu"), TermTable.of(spec)
@@ -183,13 +230,19 @@ def test_packed_costs_of_small_groups_are_the_definition(dtype):
 def test_packed_costs_are_updated_by_the_rows_that_changed(monkeypatch):
     """In a stream with two partners, few or many units of either move; float32, so errors would pile up."""
     generator = torch.Generator().manual_seed(0)
-    table = {name: (name[0], "g", None, None) for name in ("h.weight", "k.weight")} | {"scale": ("g",)}
+    table = {name: (name[0], "g", None, None) for name in ("h.weight", "k.weight")} | {
+        "scale": ("g",)
+    }
     shapes = {"h.weight": (64, 64, 3, 3), "k.weight": (48, 64, 3, 3), "scale": (64,)}
     a, b = ({n: torch.randn(s, generator=generator) for n, s in shapes.items()} for _ in range(2))
     spec, cpu = PermutationSpec.from_table(table, a), torch.device("cpu")
-    costs = CostCache(TermTable.of(spec), *(Layouts(s, torch.float32, cpu) for s in (a, b)), torch.float32, cpu)
+    costs = CostCache(
+        TermTable.of(spec), *(Layouts(s, torch.float32, cpu) for s in (a, b)), torch.float32, cpu
+    )
     updated, done = PackedCost._updated, []
-    monkeypatch.setattr(PackedCost, "_updated", lambda self, orders: done.append(updated(self, orders)) or done[-1])
+    monkeypatch.setattr(
+        PackedCost, "_updated", lambda self, orders: done.append(updated(self, orders)) or done[-1]
+    )
     flats = {group: torch.arange(size) for group, size in (("g", 64), ("h", 64), ("k", 48))}
     for moved in ((2, 0), (0, 3), (5, 4), (64, 48), (0, 0), (20, 0), *[(9, 7)] * 60):
         expected = textbook.cost_matrix(table, "g", a, b, flats)
@@ -217,13 +270,23 @@ def test_what_is_not_packed(change):
 
 def test_copies_of_half_precision_weights_take_half_the_room():
     generator = torch.Generator().manual_seed(0)
-    table = {"first": ("g", None, None, None), "middle": ("h", "g", None, None), "last": (None, "h")}
+    table = {
+        "first": ("g", None, None, None),
+        "middle": ("h", "g", None, None),
+        "last": (None, "h"),
+    }
     shapes = {"first": (160, 3, 3, 3), "middle": (160, 160, 3, 3), "last": (10, 160)}
-    a, b = ({n: torch.randn(s, generator=generator).bfloat16() for n, s in shapes.items()} for _ in range(2))
+    a, b = (
+        {n: torch.randn(s, generator=generator).bfloat16() for n, s in shapes.items()}
+        for _ in range(2)
+    )
     spec, cpu = PermutationSpec.from_table(table, a), torch.device("cpu")
     layouts = [Layouts(s, torch.float32, cpu) for s in (a, b)]
     costs = CostCache(TermTable.of(spec), *layouts, torch.float32, cpu)
-    flats = {"g": torch.randperm(160, generator=generator), "h": torch.randperm(160, generator=generator)}
+    flats = {
+        "g": torch.randperm(160, generator=generator),
+        "h": torch.randperm(160, generator=generator),
+    }
     wide = [{n: t.float() for n, t in s.items()} for s in (a, b)]
     for _ in range(3):
         for group in ("g", "h"):
@@ -239,7 +302,12 @@ def test_copies_of_half_precision_weights_take_half_the_room():
 
 def test_costs_of_large_weights_are_the_definition_and_no_copy_is_kept():
     """Seen from their outputs or from their inputs, built, updated or mixed softly, plain or convolutions."""
-    table = {"first": ("g", None), "middle": ("h", "g", None, None), "dense": ("h", "g"), "last": (None, "h")}
+    table = {
+        "first": ("g", None),
+        "middle": ("h", "g", None, None),
+        "dense": ("h", "g"),
+        "last": (None, "h"),
+    }
     shapes = {"first": (400, 3), "middle": (192, 400, 3, 3), "dense": (192, 400), "last": (10, 192)}
     table["pointwise"], shapes["pointwise"] = table["middle"], (192, 400, 1, 1)
     generator, cpu = torch.Generator().manual_seed(0), torch.device("cpu")
@@ -247,15 +315,22 @@ def test_costs_of_large_weights_are_the_definition_and_no_copy_is_kept():
     spec = PermutationSpec.from_table(table, a)
     layouts = [Layouts(s, torch.float32, cpu) for s in (a, b)]
     costs = CostCache(TermTable.of(spec), *layouts, torch.float32, cpu)
-    soft = {g: torch.rand(of.members, of.members, generator=generator).softmax(0) for g, of in spec.groups.items()}
-    flats = {group: torch.randperm(of.members, generator=generator) for group, of in spec.groups.items()}
+    soft = {
+        g: torch.rand(of.members, of.members, generator=generator).softmax(0)
+        for g, of in spec.groups.items()
+    }
+    flats = {
+        group: torch.randperm(of.members, generator=generator) for group, of in spec.groups.items()
+    }
     close = {"rtol": 1e-4, "atol": 5e-3}
     for moved in (20, 20, 150, 20):
         for group in spec.groups:
             torch.testing.assert_close(
                 costs.matrix(group, flats), textbook.cost_matrix(table, group, a, b, flats), **close
             )
-            torch.testing.assert_close(costs.soft_matrix(group, soft), soft_cost(table, group, a, b, soft), **close)
+            torch.testing.assert_close(
+                costs.soft_matrix(group, soft), soft_cost(table, group, a, b, soft), **close
+            )
         for group, flat in flats.items():
             flats[group] = torch.cat([flat[:moved].roll(1), flat[moved:]])
     own = {t.untyped_storage().data_ptr() for state in (a, b) for t in state.values()}

@@ -27,7 +27,10 @@ def planted(count, noise=0.0, seed=0):
     generator = torch.Generator().manual_seed(seed)
     permutations = [Permutation.random(spec, generator) for _ in range(count)]
     states = [
-        {n: t + noise * t.std() * torch.randn(t.shape, generator=generator) for n, t in p.apply(base).items()}
+        {
+            n: t + noise * t.std() * torch.randn(t.shape, generator=generator)
+            for n, t in p.apply(base).items()
+        }
         for p in permutations
     ]
     return spec, states, permutations
@@ -66,9 +69,13 @@ def test_consistent_monotone_and_what_it_says(method):
     share = [w / 10 for w in weights]
     assert result.weights == pytest.approx(share)
     # The running sum is float32, so its objective carries rounding errors of that size.
-    assert result.objective == pytest.approx(direct_objective(spec, states, result.permutations, share), rel=1e-5)
+    assert result.objective == pytest.approx(
+        direct_objective(spec, states, result.permutations, share), rel=1e-5
+    )
     identities = [Permutation.identity(spec)] * 4
-    assert result.identity_objective == pytest.approx(direct_objective(spec, states, identities, share), abs=1e-4)
+    assert result.identity_objective == pytest.approx(
+        direct_objective(spec, states, identities, share), abs=1e-4
+    )
     assert "4 networks" in repr(result)
     assert result.to_dict()["method"] == method
 
@@ -100,7 +107,10 @@ def test_line_search_is_exact():
     soft = [engine._half_way(Permutation.identity(spec)) for _ in states]
     target = engine._direction(soft)
     step, value = engine._line(soft, target)
-    tried = [networks.value([_mix(s, t, k / 50) for s, t in zip(soft, target, strict=True)]) for k in range(51)]
+    tried = [
+        networks.value([_mix(s, t, k / 50) for s, t in zip(soft, target, strict=True)])
+        for k in range(51)
+    ]
     assert value >= max(tried) - 1e-5 * abs(value)
     assert 0.0 <= step <= 1.0
 

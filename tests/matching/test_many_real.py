@@ -34,7 +34,9 @@ def networks(digits):
 def summed_products(states):
     """``Σ_{i<j} ⟨Θ_i, Θ_j⟩`` pair by pair, in float64."""
     return sum(
-        float((a[name].double() * b[name].double()).sum()) for a, b in itertools.combinations(states, 2) for name in a
+        float((a[name].double() * b[name].double()).sum())
+        for a, b in itertools.combinations(states, 2)
+        for name in a
     )
 
 
@@ -50,7 +52,10 @@ def textbook_merge_many(states, seed):
             mean = {name: sum(state[name] for state in others) / len(others) for name in states[i]}
             order = lambda _: [groups[k] for k in torch.randperm(2, generator=generator).tolist()]
             found = textbook.weight_matching(TABLE, mean, states[i], order)
-            states[i] = {name: textbook.permuted(states[i][name], axes, found) for name, axes in TABLE.items()}
+            states[i] = {
+                name: textbook.permuted(states[i][name], axes, found)
+                for name, axes in TABLE.items()
+            }
         if summed_products(states) <= before + 1e-6:
             return summed_products(states)
 
@@ -59,7 +64,9 @@ def textbook_merge_many(states, seed):
 def test_far_above_the_textbook_and_above_every_single_start(method):
     spec, states = networks((0, 1, 5, 6))
     result = match_many(spec, states, method=method)
-    reached = summed_products([p.apply(s) for p, s in zip(result.permutations, states, strict=True)])
+    reached = summed_products(
+        [p.apply(s) for p, s in zip(result.permutations, states, strict=True)]
+    )
     assert result.objective * 16 == pytest.approx(reached, rel=1e-5)  # weights of a quarter each
     # 24 runs of the textbook, each with other orders of visits, end between 215.2 and 220.0; this one at 222.0.
     assert reached > 1.01 * max(textbook_merge_many(states, seed) for seed in range(4))
@@ -100,7 +107,8 @@ def test_copies_of_one_basin_stay_where_they_are(method):
     spec, (base, *_) = networks((0,))
     generator = torch.Generator().manual_seed(0)
     tuned = [
-        {n: t + 0.05 * t.std() * torch.randn(t.shape, generator=generator) for n, t in base.items()} for _ in range(3)
+        {n: t + 0.05 * t.std() * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+        for _ in range(3)
     ]
     result = match_many(spec, tuned, method=method)
     assert all(p == Permutation.identity(spec) for p in result.permutations)
@@ -110,7 +118,13 @@ def test_copies_of_one_basin_stay_where_they_are(method):
 def test_one_basin_is_seen_where_the_copies_have_gone_apart():
     spec, (base, *_) = networks((0,))
     generator = torch.Generator().manual_seed(0)
-    tuned = [{n: t + 0.5 * t.std() * torch.randn(t.shape, generator=generator) for n, t in base.items()} for _ in "abc"]
-    cosines = [summed_products(pair) / summed_products([pair[0]] * 2) for pair in itertools.combinations(tuned, 2)]
+    tuned = [
+        {n: t + 0.5 * t.std() * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+        for _ in "abc"
+    ]
+    cosines = [
+        summed_products(pair) / summed_products([pair[0]] * 2)
+        for pair in itertools.combinations(tuned, 2)
+    ]
     assert max(cosines) < 0.85  # not obvious from the cosine
     assert set(match_many(spec, tuned).starts) == {"one after another"}

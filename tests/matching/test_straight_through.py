@@ -39,7 +39,10 @@ def mlp_spec(state: dict[str, Tensor]) -> PermutationSpec:
 
 def random_state(*sizes: int, seed: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {n: torch.randn(t.shape, generator=generator, dtype=dtype) for n, t in mlp(*sizes).state_dict().items()}
+    return {
+        n: torch.randn(t.shape, generator=generator, dtype=dtype)
+        for n, t in mlp(*sizes).state_dict().items()
+    }
 
 
 def textbook_projection(
@@ -53,7 +56,8 @@ def textbook_projection(
         return [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
 
     return Permutation(
-        start.spec, textbook.weight_matching(mlp_table(target), target, source, order, dict(start.orders))
+        start.spec,
+        textbook.weight_matching(mlp_table(target), target, source, order, dict(start.orders)),
     )
 
 
@@ -91,7 +95,12 @@ def test_gradient_equals_the_one_derived_by_hand(stands_for: str, lam: float) ->
     h = torch.tanh(x @ at["0.weight"].T + at["0.bias"])
     error = h @ at["2.weight"].T + at["2.bias"] - y
     back = (error @ at["2.weight"]) * (1 - h.square())
-    expected = {"0.weight": back.T @ x, "0.bias": back.sum(0), "2.weight": error.T @ h, "2.bias": error.sum(0)}
+    expected = {
+        "0.weight": back.T @ x,
+        "0.bias": back.sum(0),
+        "2.weight": error.T @ h,
+        "2.bias": error.sum(0),
+    }
     factor = lam if stands_for == "endpoint" else 2 * lam
     for name, gradient in expected.items():
         torch.testing.assert_close(free[name].grad, factor * gradient, rtol=1e-12, atol=1e-12)
@@ -99,7 +108,9 @@ def test_gradient_equals_the_one_derived_by_hand(stands_for: str, lam: float) ->
 
 @pytest.mark.parametrize("stands_for", ["endpoint", "midpoint"])
 @pytest.mark.parametrize("projection", ["inner_product", "l2"])
-def test_target_agrees_with_the_definition_over_all_permutations(stands_for: str, projection: str) -> None:
+def test_target_agrees_with_the_definition_over_all_permutations(
+    stands_for: str, projection: str
+) -> None:
     """Brute force: argmax of the inner product with Θ̃, or argmin of the distance of what Θ̃ stands for."""
     a, b, free = (random_state(2, 3, 3, 1, seed=seed) for seed in (4, 5, 6))
     spec = mlp_spec(a)
@@ -157,7 +168,9 @@ def test_every_projection_of_a_run_is_the_textbook_one(projection: str) -> None:
     assert changes >= 10, "the run must move, or the test shows nothing"
 
 
-def decoy_problem() -> tuple[PermutationSpec, dict[str, Tensor], dict[str, Tensor], Permutation, Tensor]:
+def decoy_problem() -> tuple[
+    PermutationSpec, dict[str, Tensor], dict[str, Tensor], Permutation, Tensor
+]:
     """Two networks that are the same function up to a planted order of their three hidden units, and a decoy.
 
     The last three inputs are always zero, so their weights change nothing; but they are so large that weight matching
@@ -168,12 +181,23 @@ def decoy_problem() -> tuple[PermutationSpec, dict[str, Tensor], dict[str, Tenso
     out, back = torch.eye(3, dtype=torch.float64), torch.argsort(planted)
     gap = float((live * (live - live[back])).sum() + (out * (out - out[:, back])).sum())
     decoy = ((gap + 0.5) / 3) ** 0.5 * torch.eye(3, dtype=torch.float64)
-    a = {"0.weight": torch.cat([live, decoy], 1), "0.bias": torch.zeros(3), "2.weight": out, "2.bias": torch.zeros(3)}
+    a = {
+        "0.weight": torch.cat([live, decoy], 1),
+        "0.bias": torch.zeros(3),
+        "2.weight": out,
+        "2.bias": torch.zeros(3),
+    }
     a = {name: tensor.double() for name, tensor in a.items()}
     b = {**a, "0.weight": torch.cat([live[back], decoy], 1), "2.weight": out[:, back]}
     spec = mlp_spec(a)
     x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return spec, a, b, Permutation(spec, {"h0": planted}), torch.cat([x, torch.zeros(64, 3, dtype=torch.float64)], 1)
+    return (
+        spec,
+        a,
+        b,
+        Permutation(spec, {"h0": planted}),
+        torch.cat([x, torch.zeros(64, 3, dtype=torch.float64)], 1),
+    )
 
 
 def test_finds_the_best_permutation_that_weight_matching_misses() -> None:
@@ -186,7 +210,9 @@ def test_finds_the_best_permutation_that_weight_matching_misses() -> None:
         middle = {n: (a[n] + aligned[n]) / 2 for n in a}
         return float((functional_call(model, middle, (x,)) - y).square().mean())
 
-    everything = [Permutation(spec, {"h0": torch.tensor(p)}) for p in itertools.permutations(range(3))]
+    everything = [
+        Permutation(spec, {"h0": torch.tensor(p)}) for p in itertools.permutations(range(3))
+    ]
     by_weights = max(everything, key=lambda p: inner(a, p.apply(b)))
     best = min(everything, key=midpoint_loss)
     assert best == planted

@@ -13,7 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_rebasin import infer_spec
-from lightning_rebasin.errors import ConfigurationError, NonFiniteError, PermutationError, StateDictError
+from lightning_rebasin.errors import (
+    ConfigurationError,
+    NonFiniteError,
+    PermutationError,
+    StateDictError,
+)
 from lightning_rebasin.matching import MatchState, WeightMatcher, match_weights
 from lightning_rebasin.matching.costs.cache import CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts
@@ -39,7 +44,8 @@ def cache(spec, a, b):
 
 
 @pytest.mark.parametrize(
-    "make", [nested_spec, blocks_spec, lambda: PermutationSpec.from_table(*chain((5, 7, 6, 4), 0)[:2])]
+    "make",
+    [nested_spec, blocks_spec, lambda: PermutationSpec.from_table(*chain((5, 7, 6, 4), 0)[:2])],
 )
 def test_cost_is_the_change_of_the_objective_by_definition(make):
     """Summed over a permutation of one group, ``C`` is the exact objective up to what the group does not touch."""
@@ -55,7 +61,9 @@ def test_cost_is_the_change_of_the_objective_by_definition(make):
                 continue  # moving a parent moves its children too
             matrix = costs.matrix(name, flats)
             rows = torch.arange(group.members)
-            inner = torch.stack([torch.randperm(group.size, generator=generator) for _ in range(group.instances)])
+            inner = torch.stack(
+                [torch.randperm(group.size, generator=generator) for _ in range(group.instances)]
+            )
             moved = {**p.orders, name: inner.reshape(group.shape)}
             q = Permutation(spec, moved)
             before, after = objective(spec, a, b, p), objective(spec, a, b, q)
@@ -84,19 +92,26 @@ def test_updated_costs_equal_costs_built_anew():
 # --- trajectory ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sizes", "seed"), [((6, 20, 15, 4), 0), ((10, 30, 30, 30, 5), 1), ((8, 200, 170, 3), 2)])
+@pytest.mark.parametrize(
+    ("sizes", "seed"), [((6, 20, 15, 4), 0), ((10, 30, 30, 30, 5), 1), ((8, 200, 170, 3), 2)]
+)
 def test_same_trajectory_as_the_textbook(sizes, seed):
     table, a, b = chain(sizes, seed, F64)
     spec = PermutationSpec.from_table(table, a)
     visits = list(orders("random", len(spec.groups), 100, torch.Generator().manual_seed(seed)))
     groups = list(spec.groups)
     trace = []
-    expected = textbook.weight_matching(table, a, b, lambda sweep: [groups[i] for i in visits[sweep]], trace=trace)
+    expected = textbook.weight_matching(
+        table, a, b, lambda sweep: [groups[i] for i in visits[sweep]], trace=trace
+    )
     result = match_weights(spec, a, b, init="identity", seed=seed)
     for group in groups:
         assert torch.equal(result.permutation[group], expected[group])
     gains = np.diff(result.descents[0].objectives)
-    per_sweep = [sum(gain for _, gain in trace[k : k + len(groups)]) for k in range(0, len(trace), len(groups))]
+    per_sweep = [
+        sum(gain for _, gain in trace[k : k + len(groups)])
+        for k in range(0, len(trace), len(groups))
+    ]
     np.testing.assert_allclose(gains, per_sweep, atol=1e-9)
     assert result.objective == pytest.approx(textbook.objective(table, a, b, expected), rel=1e-12)
 
@@ -115,7 +130,9 @@ def test_brute_force_never_beaten_by_much_and_found_mostly():
         table, a, b = chain((3, 4, 3, 2), seed, F64)
         spec = PermutationSpec.from_table(table, a)
         of_4, of_3 = ([torch.tensor(p) for p in itertools.permutations(range(n))] for n in (4, 3))
-        best = max(objective(spec, a, b, Permutation(spec, {"h0": p, "h1": q})) for p in of_4 for q in of_3)
+        best = max(
+            objective(spec, a, b, Permutation(spec, {"h0": p, "h1": q})) for p in of_4 for q in of_3
+        )
         result = match_weights(spec, a, b, seed=seed)
         assert result.objective <= best + 1e-9
         found += result.objective >= best - 1e-9
@@ -127,7 +144,9 @@ def test_brute_force_never_beaten_by_much_and_found_mostly():
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(0, 10**6), st.sampled_from(["identity", "random", None]), st.sampled_from([nested_spec, grouped_spec])
+    st.integers(0, 10**6),
+    st.sampled_from(["identity", "random", None]),
+    st.sampled_from([nested_spec, grouped_spec]),
 )
 def test_monotone_and_never_below_the_identity(seed, init, make):
     spec = make()
@@ -212,7 +231,9 @@ def test_moving_reference_stays_exact_with_warm_duals():
     matcher = WeightMatcher(spec, b)
     permutation, generator = Permutation.identity(spec), torch.Generator().manual_seed(0)
     for step in range(6):
-        a = {n: t + 0.02 * torch.randn(t.shape, generator=generator, dtype=F64) for n, t in a.items()}
+        a = {
+            n: t + 0.02 * torch.randn(t.shape, generator=generator, dtype=F64) for n, t in a.items()
+        }
         warm = matcher.match(a, permutation, seed=step)
         cold = match_weights(spec, a, b, init=permutation, seed=step)
         assert warm.permutation == cold.permutation
@@ -256,7 +277,9 @@ def recovered(make, example, seeds, **kwargs):
     for seed in seeds:
         state = randomise(make(), seed).state_dict()
         p = Permutation.random(spec, torch.Generator().manual_seed(seed))
-        found.append(match_weights(spec, p.apply(state), state, seed=seed, **kwargs).permutation == p)
+        found.append(
+            match_weights(spec, p.apply(state), state, seed=seed, **kwargs).permutation == p
+        )
     return found
 
 

@@ -148,13 +148,19 @@ def perceptron_table(state):
         table[name] = (name, before)
         table[name.removesuffix("weight") + "bias"] = (name,)
         before = name
-    return {name: tuple(None if axis == before else axis for axis in axes) for name, axes in table.items()}
+    return {
+        name: tuple(None if axis == before else axis for axis in axes)
+        for name, axes in table.items()
+    }
 
 
 @pytest.mark.parametrize(("first", "second"), HELD_OUT)
 def test_default_call_beats_textbook_restarts_where_nothing_was_tuned(first, second):
     """The annealing schedule was chosen on the LeNet, MLP and ResNet20 pairs above; these pairs had no part in it."""
-    a, b = (read_checkpoint(shared_path(f"data/lightning/{name}.ckpt")).state_dict for name in (first, second))
+    a, b = (
+        read_checkpoint(shared_path(f"data/lightning/{name}.ckpt")).state_dict
+        for name in (first, second)
+    )
     table = perceptron_table(a)
     a, b = ({name: of[name].float() for name in table} for of in (a, b))
     spec = PermutationSpec.from_table(table, a)

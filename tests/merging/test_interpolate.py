@@ -9,7 +9,9 @@ from lightning_rebasin.merging import average, interpolate
 
 def _bits(tensor):
     return (
-        tensor.contiguous().view(torch.uint8).tolist() if tensor.ndim else tensor.reshape(1).view(torch.uint8).tolist()
+        tensor.contiguous().view(torch.uint8).tolist()
+        if tensor.ndim
+        else tensor.reshape(1).view(torch.uint8).tolist()
     )
 
 
@@ -17,7 +19,12 @@ def _bits(tensor):
 def pair():
     g = torch.Generator().manual_seed(0)
     special = torch.tensor([float("inf"), -0.0, float("nan"), 1e-40, 65504.0])
-    a = {"w": torch.randn(3, 4, generator=g), "s": special, "n": torch.tensor(3), "m": torch.tensor([True, False])}
+    a = {
+        "w": torch.randn(3, 4, generator=g),
+        "s": special,
+        "n": torch.tensor(3),
+        "m": torch.tensor([True, False]),
+    }
     b = {
         "w": torch.randn(3, 4, generator=g),
         "s": special.flip(0),
@@ -50,7 +57,8 @@ def test_interpolation_is_the_formula_in_float64(lam, values, seed):
     torch.testing.assert_close(
         got,
         torch.tensor(
-            [(1 - lam) * x + lam * y for x, y in zip(a.tolist(), b.tolist(), strict=True)], dtype=torch.float64
+            [(1 - lam) * x + lam * y for x, y in zip(a.tolist(), b.tolist(), strict=True)],
+            dtype=torch.float64,
         ),
         rtol=1e-12,
         atol=1e-9,
@@ -60,7 +68,10 @@ def test_interpolation_is_the_formula_in_float64(lam, values, seed):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_rounded_once(dtype):
-    a, b = torch.randn(1000, generator=torch.Generator().manual_seed(1)).to(dtype), torch.full((1000,), 3.0).to(dtype)
+    a, b = (
+        torch.randn(1000, generator=torch.Generator().manual_seed(1)).to(dtype),
+        torch.full((1000,), 3.0).to(dtype),
+    )
     got = interpolate({"w": a}, {"w": b}, 0.3)["w"]
     assert got.dtype == dtype
     exact = (0.7 * a.double() + 0.3 * b.double()).to(dtype)
@@ -77,7 +88,15 @@ def test_mixed_precision_takes_the_wider():
 
 
 def test_integers_come_from_the_nearer_end(pair):
-    assert [int(interpolate(*pair, lam)["n"]) for lam in (0, 0.4, 0.5, 0.6, 1, -3, 4)] == [3, 3, 3, 9, 9, 3, 9]
+    assert [int(interpolate(*pair, lam)["n"]) for lam in (0, 0.4, 0.5, 0.6, 1, -3, 4)] == [
+        3,
+        3,
+        3,
+        9,
+        9,
+        3,
+        9,
+    ]
     assert int(average(pair)["n"]) == 3
     assert int(average(pair, [0.4, 0.6])["n"]) == 9
 
@@ -107,7 +126,9 @@ def test_average_is_the_weighted_mean(weights):
 
 def test_average_agrees_with_interpolate_and_ignores_weight_zero(pair):
     a, b = {"w": pair[0]["w"]}, {"w": pair[1]["w"]}
-    torch.testing.assert_close(average([a, b], [0.75, 0.25])["w"], interpolate(a, b, 0.25)["w"], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        average([a, b], [0.75, 0.25])["w"], interpolate(a, b, 0.25)["w"], rtol=1e-6, atol=1e-7
+    )
     assert torch.equal(average([a, {"w": torch.full((3, 4), float("nan"))}], [1, 0])["w"], a["w"])
 
 

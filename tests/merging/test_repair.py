@@ -10,7 +10,10 @@ from lightning_rebasin.merging.layers import Moments, Site, find_sites
 
 def pair(build):
     return [
-        {n: t.double() if t.is_floating_point() else t for n, t in randomise(build(), s).state_dict().items()}
+        {
+            n: t.double() if t.is_floating_point() else t
+            for n, t in randomise(build(), s).state_dict().items()
+        }
         for s in (1, 2)
     ]
 
@@ -50,7 +53,10 @@ def test_every_layer_gets_the_mixed_mean_and_standard_deviation(shares):
 
 def test_standard_deviations_are_mixed_and_not_variances():
     net, x = nn.Sequential(nn.Linear(1, 1, bias=False)).double(), data(100, 1)
-    states = [{"0.weight": torch.tensor([[1.0]]).double()}, {"0.weight": torch.tensor([[-3.0]]).double()}]
+    states = [
+        {"0.weight": torch.tensor([[1.0]]).double()},
+        {"0.weight": torch.tensor([[-3.0]]).double()},
+    ]
     weight = repair(net, states, [x]).module[0].weight.item()
     assert weight == pytest.approx(-2)  # variances would give −√5
 
@@ -68,19 +74,26 @@ def test_batch_norms_get_the_mix_of_what_the_ends_really_return():
     net, x = BatchNormCNN(4).double(), data(300, 3, 8, 8)
     # Running statistics of other data, as augmentation leaves them: the ends do not return mean β, deviation |γ|.
     other = 1.5 * data(300, 3, 8, 8, seed=1) + 0.3
-    states = [reset_batch_norm(_loaded(net, s), [other]).state_dict() for s in pair(lambda: BatchNormCNN(4))]
+    states = [
+        reset_batch_norm(_loaded(net, s), [other]).state_dict()
+        for s in pair(lambda: BatchNormCNN(4))
+    ]
     states[1]["bn1.weight"][0] *= -1
     ends = [statistics(_loaded(net, state), "bn1", x) for state in states]
     result = repair(net, states, x.split(100))
     wanted = (ends[0][1] + ends[1][1]) / 2
-    assert average(states)["bn1.weight"][0].abs() < wanted[0] / 2  # signs cancel in the plain average
+    assert (
+        average(states)["bn1.weight"][0].abs() < wanted[0] / 2
+    )  # signs cancel in the plain average
     closed_form = (states[0]["bn1.weight"].abs() + states[1]["bn1.weight"].abs()) / 2
     assert (closed_form / wanted - 1).abs().max() > 0.2
     mean, std = statistics(result.module, "bn1", x)
     # running statistics are averages over batches of the unbiased variance, with an epsilon
     torch.testing.assert_close(std, wanted, rtol=5e-3, atol=0)
     torch.testing.assert_close(mean, (ends[0][0] + ends[1][0]) / 2)
-    assert [v.after for v in result.variances] == pytest.approx([1] * len(result.variances), rel=2e-2)
+    assert [v.after for v in result.variances] == pytest.approx(
+        [1] * len(result.variances), rel=2e-2
+    )
 
 
 def _loaded(net, state):
@@ -108,14 +121,21 @@ def test_folding_scales_and_shifts_the_output(kind):
     site = Site("x", layer)
     before = layer(x).detach()
     g = torch.Generator().manual_seed(3)
-    scale, shift = torch.rand(site.size, generator=g).double() + 0.5, torch.randn(site.size, generator=g).double()
+    scale, shift = (
+        torch.rand(site.size, generator=g).double() + 0.5,
+        torch.randn(site.size, generator=g).double(),
+    )
     shift = shift if site.can_shift else 0 * shift
     site.fold(scale, shift)
     with torch.no_grad():
         after = layer(x)
     torch.testing.assert_close(after.movedim(dim, -1), before.movedim(dim, -1) * scale + shift)
-    torch.testing.assert_close(after, before * site.along(scale, before) + site.along(shift, before))
-    torch.testing.assert_close(site.channels(before), before.movedim(dim, -1).reshape(-1, site.size))
+    torch.testing.assert_close(
+        after, before * site.along(scale, before) + site.along(shift, before)
+    )
+    torch.testing.assert_close(
+        site.channels(before), before.movedim(dim, -1).reshape(-1, site.size)
+    )
 
 
 def test_moments_are_those_of_everything_together():

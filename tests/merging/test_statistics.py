@@ -21,7 +21,9 @@ def test_first_layer_statistics_are_the_mean_over_distinct_batches():
     variances = torch.stack([s.var((0, 2, 3)) for s in seen])
     torch.testing.assert_close(new.bn1.running_mean, means.mean(0))
     torch.testing.assert_close(new.bn1.running_var, variances.mean(0))
-    assert not torch.allclose(variances.mean(0), variances[0])  # one batch again and again would not do
+    assert not torch.allclose(
+        variances.mean(0), variances[0]
+    )  # one batch again and again would not do
     assert int(new.bn1.num_batches_tracked) == 3
 
 
@@ -30,7 +32,9 @@ def test_later_layers_see_what_the_batch_statistics_of_earlier_ones_make():
     new = reset_batch_norm(net, data)
     oracle = randomise(BatchNormCNN(4)).train()
     with torch.no_grad():
-        y = nn.functional.batch_norm(net.conv1(data[0]), None, None, net.bn1.weight, net.bn1.bias, training=True)
+        y = nn.functional.batch_norm(
+            net.conv1(data[0]), None, None, net.bn1.weight, net.bn1.bias, training=True
+        )
         y = net.conv2(nn.functional.max_pool2d(y.relu(), 2))
     torch.testing.assert_close(new.bn2.running_mean, y.mean((0, 2, 3)))
     torch.testing.assert_close(new.bn2.running_var, y.var((0, 2, 3)))
@@ -45,7 +49,9 @@ def test_the_module_is_left_alone_and_dropout_stays_off():
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
     assert net.training
     assert net[1].training
-    torch.testing.assert_close(new[1].running_mean, torch.stack([x.mean((0, 2, 3)) for x in data]).mean(0))
+    torch.testing.assert_close(
+        new[1].running_mean, torch.stack([x.mean((0, 2, 3)) for x in data]).mean(0)
+    )
     assert (new[1].momentum, new.training) == (0.3, False)
 
 

@@ -71,7 +71,11 @@ def learned(accelerator: str, precision: str) -> MergeModule:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(module, DataLoader(blobs(256, 0), batch_size=64), DataLoader(blobs(64, 1), batch_size=64))
+        trainer.fit(
+            module,
+            DataLoader(blobs(256, 0), batch_size=64),
+            DataLoader(blobs(64, 1), batch_size=64),
+        )
     assert torch.isfinite(trainer.callback_metrics["best_midpoint_loss"])
     module.loss_found = float(trainer.callback_metrics["best_midpoint_loss"])
     return module

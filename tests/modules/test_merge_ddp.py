@@ -14,18 +14,34 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 def launch(out: Path, devices: int, size: int) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TESTS / "helpers" / "merge_ddp.py"), str(out), str(devices), str(size)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        str(TESTS / "helpers" / "merge_ddp.py"),
+        str(out),
+        str(devices),
+        str(size),
+    ]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+@pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch was built without distributed"
+)
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     launch(tmp_path, 2, 8)
     launch(tmp_path, 1, 16)
-    one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    one, first, second = (
+        torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
+    )
     for group, order in first["orders"].items():
         assert torch.equal(order, second["orders"][group])
         assert torch.equal(order, one["orders"][group])

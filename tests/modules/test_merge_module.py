@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from lightning_rebasin.errors import ConfigurationError, EquivalenceError, NonFiniteError, OutputError, StateDictError
+from lightning_rebasin.errors import (
+    ConfigurationError,
+    EquivalenceError,
+    NonFiniteError,
+    OutputError,
+    StateDictError,
+)
 from lightning_rebasin.matching import WeightMatcher, match_activations
 from lightning_rebasin.merging import interpolate, reset_batch_norm
 from lightning_rebasin.modules import MergeModule
@@ -68,11 +74,27 @@ def make(ends: tuple[State, State], **options: Any) -> MergeModule:
 
 
 def fit(
-    module: MergeModule, folder: Path, *, ckpt_path: str | None = None, shuffle: bool = True, **options: Any
+    module: MergeModule,
+    folder: Path,
+    *,
+    ckpt_path: str | None = None,
+    shuffle: bool = True,
+    **options: Any,
 ) -> Trainer:
-    defaults = {"max_epochs": 3, "logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
-    trainer = Trainer(**{**defaults, **quiet, "num_sanity_val_steps": 0, "log_every_n_steps": 1, **options})
+    defaults = {
+        "max_epochs": 3,
+        "logger": False,
+        "enable_checkpointing": False,
+        "accelerator": "cpu",
+    }
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
+    trainer = Trainer(
+        **{**defaults, **quiet, "num_sanity_val_steps": 0, "log_every_n_steps": 1, **options}
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*is deprecated.*")
@@ -89,34 +111,53 @@ def held_out_loss(model: nn.Module, weights: State) -> float:
         return float(cross_entropy(model(x), y))
 
 
-def test_a_permuted_copy_is_found_and_merging_it_changes_nothing(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_a_permuted_copy_is_found_and_merging_it_changes_nothing(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     a = ends[0]
     spec = infer_spec(Classifier(hidden=16), torch.zeros(2, FEATURES))
     planted = Permutation.random(spec, torch.Generator().manual_seed(3))
-    module = make((a, planted.inverse().apply({n: t for n, t in a.items() if n in spec.tensors} | {})))
+    module = make(
+        (a, planted.inverse().apply({n: t for n, t in a.items() if n in spec.tensors} | {}))
+    )
     fit(module, tmp_path, max_epochs=1)
     assert module.permutation == planted
     for name, tensor in module.merged_state_dict().items():
         torch.testing.assert_close(tensor, a[name])
 
 
-def test_the_best_candidate_is_no_worse_than_plain_weight_matching(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_the_best_candidate_is_no_worse_than_plain_weight_matching(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     module = make(ends)
     trainer = fit(module, tmp_path, max_epochs=6)
-    start = WeightMatcher(module.spec, ends[1]).match(ends[0], Permutation.identity(module.spec), seed=0).permutation
-    start_loss = held_out_loss(Classifier(hidden=16), interpolate(ends[0], start.apply(ends[1]), 0.5))
+    start = (
+        WeightMatcher(module.spec, ends[1])
+        .match(ends[0], Permutation.identity(module.spec), seed=0)
+        .permutation
+    )
+    start_loss = held_out_loss(
+        Classifier(hidden=16), interpolate(ends[0], start.apply(ends[1]), 0.5)
+    )
     merged_loss = held_out_loss(Classifier(hidden=16), module.merged_state_dict())
     assert merged_loss <= start_loss + 1e-6
     # The score is that of the whole held-out set, smaller last batch included.
-    assert float(trainer.callback_metrics["best_midpoint_loss"]) == pytest.approx(merged_loss, rel=1e-5)
+    assert float(trainer.callback_metrics["best_midpoint_loss"]) == pytest.approx(
+        merged_loss, rel=1e-5
+    )
 
 
-def test_logs_what_it_promises_and_redirects_the_users_own_log(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_logs_what_it_promises_and_redirects_the_users_own_log(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     trainer = fit(make(ends), tmp_path, logger=CSVLogger(tmp_path), max_epochs=1)
     logged = set(trainer.callback_metrics)
     assert {"midpoint_loss", "objective", "moved", "projection_seconds"} <= logged
     assert {"val_midpoint_loss", "best_midpoint_loss", "midpoint/train_loss"} <= logged
-    assert torch.equal(trainer.callback_metrics["midpoint/train_loss"], trainer.callback_metrics["midpoint_loss_step"])
+    assert torch.equal(
+        trainer.callback_metrics["midpoint/train_loss"],
+        trainer.callback_metrics["midpoint_loss_step"],
+    )
 
 
 def test_the_users_model_is_left_alone(ends: tuple[State, State], tmp_path: Path) -> None:
@@ -133,7 +174,12 @@ def test_checkpoint_loads_with_weights_only_and_holds_no_weights_but_the_free_on
     ends: tuple[State, State], tmp_path: Path
 ) -> None:
     module = make(ends)
-    trainer = fit(module, tmp_path, enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path, filename="merge")])
+    trainer = fit(
+        module,
+        tmp_path,
+        enable_checkpointing=True,
+        callbacks=[ModelCheckpoint(tmp_path, filename="merge")],
+    )
     content = torch.load(tmp_path / "merge.ckpt", weights_only=True)
     assert set(content["state_dict"]) == {f"free.{i}" for i in range(4)}
     orders = content["lightning_rebasin_merge"]["best"]["orders"]
@@ -143,11 +189,15 @@ def test_checkpoint_loads_with_weights_only_and_holds_no_weights_but_the_free_on
         tmp_path / "merge.ckpt", model=model, reference=ends[0], source=ends[1], weights_only=True
     )
     assert loaded.permutation == module.permutation
-    assert all(torch.equal(t, module.merged_state_dict()[n]) for n, t in loaded.merged_state_dict().items())
+    assert all(
+        torch.equal(t, module.merged_state_dict()[n]) for n, t in loaded.merged_state_dict().items()
+    )
     assert trainer.checkpoint_callback is not None
 
 
-@pytest.mark.parametrize("options", [{}, {"lam": (0.3, 0.7), "stands_for": "midpoint", "project_every": 4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"lam": (0.3, 0.7), "stands_for": "midpoint", "project_every": 4}]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(
     ends: tuple[State, State], tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -172,7 +222,9 @@ def test_same_seed_same_result(ends: tuple[State, State], tmp_path: Path) -> Non
     assert all(torch.equal(one, two) for one, two in zip(runs[0].free, runs[1].free, strict=True))
 
 
-def test_projects_once_per_optimizer_step_and_every_kth_if_asked(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_projects_once_per_optimizer_step_and_every_kth_if_asked(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     """6 batches an epoch, 2 epochs."""
     for options, expected in (({}, 12), ({"accumulate_grad_batches": 3}, 4)):
         assert _count_projections(make(ends), tmp_path, **options) == expected
@@ -193,7 +245,12 @@ def test_optimizer_scheduler_and_early_stopping(ends: tuple[State, State], tmp_p
         ends,
         optimizer=partial(torch.optim.AdamW, lr=0.01),
         lr_scheduler=partial(
-            ReduceLROnPlateau, monitor="val_midpoint_loss", factor=0.5, patience=0, threshold=10.0, threshold_mode="abs"
+            ReduceLROnPlateau,
+            monitor="val_midpoint_loss",
+            factor=0.5,
+            patience=0,
+            threshold=10.0,
+            threshold_mode="abs",
         ),
     )
     trainer = fit(module, tmp_path, max_epochs=9, callbacks=[stop])
@@ -205,38 +262,57 @@ def test_optimizer_scheduler_and_early_stopping(ends: tuple[State, State], tmp_p
 def test_gradient_clipping_bounds_the_step(ends: tuple[State, State], tmp_path: Path) -> None:
     module = make(ends, optimizer=partial(torch.optim.SGD, lr=1.0))
     fit(module, tmp_path, max_steps=1, gradient_clip_val=1e-3)
-    steps = [p.detach() - ends[0][name] for name, p in zip(module.ends.parameters, module.free, strict=True)]
+    steps = [
+        p.detach() - ends[0][name]
+        for name, p in zip(module.ends.parameters, module.free, strict=True)
+    ]
     assert torch.cat([step.flatten() for step in steps]).norm() == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_default_optimizer_is_the_papers(ends: tuple[State, State], tmp_path: Path) -> None:
     module = MergeModule(
-        Classifier(hidden=16), *ends, lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+        Classifier(hidden=16),
+        *ends,
+        lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=1),
     )
     group = fit(module, tmp_path, max_epochs=1).optimizers[0].param_groups[0]
-    assert (group["initial_lr"], group["lr"], group["momentum"]) == (0.01, pytest.approx(0.001), 0.9)
+    assert (group["initial_lr"], group["lr"], group["momentum"]) == (
+        0.01,
+        pytest.approx(0.001),
+        0.9,
+    )
 
 
-def test_mixed_precision_does_not_round_the_projection(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_mixed_precision_does_not_round_the_projection(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     module = make(ends)
     targets = []
     real = module._project_on_rank_zero
 
     def spy(step: int, start: Permutation) -> Any:
         result = real(step, start)
-        target = dict(zip(module.ends.parameters, (p.detach().clone() for p in module.free), strict=True))
+        target = dict(
+            zip(module.ends.parameters, (p.detach().clone() for p in module.free), strict=True)
+        )
         targets.append((target, start, step, result[0]))
         return result
 
     module._project_on_rank_zero = spy
     fit(module, tmp_path, precision="bf16-mixed")
     for target, start, step, orders in targets:
-        expected = WeightMatcher(module.spec, ends[1]).match({**ends[0], **target}, start, seed=step).permutation
+        expected = (
+            WeightMatcher(module.spec, ends[1])
+            .match({**ends[0], **target}, start, seed=step)
+            .permutation
+        )
         assert all(torch.equal(order, orders[group]) for group, order in expected.orders.items())
     assert module.free[0].dtype == torch.float32
 
 
-def test_half_precision_free_parameters_are_refused(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_half_precision_free_parameters_are_refused(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     with pytest.raises(ConfigurationError, match="bf16-mixed"):
         fit(make(ends), tmp_path, precision="bf16-true")
 
@@ -264,7 +340,10 @@ class BatchNormNet(LightningModule):
 def test_batch_norm_statistics_are_those_of_the_midpoint(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     batches = [
-        (torch.randn(8, 3, 8, 8, generator=generator), torch.randint(CLASSES, (8,), generator=generator))
+        (
+            torch.randn(8, 3, 8, 8, generator=generator),
+            torch.randint(CLASSES, (8,), generator=generator),
+        )
         for _ in range(6)
     ]
     states = []
@@ -281,7 +360,9 @@ def test_batch_norm_statistics_are_those_of_the_midpoint(tmp_path: Path) -> None
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(module, DataLoader(batches, batch_size=None), DataLoader(batches[:2], batch_size=None))
+        trainer.fit(
+            module, DataLoader(batches, batch_size=None), DataLoader(batches[:2], batch_size=None)
+        )
     merged = module.merged_state_dict()
     model = BatchNormNet()
     model.load_state_dict(interpolate(states[0], module.permutation.apply(states[1]), 0.5))
@@ -293,7 +374,9 @@ def test_batch_norm_statistics_are_those_of_the_midpoint(tmp_path: Path) -> None
     model.load_state_dict(merged)
     with torch.no_grad():
         loss = torch.stack([cross_entropy(model.eval()(x), y) for x, y in batches[:2]]).mean()
-    assert float(trainer.callback_metrics["best_midpoint_loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(trainer.callback_metrics["best_midpoint_loss"]) == pytest.approx(
+        float(loss), rel=1e-5
+    )
 
 
 class StepOnly(Classifier):
@@ -343,13 +426,17 @@ def test_buffers_that_both_ends_share_stay(tmp_path: Path) -> None:
     assert not module.spec.groups
     assert torch.equal(module.merged_state_dict()["table"], states[0]["table"])
     other = {**states[1], "table": states[1]["table"] + 1}
-    assert [g.size for g in MergeModule(Offset(), states[0], other, spec=full).spec.groups.values()] == [16]
+    assert [
+        g.size for g in MergeModule(Offset(), states[0], other, spec=full).spec.groups.values()
+    ] == [16]
 
 
 def test_any_module_with_a_loss_function(tmp_path: Path) -> None:
     model = mlp(FEATURES, 8, CLASSES)
     ends = trained(model, 1), trained(model, 2)
-    module = MergeModule(model, *ends, loss=lambda net, batch: cross_entropy(net(batch[0]), batch[1]))
+    module = MergeModule(
+        model, *ends, loss=lambda net, batch: cross_entropy(net(batch[0]), batch[1])
+    )
     fit(module, tmp_path, max_epochs=1)
     assert len(module.permutation.orders) == 1
     module.export(tmp_path / "merged.pt")
@@ -361,7 +448,9 @@ def test_export_writes_proved_weights_only(ends: tuple[State, State], tmp_path: 
     fit(module, tmp_path, max_epochs=1)
     module.export(tmp_path / "merged.ckpt")
     content = torch.load(tmp_path / "merged.ckpt", weights_only=True)
-    assert all(torch.equal(t, content["state_dict"][n]) for n, t in module.merged_state_dict().items())
+    assert all(
+        torch.equal(t, content["state_dict"][n]) for n, t in module.merged_state_dict().items()
+    )
     assert content["lightning_rebasin"]["equivalence_error"] < 1e-8
     with pytest.raises(OutputError, match="force"):
         module.export(tmp_path / "merged.ckpt")
@@ -369,7 +458,9 @@ def test_export_writes_proved_weights_only(ends: tuple[State, State], tmp_path: 
 
 
 def test_export_refuses_a_spec_that_is_wrong(ends: tuple[State, State], tmp_path: Path) -> None:
-    wrong = PermutationSpec.from_table({"net.fc1.weight": ("h", None), "net.fc1.bias": ("h",)}, ends[0])
+    wrong = PermutationSpec.from_table(
+        {"net.fc1.weight": ("h", None), "net.fc1.bias": ("h",)}, ends[0]
+    )
     module = make(ends, spec=wrong)
     fit(module, tmp_path, max_epochs=1)
     with pytest.raises(EquivalenceError):
@@ -395,7 +486,9 @@ def test_starts_from_a_given_permutation(ends: tuple[State, State], tmp_path: Pa
     module = make(ends, init=start, spec=spec)
     starts = []
     real = module._project_on_rank_zero
-    module._project_on_rank_zero = lambda step, before: (starts.append(before), real(step, before))[1]
+    module._project_on_rank_zero = lambda step, before: (starts.append(before), real(step, before))[
+        1
+    ]
     fit(module, tmp_path, max_epochs=1)
     assert starts[0] == start
 
@@ -405,7 +498,9 @@ def test_starts_from_activations(ends: tuple[State, State], tmp_path: Path) -> N
     module = make(ends, init="activations")
     starts = []
     real = module._project_on_rank_zero
-    module._project_on_rank_zero = lambda step, before: (starts.append(before), real(step, before))[1]
+    module._project_on_rank_zero = lambda step, before: (starts.append(before), real(step, before))[
+        1
+    ]
     fit(module, tmp_path, max_epochs=1)
     nets = [Classifier(hidden=16), Classifier(hidden=16)]
     for net, state in zip(nets, ends, strict=True):
@@ -418,7 +513,9 @@ def test_starts_from_activations(ends: tuple[State, State], tmp_path: Path) -> N
 class FirstSample(Callback):
     """Remembers the first training batch."""
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if batch_idx == 0:
             self.batch = batch[0]
             self.noise = torch.rand(3, generator=torch.default_generator.clone_state())
@@ -456,13 +553,16 @@ class Whisper(Callback):
 def test_one_lucky_minibatch_does_not_decide(ends: tuple[State, State], tmp_path: Path) -> None:
     spec = infer_spec(Classifier(hidden=16), torch.zeros(2, FEATURES))
     lucky = Permutation.random(spec, torch.Generator().manual_seed(0))
-    lucky_loss = held_out_loss(Classifier(hidden=16), interpolate(ends[0], lucky.apply(ends[1]), 0.5))
+    lucky_loss = held_out_loss(
+        Classifier(hidden=16), interpolate(ends[0], lucky.apply(ends[1]), 0.5)
+    )
     module = make(ends, spec=spec)
     scored = []
     real = module.on_validation_epoch_end
-    module.on_validation_epoch_end = lambda: (scored.extend(s._candidate.permutation for s in module._scores), real())[
-        1
-    ]
+    module.on_validation_epoch_end = lambda: (
+        scored.extend(s._candidate.permutation for s in module._scores),
+        real(),
+    )[1]
     trainer = fit(module, tmp_path, max_epochs=1, callbacks=[Whisper(lucky)])
     assert lucky in scored, "it is short-listed"
     assert module.permutation != lucky
@@ -470,7 +570,9 @@ def test_one_lucky_minibatch_does_not_decide(ends: tuple[State, State], tmp_path
 
 
 def test_validate_alone_scores_the_start(ends: tuple[State, State]) -> None:
-    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False)
+    trainer = Trainer(
+        logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = trainer.validate(make(ends), held_out(), verbose=False)
@@ -500,7 +602,9 @@ class Silent(Classifier):
         ({"project_every": 0}, "project_every=0"),
     ],
 )
-def test_options_that_cannot_work_are_named(ends: tuple[State, State], options: dict[str, Any], message: str) -> None:
+def test_options_that_cannot_work_are_named(
+    ends: tuple[State, State], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make(ends, **options)
 
@@ -517,7 +621,9 @@ def test_models_without_a_loss_are_refused(ends: tuple[State, State], tmp_path: 
 def test_weights_that_do_not_fit_are_named(ends: tuple[State, State], tmp_path: Path) -> None:
     with pytest.raises(StateDictError, match=r"net\.fc1\.weight"):
         make((ends[0], {n: t for n, t in ends[1].items() if n != "net.fc1.weight"}))
-    broken = {n: torch.full_like(t, torch.nan) if n == "net.fc1.bias" else t for n, t in ends[1].items()}
+    broken = {
+        n: torch.full_like(t, torch.nan) if n == "net.fc1.bias" else t for n, t in ends[1].items()
+    }
     with pytest.raises(NonFiniteError, match=r"net\.fc1\.bias"):
         fit(make((ends[0], broken)), tmp_path)
 

@@ -18,19 +18,31 @@ from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
-        self.i, self.qkv, self.p, self.o = nn.Linear(4, 6), nn.Linear(6, 18), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.i, self.qkv, self.p, self.o = (
+            nn.Linear(4, 6),
+            nn.Linear(6, 18),
+            nn.Linear(6, 6),
+            nn.Linear(6, 2),
+        )
 
     def forward(self, x):
         x = self.i(x)
         q, k, v = (y.unflatten(-1, (3, 2)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
-        return self.o(x + self.p(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+        return self.o(
+            x + self.p(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        )
 
 
 NETWORKS = {
     "mlp": lambda: (nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 2)), (4,)),
     "cnn": lambda: (
         nn.Sequential(
-            nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.Flatten(), nn.Linear(16, 2)
+            nn.Conv2d(1, 5, 3),
+            nn.BatchNorm2d(5),
+            nn.ReLU(),
+            nn.Conv2d(5, 4, 3),
+            nn.Flatten(),
+            nn.Linear(16, 2),
         ),
         (1, 6, 6),
     ),
@@ -40,7 +52,10 @@ NETWORKS = {
 
 def observe(spec, net, x):
     seen = []
-    with torch.no_grad(), record_activations(spec, lambda site, t: seen.append((site, site.units(t).clone()))):
+    with (
+        torch.no_grad(),
+        record_activations(spec, lambda site, t: seen.append((site, site.units(t).clone()))),
+    ):
         net(x)
     return seen
 
@@ -57,7 +72,9 @@ def test_units_move_with_their_group(name):
     after = observe(spec, net, x)
     assert {site.component.group for site, _ in before} == set(spec.activations)
     for (site, old), (_, new) in zip(before, after, strict=True):
-        torch.testing.assert_close(new, old[permutation.flat(site.component.group)], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            new, old[permutation.flat(site.component.group)], rtol=1e-9, atol=1e-12
+        )
         assert old.shape[0] == spec.groups[site.component.group].members
 
 
@@ -85,4 +102,6 @@ def test_another_path_is_refused():
     with pytest.raises(TraceError, match="contractions"), record_activations(spec, lambda *_: None):
         net[0](torch.zeros(1, 4))
     with pytest.raises(TraceError, match="another path"), record_activations(spec, lambda *_: None):
-        nn.Sequential(nn.Linear(4, 7), nn.Unflatten(1, (7, 1)), nn.Conv1d(7, 2, 1))(torch.zeros(1, 4))
+        nn.Sequential(nn.Linear(4, 7), nn.Unflatten(1, (7, 1)), nn.Conv1d(7, 2, 1))(
+            torch.zeros(1, 4)
+        )

@@ -88,7 +88,10 @@ def test_different_buffers_are_matched_like_weights():
     planted = randomly(spec)
     assert check_equivalence(net, planted, X) < 1e-12
     a = net.state_dict()
-    b = {n: t + 0.01 * torch.randn(t.shape, generator=generator(3)) for n, t in planted.apply(a).items()}
+    b = {
+        n: t + 0.01 * torch.randn(t.shape, generator=generator(3))
+        for n, t in planted.apply(a).items()
+    }
     assert spec.pin_identical_buffers(a, b) is spec
     found = match_weights(spec, a, b).permutation
     assert found == planted.inverse()
@@ -168,7 +171,9 @@ def test_statistics_move_though_two_models_share_them():
 
         def forward(self, x):
             n = self.norm
-            return self.b(((self.a(x) - n.running_mean) * n.running_var.rsqrt() * n.weight + n.bias).relu())
+            return self.b(
+                ((self.a(x) - n.running_mean) * n.running_var.rsqrt() * n.weight + n.bias).relu()
+            )
 
     one, two = Frozen(1), Frozen(2)
     spec = infer_spec(one, X)
@@ -193,7 +198,9 @@ def test_tables_outside_of_the_state_dict_never_move():
 
 @pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
 def test_power_iteration_vectors_move_with_their_channels():
-    net = nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 7)), nn.ReLU(), nn.utils.spectral_norm(nn.Linear(7, 2)))
+    net = nn.Sequential(
+        nn.utils.spectral_norm(nn.Linear(3, 7)), nn.ReLU(), nn.utils.spectral_norm(nn.Linear(7, 2))
+    )
     spec = infer_spec(net, X)
     assert sizes(spec) == [7] and {"0.weight_u", "2.weight_v"} <= set(spec.maps)
     assert check_equivalence(net, randomly(spec), X) < 1e-12

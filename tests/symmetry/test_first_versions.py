@@ -59,7 +59,9 @@ def test_fused_qkv_keeps_the_three_parts_apart():
 @pytest.mark.parametrize("channels", [2, 4])
 def test_flattened_channels_and_positions_are_not_confused(channels):
     """As many channels as positions in either order: only the channel part of the axis moves."""
-    module = nn.Sequential(nn.Conv2d(1, channels, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * channels, 3))
+    module = nn.Sequential(
+        nn.Conv2d(1, channels, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * channels, 3)
+    )
     spec = proved(module, x(2, 1, 4, 4))
     assert sizes(spec) == [(channels,)]
     p = Permutation(spec, {"0": torch.arange(channels).roll(1)})
@@ -70,7 +72,9 @@ def test_flattened_channels_and_positions_are_not_confused(channels):
 
 def test_rotary_positions_fix_queries_and_keys_but_not_values():
     def rotate(z):
-        angle = torch.arange(z.shape[1], dtype=z.dtype)[:, None] * 0.3 ** torch.arange(3, dtype=z.dtype)
+        angle = torch.arange(z.shape[1], dtype=z.dtype)[:, None] * 0.3 ** torch.arange(
+            3, dtype=z.dtype
+        )
         cos, sin = angle.cos().repeat(1, 2), angle.sin().repeat(1, 2)
         return z * cos + torch.cat([-z[..., 3:], z[..., :3]], -1) * sin
 
@@ -129,7 +133,9 @@ def branches(m, z, *, right=False):
 
 
 def test_a_branch_not_taken_is_reported_and_a_second_example_takes_it():
-    module = randomise(Module(branches, a=nn.Linear(3, 5), left=nn.Linear(5, 2), right=nn.Linear(5, 2)))
+    module = randomise(
+        Module(branches, a=nn.Linear(3, 5), left=nn.Linear(5, 2), right=nn.Linear(5, 2))
+    )
     example = x(4, 3)
     with pytest.warns(UntracedWarning) as caught:
         half = infer_spec(module, example)
@@ -142,7 +148,9 @@ def test_a_branch_not_taken_is_reported_and_a_second_example_takes_it():
     both = [((example,), {}), ((example,), {"right": True})]
     spec = infer_spec_many(module, both)
     assert sizes(spec) == [(5,)] and "right.weight" in spec.maps
-    check_equivalence(module, Permutation.random(spec, torch.Generator().manual_seed(0)), examples=both)
+    check_equivalence(
+        module, Permutation.random(spec, torch.Generator().manual_seed(0)), examples=both
+    )
 
 
 def test_unused_units_stay():
@@ -171,7 +179,9 @@ def test_tables_in_buffers_stay_where_models_share_them_and_statistics_move():
 
     assert "norm.running_mean" in proved(Positions(), x(2, 4, 3)).maps
     free = proved(Added(), x(2, 4, 3))
-    assert free.log10_symmetries == pytest.approx(math.log10(720)) and "moves" in free.explain("table")
+    assert free.log10_symmetries == pytest.approx(math.log10(720)) and "moves" in free.explain(
+        "table"
+    )
     state = Added().state_dict()
     pinned = free.pin_identical_buffers(state, state)
     assert not pinned.groups and "pinned" in pinned.explain("table")

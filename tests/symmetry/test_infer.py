@@ -30,7 +30,9 @@ class FusedAttention(nn.Module):
     def turn(self, x):
         if not self.rotary:
             return x
-        angle = torch.arange(x.shape[2], dtype=x.dtype)[:, None] / 10 ** torch.arange(self.size // 2)
+        angle = torch.arange(x.shape[2], dtype=x.dtype)[:, None] / 10 ** torch.arange(
+            self.size // 2
+        )
         cos, sin = (f(torch.cat([angle, angle], -1)) for f in (torch.cos, torch.sin))
         a, b = x.chunk(2, -1)
         return x * cos + torch.cat([-b, a], -1) * sin
@@ -38,11 +40,15 @@ class FusedAttention(nn.Module):
     def forward(self, x):
         x = self.i(x)
         b, t, _ = x.shape
-        q, k, v = self.qkv(x).split([self.size * self.heads, self.size * self.kv, self.size * self.kv], -1)
+        q, k, v = self.qkv(x).split(
+            [self.size * self.heads, self.size * self.kv, self.size * self.kv], -1
+        )
         q, k, v = (y.view(b, t, -1, self.size).transpose(1, 2) for y in (q, k, v))
         q, k = self.turn(self.norm(q)), self.turn(self.norm(k))
         k, v = (y.repeat_interleave(self.heads // self.kv, 1) for y in (k, v))
-        return self.out(x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, -1)))
+        return self.out(
+            x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, -1))
+        )
 
 
 def test_fused_qkv_puts_two_elements_of_one_axis_into_one_class():
@@ -72,7 +78,9 @@ def test_grouped_queries_nest_in_key_heads():
 
 def test_position_marks_are_per_relation():
     """Conv → flatten → linear: channel 1 at place 2 is not channel 2 at place 1."""
-    net = nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 6), nn.ReLU(), nn.Linear(6, 2))
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 6), nn.ReLU(), nn.Linear(6, 2)
+    )
     spec = exact(net, x(2, 1, 4, 4))
     assert [g.size for g in spec.groups.values()] == [3, 6]
     component = next(c for c in spec.maps["3.weight"].components if c.group == "0")
@@ -202,7 +210,10 @@ def test_persistent_tables_are_pinned_where_shared_and_statistics_move():
     spec = free.pin_identical_buffers(Sinusoidal().state_dict(), Sinusoidal().state_dict())
     assert "table" not in spec.maps
     assert [g.size for g in spec.groups.values()] == [7]
-    spec = exact(nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 3)), x(2, 2, 7, 7))
+    spec = exact(
+        nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 3)),
+        x(2, 2, 7, 7),
+    )
     assert {"1.running_mean", "1.running_var"} <= set(spec.maps)
     assert spec.tensors["1.running_mean"].kind == "buffer"
 
@@ -226,7 +237,11 @@ def test_tied_weights_are_aliases():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
-            self.e, self.f, self.o = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9, bias=False)
+            self.e, self.f, self.o = (
+                nn.Embedding(9, 6),
+                nn.Linear(6, 6),
+                nn.Linear(6, 9, bias=False),
+            )
             self.o.weight = self.e.weight
 
         def forward(self, i):

@@ -17,7 +17,11 @@ def test_fused_positions_stay_fixed_element_by_element(joint):
     assert fused.sizes == (6,) and not fused.pinned and [p.sites for p in fused.parts] == [(0,)]
     ids = fused.parts[0].elements.ids
     (table,) = [t for t in store.tables if t.kind == "position"]
-    assert np.array_equal(table.left, ids) and table.right.tolist() == [0, 0, 0, 1, 1, 1] and table.defines
+    assert (
+        np.array_equal(table.left, ids)
+        and table.right.tolist() == [0, 0, 0, 1, 1, 1]
+        and table.defines
+    )
 
 
 def test_a_fused_site_without_elements_stays_pinned():

@@ -22,12 +22,17 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=[("transformer", 1), ("transformer", 2), ("mlp", 1), ("mlp", 2)], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(
+    params=[("transformer", 1), ("transformer", 2), ("mlp", 1), ("mlp", 2)],
+    ids=lambda p: f"{p[0]}-{p[1]}",
+)
 def trained(request):
     kind, number = request.param
     build, data = KINDS[kind]
     module = build()
-    module.load_state_dict(load_weights(shared_path(f"data/checkpoints/modular-addition/{kind}-{number}.pt")))
+    module.load_state_dict(
+        load_weights(shared_path(f"data/checkpoints/modular-addition/{kind}-{number}.pt"))
+    )
     inputs, sums = data()
     return kind, module.eval(), inputs, sums
 
@@ -58,7 +63,10 @@ def test_symmetries_are_the_known_ones(trained):
     expected = sum(log10_factorial(n) for n in (128, 512, 4)) + 8 * log10_factorial(32)
     assert spec.log10_symmetries == pytest.approx(expected)
     acting = {
-        (group.shape, name) for group in spec.groups.values() for name in spec.tensors_of(group.id) if group.parent
+        (group.shape, name)
+        for group in spec.groups.values()
+        for name in spec.tensors_of(group.id)
+        if group.parent
     }
     assert {name for shape, name in acting if shape == (4, 32)} == {
         f"blocks.0.attn.{letter}" for letter in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")

@@ -17,9 +17,21 @@ from lightning_rebasin.symmetry import (
     check_equivalence,
     infer_spec,
 )
-from lightning_rebasin.symmetry.edit.override import BY_USER, free_group, pin_group, pin_tensor, tie_groups
+from lightning_rebasin.symmetry.edit.override import (
+    BY_USER,
+    free_group,
+    pin_group,
+    pin_tensor,
+    tie_groups,
+)
 
-TABLE = {"0.weight": ("a", None), "0.bias": ("a",), "2.weight": ("b", "a"), "2.bias": ("b",), "4.weight": (None, "b")}
+TABLE = {
+    "0.weight": ("a", None),
+    "0.bias": ("a",),
+    "2.weight": ("b", "a"),
+    "2.bias": ("b",),
+    "4.weight": (None, "b"),
+}
 
 
 def network():
@@ -60,7 +72,9 @@ def test_pin_parent_splits_its_children():
     order = torch.tensor([3, 1, 0, 2])
     state = random_state(spec)
     new = Permutation(pinned, {"value[1]": order}).apply(state)
-    within = Permutation(spec, {"value": torch.stack([torch.arange(4), order, torch.arange(4)])}).apply(state)
+    within = Permutation(
+        spec, {"value": torch.stack([torch.arange(4), order, torch.arange(4)])}
+    ).apply(state)
     assert all(torch.equal(new[name], within[name]) for name in state)
 
 
@@ -78,7 +92,9 @@ def test_pin_child_leaves_its_parent_acting_where_the_child_did():
         spec_both = pin_group(pinned, next(other for other in inner if other != name))
         swap = Permutation(spec_both, {heads: torch.tensor([1, 0])})
         assert check_equivalence(module, swap, x, x, x) < 1e-12
-        assert not torch.equal(swap.apply(module.state_dict())["in_proj_weight"], module.in_proj_weight)
+        assert not torch.equal(
+            swap.apply(module.state_dict())["in_proj_weight"], module.in_proj_weight
+        )
 
 
 def test_pin_in_the_middle_of_three_levels():
@@ -97,7 +113,20 @@ def test_pin_in_the_middle_of_three_levels():
     }
     state = {"w": torch.arange(12)}
     swap = {"a": torch.tensor([1, 0]), "c[2]": torch.tensor([[1, 0], [0, 1]])}
-    assert Permutation(pinned, swap).apply(state)["w"].tolist() == [6, 7, 8, 9, 11, 10, 0, 1, 2, 3, 4, 5]
+    assert Permutation(pinned, swap).apply(state)["w"].tolist() == [
+        6,
+        7,
+        8,
+        9,
+        11,
+        10,
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
     outer = pin_group(spec, "a")
     assert {g.id: (g.shape, g.parent and g.parent.id) for g in outer.groups.values()} == {
         "b[0]": ((3,), None),
@@ -106,10 +135,25 @@ def test_pin_in_the_middle_of_three_levels():
         "c[1]": ((3, 2), "b[1]"),
     }
     order = {"b[1]": torch.tensor([2, 0, 1]), "c[1]": torch.tensor([[1, 0], [0, 1], [0, 1]])}
-    assert Permutation(outer, order).apply(state)["w"].tolist() == [0, 1, 2, 3, 4, 5, 11, 10, 6, 7, 8, 9]
+    assert Permutation(outer, order).apply(state)["w"].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        11,
+        10,
+        6,
+        7,
+        8,
+        9,
+    ]
 
 
-@pytest.mark.parametrize("spec", [nested_spec(), grouped_spec(), blocks_spec()], ids=["nested", "grouped", "blocks"])
+@pytest.mark.parametrize(
+    "spec", [nested_spec(), grouped_spec(), blocks_spec()], ids=["nested", "grouped", "blocks"]
+)
 def test_pinned_tensor_never_moves(spec):
     for name in spec.tensors:
         pinned = pin_tensor(spec, name)
@@ -131,7 +175,9 @@ def test_pin_tensor_of_a_network_stays_exact():
 
 def test_pin_alias_pins_its_origin():
     weight = torch.zeros(2, 3)
-    spec = PermutationSpec.from_table({"a": (None, "h"), "c": ("h",)}, {"a": weight, "b": weight, "c": torch.zeros(3)})
+    spec = PermutationSpec.from_table(
+        {"a": (None, "h"), "c": ("h",)}, {"a": weight, "b": weight, "c": torch.zeros(3)}
+    )
     assert not pin_tensor(spec, "b").groups
 
 
@@ -141,7 +187,9 @@ def test_tie_groups():
     assert list(tied.groups) == ["a"] and tied.log10_symmetries == pytest.approx(math.log10(720))
     p = randomly(tied)
     both = Permutation(spec, {"a": p["a"], "b": p["a"]}).apply(module.state_dict())
-    assert all(torch.equal(tensor, both[name]) for name, tensor in p.apply(module.state_dict()).items())
+    assert all(
+        torch.equal(tensor, both[name]) for name, tensor in p.apply(module.state_dict()).items()
+    )
     assert check_equivalence(module, p, torch.randn(4, 3)) < 1e-12
     assert list(tie_groups(spec, "b", "a").groups) == ["b"]
 
@@ -157,7 +205,9 @@ def test_tie_carries_the_children_along():
     spec = PermutationSpec({"b": b, "inner": inner, "a": a}, tensors, maps)
     tied = tie_groups(spec, "a", "b")
     assert list(tied.groups) == ["a", "inner"] and tied.groups["inner"].parent == a
-    new = Permutation(tied, {"a": torch.tensor([1, 0])}).apply({"w": torch.arange(6), "v": torch.arange(2)})
+    new = Permutation(tied, {"a": torch.tensor([1, 0])}).apply(
+        {"w": torch.arange(6), "v": torch.arange(2)}
+    )
     assert new["w"].tolist() == [3, 4, 5, 0, 1, 2] and new["v"].tolist() == [1, 0]
 
 
@@ -214,7 +264,9 @@ def test_activation_sites_follow_the_groups():
     first, second = spec.groups
     assert set(pin_group(spec, first).activations) == {second}
     tied = tie_groups(spec, first, second)
-    assert len(tied.activations[first]) == len(spec.activations[first]) + len(spec.activations[second])
+    assert len(tied.activations[first]) == len(spec.activations[first]) + len(
+        spec.activations[second]
+    )
     assert {site.component.group for site in tied.activations[first]} == {first}
     attention = infer_spec(ModularAdditionTransformer(), modular_addition_tokens()[0][:5])
     heads = next(g for g in attention.groups.values() if g.size == 4)

@@ -62,8 +62,13 @@ def test_nested_groups_against_plain_loops(heads, inner, width, seed):
     for h, i, c in itertools.product(range(heads), range(inner), range(width)):
         old_h = int(p["heads"][h])
         old_i, old_c = int(p["value"][h, i]), int(p["model"][c])
-        assert new["value.weight"][h * inner + i, c] == state["value.weight"][old_h * inner + old_i, old_c]
-        assert new["out.weight"][c, h * inner + i] == state["out.weight"][old_c, old_h * inner + old_i]
+        assert (
+            new["value.weight"][h * inner + i, c]
+            == state["value.weight"][old_h * inner + old_i, old_c]
+        )
+        assert (
+            new["out.weight"][c, h * inner + i] == state["out.weight"][old_c, old_h * inner + old_i]
+        )
         assert new["scale"][h] == state["scale"][old_h]
 
 
@@ -75,7 +80,9 @@ def test_grouped_convolution_against_plain_loops(groups, inputs, outputs, seed):
     new = p.apply(state)
     for g, o, i in itertools.product(range(groups), range(outputs), range(inputs)):
         old = int(p["g"][g]) * outputs + int(p["out"][g, o])
-        assert torch.equal(new["conv.weight"][g * outputs + o, i], state["conv.weight"][old, int(p["in"][g, i])])
+        assert torch.equal(
+            new["conv.weight"][g * outputs + o, i], state["conv.weight"][old, int(p["in"][g, i])]
+        )
         assert new["conv.bias"][g * outputs + o] == state["conv.bias"][old]
 
 
@@ -97,7 +104,9 @@ def test_grouped_convolution_computes_the_same():
 def test_blocks_copies_and_pinned_positions():
     spec = blocks_spec(3, 2)
     p = Permutation(spec, {"c": torch.tensor([2, 0, 1])})
-    state = {name: torch.arange(math.prod(i.shape)).reshape(i.shape) for name, i in spec.tensors.items()}
+    state = {
+        name: torch.arange(math.prod(i.shape)).reshape(i.shape) for name, i in spec.tensors.items()
+    }
     new = p.apply(state)
     assert new["linear.weight"].tolist() == [[4, 5, 0, 1, 2, 3], [10, 11, 6, 7, 8, 9]]
     assert new["crelu.weight"].tolist() == [2, 0, 1, 5, 3, 4]
@@ -115,11 +124,17 @@ def test_apply_leaves_the_input_alone_and_returns_copies():
     assert same(state, kept)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64]
+)
 def test_apply_keeps_dtype(dtype):
     spec = PermutationSpec.from_table({"w": ("h",)}, {"w": (3,)})
-    new = Permutation(spec, {"h": torch.tensor([1, 2, 0])}).apply({"w": torch.tensor([0, 1, 0]).to(dtype)})
-    assert new["w"].dtype is dtype and new["w"].tolist() == torch.tensor([1, 0, 0]).to(dtype).tolist()
+    new = Permutation(spec, {"h": torch.tensor([1, 2, 0])}).apply(
+        {"w": torch.tensor([0, 1, 0]).to(dtype)}
+    )
+    assert (
+        new["w"].dtype is dtype and new["w"].tolist() == torch.tensor([1, 0, 0]).to(dtype).tolist()
+    )
 
 
 def test_module_versions_are_kept():
@@ -127,7 +142,9 @@ def test_module_versions_are_kept():
     spec = PermutationSpec.from_table({"weight": ("h",)}, module.state_dict())
     new = randomly(spec).apply(module.state_dict())
     assert new._metadata == module.state_dict()._metadata and new._metadata[""]["version"] == 2
-    assert type(new).__mro__[1] is dict and not hasattr(randomly(spec).apply(dict(module.state_dict())), "_metadata")
+    assert type(new).__mro__[1] is dict and not hasattr(
+        randomly(spec).apply(dict(module.state_dict())), "_metadata"
+    )
 
 
 def test_tied_tensors_stay_tied():
@@ -136,7 +153,9 @@ def test_tied_tensors_stay_tied():
     spec = PermutationSpec.from_table({"embed": (None, "h")}, state)
     new = Permutation(spec, {"h": torch.tensor([2, 1, 0])}).apply(state)
     assert new["embed"] is new["out"] and new["embed"][0].tolist() == [2, 1, 0]
-    loose = Permutation(spec, {"h": torch.tensor([2, 1, 0])}).apply({"embed": weight, "out": weight.clone()})
+    loose = Permutation(spec, {"h": torch.tensor([2, 1, 0])}).apply(
+        {"embed": weight, "out": weight.clone()}
+    )
     assert loose["out"][0].tolist() == [2, 1, 0]
 
 
@@ -184,10 +203,14 @@ def test_bad_orders_are_refused(orders, message):
 
 def test_from_flat_refuses_broken_nesting():
     spec = nested_spec(2, 2, 2)
-    with pytest.raises(PermutationError, match="'value' does not keep its parent's members together"):
+    with pytest.raises(
+        PermutationError, match="'value' does not keep its parent's members together"
+    ):
         Permutation.from_flat(spec, {"value": torch.tensor([0, 2, 1, 3])})
     swapped = {"heads": torch.tensor([1, 0]), "value": torch.tensor([0, 1, 2, 3])}
-    with pytest.raises(PermutationError, match="'value'"):  # the units stay although their heads move
+    with pytest.raises(
+        PermutationError, match="'value'"
+    ):  # the units stay although their heads move
         Permutation.from_flat(spec, swapped)
     with pytest.raises(PermutationError, match="entries"):
         Permutation.from_flat(spec, {"heads": torch.arange(3)})
@@ -198,7 +221,11 @@ def test_from_flat_refuses_broken_nesting():
 def test_compose_refuses_another_spec():
     with pytest.raises(PermutationError, match="different specs"):
         Permutation.identity(nested_spec(2)).compose(Permutation.identity(nested_spec(3)))
-    assert Permutation.identity(nested_spec(2)).compose(Permutation.identity(nested_spec(2))).is_identity
+    assert (
+        Permutation.identity(nested_spec(2))
+        .compose(Permutation.identity(nested_spec(2)))
+        .is_identity
+    )
 
 
 def test_apply_names_what_does_not_fit():

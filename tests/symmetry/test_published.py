@@ -35,7 +35,10 @@ class CounterExample:
     def __init__(self):
         self.net = mlp(2, 2, 2, 1).double()
         self.a, self.b = (
-            {name: torch.tensor(v, dtype=torch.float64) for name, v in (net | {"4.bias": [0.0]}).items()}
+            {
+                name: torch.tensor(v, dtype=torch.float64)
+                for name, v in (net | {"4.bias": [0.0]}).items()
+            }
             for net in (NETWORK_A, NETWORK_B)
         )
         self.spec = infer_spec(self.net, torch.zeros(1, 2, dtype=torch.float64))
@@ -55,17 +58,22 @@ def test_counterexample_every_permutation_meets_a_barrier():
     """Both networks are ``−relu(x1) − relu(−x2)``: no permutation of B connects them linearly."""
     case = CounterExample()
     function = -F.relu(case.x[:, 0]) - F.relu(-case.x[:, 1])
-    assert torch.allclose(case.outputs(case.a), function) and torch.allclose(case.outputs(case.b), function)
+    assert torch.allclose(case.outputs(case.a), function) and torch.allclose(
+        case.outputs(case.b), function
+    )
     assert case.error(case.a) == case.error(case.b) == 0
     assert [group.size for group in case.spec.groups.values()] == [2, 2]
     products, barriers = [], []
     for first, second in itertools.product(([0, 1], [1, 0]), repeat=2):
-        orders = dict(zip(case.spec.groups, (torch.tensor(first), torch.tensor(second)), strict=True))
+        orders = dict(
+            zip(case.spec.groups, (torch.tensor(first), torch.tensor(second)), strict=True)
+        )
         permuted = Permutation(case.spec, orders).apply(case.b)
         assert torch.allclose(case.outputs(permuted), function)
         products.append(sum(float((case.a[name] * permuted[name]).sum()) for name in case.a))
         path = [
-            {n: torch.lerp(case.a[n], permuted[n], lam) for n in case.a} for lam in torch.linspace(0, 1, 25).tolist()
+            {n: torch.lerp(case.a[n], permuted[n], lam) for n in case.a}
+            for lam in torch.linspace(0, 1, 25).tolist()
         ]
         barriers.append(max(case.error(state) for state in path))
     assert sorted(products) == [-2.0, 1.0, 3.0, 6.0]
@@ -98,10 +106,19 @@ def vgg16():
     layers, before = [], 3
     for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
         layers += (
-            [nn.Conv2d(before, width, 3, padding=1), ChannelNorm(width), nn.ReLU()] if width else [nn.MaxPool2d(2)]
+            [nn.Conv2d(before, width, 3, padding=1), ChannelNorm(width), nn.ReLU()]
+            if width
+            else [nn.MaxPool2d(2)]
         )
         before = width or before
-    head = [nn.Flatten(), nn.Linear(512, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 10)]
+    head = [
+        nn.Flatten(),
+        nn.Linear(512, 4096),
+        nn.ReLU(),
+        nn.Linear(4096, 4096),
+        nn.ReLU(),
+        nn.Linear(4096, 10),
+    ]
     return nn.Sequential(*layers, *head)
 
 
@@ -114,11 +131,16 @@ def test_count_of_the_papers_vgg16():
 class ConvShortcutBlock(nn.Module):
     def __init__(self, before, after, stride):
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), ChannelNorm(after)
+        self.conv1, self.norm1 = (
+            nn.Conv2d(before, after, 3, stride, 1, bias=False),
+            ChannelNorm(after),
+        )
         self.conv2, self.norm2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), ChannelNorm(after)
         self.short = None
         if before != after:
-            self.short = nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), ChannelNorm(after))
+            self.short = nn.Sequential(
+                nn.Conv2d(before, after, 3, stride, 1, bias=False), ChannelNorm(after)
+            )
 
     def forward(self, x):
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
@@ -127,7 +149,10 @@ class ConvShortcutBlock(nn.Module):
 
 def resnet20(width):
     """The paper's ResNet20: 3×3 stride-2 convolution and norm in the shortcuts."""
-    blocks, before = [nn.Conv2d(3, width, 3, 1, 1, bias=False), ChannelNorm(width), nn.ReLU()], width
+    blocks, before = (
+        [nn.Conv2d(3, width, 3, 1, 1, bias=False), ChannelNorm(width), nn.ReLU()],
+        width,
+    )
     for stage, after in enumerate((width, 2 * width, 4 * width)):
         for block in range(3):
             blocks.append(ConvShortcutBlock(before, after, 2 if stage and not block else 1))
@@ -194,7 +219,9 @@ def test_trained_resnet20_with_option_a_shortcuts():
     # Nine inner groups, and the residual stream: 16 of stage one, 16 new in stage two, 32 new in stage three (padding
     # puts half of them on either side).
     assert sorted(g.size for g in spec.groups.values()) == [16] * 5 + [32] * 4 + [64] * 3
-    assert spec.maps["layer3.0.conv2.weight"].dims_of(spec.maps["layer3.0.bn2.weight"].components[0].group) == (0,)
+    assert spec.maps["layer3.0.conv2.weight"].dims_of(
+        spec.maps["layer3.0.bn2.weight"].components[0].group
+    ) == (0,)
     assert all(tensor in spec.maps for tensor in ("bn1.running_mean", "layer3.2.bn2.running_var"))
 
 
@@ -213,4 +240,6 @@ def test_table_of_the_papers_mlp_equals_the_inferred_groups():
         table[f"{2 * i}.bias"] = (f"P_{i}" if i < 3 else None,)
     module = mlp(784, 512, 512, 512, 10)
     written = PermutationSpec.from_table(table, module.state_dict())
-    assert written.log10_symmetries == pytest.approx(infer_spec(module, torch.zeros(1, 784)).log10_symmetries)
+    assert written.log10_symmetries == pytest.approx(
+        infer_spec(module, torch.zeros(1, 784)).log10_symmetries
+    )

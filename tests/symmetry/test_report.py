@@ -28,14 +28,20 @@ def test_table_shortens_counts_pins_and_prints_notes():
         {"h": Group("h", 3)},
         {name: TensorInfo((3, 2)) for name in [*names, "tied"]},
         {name: AxisMap(name, ((3,), (2,)), (Component("h", (0,), index),)) for name in names},
-        (*(Pin(name, 1, 2, 2, "input of the model") for name in names), Pin("layer0.weight", 0, 1, 3, "unused")),
+        (
+            *(Pin(name, 1, 2, 2, "input of the model") for name in names),
+            Pin("layer0.weight", 0, 1, 3, "unused"),
+        ),
         {"tied": names[0]},
         ("operation aten.foo has no rule",),
     )
     text = str(spec)
     assert "layer0.weight[0], layer1.weight[0], layer2.weight[0] (+3 more)" in text
     assert "1 group; 7 of 7 tensors move" in text
-    assert "pinned: 6 axes: input of the model\npinned: 1 axis: unused\nnote: operation aten.foo has no rule" in text
+    assert (
+        "pinned: 6 axes: input of the model\npinned: 1 axis: unused\nnote: operation aten.foo has no rule"
+        in text
+    )
 
 
 def test_empty_spec():
@@ -79,7 +85,10 @@ def test_empty_spec():
         (
             blocks_spec(),
             "crelu.weight",
-            ["crelu.weight: parameter (8,)", "  dimension 0 (8): moves with group 'c' (4 units), 2 positions per unit"],
+            [
+                "crelu.weight: parameter (8,)",
+                "  dimension 0 (8): moves with group 'c' (4 units), 2 positions per unit",
+            ],
         ),
         (
             blocks_spec(),
@@ -107,7 +116,9 @@ def test_explain_gives_reason_place_and_ties():
     assert spec.explain("a") == (
         "a: parameter (2,), tied to b\n  dimension 0 (2): pinned: it is the output (at aten.addmm in 'head')"
     )
-    assert spec.explain("b").startswith("b: parameter (2,), tied to a\n  dimension 0 (2): pinned: it is the output")
+    assert spec.explain("b").startswith(
+        "b: parameter (2,), tied to a\n  dimension 0 (2): pinned: it is the output"
+    )
 
 
 def test_unknown_tensor_gets_near_names():

@@ -126,7 +126,9 @@ class Stacked(nn.Module):
 
 
 def test_stacked_head_parameters():
-    assert exact(Stacked(), x(2, 4, 4)).log10_symmetries == pytest.approx(log10((6, 1), (3, 1), (2, 3), (2, 3)))
+    assert exact(Stacked(), x(2, 4, 4)).log10_symmetries == pytest.approx(
+        log10((6, 1), (3, 1), (2, 3), (2, 3))
+    )
 
 
 def test_stacked_experts_are_ordered_one_by_one():
@@ -150,25 +152,44 @@ def test_grouped_queries_in_the_kernel():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.q, self.k, self.v, self.o = nn.Linear(4, 12), nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(12, 2)
+            self.q, self.k, self.v, self.o = (
+                nn.Linear(4, 12),
+                nn.Linear(4, 6),
+                nn.Linear(4, 6),
+                nn.Linear(12, 2),
+            )
 
         def forward(self, x):
-            q, k, v = (f(x).unflatten(-1, (-1, 3)).transpose(1, 2) for f in (self.q, self.k, self.v))
+            q, k, v = (
+                f(x).unflatten(-1, (-1, 3)).transpose(1, 2) for f in (self.q, self.k, self.v)
+            )
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
             return self.o(y.transpose(1, 2).flatten(2))
 
     # 2 key heads, 2 query heads in each, 3 dims of q and k and 3 of v in each key head
-    assert exact(Net(), x(2, 5, 4)).log10_symmetries == pytest.approx(log10((2, 1), (2, 2), (3, 2), (3, 2)))
+    assert exact(Net(), x(2, 5, 4)).log10_symmetries == pytest.approx(
+        log10((2, 1), (2, 2), (3, 2), (3, 2))
+    )
 
 
 def test_weight_standardised_grouped_convolution():
     class Standardised(nn.Conv2d):
         def forward(self, x):
-            w = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
+            w = F.batch_norm(
+                self.weight.reshape(1, self.out_channels, -1), None, None, training=True
+            )
             return F.conv2d(x, w.view_as(self.weight), self.bias, groups=self.groups)
 
-    net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), Standardised(4, 6, 2, groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1))
-    assert exact(net, x(2, 2, 5, 5)).log10_symmetries == pytest.approx(log10((2, 1), (2, 2), (3, 2)))
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 1),
+        nn.ReLU(),
+        Standardised(4, 6, 2, groups=2),
+        nn.ReLU(),
+        nn.Conv2d(6, 2, 1),
+    )
+    assert exact(net, x(2, 2, 5, 5)).log10_symmetries == pytest.approx(
+        log10((2, 1), (2, 2), (3, 2))
+    )
 
 
 def test_interleaved_writes_and_masked_writes():
@@ -191,7 +212,11 @@ def test_routing_between_capsules():
     class Capsules(nn.Module):
         def __init__(self):
             super().__init__()
-            self.i, self.w, self.o = nn.Linear(5, 12), nn.Parameter(torch.zeros(4, 3, 2, 3)), nn.Linear(6, 2)
+            self.i, self.w, self.o = (
+                nn.Linear(5, 12),
+                nn.Parameter(torch.zeros(4, 3, 2, 3)),
+                nn.Linear(6, 2),
+            )
 
         def forward(self, x):
             h = torch.einsum("bnd,nkjd->bnkj", self.i(x).view(-1, 4, 3), self.w)
@@ -227,7 +252,12 @@ class FusedGroupedQueries(nn.Module):
     def __init__(self, layout):
         super().__init__()
         self.layout = layout
-        self.i, self.qkv, self.o, self.out = nn.Linear(5, 10), nn.Linear(10, 40), nn.Linear(24, 10), nn.Linear(10, 3)
+        self.i, self.qkv, self.o, self.out = (
+            nn.Linear(5, 10),
+            nn.Linear(10, 40),
+            nn.Linear(24, 10),
+            nn.Linear(10, 3),
+        )
 
     def heads(self, z):
         if self.layout == "interleaved":  # each key head behind its query heads
@@ -236,7 +266,11 @@ class FusedGroupedQueries(nn.Module):
             k, v = (torch.broadcast_to(z[..., [n], :], q.shape) for n in (3, 4))
             return (y.flatten(2, 3).transpose(1, 2) for y in (q, k, v))
         q, k, v = (y.unflatten(-1, (-1, 4)).transpose(1, 2) for y in z.split([24, 8, 8], -1))
-        return (q, k, v) if self.layout == "kernel" else (q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1))
+        return (
+            (q, k, v)
+            if self.layout == "kernel"
+            else (q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1))
+        )
 
     def forward(self, x):
         x = self.i(x)
@@ -274,7 +308,10 @@ class Powers(nn.Module):
 def test_outer_product_with_itself(order):
     spec = exact(Powers(order), x(6, 4))
     assert [g.size for g in spec.groups.values()] == [5]
-    assert len(spec.maps["o.weight"].sites[1]) == order and len(spec.maps["o.weight"].components) == order
+    assert (
+        len(spec.maps["o.weight"].sites[1]) == order
+        and len(spec.maps["o.weight"].components) == order
+    )
     again = PermutationSpec.from_dict(spec.to_dict())
     assert again == spec
 
@@ -311,7 +348,12 @@ def test_flattened_image_beside_other_features():
     class Both(nn.Module):
         def __init__(self):
             super().__init__()
-            self.c, self.a, self.h, self.o = nn.Conv2d(3, 6, 3), nn.Linear(4, 5), nn.Linear(221, 7), nn.Linear(7, 2)
+            self.c, self.a, self.h, self.o = (
+                nn.Conv2d(3, 6, 3),
+                nn.Linear(4, 5),
+                nn.Linear(221, 7),
+                nn.Linear(7, 2),
+            )
 
         def forward(self, image, table):
             z = torch.cat([self.c(image).relu().flatten(1), self.a(table).relu()], 1)

@@ -11,7 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_rebasin.errors import EquivalenceError
-from lightning_rebasin.symmetry import Permutation, PermutationSpec, check_equivalence, infer_spec, measure_equivalence
+from lightning_rebasin.symmetry import (
+    Permutation,
+    PermutationSpec,
+    check_equivalence,
+    infer_spec,
+    measure_equivalence,
+)
 from lightning_rebasin.symmetry.proof import sandbox as sandbox_module
 from lightning_rebasin.symmetry.proof.gate import check_in_place
 from lightning_rebasin.symmetry.proof.sandbox import Sandbox
@@ -91,7 +97,10 @@ def test_wrong_specs_of_large_models_are_refused():
     module = randomise(BatchNormCNN())
     spec = infer_spec(module, images())
     wrong = PermutationSpec(
-        spec.groups, spec.tensors, {n: m for n, m in spec.maps.items() if n != "bn1.running_mean"}, spec.pinned
+        spec.groups,
+        spec.tensors,
+        {n: m for n, m in spec.maps.items() if n != "bn1.running_mean"},
+        spec.pinned,
     )
     for check in (check_equivalence, check_in_place):
         with pytest.raises(EquivalenceError, match=r"'bn1\.running_mean' must move"):
@@ -127,7 +136,12 @@ def test_tensors_that_share_memory_are_permuted_one_by_one():
 
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.o, self.u = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+            self.a, self.b, self.o, self.u = (
+                nn.Linear(3, 4),
+                nn.Linear(3, 4),
+                nn.Linear(4, 2),
+                nn.Linear(4, 2),
+            )
             self.b.weight = nn.Parameter(self.a.weight.data)
 
         def forward(self, x):
@@ -138,7 +152,10 @@ def test_tensors_that_share_memory_are_permuted_one_by_one():
     p, kept = randomly(infer_spec(module, x)), module.a.weight.clone()
     for check in (check_equivalence, check_in_place):
         assert check(module, p, x) < 1e-12
-    assert torch.equal(module.a.weight, kept) and module.a.weight.data_ptr() == module.b.weight.data_ptr()
+    assert (
+        torch.equal(module.a.weight, kept)
+        and module.a.weight.data_ptr() == module.b.weight.data_ptr()
+    )
 
 
 def test_a_tied_name_that_a_table_forgot_is_noticed():
@@ -155,7 +172,9 @@ def test_a_tied_name_that_a_table_forgot_is_noticed():
 
     module = randomise(Tied())
     table = {"a.weight": ("h", None), "a.bias": ("h",), "b.bias": ("h",), "o.weight": (None, "h")}
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}  # which say nothing of ties
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in module.state_dict().items()
+    }  # which say nothing of ties
     p = Permutation(PermutationSpec.from_table(table, shapes), {"h": torch.tensor([1, 2, 3, 0])})
     x = torch.randn(5, 3)
     with pytest.raises(EquivalenceError):

@@ -20,13 +20,18 @@ def automorphisms(store: Constraints) -> set[tuple[int, ...]]:
     tables = store.active_tables()
     axes = [range(b.start, b.stop) for b in store.blocks]
     rows = [
-        (t.kind == "position" or t.kind == "mark", set(zip(t.left.tolist(), t.right.tolist(), strict=True)))
+        (
+            t.kind == "position" or t.kind == "mark",
+            set(zip(t.left.tolist(), t.right.tolist(), strict=True)),
+        )
         for t in tables
     ]
     found = set()
     for parts in itertools.product(*(itertools.permutations(axis) for axis in axes)):
         move = [m for part in parts for m in part]
-        if all({(move[a], b if plain else move[b]) for a, b in pairs} == pairs for plain, pairs in rows):
+        if all(
+            {(move[a], b if plain else move[b]) for a, b in pairs} == pairs for plain, pairs in rows
+        ):
             found.add(tuple(move))
     return found
 
@@ -121,7 +126,9 @@ def test_dead_definitions_constrain_nothing():
 @given(data=st.data())
 def test_random_automorphisms_are_automorphisms(data):
     """Whatever the constraints, what the solver calls a symmetry is one (checked by brute force)."""
-    store, arrays = axes(*[(data.draw(st.integers(1, 3)),) for _ in range(data.draw(st.integers(1, 3)))])
+    store, arrays = axes(
+        *[(data.draw(st.integers(1, 3)),) for _ in range(data.draw(st.integers(1, 3)))]
+    )
     pool = np.concatenate([a.ids for a in arrays])
     for _ in range(data.draw(st.integers(1, 4))):
         size = data.draw(st.integers(1, min(3, len(pool))))

@@ -10,7 +10,13 @@ from helpers.specs import blocks_spec, grouped_spec, nested_spec, random_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_rebasin.errors import NonFiniteError, OutputError, RebasinError, SpecError, StateDictError
+from lightning_rebasin.errors import (
+    NonFiniteError,
+    OutputError,
+    RebasinError,
+    SpecError,
+    StateDictError,
+)
 from lightning_rebasin.symmetry import (
     AxisMap,
     Component,
@@ -46,7 +52,9 @@ def test_papers_mlp_table_is_exact():
 def test_papers_convolution_table_is_exact():
     """``conv``, ``norm`` and ``dense`` axes as the VGG and ResNet specs of the paper's code write them."""
     conv = lambda name, p_in, p_out: {f"{name}.weight": (p_out, p_in, None, None)}
-    norm = lambda name, p: {f"{name}.{leaf}": (p,) for leaf in ("weight", "bias", "running_mean", "running_var")}
+    norm = lambda name, p: {
+        f"{name}.{leaf}": (p,) for leaf in ("weight", "bias", "running_mean", "running_var")
+    }
     dense = lambda name, p_in, p_out: {f"{name}.weight": (p_out, p_in), f"{name}.bias": (p_out,)}
     table = {
         **conv("conv1", None, "P_1"),
@@ -57,14 +65,20 @@ def test_papers_convolution_table_is_exact():
     }
     module = randomise(BatchNormCNN())
     spec = PermutationSpec.from_table(table, module.state_dict())
-    assert spec.tensors["bn1.running_mean"].kind == spec.tensors["bn1.num_batches_tracked"].kind == "buffer"
+    assert (
+        spec.tensors["bn1.running_mean"].kind
+        == spec.tensors["bn1.num_batches_tracked"].kind
+        == "buffer"
+    )
     p = Permutation.random(spec, torch.Generator().manual_seed(0))
     assert check_equivalence(module, p, torch.randn(2, 3, 8, 8)) < 1e-12
 
 
 def test_square_recurrent_table_moves_both_axes_alike():
     spec = PermutationSpec.from_table({"w": ("h", "h")}, {"w": (3, 3)})
-    new = Permutation(spec, {"h": torch.tensor([1, 2, 0])}).apply({"w": torch.arange(9).reshape(3, 3)})
+    new = Permutation(spec, {"h": torch.tensor([1, 2, 0])}).apply(
+        {"w": torch.arange(9).reshape(3, 3)}
+    )
     assert new["w"].tolist() == [[4, 5, 3], [7, 8, 6], [1, 2, 0]]
 
 
@@ -93,7 +107,11 @@ def test_tied_tensors_of_a_table():
         PermutationSpec.from_table({"a": ("v", None), "b": (None, "h")}, state)
 
 
-@given(st.one_of(st.builds(nested_spec, sizes, sizes, sizes), st.builds(grouped_spec, sizes, sizes, sizes)))
+@given(
+    st.one_of(
+        st.builds(nested_spec, sizes, sizes, sizes), st.builds(grouped_spec, sizes, sizes, sizes)
+    )
+)
 @settings(deadline=None, max_examples=30)
 def test_json_round_trip(spec):
     again = PermutationSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
@@ -101,7 +119,10 @@ def test_json_round_trip(spec):
     p = Permutation.random(spec, torch.Generator().manual_seed(1))
     q = Permutation.random(again, torch.Generator().manual_seed(1))
     state = random_state(spec)
-    assert all(torch.equal(a, b) for a, b in zip(p.apply(state).values(), q.apply(state).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(p.apply(state).values(), q.apply(state).values(), strict=True)
+    )
 
 
 @given(st.permutations(range(6)))
@@ -130,7 +151,9 @@ def test_pins_aliases_and_notes_survive(tmp_path):
     pin = Pin("w", 1, 2, 2, "input", "aten.mm in 'a'")
     infos = {"w": TensorInfo((3, 2)), "v": TensorInfo((3, 2), "buffer")}
     axis_map = AxisMap("w", ((3,), (2,)), (Component("h", (0,), torch.arange(3)[:, None]),))
-    spec = PermutationSpec({"h": Group("h", 3)}, infos, {"w": axis_map}, (pin,), {"v": "w"}, ("a note",))
+    spec = PermutationSpec(
+        {"h": Group("h", 3)}, infos, {"w": axis_map}, (pin,), {"v": "w"}, ("a note",)
+    )
     spec.save(tmp_path / "spec.json")
     again = PermutationSpec.load(tmp_path / "spec.json")
     assert (again.pinned, dict(again.aliases), again.notes) == ((pin,), {"v": "w"}, ("a note",))
@@ -217,7 +240,9 @@ def test_overlapping_units_are_refused():
     index = torch.arange(3)[:, None]
     axis_map = AxisMap("w", ((4,),), (Component("a", (0,), index), Component("b", (0,), index + 1)))
     with pytest.raises(SpecError, match="belongs to two units"):
-        PermutationSpec({"a": Group("a", 3), "b": Group("b", 3)}, {"w": TensorInfo((4,))}, {"w": axis_map})
+        PermutationSpec(
+            {"a": Group("a", 3), "b": Group("b", 3)}, {"w": TensorInfo((4,))}, {"w": axis_map}
+        )
 
 
 def test_values_are_frozen():
@@ -240,7 +265,10 @@ def test_copies_are_equal_and_specs_hash():
 def test_look_ups():
     spec = nested_spec()
     assert [g.id for g in spec.children("heads")] == ["value"] and spec.children("model") == ()
-    assert spec.tensors_of("heads") == ("scale",) and spec.tensors_of("value") == ("value.weight", "out.weight")
+    assert spec.tensors_of("heads") == ("scale",) and spec.tensors_of("value") == (
+        "value.weight",
+        "out.weight",
+    )
     assert spec.maps["value.weight"].dims_of("model") == (1,)
     assert repr(spec) == "PermutationSpec(3 groups, 10^7.0 symmetries, 3 of 3 tensors permutable)"
 

@@ -52,7 +52,9 @@ class Classifier(LightningModule):
         loss = functional.cross_entropy(logits, y)
         self.accuracy(logits, y)
         self.log("val_acc", self.accuracy, prog_bar=True)
-        self.log_dict({"val_loss": loss, "margin": logits.std(), "epoch": self.current_epoch}, on_epoch=True)
+        self.log_dict(
+            {"val_loss": loss, "margin": logits.std(), "epoch": self.current_epoch}, on_epoch=True
+        )
         self.print("seen", len(self.seen))
         self.logger.experiment.add_histogram("logits", logits, self.global_step)
         if self.trainer.sanity_checking:
@@ -102,7 +104,9 @@ def test_nothing_of_the_module_changes():
     assert module.training and module._trainer is None and module.seen == []
     assert module.accuracy.update_count == 0 and type(module) is Classifier
     assert torch.equal(x, STEP.args[0][0]) and torch.equal(y, STEP.args[0][1])
-    assert not module._forward_hooks and all(p.requires_grad and p.grad is None for p in module.parameters())
+    assert not module._forward_hooks and all(
+        p.requires_grad and p.grad is None for p in module.parameters()
+    )
 
 
 def test_step_takes_indices_if_it_asks_for_them():
@@ -206,7 +210,12 @@ def test_batch_example_prefers_forward_and_falls_back_to_the_step():
 def test_few_cuts_what_belongs_to_the_batch():
     batch = {"x": torch.zeros(9, 2), "y": torch.zeros(9), "scale": torch.zeros(3), "name": "a"}
     cut = few(batch, 4)
-    assert cut["x"].shape == (4, 2) and cut["y"].shape == (4,) and cut["scale"].shape == (3,) and cut["name"] == "a"
+    assert (
+        cut["x"].shape == (4, 2)
+        and cut["y"].shape == (4,)
+        and cut["scale"].shape == (3,)
+        and cut["name"] == "a"
+    )
 
 
 def test_compiled_module_is_traced_through_its_step():

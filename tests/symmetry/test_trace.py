@@ -64,7 +64,8 @@ def test_state_is_put_back_after_a_failure():
 
 def test_wrong_input_is_named():
     with pytest.raises(
-        TraceError, match=r"Linear does not run on the example input \(float32 \(2, 5\)\): RuntimeError"
+        TraceError,
+        match=r"Linear does not run on the example input \(float32 \(2, 5\)\): RuntimeError",
     ):
         infer_spec(nn.Linear(4, 3), torch.zeros(2, 5))
     with pytest.raises(TraceError, match="example"):

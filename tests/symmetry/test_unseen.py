@@ -57,7 +57,11 @@ class UNet(nn.Module):
         b = F.relu(self.down2(F.max_pool2d(a, 2)))
         c = F.relu(self.middle(F.max_pool2d(b, 2)))
         d = F.relu(self.join1(torch.cat([self.up1(c), b], 1)))
-        return self.out(torch.cat([F.interpolate(d, scale_factor=2, mode="bilinear", align_corners=False), a], 1))
+        return self.out(
+            torch.cat(
+                [F.interpolate(d, scale_factor=2, mode="bilinear", align_corners=False), a], 1
+            )
+        )
 
 
 @case(image(1, 3, 8, 8), least=[(6, 1), (4, 3), (12, 3)])
@@ -128,7 +132,9 @@ class TopKMixture(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.router = nn.Linear(5, 8), nn.Linear(8, 4)
-        self.experts = nn.ModuleList([nn.Sequential(nn.Linear(8, 7), nn.SiLU(), nn.Linear(7, 8)) for _ in range(4)])
+        self.experts = nn.ModuleList(
+            [nn.Sequential(nn.Linear(8, 7), nn.SiLU(), nn.Linear(7, 8)) for _ in range(4)]
+        )
         self.head = nn.Linear(8, 3)
 
     def forward(self, x):
@@ -203,7 +209,11 @@ class SelectiveScan(nn.Module):
         self.stem, self.inner, self.gate = nn.Linear(4, 6), nn.Linear(6, 10), nn.Linear(6, 10)
         self.conv = nn.Conv1d(10, 10, 3, padding=2, groups=10)
         self.dt, self.b, self.c = nn.Linear(10, 10), nn.Linear(10, 3), nn.Linear(10, 3)
-        self.a, self.d, self.out = nn.Parameter(torch.randn(10, 3)), nn.Parameter(torch.randn(10)), nn.Linear(10, 6)
+        self.a, self.d, self.out = (
+            nn.Parameter(torch.randn(10, 3)),
+            nn.Parameter(torch.randn(10)),
+            nn.Linear(10, 6),
+        )
         self.head = nn.Linear(6, 2)
 
     def forward(self, x):
@@ -224,7 +234,12 @@ class LinearAttention(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.qkv, self.o, self.head = nn.Linear(5, 8), nn.Linear(8, 18), nn.Linear(6, 8), nn.Linear(8, 2)
+        self.stem, self.qkv, self.o, self.head = (
+            nn.Linear(5, 8),
+            nn.Linear(8, 18),
+            nn.Linear(6, 8),
+            nn.Linear(8, 2),
+        )
         self.mlp = nn.Linear(8, 8)
 
     def forward(self, x):
@@ -232,7 +247,10 @@ class LinearAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
         q, k = F.elu(q) + 1, F.elu(k) + 1
         total = torch.einsum("bhtd,bhte->bhde", k, v)
-        y = torch.einsum("bhtd,bhde->bhte", q, total) / torch.einsum("bhtd,bhd->bht", q, k.sum(2))[..., None]
+        y = (
+            torch.einsum("bhtd,bhde->bhte", q, total)
+            / torch.einsum("bhtd,bhd->bht", q, k.sum(2))[..., None]
+        )
         return self.head(F.relu(self.mlp(x + self.o(y.transpose(1, 2).flatten(2)))))
 
 
@@ -261,7 +279,11 @@ class WeightNorm(nn.Module):
         super().__init__()
         norm = nn.utils.parametrizations.weight_norm
         self.net = nn.Sequential(
-            norm(nn.Linear(5, 9)), nn.ReLU(), norm(nn.Linear(9, 7)), nn.ReLU(), norm(nn.Linear(7, 2))
+            norm(nn.Linear(5, 9)),
+            nn.ReLU(),
+            norm(nn.Linear(9, 7)),
+            nn.ReLU(),
+            norm(nn.Linear(7, 2)),
         )
 
     def forward(self, x):
@@ -275,7 +297,9 @@ class SpectralNorm(nn.Module):
     def __init__(self):
         super().__init__()
         norm = nn.utils.parametrizations.spectral_norm
-        self.net = nn.Sequential(norm(nn.Linear(5, 9)), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 2))
+        self.net = nn.Sequential(
+            norm(nn.Linear(5, 9)), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 2)
+        )
 
     def forward(self, x):
         return self.net(x)
@@ -287,7 +311,10 @@ class Siamese(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.tower, self.head = nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 6)), nn.Linear(12, 1)
+        self.tower, self.head = (
+            nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 6)),
+            nn.Linear(12, 1),
+        )
 
     def forward(self, a, b):
         a, b = self.tower(a), self.tower(2 * b)
@@ -305,7 +332,9 @@ class TiedAutoencoder(nn.Module):
 
     def forward(self, x):
         code = torch.sigmoid(self.second(torch.sigmoid(self.first(x))))
-        return F.linear(torch.sigmoid(F.linear(code, self.second.weight.T, self.bias)), self.first.weight.T)
+        return F.linear(
+            torch.sigmoid(F.linear(code, self.second.weight.T, self.bias)), self.first.weight.T
+        )
 
 
 @case(image(2, 3, 6, 6), image(2, 4), least=[(8, 1), (5, 1), (6, 1)])
@@ -320,7 +349,9 @@ class FiLM(nn.Module):
 
     def forward(self, x, z):
         scale, shift = self.conditioner(z)[:, :, None, None].chunk(2, 1)
-        return self.head(F.relu(self.last(F.relu(self.norm(self.stem(x)) * (1 + scale) + shift))).amax((2, 3)))
+        return self.head(
+            F.relu(self.last(F.relu(self.norm(self.stem(x)) * (1 + scale) + shift))).amax((2, 3))
+        )
 
 
 @case(image(6, 4), tokens(6, 2, 14), least=[(3, 1), (5, 3)])
@@ -334,7 +365,9 @@ class GraphAttention(nn.Module):
 
     def forward(self, x, edges):
         h = self.w(x).view(-1, 3, 5)
-        score = F.leaky_relu((h * self.left).sum(-1)[edges[0]] + (h * self.right).sum(-1)[edges[1]], 0.2).exp()
+        score = F.leaky_relu(
+            (h * self.left).sum(-1)[edges[0]] + (h * self.right).sum(-1)[edges[1]], 0.2
+        ).exp()
         total = torch.zeros(len(x), 3, dtype=x.dtype).index_add(0, edges[1], score)
         message = h[edges[0]] * (score / (total[edges[1]] + 1e-9))[..., None]
         return self.head(F.elu(torch.zeros_like(h).index_add(0, edges[1], message).flatten(1)))
@@ -417,7 +450,11 @@ class TiedLanguageModel(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embed, self.rnn, self.back = nn.Embedding(9, 10), nn.GRU(10, 14, batch_first=True), nn.Linear(14, 10)
+        self.embed, self.rnn, self.back = (
+            nn.Embedding(9, 10),
+            nn.GRU(10, 14, batch_first=True),
+            nn.Linear(14, 10),
+        )
         self.out = nn.Linear(10, 9, bias=False)
         self.out.weight = self.embed.weight
 
@@ -432,7 +469,10 @@ class SplineNetwork(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("grid", torch.linspace(-2, 2, 6))
-        self.first, self.second = nn.Parameter(torch.randn(7, 5, 6)), nn.Parameter(torch.randn(2, 7, 6))
+        self.first, self.second = (
+            nn.Parameter(torch.randn(7, 5, 6)),
+            nn.Parameter(torch.randn(2, 7, 6)),
+        )
         self.base = nn.Linear(5, 7)
 
     def forward(self, x):
@@ -495,7 +535,9 @@ class SpatialTransformer(nn.Module):
         h = F.relu(self.stem(x))
         theta = 0.3 * self.locate(h.mean((2, 3))).view(-1, 2, 3)
         return self.head(
-            F.grid_sample(h, F.affine_grid(theta, list(h.shape), align_corners=False), align_corners=False)
+            F.grid_sample(
+                h, F.affine_grid(theta, list(h.shape), align_corners=False), align_corners=False
+            )
         )
 
 
@@ -505,8 +547,16 @@ class SetTransformerPooling(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.seed, self.norm = nn.Linear(6, 12), nn.Parameter(torch.randn(1, 1, 12)), nn.LayerNorm(12)
-        self.up, self.down, self.scale = nn.Linear(12, 9), nn.Linear(9, 12), nn.Parameter(torch.randn(12))
+        self.stem, self.seed, self.norm = (
+            nn.Linear(6, 12),
+            nn.Parameter(torch.randn(1, 1, 12)),
+            nn.LayerNorm(12),
+        )
+        self.up, self.down, self.scale = (
+            nn.Linear(12, 9),
+            nn.Linear(9, 12),
+            nn.Parameter(torch.randn(12)),
+        )
         self.head = nn.Linear(12, 3)
 
     def forward(self, x):
@@ -572,4 +622,6 @@ def test_what_must_not_move_does_not(name, pinned):
     spec = spec.pin_identical_buffers(module.state_dict(), module.state_dict())
     for tensor, dim in pinned:
         axis_map = spec.maps.get(tensor)
-        assert axis_map is None or all(dim not in axis_map.dims_of(c.group) for c in axis_map.components)
+        assert axis_map is None or all(
+            dim not in axis_map.dims_of(c.group) for c in axis_map.components
+        )

@@ -12,7 +12,12 @@ from helpers.models import BatchNormCNN, mlp, randomise
 from torch import nn
 
 from lightning_rebasin.errors import EquivalenceError, StateDictError, TraceError
-from lightning_rebasin.symmetry import Permutation, PermutationSpec, check_equivalence, measure_equivalence
+from lightning_rebasin.symmetry import (
+    Permutation,
+    PermutationSpec,
+    check_equivalence,
+    measure_equivalence,
+)
 
 CNN_TABLE = {
     "conv1.weight": ("a", None, None, None),
@@ -60,12 +65,16 @@ def test_forgotten_tensor_is_named_with_group_and_submodule(name):
     with pytest.raises(EquivalenceError) as caught:
         check_equivalence(module, p, images())
     assert f"'{name}' must move" in str(caught.value)
-    assert "group 'a' (8 units)" in str(caught.value) and "submodule 'bn1' (BatchNorm2d)" in str(caught.value)
+    assert "group 'a' (8 units)" in str(caught.value) and "submodule 'bn1' (BatchNorm2d)" in str(
+        caught.value
+    )
 
 
 def test_forgotten_consumer_axis_is_named():
     module, p = cnn(CNN_TABLE | {"conv2.weight": ("b", None, None, None)})
-    with pytest.raises(EquivalenceError, match=r"'conv2.weight' must move .* dimension 1.*submodule 'conv2'"):
+    with pytest.raises(
+        EquivalenceError, match=r"'conv2.weight' must move .* dimension 1.*submodule 'conv2'"
+    ):
         check_equivalence(module, p, images())
 
 
@@ -105,7 +114,11 @@ def test_blind_check_is_refused():
     module = Dead()
     table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
     with pytest.raises(EquivalenceError, match="blind"):
-        check_equivalence(module, randomly(PermutationSpec.from_table(table, module.state_dict())), torch.ones(2, 3))
+        check_equivalence(
+            module,
+            randomly(PermutationSpec.from_table(table, module.state_dict())),
+            torch.ones(2, 3),
+        )
 
 
 def test_control_tries_other_groups_where_the_first_is_invisible():
@@ -139,8 +152,13 @@ def test_nothing_of_the_callers_changes():
     assert module.training and module.bn1.training and not module.fc.training
     assert torch.equal(x, kept) and torch.equal(states[0], torch.get_rng_state())
     assert states[1:] == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
-    assert torch.get_default_dtype() is torch.float32 and not any(m._forward_hooks for m in module.modules())
-    assert all(parameter.dtype is torch.float32 and parameter.requires_grad for parameter in module.parameters())
+    assert torch.get_default_dtype() is torch.float32 and not any(
+        m._forward_hooks for m in module.modules()
+    )
+    assert all(
+        parameter.dtype is torch.float32 and parameter.requires_grad
+        for parameter in module.parameters()
+    )
 
 
 class UpCasting(nn.Module):
@@ -148,7 +166,12 @@ class UpCasting(nn.Module):
 
     def __init__(self, cast=torch.float32):
         super().__init__()
-        self.a, self.b, self.scale, self.cast = nn.Linear(4, 16), nn.Linear(16, 3), nn.Parameter(torch.ones(16)), cast
+        self.a, self.b, self.scale, self.cast = (
+            nn.Linear(4, 16),
+            nn.Linear(16, 3),
+            nn.Parameter(torch.ones(16)),
+            cast,
+        )
 
     def forward(self, x):
         h = self.a(x).to(self.cast)
@@ -173,7 +196,13 @@ def test_rounding_that_cannot_be_rewritten_falls_back_to_the_looser_tolerance():
 
         def forward(self, x):
             bits = self.net(x).view(torch.int64)
-            return (bits >> 30 << 30).view(torch.float64).view(torch.float32).view(-1, 64, 2)[..., 1].sum(-1)
+            return (
+                (bits >> 30 << 30)
+                .view(torch.float64)
+                .view(torch.float32)
+                .view(-1, 64, 2)[..., 1]
+                .sum(-1)
+            )
 
     module = randomise(Rounding()).double()
     table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
@@ -201,15 +230,24 @@ class Tokens(nn.Module):
     def forward(self, *, tokens, scale=1.0):
         h = self.drop(self.embed(tokens).mean(1)) * scale
         logits = self.out(torch.tanh(h))
-        return {"logits": logits, "spectrum": torch.fft.fft(logits), "best": logits.argmax(-1), "nothing": None}
+        return {
+            "logits": logits,
+            "spectrum": torch.fft.fft(logits),
+            "best": logits.argmax(-1),
+            "nothing": None,
+        }
 
 
 def test_integer_input_keywords_complex_output_dropout_and_tied_weights():
     module = Tokens()
-    spec = PermutationSpec.from_table({"embed.weight": (None, "h"), "out.weight": (None, "h")}, module.state_dict())
+    spec = PermutationSpec.from_table(
+        {"embed.weight": (None, "h"), "out.weight": (None, "h")}, module.state_dict()
+    )
     tokens = torch.arange(10).reshape(2, 5)
     assert check_equivalence(module, randomly(spec), tokens=tokens, scale=2.0) < 1e-12
-    bad = PermutationSpec.from_table({"embed.weight": ("v", None), "out.weight": ("v", None)}, module.state_dict())
+    bad = PermutationSpec.from_table(
+        {"embed.weight": ("v", None), "out.weight": ("v", None)}, module.state_dict()
+    )
     with pytest.raises(EquivalenceError, match="'v'"):
         check_equivalence(module, randomly(bad), tokens=tokens)
 
@@ -281,7 +319,12 @@ def test_compiled_lightning_module_runs_its_copy():
 def test_hook_style_weight_norm_can_be_copied():
     module = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 6)), nn.Tanh(), nn.Linear(6, 2))
     module(torch.ones(1, 3))
-    table = {"0.weight_g": ("h", None), "0.weight_v": ("h", None), "0.bias": ("h",), "2.weight": (None, "h")}
+    table = {
+        "0.weight_g": ("h", None),
+        "0.weight_v": ("h", None),
+        "0.bias": ("h",),
+        "2.weight": (None, "h"),
+    }
     spec = PermutationSpec.from_table(table, module.state_dict())
     assert check_equivalence(module, randomly(spec), torch.randn(4, 3)) < 1e-12
 
@@ -330,7 +373,9 @@ def test_caches_and_hidden_states_of_output_objects_do_not_count():
     model = Model(logits=True)
     spec = PermutationSpec.from_table(table, model.state_dict())
     assert check_equivalence(model, randomly(spec), torch.randn(4, 3)) < 1e-12
-    with pytest.raises(EquivalenceError, match="group 'h'"):  # a bare encoder is there for its hidden states
+    with pytest.raises(
+        EquivalenceError, match="group 'h'"
+    ):  # a bare encoder is there for its hidden states
         check_equivalence(Model(logits=False), randomly(spec), torch.randn(4, 3))
 
 
@@ -367,7 +412,11 @@ def test_random_numbers_in_the_forward_pass_are_the_same_in_every_run():
     module = Noisy()
     table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
     assert (
-        check_equivalence(module, randomly(PermutationSpec.from_table(table, module.state_dict())), torch.ones(1, 3))
+        check_equivalence(
+            module,
+            randomly(PermutationSpec.from_table(table, module.state_dict())),
+            torch.ones(1, 3),
+        )
         < 1e-12
     )
 
@@ -396,7 +445,11 @@ def test_output_without_tensors_is_refused():
     module = Silent()
     table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
     with pytest.raises(EquivalenceError, match="no tensor"):
-        check_equivalence(module, randomly(PermutationSpec.from_table(table, module.state_dict())), torch.ones(1, 3))
+        check_equivalence(
+            module,
+            randomly(PermutationSpec.from_table(table, module.state_dict())),
+            torch.ones(1, 3),
+        )
 
 
 def test_an_example_of_zeros_is_enough_where_biases_speak():

@@ -15,7 +15,9 @@ def test_the_core_set_is_complete():
     assert len(CORE) == 23
 
 
-@pytest.mark.parametrize("name", CORE or [pytest.param("", marks=pytest.mark.skip(reason="needs the shared zoo"))])
+@pytest.mark.parametrize(
+    "name", CORE or [pytest.param("", marks=pytest.mark.skip(reason="needs the shared zoo"))]
+)
 def test_core_architecture(name):
     row = zoo.judge(name)
     assert row.error < 1e-8, row

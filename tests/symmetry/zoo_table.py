@@ -59,7 +59,13 @@ def _work(name: str, results: multiprocessing.Queue[Row]) -> None:
     try:
         results.put(judge(name))
     except BaseException as error:  # noqa: BLE001  one failing architecture must not stop the table
-        results.put(Row(name, floor=float(floors()[name]["log10"]), failure=f"{type(error).__name__}: {error}"[:300]))
+        results.put(
+            Row(
+                name,
+                floor=float(floors()[name]["log10"]),
+                failure=f"{type(error).__name__}: {error}"[:300],
+            )
+        )
 
 
 def run_one(name: str, limit: float) -> Row:
@@ -76,7 +82,9 @@ def run_one(name: str, limit: float) -> Row:
             break
         except Empty:
             if not process.is_alive():
-                row = Row(name, floor=row.floor, failure=f"the process died with code {process.exitcode}")
+                row = Row(
+                    name, floor=row.floor, failure=f"the process died with code {process.exitcode}"
+                )
                 break
     process.kill()
     process.join()
@@ -86,14 +94,18 @@ def run_one(name: str, limit: float) -> Row:
 def main() -> int:
     """Run, print, and write; the exit status is the number of failures (at most 100)."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tags", nargs="*", default=[], help="only architectures with one of these tags")
+    parser.add_argument(
+        "--tags", nargs="*", default=[], help="only architectures with one of these tags"
+    )
     parser.add_argument("--match", default="", help="only names that contain this")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds per architecture")
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     options = parser.parse_args()
     chosen = [name for name in names(*options.tags) if options.match in name]
     families = {"tv": "torchvision", "timm": "timm", "hf": "transformers"}
-    for package in {families[name.split("/")[0]] for name in chosen if name.split("/")[0] in families}:
+    for package in {
+        families[name.split("/")[0]] for name in chosen if name.split("/")[0] in families
+    }:
         # Imported once here, shared by the forks.
         importlib.import_module(package)
     rows = []

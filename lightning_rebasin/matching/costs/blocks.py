@@ -115,7 +115,9 @@ class Block:
             return tensor.reshape(self.site_shape)
         order = tuple(site for sites in self.merged for site in sites)
         split = tensor.reshape(self.site_shape).permute(order)
-        split = split.reshape([math.prod(self.site_shape[site] for site in sites) for sites in self.merged])
+        split = split.reshape(
+            [math.prod(self.site_shape[site] for site in sites) for sites in self.merged]
+        )
         for dim, segment in enumerate(self.segments):
             split = split if segment.whole else _select(split, dim, segment.positions)
         return split.reshape(self.lengths)
@@ -141,16 +143,27 @@ class _Flat(Permutation):
 
 def objective_tensors(spec: PermutationSpec) -> tuple[str, ...]:
     """Tensors that count in the objective: parameters, each tied one once; never running statistics."""
-    return tuple(name for name, info in spec.tensors.items() if info.kind == "parameter" and name not in spec.aliases)
+    return tuple(
+        name
+        for name, info in spec.tensors.items()
+        if info.kind == "parameter" and name not in spec.aliases
+    )
 
 
 def blocks_of(spec: PermutationSpec) -> tuple[Block, ...]:
     """All blocks of every tensor of the objective that is mapped; those without any group are its fixed parts."""
-    return tuple(block for name in objective_tensors(spec) if name in spec.maps for block in _split(spec.maps[name]))
+    return tuple(
+        block
+        for name in objective_tensors(spec)
+        if name in spec.maps
+        for block in _split(spec.maps[name])
+    )
 
 
 def _split(axis_map: AxisMap) -> Iterator[Block]:
-    owner: dict[int, int] = {site: n for n, (sites, _) in enumerate(axis_map.clusters) for site in sites}
+    owner: dict[int, int] = {
+        site: n for n, (sites, _) in enumerate(axis_map.clusters) for site in sites
+    }
     merged: list[tuple[int, ...]] = []
     choices: list[tuple[Segment, ...]] = []
     done: set[int] = set()
@@ -167,11 +180,15 @@ def _split(axis_map: AxisMap) -> Iterator[Block]:
         yield Block(axis_map.tensor, axis_map.site_shape, tuple(merged), segments)
 
 
-def _segments(axis_map: AxisMap, sites: tuple[int, ...], components: tuple[Component, ...]) -> Iterator[Segment]:
+def _segments(
+    axis_map: AxisMap, sites: tuple[int, ...], components: tuple[Component, ...]
+) -> Iterator[Segment]:
     total = math.prod(axis_map.site_shape[site] for site in sites)
     if any(c.sites != sites for c in components):
         groups = tuple(dict.fromkeys(c.group for c in components))
-        yield Segment(groups, torch.arange(total), 1, whole=True, joint=(axis_map, sites, components))
+        yield Segment(
+            groups, torch.arange(total), 1, whole=True, joint=(axis_map, sites, components)
+        )
         return
     rest = torch.ones(total, dtype=torch.bool)
     for c in components:

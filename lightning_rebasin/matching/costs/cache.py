@@ -47,8 +47,13 @@ class TermTable:
         by_group: dict[str, list[Term]] = {name: [] for name in spec.groups}
         for term in terms_of(spec, self.blocks):
             by_group[term.group].append(term)
-        self.by_group: Mapping[str, tuple[Term, ...]] = {name: tuple(terms) for name, terms in by_group.items()}
-        self.packings = {name: Packing.of(terms, spec.groups[name].members) for name, terms in self.by_group.items()}
+        self.by_group: Mapping[str, tuple[Term, ...]] = {
+            name: tuple(terms) for name, terms in by_group.items()
+        }
+        self.packings = {
+            name: Packing.of(terms, spec.groups[name].members)
+            for name, terms in self.by_group.items()
+        }
         self._roots: dict[str, frozenset[str]] = {}
         for block in self.blocks:
             roots = frozenset(self._root(group) for group in block.groups)
@@ -67,7 +72,11 @@ class TermTable:
 
     def tensors_of(self, root: str) -> tuple[str, ...]:
         """Tensors of the objective on which the family of ``root`` acts."""
-        return tuple(dict.fromkeys(b.tensor for b in self.blocks if any(self._root(g) == root for g in b.groups)))
+        return tuple(
+            dict.fromkeys(
+                b.tensor for b in self.blocks if any(self._root(g) == root for g in b.groups)
+            )
+        )
 
     def roots_of(self, tensor: str) -> frozenset[str]:
         """Roots of the families that act on ``tensor``."""
@@ -94,7 +103,12 @@ class CostCache:
     """
 
     def __init__(
-        self, table: TermTable, reference: Layouts, source: Layouts, dtype: torch.dtype, device: torch.device
+        self,
+        table: TermTable,
+        reference: Layouts,
+        source: Layouts,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._table = table
         self._reference = reference
@@ -113,11 +127,20 @@ class CostCache:
     def stale(self, group: str, flats: Flats) -> bool:
         """Whether the cost of ``group`` differs from the one last returned."""
         made_with = self._made_with.get(group)
-        return made_with is None or any(a is not b for a, b in zip(made_with, self._state(group, flats), strict=True))
+        return made_with is None or any(
+            a is not b for a, b in zip(made_with, self._state(group, flats), strict=True)
+        )
 
     def forget(self) -> None:
         """Free all matrices; they are built anew when asked for."""
-        for kept in (self._static, self._cost, self._made_with, self._linear, self._drift, self._packed):
+        for kept in (
+            self._static,
+            self._cost,
+            self._made_with,
+            self._linear,
+            self._drift,
+            self._packed,
+        ):
             kept.clear()
         self._scratch.forget()
 
@@ -133,7 +156,9 @@ class CostCache:
         """
         if self.stale(group, flats):
             packed = self._packed_cost(group)
-            self._cost[group] = self._linear_and_general(group, flats) if packed is None else packed.matrix(flats)
+            self._cost[group] = (
+                self._linear_and_general(group, flats) if packed is None else packed.matrix(flats)
+            )
             self._made_with[group] = self._state(group, flats)
         return self._cost[group]
 
@@ -173,19 +198,25 @@ class CostCache:
             self._rebuild(group, flats)
         for term, before, after, where in changes or ():
             models = self._reference, self._source
-            add_bilinear_change(self._linear[group], term, *models, before, after, where, self._scratch)
+            add_bilinear_change(
+                self._linear[group], term, *models, before, after, where, self._scratch
+            )
         return self._with_general(group, flats)
 
     def _packed_cost(self, group: str) -> PackedCost | None:
         if group not in self._packed:
             packing, models = self._table.packings[group], (self._reference, self._source)
-            self._packed[group] = PackedCost(packing, *models) if packing and packing.fits(*models) else None
+            self._packed[group] = (
+                PackedCost(packing, *models) if packing and packing.fits(*models) else None
+            )
         return self._packed[group]
 
     def _state(self, group: str, flats: Flats) -> tuple[Tensor, ...]:
         return tuple(flats[other] for other in self._table.depends_on[group])
 
-    def _changes(self, group: str, flats: Flats) -> list[tuple[Term, Tensor, Tensor, Tensor]] | None:
+    def _changes(
+        self, group: str, flats: Flats
+    ) -> list[tuple[Term, Tensor, Tensor, Tensor]] | None:
         """The bilinear terms whose partner moved, with where; ``None`` if building anew is cheaper or overdue."""
         if group not in self._made_with:
             return None
@@ -206,15 +237,23 @@ class CostCache:
         self._drift[group] += rank / max(full, 1)
         # Every update adds rounding errors of its own, so they may not pile up for ever.
         overdue = self._drift[group] > _MOST_DRIFT
-        return None if overdue or rank > _worthwhile(self._table.groups[group].members) * full else changes
+        return (
+            None
+            if overdue or rank > _worthwhile(self._table.groups[group].members) * full
+            else changes
+        )
 
     def _rebuild(self, group: str, flats: Flats) -> None:
         if not self._linear:
             # One allocation: matrices that live long would scatter among temporary ones and leave memory full of holes.
             sizes = {name: of.members for name, of in self._table.groups.items()}
-            room = torch.empty(sum(n * n for n in sizes.values()), dtype=self.dtype, device=self.device)
+            room = torch.empty(
+                sum(n * n for n in sizes.values()), dtype=self.dtype, device=self.device
+            )
             parts = torch.split(room, [n * n for n in sizes.values()])
-            self._linear = {name: part.view(n, n) for (name, n), part in zip(sizes.items(), parts, strict=True)}
+            self._linear = {
+                name: part.view(n, n) for (name, n), part in zip(sizes.items(), parts, strict=True)
+            }
         cost = self._linear[group].zero_()
         if group in self._made_with:
             # Built before, so perhaps again: from now on the static part is kept.
@@ -249,7 +288,11 @@ class CostCache:
         if group not in self._static:
             terms = self._static_terms(group)
             members = self._table.groups[group].members
-            made = torch.zeros(members, members, dtype=self.dtype, device=self.device) if terms else None
+            made = (
+                torch.zeros(members, members, dtype=self.dtype, device=self.device)
+                if terms
+                else None
+            )
             if made is not None:
                 add_static(made, terms, self._reference, self._source)
             self._static[group] = made

@@ -94,14 +94,20 @@ class Layouts:
             return self._kept[key]
         taken = block.take(self._state[block.tensor])
         made = (torch.view_as_real(taken) if taken.is_complex() else taken).to(self._device)
-        if self.keep and made.untyped_storage().data_ptr() != self._state[block.tensor].untyped_storage().data_ptr():
+        if (
+            self.keep
+            and made.untyped_storage().data_ptr()
+            != self._state[block.tensor].untyped_storage().data_ptr()
+        ):
             self._kept[key] = made
         return made
 
     def natural(self, block: Block) -> Tensor:
         """As :meth:`standing`, but in the working dtype, and not kept."""
         taken = block.take(self._state[block.tensor])
-        return (torch.view_as_real(taken) if taken.is_complex() else taken).to(self._device, self._dtype)
+        return (torch.view_as_real(taken) if taken.is_complex() else taken).to(
+            self._device, self._dtype
+        )
 
     @cached_property
     def real(self) -> bool:
@@ -128,7 +134,9 @@ class Layouts:
     def _ordered(self, block: Block, order: tuple[int, ...]) -> Tensor:
         taken = block.take(self._state[block.tensor]).permute(order)
         # The real part of ⟨a, b⟩ is the inner product of real and imaginary parts taken as two numbers.
-        return (torch.view_as_real(taken).movedim(-1, -2) if taken.is_complex() else taken).to(self._device)
+        return (torch.view_as_real(taken).movedim(-1, -2) if taken.is_complex() else taken).to(
+            self._device
+        )
 
 
 @final
@@ -159,15 +167,25 @@ class Scratch:
             return torch.index_select(tensor, axis, index, out=out)
         return out.copy_(tensor.index_select(axis, index))
 
-    def difference(self, room: str, tensor: Tensor, axis: int, after: Tensor, before: Tensor) -> Tensor:
+    def difference(
+        self, room: str, tensor: Tensor, axis: int, after: Tensor, before: Tensor
+    ) -> Tensor:
         """``after`` gathered less ``before`` gathered, in the working dtype; valid as long."""
-        out = self._room(room, (*tensor.shape[:axis], len(after), *tensor.shape[axis + 1 :])) if axis == 1 else None
+        out = (
+            self._room(room, (*tensor.shape[:axis], len(after), *tensor.shape[axis + 1 :]))
+            if axis == 1
+            else None
+        )
         if out is not None and self._compiles(tensor, len(after)):
             from lightning_rebasin.matching.costs.gather import gather_differences
 
-            gather_differences(*(t.flatten(2).numpy() for t in (out, tensor)), after.numpy(), before.numpy())
+            gather_differences(
+                *(t.flatten(2).numpy() for t in (out, tensor)), after.numpy(), before.numpy()
+            )
             return out
-        return self.gather(room, tensor, axis, after).sub_(self.gather("less", tensor, axis, before))
+        return self.gather(room, tensor, axis, after).sub_(
+            self.gather("less", tensor, axis, before)
+        )
 
     def _compiles(self, tensor: Tensor, parts: int) -> bool:
         # Smaller groups have SciPy solve their assignments: compiling for them would pay for neither.

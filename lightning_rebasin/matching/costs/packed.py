@@ -77,8 +77,14 @@ class Packing:
     @classmethod
     def of(cls, terms: Sequence[Term], members: int) -> Packing | None:
         """The packing; ``None`` if the terms are too large, or neither static nor bilinear."""
-        large = members > _MEMBERS or sum(math.prod(term.block.lengths) for term in terms) > _NUMBERS
-        return None if large or not terms or any(term.kind == "general" for term in terms) else cls(terms, members)
+        large = (
+            members > _MEMBERS or sum(math.prod(term.block.lengths) for term in terms) > _NUMBERS
+        )
+        return (
+            None
+            if large or not terms or any(term.kind == "general" for term in terms)
+            else cls(terms, members)
+        )
 
 
 @final
@@ -98,7 +104,10 @@ class PackedCost:
         self._cost = np.empty((packing.members, packing.members), dtype)
         if packing.vectors:
             for of, packs in ((reference, self._units), (source, self._moved)):
-                np.concatenate([of.array(v) for v in packing.vectors], out=packs[: len(packing.vectors)].reshape(-1))
+                np.concatenate(
+                    [of.array(v) for v in packing.vectors],
+                    out=packs[: len(packing.vectors)].reshape(-1),
+                )
         self._moving: list[_Moving] = []
         for block, order, rows, partner in packing.parts:
             a, b = (of.array(block).transpose(order) for of in (reference, source))

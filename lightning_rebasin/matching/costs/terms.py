@@ -56,7 +56,9 @@ class Term:
     @cached_property
     def joint(self) -> bool:
         """Whether a joint axis is involved."""
-        return any(self.block.joint_segment(axis) is not None for axis in (self.axis, *self.partners))
+        return any(
+            self.block.joint_segment(axis) is not None for axis in (self.axis, *self.partners)
+        )
 
     @cached_property
     def rank(self) -> int:
@@ -85,7 +87,12 @@ class Term:
 
         So it is for the weight of a convolution seen from its inputs, but for kernels of one by one.
         """
-        return self.large and math.prod(self.block.lengths[2:]) > 1 and self.axis == 1 and self.partners == (0,)
+        return (
+            self.large
+            and math.prod(self.block.lengths[2:]) > 1
+            and self.axis == 1
+            and self.partners == (0,)
+        )
 
 
 def terms_of(spec: PermutationSpec, blocks: Iterable[Block]) -> tuple[Term, ...]:
@@ -94,7 +101,10 @@ def terms_of(spec: PermutationSpec, blocks: Iterable[Block]) -> tuple[Term, ...]
     for block in blocks:
         for axis, groups in enumerate(block.axes):
             partners = tuple(a for a, other in enumerate(block.axes) if other and a != axis)
-            found += [Term(group, block, axis, partners, _kind(spec, block, axis, partners)) for group in groups]
+            found += [
+                Term(group, block, axis, partners, _kind(spec, block, axis, partners))
+                for group in groups
+            ]
     return tuple(found)
 
 
@@ -111,7 +121,10 @@ def add_static(cost: Tensor, terms: Sequence[Term], reference: Layouts, source: 
     """Add all static terms of one group, the many small ones in one product."""
     small = [term for term in terms if term.rank < _OWN_PRODUCT]
     if small:
-        a, b = (torch.cat([_static_rows(of, term) for term in small]).to(cost.dtype) for of in (reference, source))
+        a, b = (
+            torch.cat([_static_rows(of, term) for term in small]).to(cost.dtype)
+            for of in (reference, source)
+        )
         cost.addmm_(a.t(), b)
     for term in terms:
         if term.rank >= _OWN_PRODUCT:
@@ -127,7 +140,12 @@ def _static_rows(of: Layouts, term: Term) -> Tensor:
 
 
 def add_bilinear(  # noqa: PLR0917
-    cost: Tensor, term: Term, reference: Layouts, source: Layouts, flat: Tensor | None, scratch: Scratch
+    cost: Tensor,
+    term: Term,
+    reference: Layouts,
+    source: Layouts,
+    flat: Tensor | None,
+    scratch: Scratch,
 ) -> None:
     """Add the whole bilinear term to ``cost``, its partner in the order ``flat`` (``None``: as it stands)."""
     rows = _units(term, reference, "rows", scratch)
@@ -151,19 +169,30 @@ def add_bilinear_change(  # noqa: PLR0917
 
 
 def _units(  # noqa: PLR0917
-    term: Term, of: Layouts, room: str, scratch: Scratch, index: Tensor | None = None, less: Tensor | None = None
+    term: Term,
+    of: Layouts,
+    room: str,
+    scratch: Scratch,
+    index: Tensor | None = None,
+    less: Tensor | None = None,
 ) -> Tensor:
     """The block as a matrix ``(members, everything else)`` in the working dtype.
 
     Of the partner's axis only the parts ``index``, less the parts ``less``.
     """
     if term.following:
-        return scratch.swapped(room, _taken(of.standing(term.block), 0, index, less, "taken", scratch)).flatten(1)
+        return scratch.swapped(
+            room, _taken(of.standing(term.block), 0, index, less, "taken", scratch)
+        ).flatten(1)
     if term.leading:
         return _taken(of.standing(term.block), 1, index, less, room, scratch).flatten(1)
     if index is None:
         return scratch.working(room, of.view(term.block, term.order)).t()
-    return _taken(of.contiguous(term.block, term.order), 0, index, less, room, scratch).flatten(0, -2).t()
+    return (
+        _taken(of.contiguous(term.block, term.order), 0, index, less, room, scratch)
+        .flatten(0, -2)
+        .t()
+    )
 
 
 def _taken(  # noqa: PLR0917
@@ -177,14 +206,21 @@ def _taken(  # noqa: PLR0917
 
 
 def add_soft(  # noqa: PLR0917
-    cost: Tensor, term: Term, reference: Layouts, source: Layouts, soft: Mapping[str, Tensor], scratch: Scratch
+    cost: Tensor,
+    term: Term,
+    reference: Layouts,
+    source: Layouts,
+    soft: Mapping[str, Tensor],
+    scratch: Scratch,
 ) -> None:
     """Add a term whose partners are mixed by doubly stochastic matrices instead of permuted."""
     rows = _units(term, reference, "rows", scratch)
     cost.addmm_(rows, _mixed_units(term, source, soft, scratch).t())
 
 
-def _mixed_units(term: Term, source: Layouts, soft: Mapping[str, Tensor], scratch: Scratch) -> Tensor:
+def _mixed_units(
+    term: Term, source: Layouts, soft: Mapping[str, Tensor], scratch: Scratch
+) -> Tensor:
     """As :func:`_units`, the partners mixed."""
     if term.following or (term.leading and term.large):
         block = scratch.working("moved", source.standing(term.block))
@@ -196,12 +232,16 @@ def _mixed_units(term: Term, source: Layouts, soft: Mapping[str, Tensor], scratc
     moved = scratch.working("moved", source.contiguous(term.block, term.order))
     for position, axis in enumerate(term.partners):
         front = moved.movedim(position, 0)
-        mixed = scratch.product(f"mixed {position}", soft[term.block.axes[axis][0]], front.reshape(len(front), -1))
+        mixed = scratch.product(
+            f"mixed {position}", soft[term.block.axes[axis][0]], front.reshape(len(front), -1)
+        )
         moved = mixed.reshape(front.shape).movedim(0, position)
     return moved.flatten(0, -2).t()
 
 
-def add_general(cost: Tensor, term: Term, reference: Layouts, source: Layouts, flats: Flats) -> None:
+def add_general(
+    cost: Tensor, term: Term, reference: Layouts, source: Layouts, flats: Flats
+) -> None:
     """Add a general term, built in the frame of the wholly permuted source and carried back to old units."""
     block, group = term.block, term.group
     moved = source.natural(block)

@@ -19,7 +19,12 @@ import numpy as np
 import torch
 
 from lightning_rebasin.matching.costs.cache import CostCache
-from lightning_rebasin.matching.many.soft import Soft, SoftNetworks, permutation_matrix, uniform_matrix
+from lightning_rebasin.matching.many.soft import (
+    Soft,
+    SoftNetworks,
+    permutation_matrix,
+    uniform_matrix,
+)
 from lightning_rebasin.matching.many.universe import Universe
 from lightning_rebasin.matching.steps.permutation import Family, solve_nested
 from lightning_rebasin.symmetry.actions.permutation import Permutation
@@ -70,7 +75,8 @@ class _FrankWolfe:
     def _half_way(self, permutation: Permutation) -> Soft:
         dtype = self._networks.dtype
         return {
-            g.id: 0.5 * permutation_matrix(permutation.flat(g.id), dtype) + 0.5 * uniform_matrix(g.members, dtype)
+            g.id: 0.5 * permutation_matrix(permutation.flat(g.id), dtype)
+            + 0.5 * uniform_matrix(g.members, dtype)
             for g in self._networks.groups
         }
 
@@ -93,14 +99,21 @@ class _FrankWolfe:
     def _vertex(self, family: Family, costs: CostCache, soft: Soft) -> Soft:
         matrices = {group.id: costs.soft_matrix(group.id, soft).numpy() for group in family.groups}
         flats = solve_nested(family, matrices)
-        return {name: permutation_matrix(torch.from_numpy(flat), self._networks.dtype) for name, flat in flats.items()}
+        return {
+            name: permutation_matrix(torch.from_numpy(flat), self._networks.dtype)
+            for name, flat in flats.items()
+        }
 
     def _line(self, softs: Sequence[Soft], target: Sequence[Soft]) -> tuple[float, float]:
         """Exact line search: ``f`` is a polynomial in the step, of twice the most axes of a tensor in degree."""
-        degree = 2 * max(sum(bool(axis) for axis in block.axes) for block in self._networks.table.blocks)
+        degree = 2 * max(
+            sum(bool(axis) for axis in block.axes) for block in self._networks.table.blocks
+        )
         steps = np.linspace(0.0, 1.0, degree + 1)
         values = [
-            self._networks.value([_mix(s, t, float(step)) for s, t in zip(softs, target, strict=True)])
+            self._networks.value(
+                [_mix(s, t, float(step)) for s, t in zip(softs, target, strict=True)]
+            )
             for step in steps
         ]
         polynomial = np.polynomial.Polynomial.fit(steps, values, degree)

@@ -42,9 +42,17 @@ class _JointAnnealing:
         self._generator = generator
         self._free = [i for i in range(len(universe.permutations)) if i != frame]
         device = torch.device("cpu")
-        self._orders = {i: SoftOrders(networks.families, networks.dtype, device, generator) for i in self._free}
-        eye: Soft = {g.id: permutation_matrix(torch.arange(g.members), networks.dtype) for g in networks.groups}
-        self._softs = [self._orders[i].soft if i in self._orders else eye for i in range(len(universe.permutations))]
+        self._orders = {
+            i: SoftOrders(networks.families, networks.dtype, device, generator) for i in self._free
+        }
+        eye: Soft = {
+            g.id: permutation_matrix(torch.arange(g.members), networks.dtype)
+            for g in networks.groups
+        }
+        self._softs = [
+            self._orders[i].soft if i in self._orders else eye
+            for i in range(len(universe.permutations))
+        ]
 
     def run(self, schedule: Schedule) -> None:
         sweeps = schedule.affordable(self._networks.work)
@@ -54,12 +62,16 @@ class _JointAnnealing:
             total, _ = self._networks.total(self._softs)
             for k in torch.randperm(len(self._free), generator=self._generator).tolist():
                 i = self._free[k]
-                costs = self._visit(i, total, schedule.temperature(sweep, sweeps), backward=sweep % 2 == 1)
+                costs = self._visit(
+                    i, total, schedule.temperature(sweep, sweeps), backward=sweep % 2 == 1
+                )
                 if sweep == sweeps - 1:
                     found[i] = self._networks.rounded(i, costs)
         self._u.move(found)
 
-    def _visit(self, i: int, total: dict[str, Tensor], temperature: float, *, backward: bool) -> dict[str, Tensor]:
+    def _visit(
+        self, i: int, total: dict[str, Tensor], temperature: float, *, backward: bool
+    ) -> dict[str, Tensor]:
         """Cool one network against the sum of the others; returns its last costs and updates the sum."""
         networks, orders, weight = self._networks, self._orders[i], self._u.weights[i]
         source = networks.source(i)

@@ -154,7 +154,9 @@ def match_many(
     """
     begin = time.perf_counter()
     if method not in ("merge_many", "cycle_consistent"):
-        raise ConfigurationError(f"method must be 'merge_many' or 'cycle_consistent', not {method!r}")
+        raise ConfigurationError(
+            f"method must be 'merge_many' or 'cycle_consistent', not {method!r}"
+        )
     spec = spec.pin_identical_buffers(*states)
     universe = Universe(spec, states, _normalised(weights, len(states)), solver)
     identity_objective = universe.objective
@@ -235,9 +237,13 @@ class _Search:
         """Sweep on from the best permutations until nothing improves."""
         if self._schedule is not FAST and not self._u.large:
             self._u.move(self.best.permutations)
-            self._finish(max(self.ends, key=lambda name: self.ends[name]), self.best.objectives, bar, _FINE)
+            self._finish(
+                max(self.ends, key=lambda name: self.ends[name]), self.best.objectives, bar, _FINE
+            )
 
-    def _finish(self, name: str, before: tuple[float, ...], bar: tqdm[None], tolerance: float = _COARSE) -> None:
+    def _finish(
+        self, name: str, before: tuple[float, ...], bar: tqdm[None], tolerance: float = _COARSE
+    ) -> None:
         objectives = [*before, self._u.objective]
         for sweep in range(self._max_sweeps):
             order = torch.randperm(len(self._u.weights), generator=self._generator).tolist()
@@ -257,5 +263,7 @@ def _normalised(weights: Sequence[float] | None, count: int) -> tuple[float, ...
     if weights is None:
         return (1.0 / count,) * count
     if len(weights) != count or not all(0.0 < w < float("inf") for w in weights):
-        raise ConfigurationError(f"weights must be {count} positive numbers, one per network, not {list(weights)}")
+        raise ConfigurationError(
+            f"weights must be {count} positive numbers, one per network, not {list(weights)}"
+        )
     return tuple(w / sum(weights) for w in weights)

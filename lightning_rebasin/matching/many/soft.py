@@ -52,8 +52,14 @@ class SoftNetworks:
     def source(self, i: int) -> State:
         """Network ``i`` with the groups that have no soft order already in place."""
         moved = {g.id for g in self.groups}
-        orders = {name: order for name, order in self._u.permutations[i].orders.items() if name not in moved}
-        return Permutation(self._u.spec, orders).apply(self._u.load(i)) if orders else self._u.load(i)
+        orders = {
+            name: order
+            for name, order in self._u.permutations[i].orders.items()
+            if name not in moved
+        }
+        return (
+            Permutation(self._u.spec, orders).apply(self._u.load(i)) if orders else self._u.load(i)
+        )
 
     def applied(self, state: State, soft: Soft) -> dict[str, Tensor]:
         """``P(Θ)``: every axis mixed by its group's matrix; only the tensors of the objective."""
@@ -67,7 +73,11 @@ class SoftNetworks:
             for axis, groups in enumerate(block.axes):
                 if len(groups) == 1 and groups[0] in soft:
                     front = mixed.movedim(axis, 0)
-                    mixed = (soft[groups[0]] @ front.reshape(front.shape[0], -1)).reshape(front.shape).movedim(0, axis)
+                    mixed = (
+                        (soft[groups[0]] @ front.reshape(front.shape[0], -1))
+                        .reshape(front.shape)
+                        .movedim(0, axis)
+                    )
             tensor.view(-1)[places.reshape(-1)] = mixed.reshape(-1)
         return result
 
@@ -103,7 +113,9 @@ class SoftNetworks:
 
     def rounded(self, i: int, costs: Mapping[str, Tensor]) -> Permutation:
         """The permutation of network ``i`` whose matrices have the largest inner products with ``costs``."""
-        flats = {name: self._u.permutations[i].flat(name) for name in self._u.permutations[i].orders}
+        flats = {
+            name: self._u.permutations[i].flat(name) for name in self._u.permutations[i].orders
+        }
         for family in self.families:
             solved = solve_nested(family, {g.id: costs[g.id].numpy() for g in family.groups})
             flats.update({name: torch.from_numpy(flat) for name, flat in solved.items()})

@@ -50,7 +50,9 @@ class Universe:
         lengths: list[float] = []
         for i in range(len(states)):
             state = self.load(i, checked=True)
-            lengths.append(weights[i] * sum(inner_product(state[n], state[n]) for n in self._names) ** 0.5)
+            lengths.append(
+                weights[i] * sum(inner_product(state[n], state[n]) for n in self._names) ** 0.5
+            )
         self._squares = float(sum(length**2 for length in lengths))
         #: What the objective would be if all networks pointed the same way: no permutations reach more.
         self.bound = 0.5 * (float(sum(lengths)) ** 2 - self._squares)
@@ -76,7 +78,9 @@ class Universe:
     @property
     def objective(self) -> float:
         """``Σ_{i<j} w_i w_j ⟨π_i(Θ_i), π_j(Θ_j)⟩ = ½(‖Σ w_i π_i(Θ_i)‖² − Σ w_i² ‖Θ_i‖²)``."""
-        return 0.5 * (sum(inner_product(self.sum[n], self.sum[n]) for n in self._names) - self._squares)
+        return 0.5 * (
+            sum(inner_product(self.sum[n], self.sum[n]) for n in self._names) - self._squares
+        )
 
     def move(self, permutations: Sequence[Permutation]) -> None:
         """Take these permutations instead."""

@@ -68,7 +68,11 @@ class Annealing:
     """
 
     def __init__(
-        self, families: Sequence[Family], costs: CostCache, schedule: Schedule, generator: torch.Generator
+        self,
+        families: Sequence[Family],
+        costs: CostCache,
+        schedule: Schedule,
+        generator: torch.Generator,
     ) -> None:
         self._families = families
         self._schedule = schedule
@@ -86,10 +90,15 @@ class Annealing:
         for sweep in range(sweeps):
             temperature = schedule.temperature(sweep, sweeps)
             for family in self._families if sweep % 2 == 0 else self._families[::-1]:
-                costs = {group.id: self._costs.soft_matrix(group.id, self._orders.soft) for group in family.groups}
+                costs = {
+                    group.id: self._costs.soft_matrix(group.id, self._orders.soft)
+                    for group in family.groups
+                }
                 self._orders.cool(family, costs, temperature)
                 if sweep == sweeps - 1:
-                    solved = solve_nested(family, {name: cost.cpu().numpy() for name, cost in costs.items()})
+                    solved = solve_nested(
+                        family, {name: cost.cpu().numpy() for name, cost in costs.items()}
+                    )
                     flats.update({name: torch.from_numpy(order) for name, order in solved.items()})
         return flats
 
@@ -123,7 +132,9 @@ class SoftOrders:
         for group, part in zip(groups, parts, strict=True):
             uniform = torch.full((group.members, group.members), 1.0 / group.members, dtype=dtype)
             if noise:
-                uniform *= 1.0 + noise * torch.randn(uniform.shape, generator=generator, dtype=dtype)
+                uniform *= 1.0 + noise * torch.randn(
+                    uniform.shape, generator=generator, dtype=dtype
+                )
             self.soft[group.id] = part.view(uniform.shape).copy_(uniform)
 
     def cool(self, family: Family, costs: Mapping[str, Tensor], temperature: float) -> None:
@@ -131,7 +142,11 @@ class SoftOrders:
         inner: dict[str, Tensor] = {}
         total: dict[str, Tensor] = dict(costs)
         for group in reversed(family.groups):
-            blocks = total[group.id].reshape(group.instances, group.size, group.instances, group.size).transpose(1, 2)
+            blocks = (
+                total[group.id]
+                .reshape(group.instances, group.size, group.instances, group.size)
+                .transpose(1, 2)
+            )
             scale = temperature * float(blocks.std()) if blocks.numel() > 1 else 0.0
             inner[group.id] = self._sinkhorn(group.id, blocks, scale)
             if group.parent is not None:
@@ -147,7 +162,10 @@ class SoftOrders:
         """Doubly stochastic matrices nearest to ``exp(cost / T)``; potentials are kept from visit to visit."""
         if temperature <= 0.0:
             return torch.full_like(cost, 1.0 / cost.shape[-1])
-        rows, columns = self._potentials.get(name) or (cost.amax(-1), torch.zeros_like(cost[..., 0, :]))
+        rows, columns = self._potentials.get(name) or (
+            cost.amax(-1),
+            torch.zeros_like(cost[..., 0, :]),
+        )
         # Shifting by the row maxima of the reduced costs keeps every exponent at or below zero.
         reduced = cost - columns[..., None, :]
         rows = reduced.amax(-1)

@@ -19,7 +19,13 @@ from torch import Tensor
 
 from lightning_rebasin.assignment.solve import Solver, solve_columns, solve_in_place, uses_compiled
 from lightning_rebasin.matching.costs.cache import CostCache
-from lightning_rebasin.matching.steps.permutation import Family, Matrix, Order, solve_inside, solve_nested
+from lightning_rebasin.matching.steps.permutation import (
+    Family,
+    Matrix,
+    Order,
+    solve_inside,
+    solve_nested,
+)
 
 #: Exact objective of the tensors that a family acts on, under the given flat orders.
 LocalObjective = Callable[[Family, Mapping[str, Tensor]], float]
@@ -107,7 +113,9 @@ class CoordinateDescent:
                 total += self._accept(family, {group.id: cost}, {group.id: order})
         return total
 
-    def _accept(self, family: Family, costs: Mapping[str, Matrix], proposed: Mapping[str, Order]) -> float:
+    def _accept(
+        self, family: Family, costs: Mapping[str, Matrix], proposed: Mapping[str, Order]
+    ) -> float:
         """Take the proposed orders if the objective gains more than rounding could explain."""
         gain, moved = 0.0, 0.0
         for name, order in proposed.items():
@@ -132,7 +140,10 @@ class CoordinateDescent:
             gain = self._local_objective(family, after) - self._local_objective(family, self.flats)
         if gain <= noise:
             return 0.0
-        self.flats = {name: old if torch.equal(old, after[name]) else after[name] for name, old in self.flats.items()}
+        self.flats = {
+            name: old if torch.equal(old, after[name]) else after[name]
+            for name, old in self.flats.items()
+        }
         return gain
 
     def _matrix(self, group: str) -> Matrix:
@@ -151,7 +162,10 @@ class CoordinateDescent:
 
 
 def _carry_children(
-    family: Family, before: Mapping[str, Tensor], after: dict[str, Tensor], proposed: Mapping[str, Order]
+    family: Family,
+    before: Mapping[str, Tensor],
+    after: dict[str, Tensor],
+    proposed: Mapping[str, Order],
 ) -> dict[str, Tensor]:
     """Children that were not proposed keep their inner order and follow their parents."""
     for group in family.groups:

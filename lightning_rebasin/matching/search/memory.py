@@ -37,7 +37,9 @@ def reuse_small_blocks() -> None:
 
 def return_large_blocks() -> None:
     """Give freed blocks of a mebibyte or more back at once, from now on; does nothing where there is no glibc."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    mallopt = (
+        getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    )
     if mallopt is not None:
         # Setting it also stops glibc from raising it by itself. Just below, for blocks of exactly one mebibyte.
         mallopt(_THRESHOLD, _MEBIBYTE - 4096)

@@ -64,11 +64,17 @@ def plan(init: Init | None, restarts: int | None, order: Order | None) -> tuple[
     if isinstance(init, Permutation):
         # From a good start (activations, the last measurement) input to output ends higher than a random order does.
         tours = [order or ("random" if n else "forward") for n in range(restarts or 1)]
-        return tuple(Start(f"given, {tour} order {n}", "given", tour) for n, tour in enumerate(tours))
+        return tuple(
+            Start(f"given, {tour} order {n}", "given", tour) for n, tour in enumerate(tours)
+        )
     if isinstance(init, MatchState):
-        return tuple(Start(f"given, {visits} order {n}", "given", visits) for n in range(restarts or 1))
+        return tuple(
+            Start(f"given, {visits} order {n}", "given", visits) for n in range(restarts or 1)
+        )
     if init is not None:
-        return tuple(Start(f"{init}, {visits} order {n}", init, visits) for n in range(restarts or 1))
+        return tuple(
+            Start(f"{init}, {visits} order {n}", init, visits) for n in range(restarts or 1)
+        )
     starts = [
         Start("identity", "identity", order or "forward"),
         Start("annealed slowly", "annealed", order or "forward", SLOW),
@@ -77,11 +83,15 @@ def plan(init: Init | None, restarts: int | None, order: Order | None) -> tuple[
     total = restarts or DEFAULT_DESCENTS
     varied = itertools.product((0.5, 2.0, 0.3, 3.0), (20, 15, 12, 10, 25))
     for n, (hot, sweeps) in zip(range(total - len(starts)), itertools.cycle(varied), strict=False):
-        starts.append(Start(f"annealed, variant {n}", "annealed", visits, Schedule(sweeps, hot, 0.05, NOISE)))
+        starts.append(
+            Start(f"annealed, variant {n}", "annealed", visits, Schedule(sweeps, hot, 0.05, NOISE))
+        )
     return tuple(starts[:total])
 
 
-def orders(order: Order, count: int, sweeps: int, generator: torch.Generator) -> Iterator[Sequence[int]]:
+def orders(
+    order: Order, count: int, sweeps: int, generator: torch.Generator
+) -> Iterator[Sequence[int]]:
     """The order of the visits in each sweep."""
     forward = range(count)
     for sweep in range(sweeps):
@@ -93,7 +103,9 @@ def orders(order: Order, count: int, sweeps: int, generator: torch.Generator) ->
             yield forward[::-1]
 
 
-def check_options(spec: PermutationSpec, init: Any, restarts: int | None, max_sweeps: int, order: Any) -> None:
+def check_options(
+    spec: PermutationSpec, init: Any, restarts: int | None, max_sweeps: int, order: Any
+) -> None:
     """Refuse options that cannot work.
 
     Raises:
@@ -105,7 +117,9 @@ def check_options(spec: PermutationSpec, init: Any, restarts: int | None, max_sw
         if given.spec is not spec and given.spec != spec:
             raise PermutationError("the initial permutation belongs to another spec")
     elif given not in (None, "identity", "random"):
-        raise ConfigurationError(f"init must be None, 'identity', 'random' or a Permutation, not {init!r}")
+        raise ConfigurationError(
+            f"init must be None, 'identity', 'random' or a Permutation, not {init!r}"
+        )
     if restarts is not None and restarts < 1:
         raise ConfigurationError(f"restarts must be at least 1, not {restarts}")
     if max_sweeps < 1:

@@ -135,7 +135,9 @@ class WeightMatcher:
         first = next(iter(self._source.tensors.values()), torch.empty(0))
         self._device = torch.device(device) if device is not None else first.device
         self._table = TermTable.of(spec)
-        size = sum(tensor.numel() for tensor in self._source.tensors.values()) * self._dtype.itemsize
+        size = (
+            sum(tensor.numel() for tensor in self._source.tensors.values()) * self._dtype.itemsize
+        )
         self._frugal = size >= LARGE
         if self._frugal:
             return_large_blocks()
@@ -184,8 +186,12 @@ class WeightMatcher:
         pair = _Pair(self, reference, seed, max_sweeps)
         starts = plan(init, restarts, order)
         if init is None and restarts is None and pair.costly:
-            starts = tuple(start for start in starts if start.schedule is not SLOW or start.kind != "annealed")
-        with tqdm(total=len(starts), desc="weight matching", unit="descent", disable=not progress) as bar:
+            starts = tuple(
+                start for start in starts if start.schedule is not SLOW or start.kind != "annealed"
+            )
+        with tqdm(
+            total=len(starts), desc="weight matching", unit="descent", disable=not progress
+        ) as bar:
             for start in starts:
                 pair.descend(start, init, bar)
                 bar.update()
@@ -196,27 +202,39 @@ class WeightMatcher:
         return result
 
     def _layouts_of(self, model: Parameters) -> Layouts:
-        return Layouts(model.tensors, self._dtype, self._device, keep=not self._frugal, small=model.small)
+        return Layouts(
+            model.tensors, self._dtype, self._device, keep=not self._frugal, small=model.small
+        )
 
 
 @final
 class _Pair:
     """The descents of one call: one reference, the matcher's source."""
 
-    def __init__(self, matcher: WeightMatcher, reference: Mapping[str, Tensor], seed: int, max_sweeps: int) -> None:
+    def __init__(
+        self, matcher: WeightMatcher, reference: Mapping[str, Tensor], seed: int, max_sweeps: int
+    ) -> None:
         self._m = matcher
         self._reference = _checked(matcher.spec, reference, "reference", matcher._names)
         self._max_sweeps = max_sweeps
         self._generator = torch.Generator().manual_seed(seed)
         layouts = matcher._layouts_of(self._reference)
-        self._costs = CostCache(matcher._table, layouts, matcher._layouts, matcher._dtype, matcher._device)
+        self._costs = CostCache(
+            matcher._table, layouts, matcher._layouts, matcher._dtype, matcher._device
+        )
         scales = dict.fromkeys((family.root.id for family in matcher._families), 0.0)
         for name in matcher._names:
             for root in matcher._table.roots_of(name):
                 scales[root] += self._reference.norms[name] * matcher._source.norms[name]
         epsilon = torch.finfo(matcher._dtype).eps
         self._run = CoordinateDescent(
-            matcher._families, self._costs, scales, epsilon, self._local_objective, matcher._solver, matcher._duals
+            matcher._families,
+            self._costs,
+            scales,
+            epsilon,
+            self._local_objective,
+            matcher._solver,
+            matcher._duals,
         )
         self._identity = Permutation.identity(matcher.spec)
         self._at_identity = self._products(None)
@@ -227,7 +245,10 @@ class _Pair:
     @property
     def obvious(self) -> bool:
         """Whether the two networks are so alike that no other permutation can be far better."""
-        a, b = (sum(norm**2 for norm in of.norms.values()) ** 0.5 for of in (self._reference, self._m._source))
+        a, b = (
+            sum(norm**2 for norm in of.norms.values()) ** 0.5
+            for of in (self._reference, self._m._source)
+        )
         return bool(sum(self._at_identity.values()) > OBVIOUS * a * b > 0.0)
 
     @property
@@ -246,7 +267,12 @@ class _Pair:
             sweeps += 1
             self._m.state = self._state(sweeps)
             if not bar.disable:
-                bar.set_postfix(start=start.name, sweep=sweeps, gain=f"{gains[-1]:.3g}", best=f"{self._best[2]:.6g}")
+                bar.set_postfix(
+                    start=start.name,
+                    sweep=sweeps,
+                    gain=f"{gains[-1]:.3g}",
+                    best=f"{self._best[2]:.6g}",
+                )
             if not gains[-1]:
                 break
         assert self._m.state is not None
@@ -256,7 +282,9 @@ class _Pair:
         for gain in reversed(gains):
             objectives.append(objectives[-1] - gain)
         seconds = time.perf_counter() - begin
-        self._descents.append(Descent(start.name, tuple(reversed(objectives)), not gains[-1], seconds))
+        self._descents.append(
+            Descent(start.name, tuple(reversed(objectives)), not gains[-1], seconds)
+        )
         if objectives[0] > self._best[2]:
             self._best = (permutation, products, objectives[0])
         if start.kind == "identity" and objectives[0] > self._from_identity[2]:
@@ -304,15 +332,23 @@ class _Pair:
             return Permutation.from_flat(spec, annealing.run()), False, 0
         if isinstance(init, MatchState):
             self._generator.set_state(init.generator)
-            self._m._duals.update({group: Duals(p.copy(), held.copy()) for group, (p, held) in init.duals.items()})
+            self._m._duals.update(
+                {group: Duals(p.copy(), held.copy()) for group, (p, held) in init.duals.items()}
+            )
             return init.permutation, True, init.sweeps
         return cast(Permutation, init), True, 0
 
     def _state(self, sweeps: int) -> MatchState:
-        duals = {group: (prices.copy(), held.copy()) for group, (prices, held) in self._m._duals.items()}
-        return MatchState(self._m.spec, dict(self._run.flats), duals, self._generator.get_state(), sweeps)
+        duals = {
+            group: (prices.copy(), held.copy()) for group, (prices, held) in self._m._duals.items()
+        }
+        return MatchState(
+            self._m.spec, dict(self._run.flats), duals, self._generator.get_state(), sweeps
+        )
 
-    def _products(self, permutation: Permutation | None, names: Iterable[str] | None = None) -> dict[str, float]:
+    def _products(
+        self, permutation: Permutation | None, names: Iterable[str] | None = None
+    ) -> dict[str, float]:
         return inner_products(self._m.spec, self._reference, self._m._source, permutation, names)
 
     def _local_objective(self, family: Family, flats: Mapping[str, Tensor]) -> float:
@@ -321,7 +357,10 @@ class _Pair:
 
 
 def _checked(
-    spec: PermutationSpec, state: Mapping[str, Tensor], what: Literal["reference", "source"], names: Iterable[str]
+    spec: PermutationSpec,
+    state: Mapping[str, Tensor],
+    what: Literal["reference", "source"],
+    names: Iterable[str],
 ) -> Parameters:
     """The parameters of the objective; refuses a state that does not fit or is not finite."""
     spec.check_state(state, what)

@@ -51,7 +51,9 @@ def families_of(spec: PermutationSpec, coupled: frozenset[str]) -> tuple[Family,
     """
     roots = [group for group in spec.groups.values() if group.parent is None]
     return tuple(
-        Family(root, tuple(g for g in spec.groups.values() if g.root.id == root.id), root.id in coupled)
+        Family(
+            root, tuple(g for g in spec.groups.values() if g.root.id == root.id), root.id in coupled
+        )
         for root in roots
     )
 

@@ -56,7 +56,8 @@ class Permutation:
             raise PermutationError(f"the spec has no group {sorted(unknown)[0]!r}")
         self.spec = spec
         checked = {
-            g.id: _check_order(g, orders[g.id]) if g.id in orders else _identity(g) for g in spec.groups.values()
+            g.id: _check_order(g, orders[g.id]) if g.id in orders else _identity(g)
+            for g in spec.groups.values()
         }
         self.orders: Mapping[str, Tensor] = MappingProxyType(checked)
         self._flat: dict[str, Tensor] = {}
@@ -102,14 +103,18 @@ class Permutation:
                 continue
             index = flat[g.id].cpu().reshape(g.instances, g.size)
             if not bool((index // g.size == index[:, :1] // g.size).all()):
-                raise PermutationError(f"the flat index of group {g.id!r} does not keep its parent's members together")
+                raise PermutationError(
+                    f"the flat index of group {g.id!r} does not keep its parent's members together"
+                )
             orders[g.id] = (index % g.size).reshape(g.shape)
         permutation = cls(spec, orders)
         for name, index in flat.items():
             if spec.groups[name].parent is None:
                 continue  # checked as an order already
             if not torch.equal(permutation.flat(name), index.reshape(-1).cpu()):
-                raise PermutationError(f"the flat index of group {name!r} does not keep its parent's members together")
+                raise PermutationError(
+                    f"the flat index of group {name!r} does not keep its parent's members together"
+                )
         return permutation
 
     def flat(self, group: str) -> Tensor:
@@ -133,11 +138,16 @@ class Permutation:
     @property
     def moved(self) -> Mapping[str, float]:
         """Fraction of the members of each group that change place."""
-        return {g: float((self.flat(g) != torch.arange(len(self.flat(g)))).double().mean()) for g in self.orders}
+        return {
+            g: float((self.flat(g) != torch.arange(len(self.flat(g)))).double().mean())
+            for g in self.orders
+        }
 
     def inverse(self) -> Permutation:
         """The permutation that undoes this one."""
-        return Permutation.from_flat(self.spec, {g: torch.argsort(self.flat(g)) for g in self.orders})
+        return Permutation.from_flat(
+            self.spec, {g: torch.argsort(self.flat(g)) for g in self.orders}
+        )
 
     def compose(self, other: Permutation) -> Permutation:
         """``self ∘ other``: ``p.compose(q).apply(s) == p.apply(q.apply(s))``.
@@ -147,7 +157,9 @@ class Permutation:
         """
         if other.spec is not self.spec and other.spec != self.spec:
             raise PermutationError("permutations of different specs cannot be composed")
-        return Permutation.from_flat(self.spec, {g: other.flat(g)[self.flat(g)] for g in self.orders})
+        return Permutation.from_flat(
+            self.spec, {g: other.flat(g)[self.flat(g)] for g in self.orders}
+        )
 
     def apply(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Permute parameters *and* buffers into a new dict; ``state`` is left alone.
@@ -168,11 +180,17 @@ class Permutation:
             done._metadata = versions  # type: ignore[attr-defined]
         for name, tensor in state.items():
             origin = self.spec.aliases.get(name)
-            if origin is not None and state[origin].data_ptr() == tensor.data_ptr() and origin in done:
+            if (
+                origin is not None
+                and state[origin].data_ptr() == tensor.data_ptr()
+                and origin in done
+            ):
                 done[name] = done[origin]
                 continue
             axis_map = self.spec.maps.get(origin or name)
-            done[name] = tensor.clone() if axis_map is None else permute_tensor(tensor, axis_map, self)
+            done[name] = (
+                tensor.clone() if axis_map is None else permute_tensor(tensor, axis_map, self)
+            )
         return done
 
     def __eq__(self, other: object) -> bool:
@@ -196,7 +214,11 @@ class Permutation:
         Raises:
             OutputError: The folder does not exist or cannot be written.
         """
-        payload = {"format": FORMAT, "spec": json.dumps(self.spec.to_dict()), "orders": dict(self.orders)}
+        payload = {
+            "format": FORMAT,
+            "spec": json.dumps(self.spec.to_dict()),
+            "orders": dict(self.orders),
+        }
         with atomic_path(path) as temporary:
             torch.save(payload, temporary)
 
@@ -220,7 +242,12 @@ class Permutation:
         try:
             stored = PermutationSpec.from_dict(json.loads(payload["spec"]))
             orders = dict(payload["orders"])
-        except (KeyError, TypeError, ValueError, RecursionError) as error:  # SpecError and JSON errors are ValueErrors
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as error:  # SpecError and JSON errors are ValueErrors
             raise PermutationError(f"{path} is not a valid permutation file: {error!r}") from error
         if spec is not None and stored != spec:
             raise PermutationError(f"the permutation in {path} belongs to another spec")
@@ -248,12 +275,19 @@ def permute_tensor(tensor: Tensor, axis_map: AxisMap, permutation: Permutation) 
             split = result.reshape(axis_map.site_shape)
             front = split.movedim(sites, tuple(range(len(sites))))
             gathered = front.reshape(len(index), -1).index_select(0, index)
-            result = gathered.reshape(front.shape).movedim(tuple(range(len(sites))), sites).reshape(tensor.shape)
+            result = (
+                gathered.reshape(front.shape)
+                .movedim(tuple(range(len(sites))), sites)
+                .reshape(tensor.shape)
+            )
     return result.clone() if result is tensor else result.contiguous()
 
 
 def cluster_index(
-    axis_map: AxisMap, sites: tuple[int, ...], components: tuple[Component, ...], permutation: Permutation
+    axis_map: AxisMap,
+    sites: tuple[int, ...],
+    components: tuple[Component, ...],
+    permutation: Permutation,
 ) -> Tensor:
     """Gather index over the sites of one cluster: ``new.flat[x] = old.flat[index[x]]``.
 
@@ -270,7 +304,9 @@ def cluster_index(
     by_sites: dict[tuple[int, ...], list[Component]] = {}
     for component in components:
         by_sites.setdefault(component.sites, []).append(component)
-    coordinates = {site: torch.arange(shape[i]).reshape(_along(i, len(sites))) for i, site in enumerate(sites)}
+    coordinates = {
+        site: torch.arange(shape[i]).reshape(_along(i, len(sites))) for i, site in enumerate(sites)
+    }
     for own, members in by_sites.items():
         sizes = tuple(axis_map.site_shape[site] for site in own)
         index = torch.arange(math.prod(sizes))
@@ -281,9 +317,13 @@ def cluster_index(
         if len(by_sites) == 1:
             return index
         view = [axis_map.site_shape[site] if site in own else 1 for site in sites]
-        for site, coordinate in zip(own, torch.unravel_index(index.reshape(sizes), sizes), strict=True):
+        for site, coordinate in zip(
+            own, torch.unravel_index(index.reshape(sizes), sizes), strict=True
+        ):
             # positions that these components do not name are left to the others
-            coordinates[site] = torch.where(named.reshape(view), coordinate.reshape(view), coordinates[site])
+            coordinates[site] = torch.where(
+                named.reshape(view), coordinate.reshape(view), coordinates[site]
+            )
     flat = torch.zeros((), dtype=torch.long)
     for site, size in zip(sites, shape, strict=True):
         flat = flat * size + coordinates[site]
@@ -300,13 +340,24 @@ def _identity(group: Group) -> Tensor:
 
 
 def _check_order(group: Group, order: Tensor) -> Tensor:
-    if not isinstance(order, Tensor) or order.is_floating_point() or order.is_complex() or order.dtype is torch.bool:
-        raise PermutationError(f"group {group.id!r}: the order must be a LongTensor, not {_kind(order)}")
+    if (
+        not isinstance(order, Tensor)
+        or order.is_floating_point()
+        or order.is_complex()
+        or order.dtype is torch.bool
+    ):
+        raise PermutationError(
+            f"group {group.id!r}: the order must be a LongTensor, not {_kind(order)}"
+        )
     order = order.detach().to("cpu", torch.long)
     if order.shape != group.shape:
-        raise PermutationError(f"group {group.id!r}: order has shape {tuple(order.shape)}, expected {group.shape}")
+        raise PermutationError(
+            f"group {group.id!r}: order has shape {tuple(order.shape)}, expected {group.shape}"
+        )
     if not (np.sort(order.numpy(), -1) == np.arange(group.size)).all():
-        raise PermutationError(f"group {group.id!r}: the order is not a permutation of range({group.size})")
+        raise PermutationError(
+            f"group {group.id!r}: the order is not a permutation of range({group.size})"
+        )
     return order.clone()
 
 

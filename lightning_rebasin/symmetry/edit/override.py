@@ -73,22 +73,40 @@ def tie_groups(spec: PermutationSpec, first: str, second: str) -> PermutationSpe
     # The children of both may come before the later of the two, so the one that stays takes the earlier place.
     earlier = next(name for name in spec.groups if name in (first, second))
     ordered = [
-        a if g.id == earlier else g for g in spec.groups.values() if g.id == earlier or g.id not in (first, second)
+        a if g.id == earlier else g
+        for g in spec.groups.values()
+        if g.id == earlier or g.id not in (first, second)
     ]
     for g in ordered:
-        parent = None if g.parent is None else groups.get(first if g.parent.id == second else g.parent.id)
+        parent = (
+            None
+            if g.parent is None
+            else groups.get(first if g.parent.id == second else g.parent.id)
+        )
         groups[g.id] = Group(g.id, g.size, parent, g.kind)
     maps = {
-        name: replace(m, components=tuple(replace(c, group=first) if c.group == second else c for c in m.components))
+        name: replace(
+            m,
+            components=tuple(
+                replace(c, group=first) if c.group == second else c for c in m.components
+            ),
+        )
         for name, m in spec.maps.items()
     }
-    moved = (replace(x, component=replace(x.component, group=first)) for x in spec.activations.get(second, ()))
+    moved = (
+        replace(x, component=replace(x.component, group=first))
+        for x in spec.activations.get(second, ())
+    )
     watched = {name: sites for name, sites in spec.activations.items() if name != second}
     watched[first] = (*watched.get(first, ()), *moved)
-    return rebuilt(replace(spec, activations={g: x for g, x in watched.items() if x}), groups, maps, set(), "")
+    return rebuilt(
+        replace(spec, activations={g: x for g, x in watched.items() if x}), groups, maps, set(), ""
+    )
 
 
-def free_group(spec: PermutationSpec, group: str, axes: Mapping[str, int | tuple[int, ...]]) -> PermutationSpec:
+def free_group(
+    spec: PermutationSpec, group: str, axes: Mapping[str, int | tuple[int, ...]]
+) -> PermutationSpec:
     """Add a group that the inference did not find: a claim that the gate has to prove.
 
     Args:
@@ -115,9 +133,13 @@ def free_group(spec: PermutationSpec, group: str, axes: Mapping[str, int | tuple
             if not 0 <= dim < len(shape):
                 raise SpecError(f"tensor {name!r} has no dimension {dim}")
             if shape[dim] != (size := size or shape[dim]):
-                raise SpecError(f"dimension {dim} of {name!r} has size {shape[dim]}, group {group!r} has {size}")
+                raise SpecError(
+                    f"dimension {dim} of {name!r} has size {shape[dim]}, group {group!r} has {size}"
+                )
             if len(axis_map.sites[dim]) > 1 or bool(moved_positions(axis_map, dim).any()):
-                raise SpecError(f"dimension {dim} of {name!r} is moved by another group already; pin that one first")
+                raise SpecError(
+                    f"dimension {dim} of {name!r} is moved by another group already; pin that one first"
+                )
             site = sum(len(factors) for factors in axis_map.sites[:dim])
             new = Component(group, (site,), torch.arange(size)[:, None])
             axis_map = replace(axis_map, components=(*axis_map.components, new))

@@ -6,7 +6,9 @@ from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
-def restrict(permutation: Permutation, before: PermutationSpec, after: PermutationSpec) -> Permutation:
+def restrict(
+    permutation: Permutation, before: PermutationSpec, after: PermutationSpec
+) -> Permutation:
     """A permutation in the terms of a spec with more pins: groups that it does not have stay in place.
 
     Args:
@@ -16,5 +18,9 @@ def restrict(permutation: Permutation, before: PermutationSpec, after: Permutati
     """
     if before is after or not (permutation.spec is before or permutation.spec == before):
         return permutation
-    kept = {g.id for g in after.groups.values() if g.id in before.groups and before.groups[g.id] == g}
-    return Permutation(after, {name: order for name, order in permutation.orders.items() if name in kept})
+    kept = {
+        g.id for g in after.groups.values() if g.id in before.groups and before.groups[g.id] == g
+    }
+    return Permutation(
+        after, {name: order for name, order in permutation.orders.items() if name in kept}
+    )

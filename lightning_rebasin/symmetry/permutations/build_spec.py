@@ -87,7 +87,10 @@ class Namer:
 
 
 def assemble(
-    solution: Solution, states: Mapping[str, Label], tables: list[Table], contractions: Sequence[Contraction]
+    solution: Solution,
+    states: Mapping[str, Label],
+    tables: list[Table],
+    contractions: Sequence[Contraction],
 ) -> Assembly:
     """Make groups, axis maps and pins.
 
@@ -121,7 +124,11 @@ def _observe(namer: Namer, seen: Contraction, result: Assembly) -> None:
     label = seen.label
     for part in label.parts:
         cells = namer.cell_of[part.elements.ids]
-        others = [p for p in label.parts if p is not part and namer.is_group[namer.cell_of[p.elements.ids]].any()]
+        others = [
+            p
+            for p in label.parts
+            if p is not part and namer.is_group[namer.cell_of[p.elements.ids]].any()
+        ]
         if not seen.contracted.intersection(part.sites) or others:
             continue
         sites, number = _run_time_sites(label, set(part.sites))
@@ -129,13 +136,18 @@ def _observe(namer: Namer, seen: Contraction, result: Assembly) -> None:
             if np.count_nonzero(cells == cell) % len(namer.solution.cells[int(cell)].members):
                 continue
             component = _component(
-                namer, int(cell), tuple(number[s] for s in part.sites), part.elements.ids.reshape(-1)
+                namer,
+                int(cell),
+                tuple(number[s] for s in part.sites),
+                part.elements.ids.reshape(-1),
             )
             site = ActivationAddress(seen.ordinal, seen.op, seen.argument, sites, component)
             result.activations.setdefault(component.group, []).append(site)
 
 
-def _run_time_sites(label: Label, own: set[int]) -> tuple[tuple[tuple[int, ...], ...], dict[int, int]]:
+def _run_time_sites(
+    label: Label, own: set[int]
+) -> tuple[tuple[tuple[int, ...], ...], dict[int, int]]:
     """Sites of an operand, those that carry no units of unknown size (one in each dimension)."""
     sites: list[tuple[int, ...]] = []
     number: dict[int, int] = {}
@@ -177,7 +189,9 @@ def _axis_map(namer: Namer, tensor: str, label: Label, result: Assembly) -> Axis
         following = np.unique(cells[namer.follows[cells]])
         if len(following):
             if not layout.add_product(namer, part):
-                result.inexpressible += [np.flatnonzero(namer.cell_of == cell) for cell in following]
+                result.inexpressible += [
+                    np.flatnonzero(namer.cell_of == cell) for cell in following
+                ]
             continue
         for cell in np.unique(cells[namer.is_group[cells]]):
             layout.add(part.sites, _component(namer, int(cell), (), flat))
@@ -206,9 +220,15 @@ class _Layout:
                 return False
         for site, factors in zip(part.sites, found.sites, strict=True):
             self.factors[site] = factors
-        places = [(site, k) for site, factors in zip(part.sites, found.sites, strict=True) for k in range(len(factors))]
+        places = [
+            (site, k)
+            for site, factors in zip(part.sites, found.sites, strict=True)
+            for k in range(len(factors))
+        ]
         for cell, own, index in found.components:
-            self.components.append((namer.groups[cell].id, [places[k] for k in own], torch.from_numpy(index)))
+            self.components.append(
+                (namer.groups[cell].id, [places[k] for k in own], torch.from_numpy(index))
+            )
         return True
 
     def axis_map(self, tensor: str) -> AxisMap:
@@ -228,7 +248,11 @@ class _Layout:
         for group, places, index in self.components:
             own: list[int] = []
             for site, k in places:
-                own += [number[site, j] for j in range(len(self.factors[site]))] if k < 0 else [number[site, k]]
+                own += (
+                    [number[site, j] for j in range(len(self.factors[site]))]
+                    if k < 0
+                    else [number[site, k]]
+                )
             components.append(Component(group, tuple(own), index))
         return AxisMap(tensor, tuple(sites), tuple(components))
 
@@ -265,7 +289,9 @@ def _simplify(axis_map: AxisMap) -> AxisMap:
     sites: list[list[int]] = [[] for _ in axis_map.sites]
     for run in glued:
         sites[dims[run[0]]].append(int(np.prod([shape[s] for s in run])))
-    joined = [Component(c.group, tuple(sorted({number[s] for s in c.sites})), c.index) for c in components]
+    joined = [
+        Component(c.group, tuple(sorted({number[s] for s in c.sites})), c.index) for c in components
+    ]
     return AxisMap(axis_map.tensor, tuple(tuple(s) for s in sites), tuple(joined))
 
 
@@ -283,8 +309,13 @@ def _without_idle_sites(component: Component, shape: tuple[int, ...]) -> Compone
         flat = np.ravel_multi_index([c for i, c in enumerate(coordinates) if i != k], rest)
         order = np.lexsort((flat, coordinates[k]), axis=1)
         flat = np.take_along_axis(flat, order, 1).reshape(len(flat), sizes[k], -1)
-        even = np.take_along_axis(coordinates[k], order, 1).reshape(flat.shape) == np.arange(sizes[k])[:, None]
+        even = (
+            np.take_along_axis(coordinates[k], order, 1).reshape(flat.shape)
+            == np.arange(sizes[k])[:, None]
+        )
         if bool(even.all()) and bool((flat == flat[:, :1]).all()):
             others = tuple(s for s in component.sites if s != site)
-            return _without_idle_sites(Component(component.group, others, torch.from_numpy(flat[:, 0].copy())), shape)
+            return _without_idle_sites(
+                Component(component.group, others, torch.from_numpy(flat[:, 0].copy())), shape
+            )
     return component

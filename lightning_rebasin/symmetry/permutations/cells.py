@@ -66,7 +66,9 @@ class _Closure:
         """All pairs."""
         pairs = getattr(self, what)
         empty = np.zeros(0, dtype=np.int64)
-        return np.concatenate([empty, *(a for a, _ in pairs)]), np.concatenate([empty, *(b for _, b in pairs)])
+        return np.concatenate([empty, *(a for a, _ in pairs)]), np.concatenate(
+            [empty, *(b for _, b in pairs)]
+        )
 
 
 def solve(size: int, blocks: Sequence[Block], tables: Sequence[Table], seed: int = 0) -> Solution:
@@ -105,7 +107,10 @@ def _close(refiner: Refiner, closure: _Closure, forced: IntArray) -> tuple[Colou
         members = _members(colouring)
         raw = _parent_maps(refiner, closure, colouring, members)
         before = len(closure.equal) + len(closure.relation)
-        maps = {cell: _imply(closure, colouring, members[cell], parents) for cell, parents in raw.items()}
+        maps = {
+            cell: _imply(closure, colouring, members[cell], parents)
+            for cell, parents in raw.items()
+        }
         if len(closure.equal) + len(closure.relation) == before:
             return colouring, maps
 
@@ -114,7 +119,11 @@ def _members(colouring: Colouring) -> dict[int, IntArray]:
     """Classes of every cell with more than one, ordered by their first element."""
     order = np.argsort(colouring.cells, kind="stable")
     cells = colouring.cells[order]
-    starts = np.flatnonzero(np.r_[True, cells[1:] != cells[:-1]]) if len(cells) else np.zeros(0, dtype=np.int64)
+    starts = (
+        np.flatnonzero(np.r_[True, cells[1:] != cells[:-1]])
+        if len(cells)
+        else np.zeros(0, dtype=np.int64)
+    )
     stops = np.r_[starts[1:], len(cells)]
     first = np.full(len(colouring.cells), len(colouring.classes), dtype=np.int64)
     np.minimum.at(first, colouring.classes, np.arange(len(colouring.classes)))
@@ -135,7 +144,9 @@ def _parent_maps(
     parent = np.r_[refiner.relation.right, extra_parent]
     colours = colouring.colours
     key = np.r_[
-        mix(refiner.relation.table, colours[refiner.relation.left], colours[refiner.relation.right]),
+        mix(
+            refiner.relation.table, colours[refiner.relation.left], colours[refiner.relation.right]
+        ),
         np.broadcast_to(mix(5, np.zeros(1, dtype=np.int64)), len(extra_child)),
     ]
     a, b = colouring.classes[child], colouring.classes[parent]
@@ -146,7 +157,10 @@ def _parent_maps(
     key = mix(key, colouring.cells[b])
     order = np.lexsort((b, a, key, cell))
     cell, key, a, b = cell[order], key[order], a[order], b[order]
-    fresh = np.r_[True, (cell[1:] != cell[:-1]) | (key[1:] != key[:-1]) | (a[1:] != a[:-1]) | (b[1:] != b[:-1])]
+    fresh = np.r_[
+        True,
+        (cell[1:] != cell[:-1]) | (key[1:] != key[:-1]) | (a[1:] != a[:-1]) | (b[1:] != b[:-1]),
+    ]
     fresh = fresh[: len(cell)]
     cell, key, a, b = cell[fresh], key[fresh], a[fresh], b[fresh]
     cuts = np.flatnonzero(np.r_[True, (cell[1:] != cell[:-1]) | (key[1:] != key[:-1])][: len(cell)])
@@ -165,7 +179,9 @@ def _parent_maps(
     return result
 
 
-def _imply(closure: _Closure, colouring: Colouring, members: IntArray, images: list[IntArray]) -> list[IntArray]:
+def _imply(
+    closure: _Closure, colouring: Colouring, members: IntArray, images: list[IntArray]
+) -> list[IntArray]:
     """Close the parent maps of one cell; returns one map for each way that they cut the cell into blocks."""
     representative = colouring.order[colouring.starts[:-1]]
     by_partition: dict[bytes, tuple[IntArray, IntArray]] = {}
@@ -197,23 +213,46 @@ def _imply(closure: _Closure, colouring: Colouring, members: IntArray, images: l
 def _cells(colouring: Colouring, maps: Maps) -> dict[int, Cell]:
     """Decide what each cell is, from the smallest to the largest."""
     result: dict[int, Cell] = {}
-    for number, classes in sorted(_members(colouring).items(), key=lambda item: (len(item[1]), item[0])):
+    for number, classes in sorted(
+        _members(colouring).items(), key=lambda item: (len(item[1]), item[0])
+    ):
         result[number] = _cell(number, classes, maps.get(number, []), colouring, result)
     return result
 
 
-def _cell(number: int, classes: IntArray, maps: list[IntArray], colouring: Colouring, known: dict[int, Cell]) -> Cell:
+def _cell(
+    number: int,
+    classes: IntArray,
+    maps: list[IntArray],
+    colouring: Colouring,
+    known: dict[int, Cell],
+) -> Cell:
     if not maps:
         return Cell(number, "group", classes, len(classes))
     fine, *coarse = sorted(maps, key=lambda image: -len(np.unique(image)))
     blocks = len(np.unique(fine))
     nested = all(len(np.unique(np.stack([fine, image]), axis=1).T) == blocks for image in coarse)
     parent = known.get(int(colouring.cells[fine[0]]))
-    even = len(classes) % blocks == 0 and bool((np.unique(fine, return_counts=True)[1] == len(classes) // blocks).all())
-    if nested and even and parent is not None and parent.kind == "group" and len(parent.members) == blocks:
+    even = len(classes) % blocks == 0 and bool(
+        (np.unique(fine, return_counts=True)[1] == len(classes) // blocks).all()
+    )
+    if (
+        nested
+        and even
+        and parent is not None
+        and parent.kind == "group"
+        and len(parent.members) == blocks
+    ):
         rank = {int(c): i for i, c in enumerate(parent.members)}
         order = np.argsort([rank.get(int(c), -1) for c in fine], kind="stable")
-        return Cell(number, "group", classes[order], len(classes) // blocks, (parent.number,), (fine[order],))
+        return Cell(
+            number,
+            "group",
+            classes[order],
+            len(classes) // blocks,
+            (parent.number,),
+            (fine[order],),
+        )
     parents = tuple(int(colouring.cells[image[0]]) for image in maps)
     return Cell(number, "follow", classes, 1, parents, tuple(maps))
 

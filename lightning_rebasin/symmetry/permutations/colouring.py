@@ -25,7 +25,11 @@ def mix(*values: Hash | IntArray | int) -> Hash:
     """A hash of aligned values (splitmix64)."""
     result = np.zeros(1, dtype=np.uint64)
     for value in values:
-        x = np.asarray(value).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) + result * np.uint64(0x2545F4914F6CDD1D)
+        x = (
+            np.asarray(value).astype(np.uint64)
+            + np.uint64(0x9E3779B97F4A7C15)
+            + result * np.uint64(0x2545F4914F6CDD1D)
+        )
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         result = x ^ (x >> np.uint64(31))
@@ -101,7 +105,10 @@ class Refiner:
         self._first = colours
 
     def colour(
-        self, equal: tuple[IntArray, IntArray], relation: tuple[IntArray, IntArray], forced: IntArray
+        self,
+        equal: tuple[IntArray, IntArray],
+        relation: tuple[IntArray, IntArray],
+        forced: IntArray,
     ) -> Colouring:
         """Colours at the fixpoint.
 
@@ -112,7 +119,9 @@ class Refiner:
         """
         left = np.concatenate([self.equal.left, equal[0]])
         right = np.concatenate([self.equal.right, equal[1]])
-        graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(self.size, self.size))
+        graph = coo_array(
+            (np.ones(len(left), dtype=np.int8), (left, right)), shape=(self.size, self.size)
+        )
         count, classes = connected_components(graph, directed=False)
         classes = classes.astype(np.int64)
         colours = self._first.copy()
@@ -130,7 +139,9 @@ class Refiner:
         starts = np.searchsorted(classes[order], np.arange(count + 1))
         return Colouring(classes, colours, cells, order, starts)
 
-    def _round(self, colours: Hash, of_class: Hash, classes: IntArray, extra: tuple[IntArray, IntArray]) -> Hash:
+    def _round(
+        self, colours: Hash, of_class: Hash, classes: IntArray, extra: tuple[IntArray, IntArray]
+    ) -> Hash:
         both = mix(colours, of_class[classes])
         new = both.copy()
         for rows, salt in ((self.equal, 11), (self.relation, 13)):

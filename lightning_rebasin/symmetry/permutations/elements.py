@@ -105,7 +105,9 @@ class Constraints:
         self._representative[b.key] = a
         return a
 
-    def relation(self, child: Elements, parent: Elements, axes: tuple[int, ...], *, defines: bool = False) -> None:
+    def relation(
+        self, child: Elements, parent: Elements, axes: tuple[int, ...], *, defines: bool = False
+    ) -> None:
         """Every element of ``child`` lies under that of ``parent`` at the same place; ``axes`` are the parent's."""
         key = ("relation", child.key, parent.key, axes)
         if not defines:
@@ -159,9 +161,17 @@ class Constraints:
         return self.canonical(cached)
 
     def _add(
-        self, kind: TableKind, left: IntArray, right: IntArray, reason: str = "", *, defines: bool = False
+        self,
+        kind: TableKind,
+        left: IntArray,
+        right: IntArray,
+        reason: str = "",
+        *,
+        defines: bool = False,
     ) -> None:
-        self.tables.append(Table(kind, left.reshape(-1), right.reshape(-1), self.where, reason, defines))
+        self.tables.append(
+            Table(kind, left.reshape(-1), right.reshape(-1), self.where, reason, defines)
+        )
 
     def active_tables(self) -> list[Table]:
         """Tables that count: all but the definitions of elements that nothing uses."""
@@ -169,7 +179,9 @@ class Constraints:
         active = []
         for table in reversed(self.tables):
             # the left column of a definition holds what is defined, except for blocks, where it is the right one
-            if table.defines and not (used[table.left].any() if self._defines_left(table) else used[table.right].any()):
+            if table.defines and not (
+                used[table.left].any() if self._defines_left(table) else used[table.right].any()
+            ):
                 continue
             active.append(table)
             used[table.left] = True

@@ -14,7 +14,13 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from lightning_rebasin.symmetry.permutations.elements import Constraints, Elements
-from lightning_rebasin.symmetry.permutations.labels import Label, Part, canonical, fuse_sites, split_site
+from lightning_rebasin.symmetry.permutations.labels import (
+    Label,
+    Part,
+    canonical,
+    fuse_sites,
+    split_site,
+)
 
 Letter = Hashable
 
@@ -96,7 +102,9 @@ def merge(
     merged = _combine(store, [p for own in parts for p in own], pinned, all_sizes, inside)
     reduced = {n for (letter, _), n in number.items() if letter not in set(out)}
     # parts inside others are cut into blocks too, so that the blocks of both are known to fit (grouped queries)
-    straddling = [p for p in inside if reduced.intersection(p.sites) and not reduced.issuperset(p.sites)]
+    straddling = [
+        p for p in inside if reduced.intersection(p.sites) and not reduced.issuperset(p.sites)
+    ]
     merged = reduce_sites(store, [*merged, *straddling], reduced)
     kept = [n for n in range(len(all_sizes)) if n not in reduced]
     new = {n: i for i, n in enumerate(kept)}
@@ -110,10 +118,14 @@ def merge(
 
 def combine_label(store: Constraints, label: Label) -> Label:
     """Relate the overlapping parts of one label (a parameter whose axes depend on each other)."""
-    return replace(label, parts=tuple(_combine(store, list(label.parts), set(label.pinned), list(label.sizes))))
+    return replace(
+        label, parts=tuple(_combine(store, list(label.parts), set(label.pinned), list(label.sizes)))
+    )
 
 
-def _align(store: Constraints, operands: list[Operand], letters: list[Letter]) -> dict[Letter, tuple[int, ...]]:
+def _align(
+    store: Constraints, operands: list[Operand], letters: list[Letter]
+) -> dict[Letter, tuple[int, ...]]:
     """Split the sites of every letter until all operands agree; returns the sizes of its sites."""
     result: dict[Letter, tuple[int, ...]] = {}
     for letter in letters:
@@ -201,7 +213,9 @@ def _wish(wishes: Wishes, parts: list[list[Part]], batch: set[int], summed: set[
     spanning = [set(p.sites) for own in parts for p in own if len(p.sites) > 1]
     for own in parts:
         for outer in own:
-            stack = [n for s, n in zip(outer.sites, outer.elements.shape, strict=True) if s in batch]
+            stack = [
+                n for s, n in zip(outer.sites, outer.elements.shape, strict=True) if s in batch
+            ]
             for inner in own:
                 if set(inner.sites) & set(outer.sites):
                     continue
@@ -214,7 +228,11 @@ def _wish(wishes: Wishes, parts: list[list[Part]], batch: set[int], summed: set[
 
 
 def _combine(
-    store: Constraints, parts: list[Part], pinned: set[int], sizes: list[int], inside: list[Part] | None = None
+    store: Constraints,
+    parts: list[Part],
+    pinned: set[int],
+    sizes: list[int],
+    inside: list[Part] | None = None,
 ) -> list[Part]:
     """Equate and relate parts over the same sites; apply pins; parts within others go to ``inside``."""
     by_sites: dict[tuple[int, ...], Elements] = {}
@@ -222,7 +240,10 @@ def _combine(
         known = by_sites.get(part.sites)
         by_sites[part.sites] = part.elements if known is None else store.equal(known, part.elements)
     for alone in [s for s in by_sites if len(s) == 1 and s[0] in pinned]:
-        store.pin(by_sites.pop(alone), f"it meets a dimension of size {sizes[alone[0]]} whose order is fixed")
+        store.pin(
+            by_sites.pop(alone),
+            f"it meets a dimension of size {sizes[alone[0]]} whose order is fixed",
+        )
     for sites, elements in by_sites.items():
         for site in pinned.intersection(sites):
             store.position(elements, sites.index(site), "it meets a dimension whose order is fixed")
@@ -241,11 +262,15 @@ def _combine(
                     inside.append(Part(small, by_sites[small]))
             else:
                 theirs = tuple(small.index(s) for s in shared)
-                store.equal(store.project(by_sites[big], axes), store.project(by_sites[small], theirs))
+                store.equal(
+                    store.project(by_sites[big], axes), store.project(by_sites[small], theirs)
+                )
     return [Part(s, store.canonical(e)) for s, e in by_sites.items() if s not in dropped]
 
 
-def reduce_sites(store: Constraints, parts: list[Part], reduced: set[int], *, keep: bool = False) -> list[Part]:
+def reduce_sites(
+    store: Constraints, parts: list[Part], reduced: set[int], *, keep: bool = False
+) -> list[Part]:
     """Reduce some sites: parts inside are marked, parts that straddle are projected to their blocks.
 
     Args:

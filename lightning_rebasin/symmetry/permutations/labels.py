@@ -84,7 +84,9 @@ def canonical(label: Label, store: Constraints) -> Label:
     """The same label in terms of the current representatives."""
     if not label.parts:
         return label
-    return replace(label, parts=tuple(Part(p.sites, store.canonical(p.elements)) for p in label.parts))
+    return replace(
+        label, parts=tuple(Part(p.sites, store.canonical(p.elements)) for p in label.parts)
+    )
 
 
 def arrange(label: Label, dims: Sequence[Sequence[int]]) -> Label:
@@ -97,7 +99,11 @@ def arrange(label: Label, dims: Sequence[Sequence[int]]) -> Label:
     for part in label.parts:
         new = [number[s] for s in part.sites]
         axes = sorted(range(len(new)), key=new.__getitem__)
-        elements = part.elements if axes == list(range(len(axes))) else Elements(part.elements.ids.transpose(axes))
+        elements = (
+            part.elements
+            if axes == list(range(len(axes)))
+            else Elements(part.elements.ids.transpose(axes))
+        )
         parts.append(Part(tuple(sorted(new)), elements))
     return Label(
         tuple(tuple(number[s] for s in sites) for sites in dims),
@@ -164,13 +170,20 @@ def fuse_sites(label: Label, first: int, count: int, store: Constraints) -> Labe
         touching = [p for p in label.parts if set(p.sites) & set(fused)]
     elif touching:
         for site in label.pinned.intersection(fused):
-            store.position(touching[0].elements, touching[0].sites.index(site), "its position matters", defines=True)
+            store.position(
+                touching[0].elements,
+                touching[0].sites.index(site),
+                "its position matters",
+                defines=True,
+            )
     if touching:
         # The elements of the part know which positions are fixed; the fused site as a whole is not.
         label = replace(label, pinned=label.pinned.difference(fused))
 
     def renumber(sites: Iterable[int]) -> tuple[int, ...]:
-        return tuple(sorted({s if s < first else first if s in fused else s - count + 1 for s in sites}))
+        return tuple(
+            sorted({s if s < first else first if s in fused else s - count + 1 for s in sites})
+        )
 
     size = math.prod(label.sizes[s] for s in fused)
     parts = []
@@ -179,7 +192,9 @@ def fuse_sites(label: Label, first: int, count: int, store: Constraints) -> Labe
         if part in touching:
             axis = part.sites.index(first)
             ids = ids.reshape(*ids.shape[:axis], size, *ids.shape[axis + count :])
-        parts.append(Part(renumber(part.sites), Elements(ids) if part in touching else part.elements))
+        parts.append(
+            Part(renumber(part.sites), Elements(ids) if part in touching else part.elements)
+        )
     return Label(
         tuple(renumber(sites) for sites in label.dims),
         (*label.sizes[:first], size, *label.sizes[first + count :]),
@@ -270,13 +285,17 @@ def take(label: Label, dim: int, index: IntArray, store: Constraints) -> Label:
     return _drop_unit(replace(label, sizes=sizes, parts=tuple(parts)), site)
 
 
-def _outer_site(label: Label, dim: int, index: IntArray, store: Constraints) -> tuple[Label, int, IntArray]:
+def _outer_site(
+    label: Label, dim: int, index: IntArray, store: Constraints
+) -> tuple[Label, int, IntArray]:
     """Express positions of a dimension as positions of its outermost site if they are whole blocks, else fuse."""
     sites = label.dims[dim]
     inner = math.prod(label.sizes[s] for s in sites[1:])
     if len(sites) > 1 and len(index) % inner == 0:
         blocks = index.reshape(-1, inner)
-        if bool((blocks == blocks[:, :1] + np.arange(inner)).all()) and bool((blocks[:, 0] % inner == 0).all()):
+        if bool((blocks == blocks[:, :1] + np.arange(inner)).all()) and bool(
+            (blocks[:, 0] % inner == 0).all()
+        ):
             return label, sites[0], blocks[:, 0] // inner
     label = single_site(label, dim, store)
     return label, label.dims[dim][0], index
@@ -291,7 +310,9 @@ def _drop_unit(label: Label, site: int) -> Label:
         if site not in part.sites:
             parts.append(part)
             continue
-        ids = part.elements.ids.reshape([n for s, n in zip(part.sites, part.elements.shape, strict=True) if s != site])
+        ids = part.elements.ids.reshape(
+            [n for s, n in zip(part.sites, part.elements.shape, strict=True) if s != site]
+        )
         if len(part.sites) > 1 and ids.size:
             parts.append(Part(tuple(s for s in part.sites if s != site), Elements(ids)))
         elif ids.size:
@@ -335,5 +356,7 @@ def insert_pinned(label: Label, dim: int, size: int) -> Label:
         return label
     new = len(label.sizes)
     dims = [(new,) if d == dim else sites for d, sites in enumerate(label.dims)]
-    grown = Label(tuple(dims), (*label.sizes, size), label.parts, label.pinned | {new}, label.pending)
+    grown = Label(
+        tuple(dims), (*label.sizes, size), label.parts, label.pinned | {new}, label.pending
+    )
     return arrange(grown, dims)

@@ -39,7 +39,9 @@ class Propagation:
     unknown: dict[str, str] = field(default_factory=dict)
 
 
-def propagate(tapes: Sequence[Tape], shapes: Mapping[str, tuple[int, ...]], pinned: Mapping[str, str]) -> Propagation:
+def propagate(
+    tapes: Sequence[Tape], shapes: Mapping[str, tuple[int, ...]], pinned: Mapping[str, str]
+) -> Propagation:
     """Run the rules over all tapes until no axis has to be refined.
 
     Args:
@@ -71,7 +73,9 @@ def _one_pass(
             store.pin(part.elements, reason)
     for example, tape in enumerate(tapes):
         nodes, needed = tape.live_nodes()
-        ctx = Context(store, tape, states, wishes, example, needed=needed, from_data=tape.from_data())
+        ctx = Context(
+            store, tape, states, wishes, example, needed=needed, from_data=tape.from_data()
+        )
         for node in nodes:
             run_rule(ctx, node)
         store.where = "output"
@@ -101,7 +105,14 @@ def _labels(ctx: Context, node: Node, shapes: Sequence[tuple[int, ...]]) -> Sequ
     if function is not unknown:
         try:
             found = function(ctx, node)
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ):
             found = [labels.fixed((-1,))]  # an overload or a layout that the rule does not expect
         if all(x.shape == shape or 0 in shape for x, shape in zip(found, shapes, strict=False)):
             return found
@@ -109,7 +120,9 @@ def _labels(ctx: Context, node: Node, shapes: Sequence[tuple[int, ...]]) -> Sequ
     return unknown(ctx, node)
 
 
-def state_label(store: Constraints, name: str, shape: tuple[int, ...], dependence: Dependence) -> Label:
+def state_label(
+    store: Constraints, name: str, shape: tuple[int, ...], dependence: Dependence
+) -> Label:
     """Label of a parameter or buffer: elements for every axis, finer where they depend on other axes."""
     label = labels.plain(shape)
     factors: dict[int, int] = {}
@@ -119,19 +132,26 @@ def state_label(store: Constraints, name: str, shape: tuple[int, ...], dependenc
                 factors[base] = max(factors.get(base, 1), blocks)
     for dim in sorted(factors, reverse=True):
         if 1 < factors[dim] < shape[dim]:
-            label = labels.split_site(label, label.dims[dim][0], (factors[dim], shape[dim] // factors[dim]))
+            label = labels.split_site(
+                label, label.dims[dim][0], (factors[dim], shape[dim] // factors[dim])
+            )
     parts = []
     for dim, sites in enumerate(label.dims):
         if not sites:
             continue
-        own = tuple(sorted({*sites, *(label.dims[base][0] for base in dependence.get((name, dim), {}))}))
+        own = tuple(
+            sorted({*sites, *(label.dims[base][0] for base in dependence.get((name, dim), {}))})
+        )
         parts.append(Part(own, store.fresh(tuple(label.sizes[s] for s in own), name, dim)))
     label = Label(label.dims, label.sizes, tuple(parts))
     return combine_label(store, label) if factors else label
 
 
 def _grant(
-    result: Propagation, shapes: Mapping[str, tuple[int, ...]], wishes: list[Refinement], dependence: Dependence
+    result: Propagation,
+    shapes: Mapping[str, tuple[int, ...]],
+    wishes: list[Refinement],
+    dependence: Dependence,
 ) -> bool:
     """Turn wishes into dependences between axes of one tensor; whether there were new ones."""
     if not wishes:
@@ -140,7 +160,9 @@ def _grant(
     axes: dict[str, dict[int, set[int]]] = {}
     for block in result.store.blocks:
         if block.tensor:
-            axes.setdefault(block.tensor, {})[block.axis] = set(classes[block.start : block.stop].tolist())
+            axes.setdefault(block.tensor, {})[block.axis] = set(
+                classes[block.start : block.stop].tolist()
+            )
     blocks = [b for b in result.store.blocks if b.tensor]
     starts = np.array([b.start for b in blocks])
     granted = False
@@ -169,7 +191,11 @@ def _owners(ids: IntArray, blocks: list[Block], starts: IntArray) -> set[tuple[s
     """Tensor axes to which some elements belong."""
     flat = ids.reshape(-1)
     where = np.searchsorted(starts, flat, side="right") - 1
-    return {(blocks[w].tensor, blocks[w].axis) for w, i in zip(where, flat, strict=True) if i < blocks[w].stop}
+    return {
+        (blocks[w].tensor, blocks[w].axis)
+        for w, i in zip(where, flat, strict=True)
+        if i < blocks[w].stop
+    }
 
 
 def _classes(store: Constraints) -> IntArray:
@@ -177,6 +203,8 @@ def _classes(store: Constraints) -> IntArray:
     tables = [t for t in store.tables if t.kind == "equal"]
     left = np.concatenate([t.left for t in tables]) if tables else np.zeros(0, dtype=np.int64)
     right = np.concatenate([t.right for t in tables]) if tables else np.zeros(0, dtype=np.int64)
-    graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(store.size, store.size))
+    graph = coo_array(
+        (np.ones(len(left), dtype=np.int8), (left, right)), shape=(store.size, store.size)
+    )
     result: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
     return result

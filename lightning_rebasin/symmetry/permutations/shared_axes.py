@@ -60,7 +60,10 @@ class Products:
 
     @cached_property
     def _automorphisms(self) -> list[IntArray]:
-        return [random_automorphism(self._solution, np.random.default_rng(seed)) for seed in range(DRAWS)]
+        return [
+            random_automorphism(self._solution, np.random.default_rng(seed))
+            for seed in range(DRAWS)
+        ]
 
     def groups_of(self, cell: int) -> list[int]:
         """Cells of the groups that move the units of a cell."""
@@ -81,7 +84,9 @@ class Products:
         components = []
         for ((cell, _), member), own in zip(members.items(), depends, strict=True):
             window = tuple(slice(None) if k in own else 0 for k in range(len(flat)))
-            index = _positions(member.reshape(flat)[window].reshape(-1), len(self._solution.cells[cell].members))
+            index = _positions(
+                member.reshape(flat)[window].reshape(-1), len(self._solution.cells[cell].members)
+            )
             if index is None or not own:
                 return None
             components.append((cell, own, index))
@@ -140,7 +145,9 @@ class Products:
             sizes = [flat[k] for k in own]
             gather = np.arange(int(np.prod(sizes)))
             gather[index] = index[order]
-            for k, coordinate in zip(own, np.unravel_index(gather.reshape(sizes), sizes), strict=True):
+            for k, coordinate in zip(
+                own, np.unravel_index(gather.reshape(sizes), sizes), strict=True
+            ):
                 view = [flat[j] if j in own else 1 for j in range(len(flat))]
                 moved = np.zeros(sizes, dtype=bool).reshape(-1)
                 moved[index] = True
@@ -163,7 +170,9 @@ def _positions(member: IntArray, count: int) -> IntArray | None:
     """Positions of each member, ``(count, copies)``; ``None`` if uneven."""
     positions = np.flatnonzero(member >= 0)
     which = member[positions]
-    if len(positions) % count or bool((np.bincount(which, minlength=count) != len(positions) // count).any()):
+    if len(positions) % count or bool(
+        (np.bincount(which, minlength=count) != len(positions) // count).any()
+    ):
         return None
     return positions[np.argsort(which, kind="stable")].reshape(count, -1)
 
@@ -188,7 +197,9 @@ def factorise(members: list[IntArray]) -> tuple[tuple[tuple[int, ...], ...], lis
         grown = False
         flat = [n for factors in sites for n in factors]
         for k, size in enumerate(flat):
-            split = next((f for f in (_split(m.reshape(flat), k, size) for m in members) if f), None)
+            split = next(
+                (f for f in (_split(m.reshape(flat), k, size) for m in members) if f), None
+            )
             if split:
                 axis, position = _locate(sites, k)
                 sites[axis][position : position + 1] = split

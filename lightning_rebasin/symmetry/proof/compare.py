@@ -14,7 +14,9 @@ from lightning_rebasin.symmetry.run.examples import Example
 Outputs = tuple[dict[str, Tensor], ...]
 
 
-def relative_error(before: Sequence[Mapping[str, Tensor]], after: Sequence[Mapping[str, Tensor]]) -> float:
+def relative_error(
+    before: Sequence[Mapping[str, Tensor]], after: Sequence[Mapping[str, Tensor]]
+) -> float:
     """Largest ``max|a − b| / max|a|`` over pairs of tensors; infinite where structure or finiteness differ.
 
     Example:
@@ -29,7 +31,9 @@ def relative_error(before: Sequence[Mapping[str, Tensor]], after: Sequence[Mappi
     return worst
 
 
-def run_all(sandbox: Sandbox, examples: Sequence[Example], state: Mapping[str, Tensor] | None = None) -> Outputs:
+def run_all(
+    sandbox: Sandbox, examples: Sequence[Example], state: Mapping[str, Tensor] | None = None
+) -> Outputs:
     """The outputs for every example with some weights."""
     return tuple(sandbox.run(example, state) for example in examples)
 

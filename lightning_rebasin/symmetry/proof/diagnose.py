@@ -109,7 +109,11 @@ def _forgotten_axes(spec: PermutationSpec, group: str) -> Iterator[tuple[str, in
     size = spec.groups[group].members
     for name in sorted(spec.tensors, key=lambda name: name not in spec.maps):
         axis_map = spec.maps.get(name)
-        busy = {d for c in axis_map.components for d in axis_map.dims_of(c.group)} if axis_map is not None else set()
+        busy = (
+            {d for c in axis_map.components for d in axis_map.dims_of(c.group)}
+            if axis_map is not None
+            else set()
+        )
         for dim, length in enumerate(spec.tensors[name].shape):
             if length == size and dim not in busy and name not in spec.aliases:
                 yield name, dim
@@ -128,16 +132,23 @@ def _first_difference(
     return None
 
 
-def _signatures(sandbox: Sandbox, example: Example, state: dict[str, Tensor] | None) -> list[tuple[str, str, Tensor]]:
+def _signatures(
+    sandbox: Sandbox, example: Example, state: dict[str, Tensor] | None
+) -> list[tuple[str, str, Tensor]]:
     """Order-free moments of every submodule's output, in the order of completion."""
     found: list[tuple[str, str, Tensor]] = []
 
     def watch(name: str, kind: str) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             leaves = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.numel()]
-            tensors = [(torch.view_as_real(t) if t.is_complex() else t.double()).flatten() for t in leaves]
+            tensors = [
+                (torch.view_as_real(t) if t.is_complex() else t.double()).flatten() for t in leaves
+            ]
             if tensors:
-                moments = [torch.stack([t.min(), t.max(), t.mean(), (t * t).mean(), (t**3).mean()]) for t in tensors]
+                moments = [
+                    torch.stack([t.min(), t.max(), t.mean(), (t * t).mean(), (t**3).mean()])
+                    for t in tensors
+                ]
                 found.append((name, kind, torch.cat(moments).cpu()))
 
         return hook

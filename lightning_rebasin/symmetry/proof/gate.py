@@ -64,7 +64,11 @@ class Equivalence:
 
 
 def check_equivalence(
-    module: nn.Module, permutation: Permutation, *args: Any, examples: Sequence[Any] | None = None, **kwargs: Any
+    module: nn.Module,
+    permutation: Permutation,
+    *args: Any,
+    examples: Sequence[Any] | None = None,
+    **kwargs: Any,
 ) -> float:
     """Prove on examples that a permutation leaves the function of a network unchanged.
 
@@ -95,7 +99,10 @@ def check_equivalence(
         >>> check_equivalence(net, p, torch.ones(4, 2)) < 1e-12
         True
     """
-    with _sandbox(module, resolve_examples(unwrap(module), args, kwargs, examples)) as (sandbox, found):
+    with _sandbox(module, resolve_examples(unwrap(module), args, kwargs, examples)) as (
+        sandbox,
+        found,
+    ):
         return _check(sandbox, permutation, found)
 
 
@@ -113,7 +120,10 @@ def check_in_place(module: nn.Module, permutation: Permutation, *args: Any) -> f
     Raises:
         EquivalenceError: The outputs differ, or the check is blind.
     """
-    with _sandbox(module, resolve_examples(unwrap(module), args, {}, None), share=True) as (sandbox, found):
+    with _sandbox(module, resolve_examples(unwrap(module), args, {}, None), share=True) as (
+        sandbox,
+        found,
+    ):
         return _check(sandbox, permutation, found)
 
 
@@ -140,7 +150,9 @@ def _check(sandbox: Sandbox, permutation: Permutation, found: tuple[Example, ...
     result, baseline = _measure(sandbox, permutation, found)
     if not result.equal:
         limit = result.tolerance * max(1.0, result.control)
-        raise EquivalenceError(explain_failure(sandbox, permutation, found, baseline, error=result.error, limit=limit))
+        raise EquivalenceError(
+            explain_failure(sandbox, permutation, found, baseline, error=result.error, limit=limit)
+        )
     if not result.sees and any(g.size > 1 for g in permutation.spec.groups.values()):
         raise EquivalenceError(
             f"the check is blind: permuting one tensor alone changes the output by {result.control:.1e} at most, so "
@@ -151,7 +163,11 @@ def _check(sandbox: Sandbox, permutation: Permutation, found: tuple[Example, ...
 
 
 def measure_equivalence(
-    module: nn.Module, permutation: Permutation, *args: Any, examples: Sequence[Any] | None = None, **kwargs: Any
+    module: nn.Module,
+    permutation: Permutation,
+    *args: Any,
+    examples: Sequence[Any] | None = None,
+    **kwargs: Any,
 ) -> Equivalence:
     """Measure what :func:`check_equivalence` judges, without judging.
 
@@ -165,7 +181,10 @@ def measure_equivalence(
     Returns:
         Error, control and tolerance.
     """
-    with _sandbox(module, resolve_examples(unwrap(module), args, kwargs, examples)) as (sandbox, found):
+    with _sandbox(module, resolve_examples(unwrap(module), args, kwargs, examples)) as (
+        sandbox,
+        found,
+    ):
         _prepare(sandbox, permutation.spec)
         return _measure(sandbox, permutation, found)[0]
 
@@ -177,24 +196,38 @@ def _prepare(sandbox: Sandbox, spec: PermutationSpec) -> None:
     for name, tensor in sandbox.state.items():
         if name not in trainable and name not in spec.maps and not name.endswith(_STATISTICS):
             continue
-        if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
-            noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
+        if (
+            tensor.is_floating_point()
+            and tensor.numel() > 1
+            and bool((tensor == tensor.flatten()[0]).all())
+        ):
+            noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(
+                tensor.device
+            )
             # In place, so that tied names follow; a positive tensor (a variance) stays positive.
             sandbox.disturb(name, noise * (0.3 * tensor if bool(tensor.any()) else 0.1))
 
 
-def _measure(sandbox: Sandbox, permutation: Permutation, examples: tuple[Example, ...]) -> tuple[Equivalence, Outputs]:
+def _measure(
+    sandbox: Sandbox, permutation: Permutation, examples: tuple[Example, ...]
+) -> tuple[Equivalence, Outputs]:
     baseline = run_all(sandbox, examples)
     if not any(baseline):
-        raise EquivalenceError("the module returns no tensor for the example input, so there is nothing to compare")
+        raise EquivalenceError(
+            "the module returns no tensor for the example input, so there is nothing to compare"
+        )
     for outputs in baseline:
         for path, tensor in outputs.items():
             if tensor.numel() and bool(torch.isnan(tensor).all()):
-                raise EquivalenceError(f"output{path} is NaN everywhere on the example input: nothing can be compared")
+                raise EquivalenceError(
+                    f"output{path} is NaN everywhere on the example input: nothing can be compared"
+                )
     with sandbox.permuted(permutation):
         permuted = run_all(sandbox, examples)
     error = relative_error(baseline, permuted)
-    result = Equivalence(error, 0.0, ROUNDED_TOLERANCE if sandbox.rounded else TOLERANCE, sandbox.rounded)
+    result = Equivalence(
+        error, 0.0, ROUNDED_TOLERANCE if sandbox.rounded else TOLERANCE, sandbox.rounded
+    )
     for state in _controls(sandbox, permutation.spec):
         control = relative_error(baseline, run_all(sandbox, examples, state))
         result = replace(result, control=max(result.control, control))
@@ -212,8 +245,12 @@ def _controls(sandbox: Sandbox, spec: PermutationSpec) -> Iterator[dict[str, Ten
             moving = spec.tensors_of(group.id)
             name = ([n for n in moving if spec.tensors[n].kind == "parameter"] or moving)[position]
             one = next(c for c in spec.maps[name].components if c.group == group.id)
-            rolled = Permutation(spec, {group.id: torch.arange(group.size).roll(1).expand(group.shape)})
-            moved = permute_tensor(sandbox.state[name], replace(spec.maps[name], components=(one,)), rolled)
+            rolled = Permutation(
+                spec, {group.id: torch.arange(group.size).roll(1).expand(group.shape)}
+            )
+            moved = permute_tensor(
+                sandbox.state[name], replace(spec.maps[name], components=(one,)), rolled
+            )
             yield sandbox.changed(sandbox.state, {name: moved})
     for group in groups:
         # Where one (tied) tensor is all that a group moves, moving it alone is the symmetry itself: take another axis.

@@ -44,7 +44,9 @@ class Sandbox:
         TraceError: The module cannot be copied, or is on a device without values.
     """
 
-    def __init__(self, module: nn.Module, *, share: bool = False, narrow: bool | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, *, share: bool = False, narrow: bool | None = None
+    ) -> None:
         given = [p for p in unwrap(module).parameters() if not is_lazy(p)]
         large = sum(p.nbytes for p in given) >= LARGE and all(p.device.type != "mps" for p in given)
         #: Whether the weights stay in their own precision.
@@ -53,7 +55,9 @@ class Sandbox:
         self._logged = silence(self.module, unwrap(module))
         tensors = [*self.module.parameters(), *self.module.buffers()]
         if any(t.is_meta or is_lazy(t) for t in tensors):
-            raise TraceError("the module has tensors without values (meta device or lazy layers): initialise it first")
+            raise TraceError(
+                "the module has tensors without values (meta device or lazy layers): initialise it first"
+            )
         device = tensors[0].device if tensors else torch.device("cpu")
         # MPS has no float64.
         self.device = torch.device("cpu") if device.type == "mps" else device
@@ -109,13 +113,17 @@ class Sandbox:
         self.rounded |= mode.rounded
         return {path: tensor.detach() for path, tensor in output_tensors(output).items()}
 
-    def changed(self, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def changed(
+        self, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """``state`` with some tensors replaced, under every name that the model ties to them."""
         pointers = {self.state[name].data_ptr(): tensor for name, tensor in tensors.items()}
         tied = {
             name: pointers[own.data_ptr()]
             for name, own in self.state.items()
-            if own.data_ptr() in pointers and own.shape == pointers[own.data_ptr()].shape and own.numel()
+            if own.data_ptr() in pointers
+            and own.shape == pointers[own.data_ptr()].shape
+            and own.numel()
         }
         return {**state, **tied, **tensors}
 
@@ -163,7 +171,9 @@ def _separate(tensors: Iterable[Tensor]) -> None:
     """Give memory of their own to different tensors that share some, so that they can be permuted one by one."""
     owners: dict[int, int] = {}
     for tensor in tensors:
-        if tensor.numel() and owners.setdefault(tensor.untyped_storage().data_ptr(), id(tensor)) != id(tensor):
+        if tensor.numel() and owners.setdefault(
+            tensor.untyped_storage().data_ptr(), id(tensor)
+        ) != id(tensor):
             tensor.data = tensor.data.clone()
 
 

@@ -40,18 +40,29 @@ def private_copy(module: nn.Module, *, share: bool = False) -> nn.Module:
                 memo[id(value)] = value.detach().clone()
         # Where logging was redirected before, a bound method would drag its owner along.
         if is_lightning(part):
-            memo.update({id(vars(part)[name]): None for name in ("log", "log_dict") if name in vars(part)})
+            memo.update(
+                {id(vars(part)[name]): None for name in ("log", "log_dict") if name in vars(part)}
+            )
     try:
         duplicate = copy.deepcopy(module, memo)
     except Exception as error:  # user modules may hold anything: locks, generators, open files
-        raise TraceError(f"cannot copy {type(module).__name__}: {type(error).__name__}: {error}") from error
+        raise TraceError(
+            f"cannot copy {type(module).__name__}: {type(error).__name__}: {error}"
+        ) from error
     for part in duplicate.modules():
         for name, child in part._modules.items():
             if child is not None:
                 part._modules[name] = unwrap(child)
         # A compiled LightningModule keeps bound methods of the *original* in its instance dictionary.
         if vars(part).get("_compiler_ctx") is not None:
-            for name in ("forward", "training_step", "validation_step", "test_step", "predict_step", "_compiler_ctx"):
+            for name in (
+                "forward",
+                "training_step",
+                "validation_step",
+                "test_step",
+                "predict_step",
+                "_compiler_ctx",
+            ):
                 vars(part).pop(name, None)
     return duplicate.eval()
 

@@ -65,7 +65,10 @@ def as_example(value: Any) -> Example:
 
 
 def resolve_examples(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], examples: Sequence[Any] | None
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    examples: Sequence[Any] | None,
 ) -> tuple[Example, ...]:
     """Collect the examples of a call: its own arguments, a list, or the module's ``example_input_array``.
 
@@ -102,10 +105,22 @@ def output_tensors(output: Any) -> dict[str, Tensor]:
         >>> list(output_tensors({"a": torch.zeros(1), "b": [torch.ones(2), None]}))
         ["['a']", "['b'][0]"]
     """
-    if hasattr(output, "to_tuple") and not isinstance(output, Tensor) and isinstance(output, Mapping):
-        kept = {key: value for key, value in output.items() if not any(word in key for word in _CACHES)}
+    if (
+        hasattr(output, "to_tuple")
+        and not isinstance(output, Tensor)
+        and isinstance(output, Mapping)
+    ):
+        kept = {
+            key: value for key, value in output.items() if not any(word in key for word in _CACHES)
+        }
         if any(word in key for key in kept for word in _PREDICTIONS):
-            kept = {key: value for key, value in kept.items() if not any(word in key for word in _INTERNALS)}
+            kept = {
+                key: value
+                for key, value in kept.items()
+                if not any(word in key for word in _INTERNALS)
+            }
         output = kept
     leaves, _ = tree_flatten_with_path(output)
-    return {keystr(path): leaf for path, leaf in cast("list[Any]", leaves) if isinstance(leaf, Tensor)}
+    return {
+        keystr(path): leaf for path, leaf in cast("list[Any]", leaves) if isinstance(leaf, Tensor)
+    }

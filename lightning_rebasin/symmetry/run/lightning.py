@@ -48,7 +48,10 @@ class _Silent:
 
 def is_lightning(module: nn.Module) -> bool:
     """Whether a module has the methods of a LightningModule."""
-    return all(callable(getattr(type(module), name, None)) for name in ("validation_step", "log", "log_dict"))
+    return all(
+        callable(getattr(type(module), name, None))
+        for name in ("validation_step", "log", "log_dict")
+    )
 
 
 def silence(module: nn.Module, original: nn.Module) -> dict[str, Any]:
@@ -63,7 +66,12 @@ def silence(module: nn.Module, original: nn.Module) -> dict[str, Any]:
     """
     logged: dict[str, Any] = {}
     trainer = vars(original).get("_trainer") or _Silent(
-        global_step=0, current_epoch=0, world_size=1, global_rank=0, is_global_zero=True, num_val_batches=[1]
+        global_step=0,
+        current_epoch=0,
+        world_size=1,
+        global_rank=0,
+        is_global_zero=True,
+        num_val_batches=[1],
     )
     for part in module.modules():
         if is_lightning(part):
@@ -118,9 +126,17 @@ def _with_indices(step: Callable[..., Any], example: Example) -> tuple[Any, ...]
     given = signature.bind_partial(*example.args, **example.kwargs).arguments
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = signature.parameters.values()
-    missing = [p for p in parameters if p.kind in positional and p.default is p.empty and p.name not in given]
+    missing = [
+        p
+        for p in parameters
+        if p.kind in positional and p.default is p.empty and p.name not in given
+    ]
     takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    return (*example.args, *(0 for _ in missing), *((0,) if takes_any and len(example.args) == 1 else ()))
+    return (
+        *example.args,
+        *(0 for _ in missing),
+        *((0,) if takes_any and len(example.args) == 1 else ()),
+    )
 
 
 def _redirect(part: nn.Module, logged: dict[str, Any], trainer: Any) -> None:

@@ -42,16 +42,24 @@ def spec_to_dict(spec: SpecFields) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "groups": [
-            {"id": g.id, "size": g.size, "parent": g.parent.id if g.parent else None, "kind": g.kind}
+            {
+                "id": g.id,
+                "size": g.size,
+                "parent": g.parent.id if g.parent else None,
+                "kind": g.kind,
+            }
             for g in spec.groups.values()
         ],
-        "tensors": {name: {"shape": list(i.shape), "kind": i.kind} for name, i in spec.tensors.items()},
+        "tensors": {
+            name: {"shape": list(i.shape), "kind": i.kind} for name, i in spec.tensors.items()
+        },
         "maps": {name: _map_to_dict(m, spec.groups) for name, m in spec.maps.items()},
         "pinned": [vars(pin) for pin in spec.pinned],
         "aliases": dict(spec.aliases),
         "notes": list(spec.notes),
         "activations": {
-            g: [_address_to_dict(site, spec.groups) for site in own] for g, own in spec.activations.items()
+            g: [_address_to_dict(site, spec.groups) for site in own]
+            for g, own in spec.activations.items()
         },
     }
 
@@ -71,7 +79,9 @@ def arguments_from_dict(data: Mapping[str, Any]) -> SpecArguments:
     if not isinstance(data, Mapping) or data.get("format") != FORMAT:
         raise SpecError("this is not a permutation spec (no 'format': 'lightning-rebasin-spec')")
     if data.get("version") != VERSION:
-        raise SpecError(f"spec version {data.get('version')!r} is not supported, expected {VERSION}")
+        raise SpecError(
+            f"spec version {data.get('version')!r} is not supported, expected {VERSION}"
+        )
     try:
         groups: dict[str, Group] = {}
         for g in data["groups"]:
@@ -80,9 +90,12 @@ def arguments_from_dict(data: Mapping[str, Any]) -> SpecArguments:
             parent = groups[g["parent"]] if g["parent"] is not None else None
             groups[str(g["id"])] = Group(g["id"], _whole(g["size"]), parent, g["kind"])
         tensors = {
-            name: TensorInfo(tuple(_whole(n) for n in i["shape"]), i["kind"]) for name, i in data["tensors"].items()
+            name: TensorInfo(tuple(_whole(n) for n in i["shape"]), i["kind"])
+            for name, i in data["tensors"].items()
         }
-        maps = {name: _map_from_dict(name, m, groups, tensors[name]) for name, m in data["maps"].items()}
+        maps = {
+            name: _map_from_dict(name, m, groups, tensors[name]) for name, m in data["maps"].items()
+        }
         activations = {
             group: tuple(_address_from_dict(address, groups) for address in own)
             for group, own in data.get("activations", {}).items()
@@ -96,7 +109,15 @@ def arguments_from_dict(data: Mapping[str, Any]) -> SpecArguments:
             notes=tuple(data["notes"]),
             activations=activations,
         )
-    except (KeyError, TypeError, AttributeError, RuntimeError, IndexError, OverflowError, ValueError) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        IndexError,
+        OverflowError,
+        ValueError,
+    ) as error:
         if isinstance(error, SpecError):
             raise
         raise SpecError(f"malformed permutation spec: {error!r}") from error
@@ -110,23 +131,37 @@ def _whole(value: Any) -> int:
 
 def _map_to_dict(axis_map: AxisMap, groups: Mapping[str, Group]) -> dict[str, Any]:
     components = [
-        {"group": c.group, "sites": list(c.sites), "index": _encode_index(c.index, groups[c.group].shape)}
+        {
+            "group": c.group,
+            "sites": list(c.sites),
+            "index": _encode_index(c.index, groups[c.group].shape),
+        }
         for c in axis_map.components
     ]
     return {"sites": [list(factors) for factors in axis_map.sites], "components": components}
 
 
-def _map_from_dict(name: str, data: Mapping[str, Any], groups: Mapping[str, Group], info: TensorInfo) -> AxisMap:
+def _map_from_dict(
+    name: str, data: Mapping[str, Any], groups: Mapping[str, Group], info: TensorInfo
+) -> AxisMap:
     components = []
     for c in data["components"]:
         if c["group"] not in groups:
             raise SpecError(f"tensor {name!r} is mapped to the unknown group {c['group']!r}")
         shape, index = groups[c["group"]].shape, c["index"]
         # An affine index is a few numbers that unfold to many: no more than the tensor has positions.
-        if isinstance(index, Mapping) and math.prod((*shape, _whole(index["copies"]))) > math.prod(info.shape):
-            raise SpecError(f"tensor {name!r}: the index of group {c['group']!r} has more positions than the tensor")
+        if isinstance(index, Mapping) and math.prod((*shape, _whole(index["copies"]))) > math.prod(
+            info.shape
+        ):
+            raise SpecError(
+                f"tensor {name!r}: the index of group {c['group']!r} has more positions than the tensor"
+            )
         components.append(Component(c["group"], tuple(c["sites"]), _decode_index(index, shape)))
-    return AxisMap(name, tuple(tuple(_whole(n) for n in factors) for factors in data["sites"]), tuple(components))
+    return AxisMap(
+        name,
+        tuple(tuple(_whole(n) for n in factors) for factors in data["sites"]),
+        tuple(components),
+    )
 
 
 def _address_to_dict(site: ActivationAddress, groups: Mapping[str, Group]) -> dict[str, Any]:
@@ -148,10 +183,14 @@ def _address_from_dict(data: Mapping[str, Any], groups: Mapping[str, Group]) -> 
     shape, index = groups[data["group"]].shape, data["index"]
     positions = math.prod(flat[s] for s in over)
     if isinstance(index, Mapping) and math.prod((*shape, _whole(index["copies"]))) > positions:
-        raise SpecError(f"an activation of group {data['group']!r} has more positions than its tensor")
+        raise SpecError(
+            f"an activation of group {data['group']!r} has more positions than its tensor"
+        )
     decoded = _decode_index(index, shape)
     if decoded.numel() and (int(decoded.min()) < 0 or int(decoded.max()) >= positions):
-        raise SpecError(f"an activation of group {data['group']!r} has positions outside its tensor")
+        raise SpecError(
+            f"an activation of group {data['group']!r} has positions outside its tensor"
+        )
     return ActivationAddress(
         _whole(data["ordinal"]),
         str(data["op"]),

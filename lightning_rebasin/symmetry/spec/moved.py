@@ -29,5 +29,7 @@ def moved_positions(axis_map: AxisMap, dim: int) -> Tensor:
         outside = [i for i, site in enumerate(component.sites) if site not in own]
         grid = hit.reshape(sizes)
         grid = grid.any(dim=outside) if outside else grid
-        moved |= grid.reshape([axis_map.site_shape[site] if site in component.sites else 1 for site in own])
+        moved |= grid.reshape(
+            [axis_map.site_shape[site] if site in component.sites else 1 for site in own]
+        )
     return moved.reshape(-1)

@@ -63,7 +63,10 @@ def pin_group(spec: S, group: str, reason: str = BY_USER) -> S:
             parent = gone.parent if g.parent.id == group else groups[pieces[g.parent.id][i]]
             groups[name] = Group(name, g.size, parent, g.kind)
     maps = {
-        name: replace(m, components=tuple(part for c in m.components for part in _split(spec, c, gone, pieces)))
+        name: replace(
+            m,
+            components=tuple(part for c in m.components for part in _split(spec, c, gone, pieces)),
+        )
         for name, m in spec.maps.items()
     }
     watched: dict[str, tuple[ActivationAddress, ...]] = {}
@@ -71,26 +74,38 @@ def pin_group(spec: S, group: str, reason: str = BY_USER) -> S:
         for site in sites:
             for part in _split(spec, site.component, gone, pieces):
                 watched[part.group] = (*watched.get(part.group, ()), replace(site, component=part))
-    return rebuilt(replace(spec, activations=watched), groups, maps, set(tensors_of(spec, group)), reason)
+    return rebuilt(
+        replace(spec, activations=watched), groups, maps, set(tensors_of(spec, group)), reason
+    )
 
 
 def require_group(spec: SpecFields, group: str) -> None:
     """Raise unless the spec has the group."""
     if group not in spec.groups:
-        raise SpecError(f"the spec has no group {group!r}; it has {', '.join(map(repr, list(spec.groups)[:8]))}")
+        raise SpecError(
+            f"the spec has no group {group!r}; it has {', '.join(map(repr, list(spec.groups)[:8]))}"
+        )
 
 
 def _is_inside(group: Group, outer: Group) -> bool:
-    return group.parent is not None and (group.parent.id == outer.id or _is_inside(group.parent, outer))
+    return group.parent is not None and (
+        group.parent.id == outer.id or _is_inside(group.parent, outer)
+    )
 
 
-def _split(spec: S, c: Component, gone: Group, pieces: Mapping[str, tuple[str, ...]]) -> list[Component]:
+def _split(
+    spec: S, c: Component, gone: Group, pieces: Mapping[str, tuple[str, ...]]
+) -> list[Component]:
     """The component itself, one component per member of the pinned ancestor, or what is left of the pinned group."""
     if c.group not in pieces:
         return [c]
     if c.group == gone.id:
         # Its positions still move with the group around it.
-        return [] if gone.parent is None else [replace(c, group=gone.parent.id, index=_regrouped(c, gone.parent))]
+        return (
+            []
+            if gone.parent is None
+            else [replace(c, group=gone.parent.id, index=_regrouped(c, gone.parent))]
+        )
     level = len(gone.shape) - 1
     grid = c.index.reshape(*spec.groups[c.group].shape, -1)
     return [
@@ -103,7 +118,9 @@ def _regrouped(c: Component, parent: Group) -> Tensor:
     return c.index.reshape(parent.members, -1)
 
 
-def rebuilt(spec: S, groups: dict[str, Group], maps: dict[str, AxisMap], touched: set[str], reason: str) -> S:
+def rebuilt(
+    spec: S, groups: dict[str, Group], maps: dict[str, AxisMap], touched: set[str], reason: str
+) -> S:
     """The spec with other groups and maps, and pins that say why the tensors in ``touched`` move less than before."""
     pins = {(pin.tensor, pin.dim): pin for pin in spec.pinned}
     for name in touched:

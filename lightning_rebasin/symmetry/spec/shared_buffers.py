@@ -59,7 +59,11 @@ def pin_identical_buffers(spec: S, states: Sequence[State | Callable[[], State]]
 def _shared(spec: SpecFields, states: Sequence[State | Callable[[], State]]) -> dict[str, Tensor]:
     """Buffers that may move and that two of the models have in common."""
     normalised = {name.rpartition(".")[0] for name in spec.tensors if name.endswith(_STATISTICS)}
-    names = [n for n in spec.maps if spec.tensors[n].kind == "buffer" and n.rpartition(".")[0] not in normalised]
+    names = [
+        n
+        for n in spec.maps
+        if spec.tensors[n].kind == "buffer" and n.rpartition(".")[0] not in normalised
+    ]
     found: dict[str, Tensor] = {}
     if not names:
         return found
@@ -74,7 +78,11 @@ def _shared(spec: SpecFields, states: Sequence[State | Callable[[], State]]) -> 
 
 def _pick(spec: SpecFields, state: State, names: Sequence[str]) -> State:
     """The buffers that a state has in the right shape; what is wrong with others is said elsewhere."""
-    fitting = (name for name in names if name in state and tuple(state[name].shape) == spec.tensors[name].shape)
+    fitting = (
+        name
+        for name in names
+        if name in state and tuple(state[name].shape) == spec.tensors[name].shape
+    )
     return {name: state[name].detach() for name in fitting}
 
 

@@ -75,7 +75,9 @@ class PermutationSpec:
 
     def children(self, group: str) -> tuple[Group, ...]:
         """Groups directly inside ``group``."""
-        return tuple(g for g in self.groups.values() if g.parent is not None and g.parent.id == group)
+        return tuple(
+            g for g in self.groups.values() if g.parent is not None and g.parent.id == group
+        )
 
     def tensors_of(self, group: str) -> tuple[str, ...]:
         """Names of the tensors on which ``group`` itself acts (not its children), aliases left out."""
@@ -97,7 +99,9 @@ class PermutationSpec:
         """
         return pin_identical_buffers(self, states)
 
-    def check_state(self, state: Mapping[str, Tensor], what: str = "state dict", *, finite: bool = False) -> None:
+    def check_state(
+        self, state: Mapping[str, Tensor], what: str = "state dict", *, finite: bool = False
+    ) -> None:
         """Raise unless ``state`` has exactly the tensors of this spec, in their shapes.
 
         Args:
@@ -121,7 +125,11 @@ class PermutationSpec:
                 raise StateDictError(
                     f"{what}: tensor {name!r} has shape {tuple(state[name].shape)}, the spec says {info.shape}"
                 )
-            if finite and state[name].is_floating_point() and not bool(torch.isfinite(state[name]).all()):
+            if (
+                finite
+                and state[name].is_floating_point()
+                and not bool(torch.isfinite(state[name]).all())
+            ):
                 raise NonFiniteError(f"{what}: tensor {name!r} holds NaN or infinity")
 
     @classmethod
@@ -178,7 +186,9 @@ class PermutationSpec:
             raise SpecError(f"cannot read a permutation spec from {path}: {error}") from error
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, PermutationSpec) and self.to_dict() == other.to_dict())
+        return self is other or (
+            isinstance(other, PermutationSpec) and self.to_dict() == other.to_dict()
+        )
 
     __hash__ = object.__hash__
 

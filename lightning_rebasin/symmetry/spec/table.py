@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.errors import SpecError
-from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group, SpecArguments, TensorInfo
+from lightning_rebasin.symmetry.spec.values import (
+    AxisMap,
+    Component,
+    Group,
+    SpecArguments,
+    TensorInfo,
+)
 
 _BUFFER_SUFFIXES = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -36,7 +42,9 @@ def arguments_from_table(
         if name not in sizes:
             raise SpecError(f"the table names tensor {name!r}, which the model does not have")
         if isinstance(axes, str) or len(axes) != len(sizes[name]):
-            raise SpecError(f"tensor {name!r} has {len(sizes[name])} dimensions, the table gives {axes!r}")
+            raise SpecError(
+                f"tensor {name!r} has {len(sizes[name])} dimensions, the table gives {axes!r}"
+            )
         components = []
         for dim, (group, size) in enumerate(zip(axes, sizes[name], strict=True)):
             if group is None:
@@ -44,11 +52,15 @@ def arguments_from_table(
             if not isinstance(group, str):
                 raise SpecError(f"tensor {name!r} dimension {dim}: {group!r} is no group name")
             if groups.setdefault(group, Group(group, size)).size != size:
-                raise SpecError(f"group {group!r} has size {groups[group].size}, but {name!r} dim {dim} has {size}")
+                raise SpecError(
+                    f"group {group!r} has size {groups[group].size}, but {name!r} dim {dim} has {size}"
+                )
             components.append(Component(group, (dim,), torch.arange(size)[:, None]))
         origin = aliases.get(name, name)
         if origin in table and tuple(table[origin]) != tuple(axes):
-            raise SpecError(f"{name!r} and {origin!r} are one tied tensor, but the table treats them differently")
+            raise SpecError(
+                f"{name!r} and {origin!r} are one tied tensor, but the table treats them differently"
+            )
         maps[origin] = AxisMap(origin, tuple((size,) for size in sizes[name]), tuple(components))
     tensors = {
         name: TensorInfo(size, "buffer" if name.endswith(_BUFFER_SUFFIXES) else "parameter")

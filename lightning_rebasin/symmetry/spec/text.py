@@ -8,7 +8,13 @@ from collections.abc import Sequence
 
 from lightning_rebasin.errors import SpecError
 from lightning_rebasin.symmetry.spec.moved import moved_positions
-from lightning_rebasin.symmetry.spec.values import AxisMap, Component, SpecFields, log10_symmetries, tensors_of
+from lightning_rebasin.symmetry.spec.values import (
+    AxisMap,
+    Component,
+    SpecFields,
+    log10_symmetries,
+    tensors_of,
+)
 
 #: How many axes of a group the table names before it counts the rest.
 SHOWN = 3
@@ -34,16 +40,31 @@ def spec_table(spec: SpecFields) -> str:
     rows = [header]
     for group in spec.groups.values():
         size = f"{group.instances}×{group.size}" if group.parent else str(group.size)
-        axes = [f"{name}[{dim}]" for name in tensors_of(spec, group.id) for dim in spec.maps[name].dims_of(group.id)]
+        axes = [
+            f"{name}[{dim}]"
+            for name in tensors_of(spec, group.id)
+            for dim in spec.maps[name].dims_of(group.id)
+        ]
         more = f" (+{len(axes) - SHOWN} more)" if len(axes) > SHOWN else ""
         inside = group.parent.id if group.parent else "-"
-        rows.append((group.id, size, inside, f"{group.log10_symmetries:.1f}", ", ".join(axes[:SHOWN]) + more))
+        rows.append(
+            (
+                group.id,
+                size,
+                inside,
+                f"{group.log10_symmetries:.1f}",
+                ", ".join(axes[:SHOWN]) + more,
+            )
+        )
     rows.append(("total", "", "", f"{log10_symmetries(spec):.1f}", _summary(spec)))
     lines = _aligned(rows, right=(1, 3))
     pinned: dict[str, int] = {}
     for pin in spec.pinned:
         pinned[pin.reason] = pinned.get(pin.reason, 0) + 1
-    lines += [f"pinned: {_count(n, 'axis', 'axes')}: {reason}" for reason, n in sorted(pinned.items(), key=_by_count)]
+    lines += [
+        f"pinned: {_count(n, 'axis', 'axes')}: {reason}"
+        for reason, n in sorted(pinned.items(), key=_by_count)
+    ]
     lines += [f"note: {note}" for note in spec.notes]
     return "\n".join(lines)
 
@@ -70,16 +91,26 @@ def explain_tensor(spec: SpecFields, tensor: str) -> str:
     """
     info = spec.tensors.get(tensor)
     if info is None:
-        raise SpecError(f"the spec has no tensor {tensor!r}{_suggestion(tensor, list(spec.tensors))}")
+        raise SpecError(
+            f"the spec has no tensor {tensor!r}{_suggestion(tensor, list(spec.tensors))}"
+        )
     origin = spec.aliases.get(tensor, tensor)
     tied = [name for name, target in spec.aliases.items() if target == origin and name != tensor]
     names = [name for name in (origin, *tied) if name != tensor]
-    lines = [f"{tensor}: {info.kind} {info.shape}" + (f", tied to {', '.join(names)}" if names else "")]
+    lines = [
+        f"{tensor}: {info.kind} {info.shape}" + (f", tied to {', '.join(names)}" if names else "")
+    ]
     axis_map = spec.maps.get(origin)
     for dim, size in enumerate(info.shape):
-        moving = [] if axis_map is None else [c for c in axis_map.components if dim in axis_map.dims_of(c.group)]
+        moving = (
+            []
+            if axis_map is None
+            else [c for c in axis_map.components if dim in axis_map.dims_of(c.group)]
+        )
         parts = [
-            _movement(spec, axis_map, c, dim) for c in moving if axis_map is not None and dim in _dims(axis_map, c)
+            _movement(spec, axis_map, c, dim)
+            for c in moving
+            if axis_map is not None and dim in _dims(axis_map, c)
         ]
         stays = size if axis_map is None else size - int(moved_positions(axis_map, dim).sum())
         pins = [p for p in spec.pinned if p.tensor == origin and p.dim == dim]
@@ -98,7 +129,9 @@ def _dims(axis_map: AxisMap, component: Component) -> set[int]:
 def _movement(spec: SpecFields, axis_map: AxisMap | None, component: Component, dim: int) -> str:
     group = spec.groups[component.group]
     units = (
-        f"{group.instances}×{group.size} units inside {group.parent.id!r}" if group.parent else f"{group.size} units"
+        f"{group.instances}×{group.size} units inside {group.parent.id!r}"
+        if group.parent
+        else f"{group.size} units"
     )
     text = f"moves with group {group.id!r} ({units})"
     if axis_map is None:
@@ -108,7 +141,11 @@ def _movement(spec: SpecFields, axis_map: AxisMap | None, component: Component, 
         extra.append(f"together with dimension {', '.join(map(str, others))}")
     own = [site for site in component.sites if axis_map.site_dims[site] == dim]
     if len(axis_map.sites[dim]) > len(own):
-        kept = [n for site, n in enumerate(axis_map.site_shape) if axis_map.site_dims[site] == dim and site not in own]
+        kept = [
+            n
+            for site, n in enumerate(axis_map.site_shape)
+            if axis_map.site_dims[site] == dim and site not in own
+        ]
         extra.append(f"in blocks of {math.prod(kept)}")
     if component.index.shape[1] > 1 and not others:
         extra.append(f"{component.index.shape[1]} positions per unit")
@@ -122,14 +159,22 @@ def _summary(spec: SpecFields) -> str:
 
 def _suggestion(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    near += [candidate for candidate in names if name and name in candidate and candidate not in near][: 3 - len(near)]
-    return f"; did you mean {', '.join(map(repr, near))}?" if near else f"; it has {len(names)} others"
+    near += [
+        candidate for candidate in names if name and name in candidate and candidate not in near
+    ][: 3 - len(near)]
+    return (
+        f"; did you mean {', '.join(map(repr, near))}?" if near else f"; it has {len(names)} others"
+    )
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: tuple[int, ...]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     cells = (
-        [t.rjust(w) if i in right else t.ljust(w) for i, (t, w) in enumerate(zip(r, widths, strict=True))] for r in rows
+        [
+            t.rjust(w) if i in right else t.ljust(w)
+            for i, (t, w) in enumerate(zip(r, widths, strict=True))
+        ]
+        for r in rows
     )
     return ["  ".join(row).rstrip() for row in cells]
 

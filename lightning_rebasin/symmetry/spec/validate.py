@@ -24,14 +24,23 @@ def validate_spec(spec: SpecFields) -> None:
     for name, axis_map in spec.maps.items():
         info = spec.tensors.get(name)
         if info is None or info.shape != axis_map.shape:
-            raise SpecError(f"the axis map of {name!r} has shape {axis_map.shape}, the tensor {info and info.shape}")
+            raise SpecError(
+                f"the axis map of {name!r} has shape {axis_map.shape}, the tensor {info and info.shape}"
+            )
         for component in axis_map.components:
             _check_component(spec, axis_map, component)
         _check_disjoint(axis_map)
     for name, origin in spec.aliases.items():
         shapes = [spec.tensors[n].shape for n in (name, origin) if n in spec.tensors]
-        if len(shapes) != 2 or shapes[0] != shapes[1] or origin in spec.aliases or name in spec.maps:
-            raise SpecError(f"{name!r} cannot be tied to {origin!r}: unknown, of another shape, or mapped itself")
+        if (
+            len(shapes) != 2
+            or shapes[0] != shapes[1]
+            or origin in spec.aliases
+            or name in spec.maps
+        ):
+            raise SpecError(
+                f"{name!r} cannot be tied to {origin!r}: unknown, of another shape, or mapped itself"
+            )
 
 
 def _check_groups(spec: SpecFields) -> None:
@@ -43,8 +52,12 @@ def _check_groups(spec: SpecFields) -> None:
             raise SpecError(f"group {name!r} has {group.size} units")
         if group.kind != "permutation":
             raise SpecError(f"group {name!r} has the unknown kind {group.kind!r}")
-        if group.parent is not None and (group.parent.id not in seen or spec.groups[group.parent.id] != group.parent):
-            raise SpecError(f"group {name!r} lies in {group.parent.id!r}, which must come before it in the spec")
+        if group.parent is not None and (
+            group.parent.id not in seen or spec.groups[group.parent.id] != group.parent
+        ):
+            raise SpecError(
+                f"group {name!r} lies in {group.parent.id!r}, which must come before it in the spec"
+            )
         seen.add(name)
     for name, info in spec.tensors.items():
         if info.kind not in ("parameter", "buffer"):
@@ -76,6 +89,10 @@ def _check_disjoint(axis_map: AxisMap) -> None:
         positions = torch.cat(indices)
         total = math.prod(axis_map.site_shape[site] for site in sites)
         if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= total):
-            raise SpecError(f"tensor {axis_map.tensor!r}: positions over sites {sites} exceed {total}")
+            raise SpecError(
+                f"tensor {axis_map.tensor!r}: positions over sites {sites} exceed {total}"
+            )
         if bool((positions.sort().values.diff() == 0).any()):
-            raise SpecError(f"tensor {axis_map.tensor!r}: a position over sites {sites} belongs to two units")
+            raise SpecError(
+                f"tensor {axis_map.tensor!r}: a position over sites {sites} belongs to two units"
+            )

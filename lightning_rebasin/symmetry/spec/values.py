@@ -162,7 +162,16 @@ class AxisMap:
 
     def dims_of(self, group: str) -> tuple[int, ...]:
         """Tensor dimensions on which ``group`` acts."""
-        return tuple(sorted({self.site_dims[site] for c in self.components if c.group == group for site in c.sites}))
+        return tuple(
+            sorted(
+                {
+                    self.site_dims[site]
+                    for c in self.components
+                    if c.group == group
+                    for site in c.sites
+                }
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -228,7 +237,9 @@ class ActivationAddress:
         for size, factors in zip(tensor.shape, self.sites, strict=True):
             known = math.prod(f for f in factors if f >= 0)
             if size % known or (-1 not in factors and size != known):
-                raise TraceError(f"an operand of {self.op} has shape {tuple(tensor.shape)}, expected {self.sites}")
+                raise TraceError(
+                    f"an operand of {self.op} has shape {tuple(tensor.shape)}, expected {self.sites}"
+                )
             shape += [size // known if f < 0 else f for f in factors]
         own = self.component.sites
         front = tensor.reshape(shape).movedim(own, tuple(range(len(own))))
@@ -285,7 +296,9 @@ class SpecArguments(TypedDict, total=False):
 
 def tensors_of(spec: SpecFields, group: str) -> tuple[str, ...]:
     """Names of the tensors on which ``group`` itself acts (not its children), aliases left out."""
-    return tuple(name for name, m in spec.maps.items() if any(c.group == group for c in m.components))
+    return tuple(
+        name for name, m in spec.maps.items() if any(c.group == group for c in m.components)
+    )
 
 
 def log10_symmetries(spec: SpecFields) -> float:

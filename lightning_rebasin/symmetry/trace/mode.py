@@ -72,7 +72,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._guarded: dict[int, Tensor] = {}
         for name, tensor in self.known.items():
             value = Value(
-                tuple(tensor.shape), "state", name, integral=not _floating(tensor), mask=tensor.dtype == torch.bool
+                tuple(tensor.shape),
+                "state",
+                name,
+                integral=not _floating(tensor),
+                mask=tensor.dtype == torch.bool,
             )
             self._enter(tensor, self.tape.new_value(value))
             self._guarded[_storage(tensor)] = tensor
@@ -84,7 +88,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def add_input(self, tensor: Tensor) -> None:
         """Declare an input of the model: every dimension of it is pinned."""
         if tensor not in self._states:
-            value = Value(tuple(tensor.shape), "input", integral=not _floating(tensor), mask=tensor.dtype == torch.bool)
+            value = Value(
+                tuple(tensor.shape),
+                "input",
+                integral=not _floating(tensor),
+                mask=tensor.dtype == torch.bool,
+            )
             self._enter(tensor, self.tape.new_value(value))
             self._guarded.setdefault(_storage(tensor), tensor)
 
@@ -106,7 +115,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 return func.decompose(*args, **kwargs)
         bound, given = self._bind(func, args, kwargs)
-        writes = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        writes = [
+            a.name
+            for a in func._schema.arguments
+            if a.alias_info is not None and a.alias_info.is_write
+        ]
         self._guard([given[name] for name in writes])
         result = func(*args, **kwargs)
         self._record(func, bound, given, result, writes)
@@ -121,7 +134,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif i < len(args) and not argument.kwarg_only:
                 given[argument.name] = args[i]
             else:
-                given[argument.name] = argument.default_value if argument.has_default_value() else None
+                given[argument.name] = (
+                    argument.default_value if argument.has_default_value() else None
+                )
         # torch.tensor([...]) in the model's code arrives here as a literal
         literal = "lift" in func._schema.name
         return {name: self._refer(value, literal) for name, value in given.items()}, given
@@ -136,11 +151,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _guard(self, written: list[Any]) -> None:
         """Keep a copy of a parameter, buffer or input that is about to be written."""
         for tensor in tree_flatten(written)[0]:
-            owner = self._guarded.pop(_storage(tensor), None) if isinstance(tensor, Tensor) else None
+            owner = (
+                self._guarded.pop(_storage(tensor), None) if isinstance(tensor, Tensor) else None
+            )
             if owner is not None:
                 self.saved.append((owner, owner.detach().clone()))
 
-    def _record(self, func: Any, bound: dict[str, Any], given: dict[str, Any], result: Any, writes: list[str]) -> None:
+    def _record(
+        self,
+        func: Any,
+        bound: dict[str, Any],
+        given: dict[str, Any],
+        result: Any,
+        writes: list[str],
+    ) -> None:
         name = f"{func.namespace}.{func._schema.name.split('::')[1]}"
         if writes and name.endswith("_") and not name.endswith("__"):
             name = name[:-1]
@@ -183,7 +207,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if constant:
             return self.tape.new_value(_constant_value(tensor))
         return self.tape.new_value(
-            Value(tuple(tensor.shape), "operation", integral=not _floating(tensor), mask=tensor.dtype == torch.bool)
+            Value(
+                tuple(tensor.shape),
+                "operation",
+                integral=not _floating(tensor),
+                mask=tensor.dtype == torch.bool,
+            )
         )
 
     def _is_constant(self, func: Any, bound: dict[str, Any]) -> bool:
@@ -193,7 +222,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return all(self.tape.values[ref.value].origin == "constant" for ref in references(bound))
 
     def _where(self, name: str) -> str:
-        return f"{name} in {self.module_path[-1]}" if self.module_path and self.module_path[-1] else name
+        return (
+            f"{name} in {self.module_path[-1]}"
+            if self.module_path and self.module_path[-1]
+            else name
+        )
 
     def _read(self, tensor: Tensor, *, literal: bool = False) -> int:
         """The present value of a tensor; views of something written since are looked at anew."""
@@ -214,7 +247,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return state
         if owner is None and literal:
             return self._enter(tensor, self.tape.new_value(_constant_value(tensor)))
-        value = Value(tuple(tensor.shape), "input", integral=not _floating(tensor), mask=tensor.dtype == torch.bool)
+        value = Value(
+            tuple(tensor.shape),
+            "input",
+            integral=not _floating(tensor),
+            mask=tensor.dtype == torch.bool,
+        )
         return self._enter(tensor, self.tape.new_value(value))
 
     def _walk(self, state: _State) -> list[int]:
@@ -223,11 +261,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for step in state.steps:
             arguments = {**step.node.arguments, step.base: Ref(values[-1])}
             old = [self.tape.values[v] for v in step.node.outputs]
-            constant = self.tape.values[values[-1]].origin == "constant" and all(v.origin == "constant" for v in old)
+            constant = self.tape.values[values[-1]].origin == "constant" and all(
+                v.origin == "constant" for v in old
+            )
             outputs = []
             for value in old:
                 origin = (
-                    value if constant else Value(value.shape, "operation", integral=value.integral, mask=value.mask)
+                    value
+                    if constant
+                    else Value(value.shape, "operation", integral=value.integral, mask=value.mask)
                 )
                 outputs.append(self.tape.new_value(origin))
             self.tape.nodes.append(Node(step.node.op, arguments, outputs, step.node.where))
@@ -243,12 +285,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 shape = self.tape.values[base].shape
                 out = self.tape.new_value(
                     Value(
-                        shape, "operation", integral=self.tape.values[base].integral, mask=self.tape.values[base].mask
+                        shape,
+                        "operation",
+                        integral=self.tape.values[base].integral,
+                        mask=self.tape.values[base].mask,
                     )
                 )
                 arguments = {
                     "view": step.node.op,
-                    "view_arguments": {k: v for k, v in step.node.arguments.items() if k != step.base},
+                    "view_arguments": {
+                        k: v for k, v in step.node.arguments.items() if k != step.base
+                    },
                     "output": step.output,
                     "base": Ref(base),
                     "piece": Ref(new),
@@ -273,7 +320,11 @@ def _floating(tensor: Tensor) -> bool:
 def _constant_value(tensor: Tensor) -> Value:
     """Describe a constant: along which dimensions its values vary, and its numbers if it may index something."""
     integral = not _floating(tensor)
-    array = tensor.detach().cpu().numpy().copy() if integral and tensor.numel() <= _LARGEST_INDEX else None
+    array = (
+        tensor.detach().cpu().numpy().copy()
+        if integral and tensor.numel() <= _LARGEST_INDEX
+        else None
+    )
     varying = []
     for dim, size in enumerate(tensor.shape):
         if size > 1:
@@ -281,7 +332,15 @@ def _constant_value(tensor: Tensor) -> Value:
             same = (tensor == first) | (tensor.isnan() & first.isnan())
             if not bool(same.all()):
                 varying.append(dim)
-    return Value(tuple(tensor.shape), "constant", "", tuple(varying), array, integral, tensor.dtype == torch.bool)
+    return Value(
+        tuple(tensor.shape),
+        "constant",
+        "",
+        tuple(varying),
+        array,
+        integral,
+        tensor.dtype == torch.bool,
+    )
 
 
 def _aliased(func: Any, info: Any) -> str:

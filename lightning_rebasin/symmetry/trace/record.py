@@ -44,12 +44,19 @@ def record(module: nn.Module, example: Example) -> Tape:
     leaves = tree_flatten((example.args, dict(example.kwargs)))[0]
     inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     # ``example_input_array`` is an attribute of the module too, but here it is an input.
-    constants = [tensor for tensor in _model_constants(module) if all(tensor is not leaf for leaf in inputs)]
+    constants = [
+        tensor for tensor in _model_constants(module) if all(tensor is not leaf for leaf in inputs)
+    ]
     recorder = Recorder(known_tensors(module), constants)
     for leaf in inputs:
         recorder.add_input(leaf)
     try:
-        with _undisturbed(module), plain_kernels(), _module_paths(module, recorder.module_path), recorder:
+        with (
+            _undisturbed(module),
+            plain_kernels(),
+            _module_paths(module, recorder.module_path),
+            recorder,
+        ):
             output = call(module, example, logged)
     except Exception as error:
         shapes = ", ".join(map(_describe, leaves)) or "no inputs"
@@ -63,7 +70,9 @@ def record(module: nn.Module, example: Example) -> Tape:
                 tensor.copy_(copy)
     results = list(output_tensors(output).values())
     if not results:
-        raise TraceError(f"{type(module).__name__} returned no tensor on the example input: its function is unknown")
+        raise TraceError(
+            f"{type(module).__name__} returned no tensor on the example input: its function is unknown"
+        )
     return recorder.finish(results)
 
 
@@ -90,7 +99,9 @@ def _model_constants(module: nn.Module) -> list[Tensor]:
 def _undisturbed(module: nn.Module) -> Iterator[None]:
     """Run in eval mode without gradients; put training flags and random state back."""
     modes = [(sub, sub.training) for sub in module.modules()]
-    devices = sorted({t.device.index or 0 for t in module.state_dict().values() if t.device.type == "cuda"})
+    devices = sorted(
+        {t.device.index or 0 for t in module.state_dict().values() if t.device.type == "cuda"}
+    )
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
             for sub, _ in modes:

@@ -92,7 +92,9 @@ class Tape:
 
     def touched(self) -> set[str]:
         """Names of the parameters and buffers that live operations or results use."""
-        used = {ref.value for node in self.live_nodes()[0] for ref in references(node.arguments)} | set(self.results)
+        used = {
+            ref.value for node in self.live_nodes()[0] for ref in references(node.arguments)
+        } | set(self.results)
         return {self.values[v].name for v in used if self.values[v].origin == "state"}
 
     def from_data(self) -> NDArray[np.bool_]:

@@ -110,7 +110,10 @@ class Context:
         return labels.pin_dims(label, dims, self.store, reason)
 
     def merge(
-        self, operands: Sequence[tuple[Label, Sequence[Letter]]], out: Sequence[Letter], batch: Sequence[Letter] = ()
+        self,
+        operands: Sequence[tuple[Label, Sequence[Letter]]],
+        out: Sequence[Letter],
+        batch: Sequence[Letter] = (),
     ) -> Label:
         """Join labels; see :func:`~lightning_rebasin.symmetry.permutations.join.merge`."""
         return merge(self.store, operands, out, batch=batch, wishes=self.wishes)
@@ -143,12 +146,16 @@ class Context:
         """A part over new elements."""
         return Part(sites, self.store.fresh(tuple(sizes[s] for s in sites)))
 
-    def observe(self, node: Node, argument: int, ref: Ref, label: Label, contracted: Sequence[int]) -> None:
+    def observe(
+        self, node: Node, argument: int, ref: Ref, label: Label, contracted: Sequence[int]
+    ) -> None:
         """Remember an operand that is contracted over some of its dimensions, if it depends on the input."""
         if node.contraction < 0 or not self.from_data[ref.value]:
             return
         sites = frozenset(s for dim in contracted for s in label.dims[dim])
-        self.contractions.append(Contraction(self.example, node.contraction, node.op, argument, label, sites))
+        self.contractions.append(
+            Contraction(self.example, node.contraction, node.op, argument, label, sites)
+        )
 
 
 def unknown(ctx: Context, node: Node) -> list[Label]:

@@ -39,7 +39,9 @@ def trilinear(ctx: Context, node: Node) -> list[Label]:
     return [ctx.merge(operands, [x for x in letters if x not in summed])]
 
 
-@rule("grid_sampler_2d grid_sampler_3d cudnn_grid_sampler grid_sampler _grid_sampler_2d_cpu_fallback")
+@rule(
+    "grid_sampler_2d grid_sampler_3d cudnn_grid_sampler grid_sampler _grid_sampler_2d_cpu_fallback"
+)
 def grid_sample(ctx: Context, node: Node) -> list[Label]:
     """Channels of an image read at positions that another tensor gives."""
     image, grid = ctx.label(node.arguments["input"]), ctx.label(node.arguments["grid"])

@@ -34,7 +34,12 @@ def index_select(ctx: Context, node: Node) -> list[Label]:
 def _lookup(ctx: Context, label: Label, dim: int, index: Ref) -> Label:
     """Replace ``dim`` by the dimensions of ``index``."""
     array = ctx.array(index)
-    if array is not None and array.ndim == 1 and len(np.unique(array)) == len(array) and array.dtype != np.bool_:
+    if (
+        array is not None
+        and array.ndim == 1
+        and len(np.unique(array)) == len(array)
+        and array.dtype != np.bool_
+    ):
         return labels.take(label, dim, _rows(array, label.shape[dim]), ctx.store)
     label = ctx.reduce(ctx.pin(label, [dim], "it is looked up by index"), [dim])
     places = ctx.label(index)
@@ -55,7 +60,11 @@ def index(ctx: Context, node: Node) -> list[Label]:
     if len(indexed) == 1:
         array = ctx.array(indices[indexed[0]])
         if array is not None and array.ndim == 1:
-            rows = np.flatnonzero(array) if array.dtype == np.bool_ else _rows(array, label.shape[indexed[0]])
+            rows = (
+                np.flatnonzero(array)
+                if array.dtype == np.bool_
+                else _rows(array, label.shape[indexed[0]])
+            )
             if len(rows) and len(np.unique(rows)) == len(rows):
                 return [labels.take(label, indexed[0], rows, ctx.store)]
     if any(_is_mask(ctx, indices[d]) for d in indexed):
@@ -96,7 +105,11 @@ def _masked(ctx: Context, node: Node, label: Label, indices: list[Any]) -> list[
 def gather(ctx: Context, node: Node) -> list[Label]:
     """Positions of one dimension, chosen anew at every other position."""
     given = node.arguments
-    return [_pointwise_at(ctx, given["dim"], given["self"], [given["index"]], ctx.out_shape(node), keep=False)]
+    return [
+        _pointwise_at(
+            ctx, given["dim"], given["self"], [given["index"]], ctx.out_shape(node), keep=False
+        )
+    ]
 
 
 @rule("scatter scatter_add scatter_reduce")
@@ -116,7 +129,9 @@ def index_add(ctx: Context, node: Node) -> list[Label]:
     return [_pointwise_at(ctx, given["dim"], given["self"], refs, ctx.out_shape(node), keep=True)]
 
 
-def _pointwise_at(ctx: Context, dim: int, base: Ref, others: list[Ref], shape: tuple[int, ...], *, keep: bool) -> Label:
+def _pointwise_at(
+    ctx: Context, dim: int, base: Ref, others: list[Ref], shape: tuple[int, ...], *, keep: bool
+) -> Label:
     """Join ``base`` and ``others`` along every dimension but ``dim``, which is pinned."""
     if not shape:
         return ctx.use(ctx.label(base))
@@ -126,7 +141,9 @@ def _pointwise_at(ctx: Context, dim: int, base: Ref, others: list[Ref], shape: t
     for ref in (base, *others):
         label = ctx.label(ref)
         differs = [d for d, n in enumerate(label.shape) if n != shape[d] and d != dim]
-        label = ctx.pin(label, [dim, *differs] if keep or ref is base else differs, "it is looked up by index")
+        label = ctx.pin(
+            label, [dim, *differs] if keep or ref is base else differs, "it is looked up by index"
+        )
         for d in (dim, *differs) if ref is base or keep else differs:
             label = labels.insert_dim(ctx.reduce(label, [d]), d)
         operands.append((label, letters))
@@ -145,8 +162,15 @@ def index_put(ctx: Context, node: Node) -> list[Label]:
     indices = list(given["indices"])
     indexed = [d for d, i in enumerate(indices) if isinstance(i, Ref)]
     refs = [indices[d] for d in indexed]
-    if len(refs) == 1 and ctx.shape(refs[0]) == label.shape and _is_mask(ctx, refs[0]) and not any(values.dims):
-        return [broadcast(ctx, [given["self"], refs[0], given["values"]], label.shape)]  # x[x < 0] = 0
+    if (
+        len(refs) == 1
+        and ctx.shape(refs[0]) == label.shape
+        and _is_mask(ctx, refs[0])
+        and not any(values.dims)
+    ):
+        return [
+            broadcast(ctx, [given["self"], refs[0], given["values"]], label.shape)
+        ]  # x[x < 0] = 0
     ctx.pin_all(refs, "it is an index")
     consumed = sorted({d + k for d in indexed for k in range(_consumes(ctx, indices[d]))})
     if any(_is_mask(ctx, r) for r in refs) and len(refs) > 1:
@@ -155,11 +179,15 @@ def index_put(ctx: Context, node: Node) -> list[Label]:
     places = max((len(ctx.shape(r)) for r in refs), default=0)
     places = 1 if any(_is_mask(ctx, r) for r in refs) else places
     rest = [d for d in range(len(label.dims)) if d not in consumed]
-    adjacent = consumed == list(range(consumed[0], consumed[0] + len(consumed))) if consumed else True
+    adjacent = (
+        consumed == list(range(consumed[0], consumed[0] + len(consumed))) if consumed else True
+    )
     first = sum(d < consumed[0] for d in rest) if adjacent and consumed else 0
     letters = [*rest[:first], *(("i", k) for k in range(places)), *rest[first:]]
     used = letters[len(letters) - len(values.dims) :]
-    values = ctx.pin(values, [k for k, x in enumerate(used) if isinstance(x, tuple)], "it is looked up by index")
+    values = ctx.pin(
+        values, [k for k, x in enumerate(used) if isinstance(x, tuple)], "it is looked up by index"
+    )
     everything: list[Any] = list(range(len(label.dims)))
     return [ctx.merge([(label, everything), (values, used)], everything)]
 
@@ -204,7 +232,11 @@ def col2im(ctx: Context, node: Node) -> list[Label]:
     label = labels.view(label, (*lead, channels, old[-2] // channels, old[-1]), ctx.store)
     last = [len(lead) + 1, len(lead) + 2]
     label = ctx.reduce(ctx.pin(label, last, "position in the image"), last)
-    return [labels.insert_pinned(labels.insert_pinned(label, len(lead) + 1, shape[-2]), len(lead) + 2, shape[-1])]
+    return [
+        labels.insert_pinned(
+            labels.insert_pinned(label, len(lead) + 1, shape[-2]), len(lead) + 2, shape[-1]
+        )
+    ]
 
 
 @rule("_local_scalar_dense is_nonzero equal item")

@@ -29,7 +29,8 @@ def concatenate(ctx: Context, pieces: Sequence[Label], dim: int) -> Label:
     moving = [[q for q in p.parts if p.dims[dim] and p.dims[dim][0] in q.sites] for p in pieces]
     # A constant piece beside ordered ones (an initial state of zeros) is free within itself.
     loose = [
-        size > 1 and not (p.dims[dim] and p.dims[dim][0] in p.pinned) for p, size in zip(pieces, sizes, strict=True)
+        size > 1 and not (p.dims[dim] and p.dims[dim][0] in p.pinned)
+        for p, size in zip(pieces, sizes, strict=True)
     ]
     if sum(sizes) == 1 or not (any(moving) or any(loose)):
         return joined
@@ -54,7 +55,10 @@ def _derived(ctx: Context, pieces: Sequence[Label], joined: Label, dim: int) -> 
     pieces, joined, site_maps = _aligned(ctx, pieces, joined, dim)
     moving = [[q for q in p.parts if p.dims[dim] and p.dims[dim][0] in q.sites] for p in pieces]
     site = joined.dims[dim][0]
-    span = sorted({site} | {m[s] for m, own in zip(site_maps, moving, strict=True) for q in own for s in q.sites})
+    span = sorted(
+        {site}
+        | {m[s] for m, own in zip(site_maps, moving, strict=True) for q in own for s in q.sites}
+    )
     new = ctx.store.fresh(tuple(joined.sizes[s] for s in span))
     start = 0
     for piece, own, to_joined, size in zip(pieces, moving, site_maps, sizes, strict=True):
@@ -75,7 +79,9 @@ def _derived(ctx: Context, pieces: Sequence[Label], joined: Label, dim: int) -> 
     parts = [p for p in joined.parts if not set(p.sites) <= set(span)]
     for part in joined.parts:
         if set(part.sites) <= set(span):
-            ctx.store.relation(new, part.elements, tuple(span.index(s) for s in part.sites), defines=True)
+            ctx.store.relation(
+                new, part.elements, tuple(span.index(s) for s in part.sites), defines=True
+            )
     return replace(joined, parts=(*parts, Part(tuple(span), new)), pinned=joined.pinned - {site})
 
 
@@ -92,7 +98,10 @@ def _aligned(
                 piece = labels.single_site(piece, d, ctx.store)
                 piece = labels.split_site(piece, piece.dims[d][0], wanted)
         result.append(piece)
-        pairs = (zip(own, theirs, strict=False) for own, theirs in zip(piece.dims, joined.dims, strict=True))
+        pairs = (
+            zip(own, theirs, strict=False)
+            for own, theirs in zip(piece.dims, joined.dims, strict=True)
+        )
         maps.append(dict(pair for row in pairs for pair in row))
     return result, joined, maps
 
@@ -100,7 +109,9 @@ def _aligned(
 @rule("cat concat concatenate")
 def cat(ctx: Context, node: Node) -> list[Label]:
     """Concatenation, put together only when something other than a piece of it is used."""
-    refs: list[Ref] = [r for r in node.arguments["tensors"] if ctx.shape(r) != (0,) and 0 not in ctx.shape(r)]
+    refs: list[Ref] = [
+        r for r in node.arguments["tensors"] if ctx.shape(r) != (0,) and 0 not in ctx.shape(r)
+    ]
     if not refs:
         return [labels.fixed(ctx.out_shape(node))]
     dim = node.arguments["dim"] % len(ctx.shape(refs[0]))
@@ -129,7 +140,8 @@ def stack_labels(ctx: Context, pieces: list[Label], dim: int) -> Label:
     same_sites = all((p.dims, p.sizes) == layout for p in pieces)
     part_sites = {p.sites for piece in pieces for p in piece.parts}
     differs = same_sites and any(
-        len({p.elements.key for piece in pieces for p in piece.parts if p.sites == sites}) > 1 for sites in part_sites
+        len({p.elements.key for piece in pieces for p in piece.parts if p.sites == sites}) > 1
+        for sites in part_sites
     )
     if not differs or len(pieces) == 1 or _overlapping(part_sites):
         return concatenate(ctx, [labels.insert_dim(p, dim) for p in pieces], dim)
@@ -140,7 +152,9 @@ def stack_labels(ctx: Context, pieces: list[Label], dim: int) -> Label:
     number = len(first.sizes)
     parts = []
     for sites in sorted(part_sites):
-        own = [next((p.elements for p in piece.parts if p.sites == sites), None) for piece in pieces]
+        own = [
+            next((p.elements for p in piece.parts if p.sites == sites), None) for piece in pieces
+        ]
         inside = [s for s in sites if s in pinned]
         if len({e.key for e in own if e is not None}) == 1 and all(e is not None for e in own):
             parts.append(Part(sites, next(e for e in own if e is not None)))
@@ -175,7 +189,9 @@ def pad(ctx: Context, node: Node) -> list[Label]:
         dim, (low, high) = len(label.dims) - 1 - k, pads[2 * k : 2 * k + 2]
         size = label.shape[dim]
         if low < 0 or high < 0:
-            label = labels.take(label, dim, np.arange(max(-low, 0), size - max(-high, 0)), ctx.store)
+            label = labels.take(
+                label, dim, np.arange(max(-low, 0), size - max(-high, 0)), ctx.store
+            )
         if low > 0 or high > 0:
             label = _padded(ctx, label, dim, max(low, 0), max(high, 0))
     return [label]
@@ -184,9 +200,13 @@ def pad(ctx: Context, node: Node) -> list[Label]:
 def _padded(ctx: Context, label: Label, dim: int, low: int, high: int) -> Label:
     size = label.shape[dim]
     ordered = bool(label.dims[dim]) and label.dims[dim][0] in label.pinned
-    blank = labels.plain([*label.shape[:dim], low + high, *label.shape[dim + 1 :]], [dim] if ordered else [])
+    blank = labels.plain(
+        [*label.shape[:dim], low + high, *label.shape[dim + 1 :]], [dim] if ordered else []
+    )
     # Both ends hold the same constant, so they are one piece that is then put on either side.
-    order = np.concatenate([np.arange(low), np.arange(size) + low + high, np.arange(low, low + high)])
+    order = np.concatenate(
+        [np.arange(low), np.arange(size) + low + high, np.arange(low, low + high)]
+    )
     return labels.take(concatenate(ctx, [blank, label], dim), dim, order, ctx.store)
 
 
@@ -218,7 +238,15 @@ def write_back(ctx: Context, node: Node) -> list[Label]:
 
 def _write(ctx: Context, view: _View, base: Label, piece: Label) -> Label | None:
     """Undo one view operation; ``None`` if it is not understood."""
-    if view.name in ("view", "alias", "detach", "unsqueeze", "squeeze", "_reshape_alias", "reshape"):
+    if view.name in (
+        "view",
+        "alias",
+        "detach",
+        "unsqueeze",
+        "squeeze",
+        "_reshape_alias",
+        "reshape",
+    ):
         return labels.view(piece, base.shape, ctx.store)
     if view.name in ("t", "transpose", "permute"):
         return labels.permute(piece, _inverse_order(view, len(piece.dims)))

@@ -48,7 +48,11 @@ def distances(ctx: Context, node: Node) -> list[Label]:
     """Distances between rows: the features are contracted."""
     first, second = ctx.label(node.arguments["x1"]), ctx.label(node.arguments["x2"])
     lead = [("lead", k) for k in range(len(first.dims) - 2)]
-    return [ctx.merge([(first, [*lead, "p", "m"]), (second, [*lead, "r", "m"])], [*lead, "p", "r"], batch=lead)]
+    return [
+        ctx.merge(
+            [(first, [*lead, "p", "m"]), (second, [*lead, "r", "m"])], [*lead, "p", "r"], batch=lead
+        )
+    ]
 
 
 @rule(
@@ -60,7 +64,9 @@ def attention(ctx: Context, node: Node) -> list[Label]:
     given = node.arguments
     query, key, value = (ctx.label(given[name]) for name in ("query", "key", "value"))
     if given.get("is_causal"):
-        query, key, value = (ctx.pin(x, [len(x.dims) - 2], "causal attention") for x in (query, key, value))
+        query, key, value = (
+            ctx.pin(x, [len(x.dims) - 2], "causal attention") for x in (query, key, value)
+        )
     for number, (name, label) in enumerate((("query", query), ("key", key))):
         ctx.observe(node, number, given[name], label, [len(label.dims) - 1])
     shape = query.shape
@@ -82,9 +88,15 @@ def attention(ctx: Context, node: Node) -> list[Label]:
             split = (kv_heads, heads // kv_heads) if size > 1 else (1, 1)
             label = labels.view(label, (*label.shape[:-3], *split, *label.shape[-2:]), ctx.store)
         letters = [*batch, "t", "s"]
-        scores = ctx.merge([(scores, letters), (label, letters[len(letters) - len(label.dims) :])], letters)
+        scores = ctx.merge(
+            [(scores, letters), (label, letters[len(letters) - len(label.dims) :])], letters
+        )
     scores = ctx.normalise(scores, [len(scores.dims) - 1])
-    result = ctx.merge([(scores, [*batch, "t", "s"]), (value, [*lead, "h", "s", "e"])], [*batch, "t", "e"], batch=batch)
+    result = ctx.merge(
+        [(scores, [*batch, "t", "s"]), (value, [*lead, "h", "s", "e"])],
+        [*batch, "t", "e"],
+        batch=batch,
+    )
     out = ctx.out_shape(node)
     rest = [labels.fixed(ctx.out_shape(node, i)) for i in range(1, len(node.outputs))]
     return [labels.view(result, out, ctx.store), *rest]
@@ -99,10 +111,15 @@ def convolution(ctx: Context, node: Node) -> list[Label]:
     space = len(weight_shape) - 2
     per_point = [
         weight_shape[2 + d] == 1
-        and all(_at(given[name], d) == one for name, one in (("stride", 1), ("padding", 0), ("output_padding", 0)))
+        and all(
+            _at(given[name], d) == one
+            for name, one in (("stride", 1), ("padding", 0), ("output_padding", 0))
+        )
         for d in range(space)
     ]
-    image = ctx.pin(image, [2 + d for d in range(space) if not per_point[d]], "position in the image")
+    image = ctx.pin(
+        image, [2 + d for d in range(space) if not per_point[d]], "position in the image"
+    )
     weight = ctx.pin(weight, range(2, 2 + space), "position in the kernel")
     shape = image.shape
     ctx.observe(node, 0, given["input"], image, [1])

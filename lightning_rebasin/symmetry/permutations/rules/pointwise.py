@@ -17,7 +17,10 @@ def broadcast(ctx: Context, refs: list[Ref], shape: tuple[int, ...]) -> Label:
     """Join tensors that broadcast to ``shape``."""
     operands = [ctx.label(ref) for ref in refs]
     return labels.expand(
-        ctx.merge([(x, from_right(x)) for x in operands], [len(shape) - d for d in range(len(shape))]), shape
+        ctx.merge(
+            [(x, from_right(x)) for x in operands], [len(shape) - d for d in range(len(shape))]
+        ),
+        shape,
     )
 
 

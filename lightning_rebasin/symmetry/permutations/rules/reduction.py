@@ -31,7 +31,10 @@ def reduction(ctx: Context, node: Node) -> list[Label]:
     label = ctx.label(given["self"])
     dims = dims_of(given.get("dim"), len(label.dims))
     indices = ("argm" in node.op and [0]) or (
-        [1] if len(node.outputs) == 2 and node.op.split(".")[1] in ("max", "min", "median", "nanmedian", "mode") else []
+        [1]
+        if len(node.outputs) == 2
+        and node.op.split(".")[1] in ("max", "min", "median", "nanmedian", "mode")
+        else []
     )
     if any(ctx.needed[node.outputs[i]] for i in indices) or node.op == "aten.trace":
         label = ctx.pin(label, dims, f"{node.op} gives positions")
@@ -56,7 +59,9 @@ def layer_norm(ctx: Context, node: Node) -> list[Label]:
     label = ctx.normalise(label, last)
     letters = list(range(len(label.dims)))
     operands: list[Any] = [(label, letters)]
-    operands += [(ctx.label(given[n]), last) for n in ("weight", "bias") if isinstance(given.get(n), Ref)]
+    operands += [
+        (ctx.label(given[n]), last) for n in ("weight", "bias") if isinstance(given.get(n), Ref)
+    ]
     result = ctx.merge(operands, letters)
     statistics = reduced_shape(ctx.reduce(label, last), last)
     return [result, *(statistics for _ in node.outputs[1:])]
@@ -73,7 +78,9 @@ def group_norm(ctx: Context, node: Node) -> list[Label]:
     label = labels.view(split, shape, ctx.store)
     letters = list(range(len(shape)))
     operands: list[Any] = [(label, letters)]
-    operands += [(ctx.label(given[n]), [1]) for n in ("weight", "bias") if isinstance(given.get(n), Ref)]
+    operands += [
+        (ctx.label(given[n]), [1]) for n in ("weight", "bias") if isinstance(given.get(n), Ref)
+    ]
     result = ctx.merge(operands, letters)
     statistics = ctx.reduce(split, range(2, len(split.dims)))
     return [result, *(statistics for _ in node.outputs[1:])]
@@ -89,7 +96,9 @@ def batch_norm(ctx: Context, node: Node) -> list[Label]:
     label = ctx.label(given["input"])
     letters = list(range(len(label.dims)))
     names = ("weight", "bias", "running_mean", "running_var")
-    operands: list[Any] = [(ctx.label(given[n]), [1]) for n in names if isinstance(given.get(n), Ref)]
+    operands: list[Any] = [
+        (ctx.label(given[n]), [1]) for n in names if isinstance(given.get(n), Ref)
+    ]
     if given.get("training") or not isinstance(given.get("running_mean"), Ref):
         label = ctx.normalise(label, [d for d in letters if d != 1])
     result = ctx.merge([(label, letters), *operands], letters)
@@ -125,7 +134,9 @@ def spatial(ctx: Context, node: Node) -> list[Label]:
     """Pooling, resizing and reflecting: the last one to three dimensions are an image."""
     import re
 
-    label = ctx.label(node.arguments["self"] if "self" in node.arguments else node.arguments["input"])
+    label = ctx.label(
+        node.arguments["self"] if "self" in node.arguments else node.arguments["input"]
+    )
     found = re.search(r"([123])d", node.op)
     space = int(found.group(1)) if found else 2
     dims = list(range(len(label.dims) - space, len(label.dims)))

@@ -120,7 +120,9 @@ def unbind(ctx: Context, node: Node) -> list[Label]:
     return [picked[i] for i in used]
 
 
-@rule("split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes unsafe_chunk split_copy")
+@rule(
+    "split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes unsafe_chunk split_copy"
+)
 def split(ctx: Context, node: Node) -> list[Label]:
     """Consecutive pieces of a dimension."""
     dim = (node.arguments["dim"] or 0) % len(ctx.shape(node.arguments["self"]))
@@ -148,7 +150,9 @@ def roll(ctx: Context, node: Node) -> list[Label]:
     label, shape = ctx.label(given["self"]), ctx.shape(given["self"])
     if not given["dims"]:
         flat = labels.view(label, (int(np.prod(shape)),), ctx.store)
-        moved = labels.take(flat, 0, np.roll(np.arange(int(np.prod(shape))), given["shifts"][0]), ctx.store)
+        moved = labels.take(
+            flat, 0, np.roll(np.arange(int(np.prod(shape))), given["shifts"][0]), ctx.store
+        )
         return [labels.view(moved, shape, ctx.store)]
     for shift, dim in zip(given["shifts"], dims_of(given["dims"], len(shape)), strict=True):
         label = labels.take(label, dim, np.roll(np.arange(shape[dim]), shift), ctx.store)
@@ -156,7 +160,11 @@ def roll(ctx: Context, node: Node) -> list[Label]:
 
 
 def take(
-    ctx: Context, node: Node, dim: int, index: np.ndarray[tuple[int], np.dtype[np.int64]], output: int = 0
+    ctx: Context,
+    node: Node,
+    dim: int,
+    index: np.ndarray[tuple[int], np.dtype[np.int64]],
+    output: int = 0,
 ) -> Label:
     """Positions of one dimension; slicing a piece out of a concatenation gives back the piece."""
     piece = ctx.piece_of(node.arguments["self"], dim, index)

@@ -21,7 +21,11 @@ class EquivalenceError(RebasinError, ValueError):
     """A permuted network does not compute the same function; nothing was written."""
 
 
-class PermutationError(RebasinError, ValueError):
+class TransformError(RebasinError, ValueError):
+    """A tensor is not an element of its symmetry group, its kind is unknown, or it belongs to another spec."""
+
+
+class PermutationError(TransformError):
     """An index tensor is not a permutation, or belongs to another spec."""
 
 

@@ -153,6 +153,26 @@ def solve_many(values: Matrix, solver: Solver = "auto") -> NDArray[np.int64]:
     return columns
 
 
+def solve_batch(values: Matrix, solver: Solver = "auto") -> NDArray[np.int64]:
+    """Columns of the largest sums of many small problems, by the solver that was asked for.
+
+    Args:
+        values: ``(batch, n, n)``, to be maximised, in any layout.
+        solver: As in :func:`solve_assignment`, but ``"auto"`` is SciPy at any size: the problems of pairs are small.
+
+    Returns:
+        Columns, int64 ``(batch, n)``.
+    """
+    if solver != "numba":
+        return solve_many(values, solver)
+    columns = np.full(values.shape[:2], -1, np.int64)
+    for one, held in zip(values, columns, strict=True):
+        value = np.ascontiguousarray(one, dtype=np.float64)
+        if len(value):
+            solve_in_place(value, np.zeros(len(value)), held, warm=False)
+    return columns
+
+
 def solve_in_place(
     value: Matrix, prices: NDArray[np.float64], held: NDArray[np.int64], *, warm: bool
 ) -> None:

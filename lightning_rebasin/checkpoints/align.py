@@ -25,7 +25,6 @@ from lightning_rebasin.matching import (
 from lightning_rebasin.merging.interpolate import average
 from lightning_rebasin.merging.statistics import copied, moved_to
 from lightning_rebasin.symmetry import Permutation, PermutationSpec
-from lightning_rebasin.symmetry.actions.permutation import permute_tensor
 from lightning_rebasin.symmetry.proof.gate import check_in_place
 from lightning_rebasin.symmetry.run.examples import Example
 from lightning_rebasin.symmetry.run.lightning import few
@@ -250,7 +249,7 @@ def permuted(state: Mapping[str, Tensor], name: str, permutation: Permutation | 
     if permutation is None:
         return state[name]
     axis_map = permutation.spec.maps.get(permutation.spec.aliases.get(name, name))
-    return state[name] if axis_map is None else permute_tensor(state[name], axis_map, permutation)
+    return state[name] if axis_map is None else permutation.apply_map(state[name], axis_map)
 
 
 def _same_view(a: Tensor, b: Tensor) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import CheckpointError
-from lightning_rebasin.symmetry.actions.permutation import Permutation, permute_tensor
+from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
@@ -74,7 +74,7 @@ def _moved(value: Any, name: str | None, key: str, permutation: Permutation) -> 
             "(--module), or leave the optimizer out"
         )
     axis_map = spec.maps.get(spec.aliases.get(name, name))
-    return value.clone() if axis_map is None else permute_tensor(value, axis_map, permutation)
+    return value.clone() if axis_map is None else permutation.apply_map(value, axis_map)
 
 
 def _names_of(

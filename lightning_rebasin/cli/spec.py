@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Builds the model with fresh weights, traces one forward pass, prints the table of its permutation groups,\n"
         "and proves in float64 that a random permutation of all of them leaves the output unchanged."
     )
-    parser.epilog = "example:\n  lightning-rebasin spec --module torchvision.models.resnet18 --input-shape 1,3,64,64 -o spec.json"
+    parser.epilog = (
+        "example:\n"
+        "  lightning-rebasin spec --module torchvision.models.resnet18 --input-shape 1,3,64,64 -o spec.json"
+    )
     add_model_arguments(parser)
     parser.add_argument(
         "--data",

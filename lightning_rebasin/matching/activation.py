@@ -27,13 +27,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from lightning_rebasin.assignment import solve_assignment
+from lightning_rebasin.assignment import SOLVERS, Solver
 from lightning_rebasin.errors import ConfigurationError, DataError, NonFiniteError
 from lightning_rebasin.matching.result import MatchResult
+from lightning_rebasin.matching.steps.permutation import families_of, solve_nested
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.observe import record_activations
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
-from lightning_rebasin.symmetry.spec.values import ActivationAddress, Group
+from lightning_rebasin.symmetry.spec.values import ActivationAddress
 
 Statistic = Literal["inner_product", "correlation"]
 
@@ -103,77 +104,29 @@ def _inverse_deviation(square: Tensor, mean: Tensor) -> Tensor:
     return torch.where(alive, variance.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
 
 
-@final
-class GroupAssignment:
-    """Solves the assignment problems of a whole spec from one score matrix per group.
+def best_permutation(
+    spec: PermutationSpec, scores: Mapping[str, Tensor], solver: Solver = "auto"
+) -> Permutation:
+    """The permutation with the highest total score; units stay where that is as good, as dead ones do.
 
     Args:
         spec: The groups.
         scores: For each group a float64 matrix ``(members, members)``, reference units by source units; groups left out
             score nothing and keep their order where nothing else decides.
+        solver: Assignment solver.
 
     Example:
-        >>> from lightning_rebasin.symmetry.spec.spec import PermutationSpec
         >>> spec = PermutationSpec.from_table({"w": ("h",)}, {"w": (2,)})
-        >>> GroupAssignment(spec, {"h": torch.tensor([[0.0, 5.0], [1.0, 0.0]])}).permutation()["h"].tolist()
+        >>> scores = {"h": torch.tensor([[0.0, 5.0], [1.0, 0.0]], dtype=torch.float64)}
+        >>> best_permutation(spec, scores)["h"].tolist()
         [1, 0]
     """
-
-    def __init__(self, spec: PermutationSpec, scores: Mapping[str, Tensor]) -> None:
-        self._spec = spec
-        self._scores = scores
-        self._solved: dict[tuple[str, int, int], tuple[float, Tensor]] = {}
-
-    def permutation(self) -> Permutation:
-        """The permutation with the highest total score."""
-        orders = {
-            group.id: torch.empty(group.instances, group.size, dtype=torch.long)
-            for group in self._groups()
-        }
-        for group in self._groups():
-            if group.parent is None:
-                self._collect(group, 0, 0, orders)
-        return Permutation(
-            self._spec, {g.id: orders[g.id].reshape(g.shape) for g in self._groups()}
-        )
-
-    def _groups(self) -> Iterable[Group]:
-        return self._spec.groups.values()
-
-    def _solve(self, group: Group, row: int, column: int) -> tuple[float, Tensor]:
-        """Best score and order of the units in parent ``row`` of the reference and parent ``column`` of the source."""
-        key = (group.id, row, column)
-        if key not in self._solved:
-            n = group.size
-            score = torch.zeros(n, n, dtype=torch.float64)
-            if group.id in self._scores:
-                score += self._scores[group.id][
-                    row * n : (row + 1) * n, column * n : (column + 1) * n
-                ]
-            for child in self._spec.children(group.id):
-                for i in range(n):
-                    for j in range(n):
-                        score[i, j] += self._solve(child, row * n + i, column * n + j)[0]
-            columns = _best_columns(score)
-            self._solved[key] = (float(score[torch.arange(n), columns].sum()), columns)
-        return self._solved[key]
-
-    def _collect(self, group: Group, row: int, column: int, orders: Mapping[str, Tensor]) -> None:
-        columns = self._solve(group, row, column)[1]
-        orders[group.id][row] = columns
-        for child in self._spec.children(group.id):
-            for i, j in enumerate(columns.tolist()):
-                self._collect(child, row * group.size + i, column * group.size + j, orders)
-
-
-def _best_columns(score: Tensor) -> Tensor:
-    """The best assignment; the identity where it is as good, so that dead units stay in place."""
-    n = len(score)
-    columns = torch.as_tensor(
-        solve_assignment(score.numpy(), maximize=True).columns, dtype=torch.long
-    )
-    best = score[torch.arange(n), columns].sum()
-    return torch.arange(n) if score.trace() >= best else columns
+    matrices = {group: score.numpy() for group, score in scores.items()}
+    flats: dict[str, Tensor] = {}
+    for family in families_of(spec):
+        solved = solve_nested(family, matrices, solver, stay=True)
+        flats.update({group: torch.from_numpy(order) for group, order in solved.items()})
+    return Permutation.from_flat(spec, flats)
 
 
 def match_activations(
@@ -184,6 +137,7 @@ def match_activations(
     *,
     statistic: Statistic = "inner_product",
     total: Callable[[Tensor], Tensor] | None = None,
+    solver: Solver = "auto",
     progress: bool = False,
 ) -> MatchResult:
     """Find the permutation of the source whose units respond most like the reference's.
@@ -199,6 +153,7 @@ def match_activations(
         statistic: ``"inner_product"`` is ``E[a b]``, ``"correlation"`` is Pearson's, with 0 for units that never
             change.
         total: Sums a tensor over processes, if each of them has its own batches.
+        solver: Assignment solver, see :func:`~lightning_rebasin.assignment.solve_assignment`.
         progress: Show a progress bar over the batches.
 
     Returns:
@@ -225,6 +180,8 @@ def match_activations(
         raise ConfigurationError(
             f"statistic={statistic!r} is unknown; choose one of {get_args(Statistic)}"
         )
+    if solver not in SOLVERS:
+        raise ConfigurationError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
     spec = spec.pin_identical_buffers(reference_module.state_dict(), source_module.state_dict())
     if spec.groups and not spec.activations:
         raise ConfigurationError(
@@ -237,11 +194,11 @@ def match_activations(
         if total is not None:
             site.reduce(total)
     scores = _scores(spec, moments, statistic)
-    permutation = GroupAssignment(spec, scores).permutation()
+    permutation = best_permutation(spec, scores, solver)
     ends = Permutation.identity(spec), permutation
     before, after = ({g: _pairs(score, p.flat(g)) for g, score in scores.items()} for p in ends)
     return MatchResult(
-        permutation=permutation,
+        transform=permutation,
         objective=sum(float(pairs.sum()) for pairs in after.values()),
         identity_objective=sum(float(pairs.sum()) for pairs in before.values()),
         similarity=_mean_correlations(spec, moments, permutation),

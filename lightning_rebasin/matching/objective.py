@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_rebasin.matching.costs.blocks import objective_tensors
 from lightning_rebasin.matching.parameters import Parameters
-from lightning_rebasin.symmetry.actions.permutation import Permutation, permute_tensor
+from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import AxisMap
 
@@ -110,8 +110,8 @@ def _permuted(
     """``π(array)``; ``orders`` keeps what has been looked up."""
     axes = axis_map.whole_axes
     if axes is None:
-        moved: NDArray[np.float32] = permute_tensor(
-            torch.from_numpy(array), axis_map, permutation
+        moved: NDArray[np.float32] = permutation.apply_map(
+            torch.from_numpy(array), axis_map
         ).numpy()
         return moved
     array = array.reshape(axis_map.site_shape)
@@ -126,7 +126,7 @@ def _permuted_product(a: Tensor, b: Tensor, axis_map: AxisMap, permutation: Perm
     """``⟨a, π(b)⟩``; where only whole axes move, slice by slice, so that what is permuted stays in the cache."""
     axes = axis_map.whole_axes
     if axes is None:
-        return inner_product(a, permute_tensor(b, axis_map, permutation))
+        return inner_product(a, permutation.apply_map(b, axis_map))
     a, b = a.reshape(axis_map.site_shape), b.reshape(axis_map.site_shape)
     orders = {site: permutation.flat(group).to(b.device) for site, group in axes}
     rows = max(1, _SLICE * len(b) // max(b.numel(), 1)) if b.is_cpu else len(b)

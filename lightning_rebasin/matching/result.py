@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_rebasin.errors import PermutationError
 from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
@@ -74,7 +76,7 @@ class MatchResult:
     """The permutation that brings the source nearest to the reference, and how it was found.
 
     Args:
-        permutation: π; ``permutation.apply(source)`` is near the reference.
+        transform: What brings the source near: ``transform.apply(source)`` is near the reference.
         objective: ``Σ⟨A, π(B)⟩`` over the parameters, in float64.
         identity_objective: The same for the identity: doing nothing.
         descents: Every run of coordinate descent, in the order in which they ran.
@@ -87,7 +89,7 @@ class MatchResult:
         state: Where the last descent stopped; pass it as ``init`` to go on.
     """
 
-    permutation: Permutation
+    transform: Transform
     objective: float
     identity_objective: float
     descents: tuple[Descent, ...] = ()
@@ -100,6 +102,19 @@ class MatchResult:
     state: MatchState | None = None
 
     @property
+    def permutation(self) -> Permutation:
+        """π, where the spec permits nothing but permutations.
+
+        Raises:
+            PermutationError: The spec has groups of other kinds: use ``transform``.
+        """
+        if not isinstance(self.transform, Permutation):
+            raise PermutationError(
+                "this match is not a permutation, its spec has other kinds of groups: use match.transform"
+            )
+        return self.transform
+
+    @property
     def gain(self) -> float:
         """Objective above doing nothing; never negative."""
         return self.objective - self.identity_objective
@@ -107,12 +122,12 @@ class MatchResult:
     @property
     def moved(self) -> Mapping[str, float]:
         """Fraction of the units of each group that change place."""
-        return self.permutation.moved
+        return self.transform.moved
 
     @property
     def moved_fraction(self) -> float:
         """Fraction of all units that change place."""
-        groups = self.permutation.spec.groups.values()
+        groups = self.transform.spec.groups.values()
         total = sum(g.members for g in groups)
         moved = self.moved
         return sum(moved[g.id] * g.members for g in groups) / max(total, 1)
@@ -166,7 +181,7 @@ class MatchResult:
                     "similarity": self.similarity.get(name),
                     "identity_similarity": self.identity_similarity.get(name),
                 }
-                for name, group in self.permutation.spec.groups.items()
+                for name, group in self.transform.spec.groups.items()
             },
             "descents": [
                 {
@@ -199,10 +214,10 @@ class MatchResult:
                 f"{len(self.descents)} descents, spread {self.spread:.4g}; best from {best.start}; "
                 f"{near} of them within 1 % of the best gain"
             )
-        width = max([len(name) for name in self.permutation.spec.groups] + [5])
+        width = max([len(name) for name in self.transform.spec.groups] + [5])
         lines.append(f"{'group':<{width}}  units  moved  similarity (before)")
         moved = self.moved
-        for name, group in self.permutation.spec.groups.items():
+        for name, group in self.transform.spec.groups.items():
             after, before = self.similarity.get(name), self.identity_similarity.get(name)
             shown = "" if after is None or before is None else f"  {after:.3f} ({before:.3f})"
             lines.append(f"{name:<{width}}  {group.members:5d}  {moved[name]:5.0%}{shown}")

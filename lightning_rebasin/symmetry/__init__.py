@@ -1,6 +1,6 @@
 """Which changes of the weights leave the function of a network unchanged."""
 
-from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions import Permutation, Transform
 from lightning_rebasin.symmetry.infer import infer_spec, infer_spec_many
 from lightning_rebasin.symmetry.proof.gate import (
     Equivalence,
@@ -21,6 +21,7 @@ __all__ = [
     "PermutationSpec",
     "Pin",
     "TensorInfo",
+    "Transform",
     "check_equivalence",
     "infer_spec",
     "infer_spec_many",

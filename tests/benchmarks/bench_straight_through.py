@@ -92,8 +92,8 @@ def test_mlp_in_the_moving_regime():
             aligned = lambda: result.permutation.apply(b)  # noqa: B023
             theirs, _ = cpu_seconds(lambda: gradient(permuted(), part, naive_point))  # noqa: B023
             ours, _ = cpu_seconds(
-                lambda: gradient(aligned(), part, lambda p: straight_through_point(free, p, a, 0.5))
-            )  # noqa: B023
+                lambda: gradient(aligned(), part, lambda p: straight_through_point(free, p, a, 0.5))  # noqa: B023
+            )
             rest[size] = (ours, theirs)
         optimizer.step()
         moved += result.permutation != before

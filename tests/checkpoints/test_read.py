@@ -45,7 +45,7 @@ def test_every_shared_lightning_file_loads_without_running_anything():
     folder = shared_path("data/lightning")
     before = set(sys.modules)
     files = sorted(folder.glob("*.ckpt"))
-    assert len(files) == 15
+    assert len(files) == 23
     for file in files:
         c = read_checkpoint(file)
         assert c.format == "lightning"
@@ -90,7 +90,7 @@ def test_every_other_shared_checkpoint_loads():
     files = [
         f for f in sorted(shared_path("data/checkpoints").glob("*/*")) if f.suffix in (".pt", ".th")
     ]
-    assert len(files) == 15
+    assert len(files) == 23
     for file in files:
         c = read_checkpoint(file)
         assert c.state_dict

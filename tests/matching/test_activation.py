@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_rebasin.errors import ConfigurationError, DataError, NonFiniteError
 from lightning_rebasin.matching import match_activations, match_weights
-from lightning_rebasin.matching.activation import CrossMoments, GroupAssignment, model_inputs
+from lightning_rebasin.matching.activation import CrossMoments, best_permutation, model_inputs
 from lightning_rebasin.merging import interpolate
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.infer import infer_spec
@@ -160,7 +160,7 @@ def test_nested_assignment_is_the_best_of_all(seed: int) -> None:
         for inner in itertools.product(rows, repeat=3)
     )
     best = max(map(total, everything))
-    assert total(GroupAssignment(spec, scores).permutation()) == pytest.approx(best, abs=1e-12)
+    assert total(best_permutation(spec, scores)) == pytest.approx(best, abs=1e-12)
 
 
 class Attention(nn.Module):

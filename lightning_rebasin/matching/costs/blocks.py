@@ -20,7 +20,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from lightning_rebasin.symmetry.actions.permutation import Permutation, cluster_index
+from lightning_rebasin.symmetry.actions.gather import cluster_index
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import AxisMap, Component
 
@@ -128,17 +128,7 @@ class Block:
         if segment is None or segment.joint is None:
             return flats[self.axes[axis][0]]
         axis_map, sites, components = segment.joint
-        return cluster_index(axis_map, sites, components, _Flat(flats))
-
-
-class _Flat(Permutation):
-    """Just enough of a permutation for :func:`cluster_index`: flat orders that were checked before."""
-
-    def __init__(self, flats: Flats) -> None:
-        self._flats = flats
-
-    def flat(self, group: str) -> Tensor:
-        return self._flats[group].cpu()
+        return cluster_index(axis_map, sites, components, lambda group: flats[group].cpu())
 
 
 def objective_tensors(spec: PermutationSpec) -> tuple[str, ...]:

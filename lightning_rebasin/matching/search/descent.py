@@ -21,8 +21,8 @@ from lightning_rebasin.assignment.solve import Solver, solve_columns, solve_in_p
 from lightning_rebasin.matching.costs.cache import CostCache
 from lightning_rebasin.matching.steps.permutation import (
     Family,
+    FlatOrder,
     Matrix,
-    Order,
     solve_inside,
     solve_nested,
 )
@@ -95,7 +95,7 @@ class CoordinateDescent:
         self._settled.add(family.root.id)
         costs = {group.id: self._matrix(group.id) for group in family.groups}
         if family.nested:
-            proposed = solve_nested(family, costs)
+            proposed = solve_nested(family, costs, self._solver)
         else:
             proposed = {family.root.id: self._solve(family.root.id, costs[family.root.id])}
         gain = self._accept(family, costs, proposed)
@@ -109,12 +109,12 @@ class CoordinateDescent:
         for group in family.groups:
             cost = self._matrix(group.id)
             if group.parent is not None:
-                order = solve_inside(group, cost, self.flats[group.id].numpy())
+                order = solve_inside(group, cost, self.flats[group.id].numpy(), self._solver)
                 total += self._accept(family, {group.id: cost}, {group.id: order})
         return total
 
     def _accept(
-        self, family: Family, costs: Mapping[str, Matrix], proposed: Mapping[str, Order]
+        self, family: Family, costs: Mapping[str, Matrix], proposed: Mapping[str, FlatOrder]
     ) -> float:
         """Take the proposed orders if the objective gains more than rounding could explain."""
         gain, moved = 0.0, 0.0
@@ -150,7 +150,7 @@ class CoordinateDescent:
         matrix: Matrix = self._costs.matrix(group, self.flats).cpu().numpy()
         return matrix
 
-    def _solve(self, group: str, cost: Matrix) -> Order:
+    def _solve(self, group: str, cost: Matrix) -> FlatOrder:
         if not uses_compiled(len(cost), self._solver):
             return solve_columns(cost, self._solver)
         warm = group in self.duals
@@ -165,7 +165,7 @@ def _carry_children(
     family: Family,
     before: Mapping[str, Tensor],
     after: dict[str, Tensor],
-    proposed: Mapping[str, Order],
+    proposed: Mapping[str, FlatOrder],
 ) -> dict[str, Tensor]:
     """Children that were not proposed keep their inner order and follow their parents."""
     for group in family.groups:

@@ -29,6 +29,7 @@ from lightning_rebasin.matching.parameters import Parameters
 from lightning_rebasin.matching.result import Descent, MatchResult, MatchState
 from lightning_rebasin.matching.search.anneal import SLOW, Annealing
 from lightning_rebasin.matching.search.descent import CoordinateDescent, Duals
+from lightning_rebasin.matching.search.general import GeneralInit, match_generally
 from lightning_rebasin.matching.search.memory import LARGE, return_large_blocks, reuse_small_blocks
 from lightning_rebasin.matching.search.policy import (
     OBVIOUS,
@@ -93,6 +94,21 @@ def match_weights(
         ([1, 2, 0], 91.0, 85.0)
     """
     pinned = spec.pin_identical_buffers(reference, source)
+    if any(group.kind != "permutation" for group in pinned.groups.values()):
+        # Other kinds have a slower engine, which knows nothing about any of them.
+        check_options(pinned, None, restarts, max_sweeps, None)
+        roots = sum(group.parent is None for group in pinned.groups.values())
+        return match_generally(
+            pinned,
+            reference,
+            source,
+            init=cast("GeneralInit | None", init),
+            restarts=restarts,
+            sweeps=lambda generator: orders("random", roots, max_sweeps, generator),
+            seed=seed,
+            solver=_check_solver(solver),
+            progress=progress,
+        )
     if isinstance(init, Permutation):
         init = restrict(init, spec, pinned)
     return WeightMatcher(pinned, source, solver=solver).match(
@@ -303,7 +319,7 @@ class _Pair:
         norms = (self._reference.norms, m._source.norms)
         a, b = (sum(norm**2 for norm in of.values()) ** 0.5 for of in norms)
         return MatchResult(
-            permutation=permutation,
+            transform=permutation,
             objective=best,
             identity_objective=at_identity,
             descents=tuple(self._descents),

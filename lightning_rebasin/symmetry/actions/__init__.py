@@ -1,1 +1,24 @@
-"""What one element of a symmetry group does to weights, one file per kind."""
+"""What one element of a symmetry group does to weights, one file per kind.
+
+``action.py`` is the contract of a kind and the only place that dispatches on it; ``permutation.py`` is the first kind;
+``transform.py`` is the value that everything above passes on: one element for every group of a spec.  Importing the
+package registers the kinds.
+"""
+
+from lightning_rebasin.symmetry.actions.action import (
+    Action,
+    action_of,
+    register_action,
+    registered_action,
+)
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions.transform import Transform
+
+__all__ = [
+    "Action",
+    "Permutation",
+    "Transform",
+    "action_of",
+    "register_action",
+    "registered_action",
+]

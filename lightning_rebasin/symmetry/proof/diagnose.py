@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_rebasin.symmetry.actions.permutation import Permutation, permute_tensor
+from lightning_rebasin.symmetry.actions.action import action_of
+from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.proof.compare import Outputs, relative_error, run_all
 from lightning_rebasin.symmetry.proof.sandbox import Sandbox
 from lightning_rebasin.symmetry.run.examples import Example
@@ -28,7 +29,7 @@ TRIES = 96
 
 def explain_failure(
     sandbox: Sandbox,
-    permutation: Permutation,
+    transform: Transform,
     examples: Sequence[Example],
     baseline: Outputs,
     *,
@@ -39,7 +40,7 @@ def explain_failure(
 
     Args:
         sandbox: The copy that was run.
-        permutation: The permutation that changed the function.
+        transform: The transform that changed the function.
         examples: The inputs on which it did.
         baseline: The outputs without it.
         error: The relative error that was measured.
@@ -55,14 +56,16 @@ def explain_failure(
     head = f"the permuted network computes another function: relative output error {error:.2e}, allowed {limit:.0e}"
     if (noise := relative_error(baseline, run_all(sandbox, examples))) >= limit:
         return f"{head}; the module is not deterministic: the same weights twice already differ by {noise:.2e}"
-    culprit = _failing_group(permutation, lambda p: error_of(p.apply(sandbox.state)) >= limit)
-    alone = Permutation(permutation.spec, {culprit: permutation[culprit]})
-    group = permutation.spec.groups[culprit]
+    culprit = _failing_group(transform, lambda p: error_of(p.apply(sandbox.state)) >= limit)
+    alone = transform.only([culprit])
+    group = transform.spec.groups[culprit]
     lines = [head, f"group {culprit!r} ({group.size} units) is wrong"]
     state = alone.apply(sandbox.state)
     fault = _wrong_tensor(sandbox, alone, culprit, state, lambda s: error_of(s) < limit)
-    where = _first_difference(sandbox, examples, state)
-    names = permutation.spec.tensors_of(culprit)
+    # Submodules can be told apart only where units change place and nothing else.
+    rearranged = action_of(group).rearranges
+    where = _first_difference(sandbox, examples, state) if rearranged else None
+    names = transform.spec.tensors_of(culprit)
     if fault is None:
         inside = [name for name in names if where is not None and name.startswith(f"{where[0]}.")]
         first = (inside or names)[0]
@@ -73,18 +76,18 @@ def explain_failure(
     return "; ".join(lines)
 
 
-def _failing_group(permutation: Permutation, fails: Any) -> str:
+def _failing_group(transform: Transform, fails: Any) -> str:
     """One group that changes the function all by itself."""
-    suspects = [g for g, share in permutation.moved.items() if share > 0]
+    suspects = [g for g, share in transform.moved.items() if share > 0]
     while len(suspects) > 1:
         half = suspects[: len(suspects) // 2]
-        part = Permutation(permutation.spec, {g: permutation[g] for g in half})
+        part = transform.only(half)
         suspects = half if fails(part) else suspects[len(half) :]
     return suspects[0]
 
 
 def _wrong_tensor(
-    sandbox: Sandbox, alone: Permutation, culprit: str, state: dict[str, Tensor], mends: Any
+    sandbox: Sandbox, alone: Transform, culprit: str, state: dict[str, Tensor], mends: Any
 ) -> str | None:
     spec = alone.spec
     names = spec.tensors_of(culprit)
@@ -99,7 +102,7 @@ def _wrong_tensor(
         size = spec.tensors[name].shape[dim]
         sites = tuple((n,) for n in spec.tensors[name].shape)
         whole = AxisMap(name, sites, (Component(culprit, (dim,), torch.arange(size)[:, None]),))
-        if mends(sandbox.changed(state, {name: permute_tensor(state[name], whole, alone)})):
+        if mends(sandbox.changed(state, {name: alone.apply_map(state[name], whole)})):
             return f"tensor {name!r} must move with it along dimension {dim} and does not"
     return None
 

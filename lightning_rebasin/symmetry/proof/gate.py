@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import EquivalenceError, TraceError
-from lightning_rebasin.symmetry.actions.permutation import Permutation, permute_tensor
+from lightning_rebasin.symmetry.actions.action import action_of
+from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.proof.compare import Outputs, relative_error, run_all
 from lightning_rebasin.symmetry.proof.diagnose import explain_failure
 from lightning_rebasin.symmetry.proof.sandbox import Sandbox
@@ -65,19 +66,19 @@ class Equivalence:
 
 def check_equivalence(
     module: nn.Module,
-    permutation: Permutation,
+    transform: Transform,
     *args: Any,
     examples: Sequence[Any] | None = None,
     **kwargs: Any,
 ) -> float:
-    """Prove on examples that a permutation leaves the function of a network unchanged.
+    """Prove on examples that a transform leaves the function of a network unchanged.
 
     Computes ``max|f(x; θ) − f(x; π(θ))| / max|f(x; θ)|`` in float64 and eval mode on a private copy; the caller's
     module is left exactly as it was.
 
     Args:
         module: The network with real weights; compiled and data-parallel wrappers are looked through.
-        permutation: The symmetry to check, in a spec of this network.
+        transform: The symmetry to check (a permutation, or any other kind), in a spec of this network.
         *args: Example input as for ``forward``; none at all means the module's ``example_input_array``.
         examples: More example inputs: tensors, tuples of arguments, or dicts of keyword arguments.
         **kwargs: Example input as for ``forward``.
@@ -88,7 +89,7 @@ def check_equivalence(
     Raises:
         EquivalenceError: The outputs differ; the message names the group, the first tensor responsible and the
             submodule.  Or the check is blind: no tensor permuted alone changes the output.
-        StateDictError: The permutation is for another network.
+        StateDictError: The transform is for another network.
         TraceError: There is no example input, or the forward pass fails on it.
 
     Example:
@@ -103,15 +104,15 @@ def check_equivalence(
         sandbox,
         found,
     ):
-        return _check(sandbox, permutation, found)
+        return _check(sandbox, transform, found)
 
 
-def check_in_place(module: nn.Module, permutation: Permutation, *args: Any) -> float:
+def check_in_place(module: nn.Module, transform: Transform, *args: Any) -> float:
     """Like :func:`check_equivalence` for a caller's private copy: a large one is not copied again.
 
     Args:
         module: The network with real weights; while this runs they are permuted in their own memory, then put back.
-        permutation: The symmetry to check.
+        transform: The symmetry to check (a permutation, or any other kind).
         *args: Example input as for ``forward``.
 
     Returns:
@@ -124,7 +125,7 @@ def check_in_place(module: nn.Module, permutation: Permutation, *args: Any) -> f
         sandbox,
         found,
     ):
-        return _check(sandbox, permutation, found)
+        return _check(sandbox, transform, found)
 
 
 @contextmanager
@@ -145,15 +146,15 @@ def _sandbox(
         sandbox.close()
 
 
-def _check(sandbox: Sandbox, permutation: Permutation, found: tuple[Example, ...]) -> float:
-    _prepare(sandbox, permutation.spec)
-    result, baseline = _measure(sandbox, permutation, found)
+def _check(sandbox: Sandbox, transform: Transform, found: tuple[Example, ...]) -> float:
+    _prepare(sandbox, transform.spec)
+    result, baseline = _measure(sandbox, transform, found)
     if not result.equal:
         limit = result.tolerance * max(1.0, result.control)
         raise EquivalenceError(
-            explain_failure(sandbox, permutation, found, baseline, error=result.error, limit=limit)
+            explain_failure(sandbox, transform, found, baseline, error=result.error, limit=limit)
         )
-    if not result.sees and any(g.size > 1 for g in permutation.spec.groups.values()):
+    if not result.sees and any(_can_move(group) for group in transform.spec.groups.values()):
         raise EquivalenceError(
             f"the check is blind: permuting one tensor alone changes the output by {result.control:.1e} at most, so "
             f"the error of {result.error:.1e} proves nothing; use an example input that the output depends on, or "
@@ -164,7 +165,7 @@ def _check(sandbox: Sandbox, permutation: Permutation, found: tuple[Example, ...
 
 def measure_equivalence(
     module: nn.Module,
-    permutation: Permutation,
+    transform: Transform,
     *args: Any,
     examples: Sequence[Any] | None = None,
     **kwargs: Any,
@@ -173,7 +174,7 @@ def measure_equivalence(
 
     Args:
         module: The network.
-        permutation: The symmetry to check.
+        transform: The symmetry to check (a permutation, or any other kind).
         *args: Example input as for ``forward``.
         examples: More example inputs.
         **kwargs: Example input as for ``forward``.
@@ -185,8 +186,8 @@ def measure_equivalence(
         sandbox,
         found,
     ):
-        _prepare(sandbox, permutation.spec)
-        return _measure(sandbox, permutation, found)[0]
+        _prepare(sandbox, transform.spec)
+        return _measure(sandbox, transform, found)[0]
 
 
 def _prepare(sandbox: Sandbox, spec: PermutationSpec) -> None:
@@ -209,7 +210,7 @@ def _prepare(sandbox: Sandbox, spec: PermutationSpec) -> None:
 
 
 def _measure(
-    sandbox: Sandbox, permutation: Permutation, examples: tuple[Example, ...]
+    sandbox: Sandbox, transform: Transform, examples: tuple[Example, ...]
 ) -> tuple[Equivalence, Outputs]:
     baseline = run_all(sandbox, examples)
     if not any(baseline):
@@ -222,13 +223,13 @@ def _measure(
                 raise EquivalenceError(
                     f"output{path} is NaN everywhere on the example input: nothing can be compared"
                 )
-    with sandbox.permuted(permutation):
-        permuted = run_all(sandbox, examples)
-    error = relative_error(baseline, permuted)
+    with sandbox.transformed(transform):
+        changed = run_all(sandbox, examples)
+    error = relative_error(baseline, changed)
     result = Equivalence(
         error, 0.0, ROUNDED_TOLERANCE if sandbox.rounded else TOLERANCE, sandbox.rounded
     )
-    for state in _controls(sandbox, permutation.spec):
+    for state in _controls(sandbox, transform.spec):
         control = relative_error(baseline, run_all(sandbox, examples, state))
         result = replace(result, control=max(result.control, control))
         if result.sees:
@@ -238,19 +239,18 @@ def _measure(
 
 def _controls(sandbox: Sandbox, spec: PermutationSpec) -> Iterator[dict[str, Tensor]]:
     """Weights with one axis of one tensor permuted alone: changes that must show."""
-    groups = _spread([g for g in spec.groups.values() if g.size > 1 and spec.tensors_of(g.id)])
+    movable = [g for g in spec.groups.values() if _can_move(g) and spec.tensors_of(g.id)]
+    groups = _spread(movable)
     # Second pass, the last tensor: an input of zeros hides the weights that read it, not those that read the units.
     for position in (0, -1):
         for group in groups:
             moving = spec.tensors_of(group.id)
-            name = ([n for n in moving if spec.tensors[n].kind == "parameter"] or moving)[position]
-            one = next(c for c in spec.maps[name].components if c.group == group.id)
-            rolled = Permutation(
-                spec, {group.id: torch.arange(group.size).roll(1).expand(group.shape)}
-            )
-            moved = permute_tensor(
-                sandbox.state[name], replace(spec.maps[name], components=(one,)), rolled
-            )
+            parameters = [name for name in moving if spec.tensors[name].kind == "parameter"]
+            name = (parameters or moving)[position]
+            axis_map = spec.maps[name]
+            one = next(c for c in axis_map.components if c.group == group.id)
+            alone = Transform.of(spec, {group.id: action_of(group).far(group)})
+            moved = alone.apply_map(sandbox.state[name], replace(axis_map, components=(one,)))
             yield sandbox.changed(sandbox.state, {name: moved})
     for group in groups:
         # Where one (tied) tensor is all that a group moves, moving it alone is the symmetry itself: take another axis.
@@ -265,3 +265,7 @@ def _spread(groups: list[Group]) -> list[Group]:
     if len(groups) <= CONTROL_TRIES:
         return groups
     return [groups[i * (len(groups) - 1) // (CONTROL_TRIES - 1)] for i in range(CONTROL_TRIES)]
+
+
+def _can_move(group: Group) -> bool:
+    return not action_of(group).trivial(group)

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
 from lightning_rebasin.errors import TraceError
-from lightning_rebasin.symmetry.actions.permutation import Permutation, permute_tensor
+from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.proof.precision import WIDE, ExactMode, widen, widen_while_running
 from lightning_rebasin.symmetry.run.copy import private_copy, tensor_state, unwrap
 from lightning_rebasin.symmetry.run.examples import Example, output_tensors
@@ -128,13 +128,18 @@ class Sandbox:
         return {**state, **tied, **tensors}
 
     @contextmanager
-    def permuted(self, permutation: Permutation) -> Iterator[None]:
-        """Weights in another order inside the context, tensor by tensor in their own memory."""
-        self._permute(permutation)
+    def transformed(self, transform: Transform) -> Iterator[None]:
+        """Other weights inside the context, tensor by tensor in their own memory."""
+        kept = {} if transform.exact else {n: t.clone() for n, t in self._own_tensors().items()}
+        self._transform(transform)
         try:
             yield
         finally:
-            self._permute(permutation.inverse())
+            if transform.exact:
+                self._transform(transform.inverse())
+            # What rounds when it is undone is put back from a copy.
+            for name, tensor in kept.items():
+                self.state[name].copy_(tensor)
 
     def disturb(self, name: str, noise: Tensor) -> None:
         """Add noise to a tensor whose values are all equal, under every name that it has."""
@@ -147,14 +152,15 @@ class Sandbox:
         for tensor, value in self._constant:
             tensor.fill_(value)
 
-    def _permute(self, permutation: Permutation) -> None:
-        spec = permutation.spec
-        # Of several names of one tensor the last one counts, as it does when a state dict is loaded.
+    def _transform(self, transform: Transform) -> None:
+        for name, tensor in self._own_tensors().items():
+            if transform.spec.aliases.get(name, name) in transform.spec.maps:
+                tensor.copy_(transform.apply_to(name, tensor))
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        """Every tensor once.  Of several names the last one counts, as it does when a state dict is loaded."""
         last = {tensor.data_ptr(): name for name, tensor in self.state.items() if tensor.numel()}
-        for name in last.values():
-            axis_map = spec.maps.get(spec.aliases.get(name, name))
-            if axis_map is not None:
-                self.state[name].copy_(permute_tensor(self.state[name], axis_map, permutation))
+        return {name: self.state[name] for name in last.values()}
 
     def _own(self, tensor: Tensor) -> Tensor:
         with torch.inference_mode(mode=False):

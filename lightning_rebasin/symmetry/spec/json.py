@@ -2,12 +2,15 @@
 
 The spec may come from a stranger's file, so reading trusts nothing: types, sizes and nesting are checked before an
 index tensor is built, and every fault is a :class:`~lightning_rebasin.errors.SpecError`.
+
+Version 2 numbers activation addresses per operation (see :class:`ActivationAddress`); files of version 1 counted all
+contractions together, and are read with that numbering.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,7 +29,8 @@ from lightning_rebasin.symmetry.spec.values import (
 )
 
 FORMAT = "lightning-rebasin-spec"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
 
 
 def spec_to_dict(spec: SpecFields) -> dict[str, Any]:
@@ -38,29 +42,22 @@ def spec_to_dict(spec: SpecFields) -> dict[str, Any]:
     Returns:
         Dicts, lists, strings and integers.
     """
+    activations = {}
+    for group, addresses in spec.activations.items():
+        activations[group] = [_address_to_dict(address, spec.groups) for address in addresses]
+    tensors = {}
+    for name, info in spec.tensors.items():
+        tensors[name] = {"shape": list(info.shape), "kind": info.kind}
     return {
         "format": FORMAT,
         "version": VERSION,
-        "groups": [
-            {
-                "id": g.id,
-                "size": g.size,
-                "parent": g.parent.id if g.parent else None,
-                "kind": g.kind,
-            }
-            for g in spec.groups.values()
-        ],
-        "tensors": {
-            name: {"shape": list(i.shape), "kind": i.kind} for name, i in spec.tensors.items()
-        },
+        "groups": [_group_to_dict(group) for group in spec.groups.values()],
+        "tensors": tensors,
         "maps": {name: _map_to_dict(m, spec.groups) for name, m in spec.maps.items()},
         "pinned": [vars(pin) for pin in spec.pinned],
         "aliases": dict(spec.aliases),
         "notes": list(spec.notes),
-        "activations": {
-            g: [_address_to_dict(site, spec.groups) for site in own]
-            for g, own in spec.activations.items()
-        },
+        "activations": activations,
     }
 
 
@@ -78,49 +75,46 @@ def arguments_from_dict(data: Mapping[str, Any]) -> SpecArguments:
     """
     if not isinstance(data, Mapping) or data.get("format") != FORMAT:
         raise SpecError("this is not a permutation spec (no 'format': 'lightning-rebasin-spec')")
-    if data.get("version") != VERSION:
+    if data.get("version") not in READABLE:
+        expected = " or ".join(map(str, READABLE))
         raise SpecError(
-            f"spec version {data.get('version')!r} is not supported, expected {VERSION}"
+            f"spec version {data.get('version')!r} is not supported, expected {expected}"
         )
+    malformed = (KeyError, TypeError, AttributeError, RuntimeError, LookupError, ArithmeticError)
     try:
-        groups: dict[str, Group] = {}
-        for g in data["groups"]:
-            if g["id"] in groups:
-                raise SpecError(f"the spec has two groups {g['id']!r}")
-            parent = groups[g["parent"]] if g["parent"] is not None else None
-            groups[str(g["id"])] = Group(g["id"], _whole(g["size"]), parent, g["kind"])
-        tensors = {
-            name: TensorInfo(tuple(_whole(n) for n in i["shape"]), i["kind"])
-            for name, i in data["tensors"].items()
-        }
-        maps = {
-            name: _map_from_dict(name, m, groups, tensors[name]) for name, m in data["maps"].items()
-        }
-        activations = {
-            group: tuple(_address_from_dict(address, groups) for address in own)
-            for group, own in data.get("activations", {}).items()
-        }
-        return SpecArguments(
-            groups=groups,
-            tensors=tensors,
-            maps=maps,
-            pinned=tuple(Pin(**pin) for pin in data["pinned"]),
-            aliases=data["aliases"],
-            notes=tuple(data["notes"]),
-            activations=activations,
-        )
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        IndexError,
-        OverflowError,
-        ValueError,
-    ) as error:
-        if isinstance(error, SpecError):
-            raise
+        return _read(data)
+    except SpecError:
+        raise
+    except (*malformed, ValueError) as error:
         raise SpecError(f"malformed permutation spec: {error!r}") from error
+
+
+def _read(data: Mapping[str, Any]) -> SpecArguments:
+    """Whatever is wrong with the data raises some exception; the caller gives it a name."""
+    groups: dict[str, Group] = {}
+    for entry in data["groups"]:
+        group = _group_from_dict(entry, groups)
+        if group.id in groups:
+            raise SpecError(f"the spec has two groups {group.id!r}")
+        groups[group.id] = group
+    tensors = {}
+    for name, entry in data["tensors"].items():
+        tensors[name] = TensorInfo(tuple(_whole(n) for n in entry["shape"]), entry["kind"])
+    maps = {}
+    for name, entry in data["maps"].items():
+        maps[name] = _map_from_dict(name, entry, groups, tensors[name])
+    activations = {}
+    for group_id, addresses in data.get("activations", {}).items():
+        activations[group_id] = tuple(_address_from_dict(a, groups) for a in addresses)
+    return SpecArguments(
+        groups=groups,
+        tensors=tensors,
+        maps=maps,
+        pinned=tuple(Pin(**pin) for pin in data["pinned"]),
+        aliases=dict(data["aliases"]),
+        notes=tuple(data["notes"]),
+        activations=activations,
+    )
 
 
 def _whole(value: Any) -> int:
@@ -129,48 +123,59 @@ def _whole(value: Any) -> int:
     return value
 
 
+def _group_to_dict(group: Group) -> dict[str, Any]:
+    parent = group.parent.id if group.parent else None
+    return {"id": group.id, "size": group.size, "parent": parent, "kind": group.kind}
+
+
+def _group_from_dict(data: Mapping[str, Any], known: Mapping[str, Group]) -> Group:
+    parent = None if data["parent"] is None else known[data["parent"]]
+    return Group(str(data["id"]), _whole(data["size"]), parent, data["kind"])
+
+
 def _map_to_dict(axis_map: AxisMap, groups: Mapping[str, Group]) -> dict[str, Any]:
-    components = [
-        {
-            "group": c.group,
-            "sites": list(c.sites),
-            "index": _encode_index(c.index, groups[c.group].shape),
-        }
-        for c in axis_map.components
-    ]
+    components = [_component_to_dict(c, groups) for c in axis_map.components]
     return {"sites": [list(factors) for factors in axis_map.sites], "components": components}
+
+
+def _component_to_dict(component: Component, groups: Mapping[str, Group]) -> dict[str, Any]:
+    index = _encode_index(component.index, groups[component.group].shape)
+    data = {"group": component.group, "sites": list(component.sites), "index": index}
+    # Only kinds that act differently on readers have a power, so that files of permutations stay as they were.
+    return data if component.power == 1 else {**data, "power": component.power}
 
 
 def _map_from_dict(
     name: str, data: Mapping[str, Any], groups: Mapping[str, Group], info: TensorInfo
 ) -> AxisMap:
     components = []
-    for c in data["components"]:
-        if c["group"] not in groups:
-            raise SpecError(f"tensor {name!r} is mapped to the unknown group {c['group']!r}")
-        shape, index = groups[c["group"]].shape, c["index"]
-        # An affine index is a few numbers that unfold to many: no more than the tensor has positions.
-        if isinstance(index, Mapping) and math.prod((*shape, _whole(index["copies"]))) > math.prod(
-            info.shape
-        ):
+    for entry in data["components"]:
+        group = entry["group"]
+        if group not in groups:
+            raise SpecError(f"tensor {name!r} is mapped to the unknown group {group!r}")
+        index, shape = entry["index"], groups[group].shape
+        if _count(index, shape) > math.prod(info.shape):
             raise SpecError(
-                f"tensor {name!r}: the index of group {c['group']!r} has more positions than the tensor"
+                f"tensor {name!r}: the index of group {group!r} has more positions than the tensor"
             )
-        components.append(Component(c["group"], tuple(c["sites"]), _decode_index(index, shape)))
-    return AxisMap(
-        name,
-        tuple(tuple(_whole(n) for n in factors) for factors in data["sites"]),
-        tuple(components),
-    )
+        power = entry.get("power", 1)
+        if power not in (1, -1):
+            raise SpecError(f"tensor {name!r}: power {power!r} of group {group!r} is not 1 or -1")
+        components.append(
+            Component(group, tuple(entry["sites"]), _decode_index(index, shape), power)
+        )
+    sites = tuple(tuple(_whole(n) for n in factors) for factors in data["sites"])
+    return AxisMap(name, sites, tuple(components))
 
 
-def _address_to_dict(site: ActivationAddress, groups: Mapping[str, Group]) -> dict[str, Any]:
-    component = site.component
+def _address_to_dict(address: ActivationAddress, groups: Mapping[str, Group]) -> dict[str, Any]:
+    component = address.component
     return {
-        "ordinal": site.ordinal,
-        "op": site.op,
-        "argument": site.argument,
-        "sites": [list(factors) for factors in site.sites],
+        "ordinal": address.ordinal,
+        "op": address.op,
+        "numbering": address.numbering,
+        "argument": address.argument,
+        "sites": [list(factors) for factors in address.sites],
         "group": component.group,
         "over": list(component.sites),
         "index": _encode_index(component.index, groups[component.group].shape),
@@ -178,44 +183,52 @@ def _address_to_dict(site: ActivationAddress, groups: Mapping[str, Group]) -> di
 
 
 def _address_from_dict(data: Mapping[str, Any], groups: Mapping[str, Group]) -> ActivationAddress:
+    group, index = data["group"], data["index"]
+    # A size that depends on the input is written -1.
     sites = tuple(tuple(n if n == -1 else _whole(n) for n in factors) for factors in data["sites"])
-    flat, over = [n for factors in sites for n in factors], tuple(_whole(s) for s in data["over"])
-    shape, index = groups[data["group"]].shape, data["index"]
-    positions = math.prod(flat[s] for s in over)
-    if isinstance(index, Mapping) and math.prod((*shape, _whole(index["copies"]))) > positions:
-        raise SpecError(
-            f"an activation of group {data['group']!r} has more positions than its tensor"
-        )
-    decoded = _decode_index(index, shape)
+    flat = [size for factors in sites for size in factors]
+    over = tuple(_whole(site) for site in data["over"])
+    positions = math.prod(flat[site] for site in over)
+    if _count(index, groups[group].shape) > positions:
+        raise SpecError(f"an activation of group {group!r} has more positions than its tensor")
+    decoded = _decode_index(index, groups[group].shape)
     if decoded.numel() and (int(decoded.min()) < 0 or int(decoded.max()) >= positions):
-        raise SpecError(
-            f"an activation of group {data['group']!r} has positions outside its tensor"
-        )
-    return ActivationAddress(
-        _whole(data["ordinal"]),
-        str(data["op"]),
-        _whole(data["argument"]),
-        sites,
-        Component(data["group"], over, decoded),
-    )
+        raise SpecError(f"an activation of group {group!r} has positions outside its tensor")
+    numbering = data.get("numbering", "together")
+    if numbering not in ("op", "together"):
+        raise SpecError(f"an activation of group {group!r} is numbered by {numbering!r}")
+    component = Component(group, over, decoded)
+    ordinal, argument = _whole(data["ordinal"]), _whole(data["argument"])
+    return ActivationAddress(ordinal, str(data["op"]), argument, sites, component, numbering)
+
+
+def _count(index: Any, shape: tuple[int, ...]) -> int:
+    """How many positions an index unfolds to: an affine one is a few numbers that may ask for any amount of memory."""
+    if not isinstance(index, Mapping):
+        return 0
+    return math.prod((*shape, _whole(index["copies"])))
 
 
 def _encode_index(index: Tensor, shape: tuple[int, ...]) -> Any:
-    """An affine index as ``{"start", "strides", "copies"}``, anything else as nested lists."""
+    """An affine index as ``{"start", "strides", "copies"}``, anything else as nested lists.
+
+    The units of a whole axis, ``[[0], [1], [2]]``, are start 0 and strides ``[1, 0]``.
+    """
     grid = index.reshape(*shape, -1)
     start = int(grid[(0,) * grid.ndim])
     strides = []
-    for dim in range(grid.ndim):
+    for dim, size in enumerate(grid.shape):
         one = tuple(1 if d == dim else 0 for d in range(grid.ndim))
-        strides.append(int(grid[one]) - start if grid.shape[dim] > 1 else 0)
+        strides.append(int(grid[one]) - start if size > 1 else 0)
     affine = {"start": start, "strides": strides, "copies": grid.shape[-1]}
-    return affine if torch.equal(_decode_index(affine, shape), index.cpu()) else index.tolist()
+    unfolds = torch.equal(_decode_index(affine, shape), index.cpu())
+    return affine if unfolds else index.tolist()
 
 
 def _decode_index(data: Any, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(data, Mapping):
         return torch.tensor(data, dtype=torch.long)
-    sizes: Iterable[int] = (*shape, data["copies"])
+    sizes = (*shape, data["copies"])
     grid = torch.tensor(data["start"], dtype=torch.long)
     for size, stride in zip(sizes, data["strides"], strict=True):
         grid = grid.unsqueeze(-1) + torch.arange(size) * stride

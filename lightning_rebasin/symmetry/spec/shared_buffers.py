@@ -9,7 +9,6 @@ beside them, always go with their channels: two fresh networks agree in them by 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.symmetry.spec.pin import S, pin_group
-from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group, SpecFields
+from lightning_rebasin.symmetry.spec.values import Group, SpecFields, rows_of_units
 
 State = Mapping[str, Tensor]
 #: Why such units are pinned; the name of the buffer is filled in.
@@ -101,7 +100,7 @@ def _to_pin(spec: SpecFields, name: str, tensor: Tensor) -> str | None:
     for component in axis_map.components if axis_map is not None else ():
         group: Group | None = spec.groups[component.group]
         assert group is not None and axis_map is not None
-        rows = _rows(axis_map, component, tensor)
+        rows = rows_of_units(tensor.reshape(axis_map.site_shape), component)
         values = rows.reshape(*group.shape, -1)
         level = len(group.shape) - 1
         while group is not None:
@@ -109,12 +108,3 @@ def _to_pin(spec: SpecFields, name: str, tensor: Tensor) -> str | None:
                 return group.id
             group, level = group.parent, level - 1
     return None
-
-
-def _rows(axis_map: AxisMap, component: Component, tensor: Tensor) -> Tensor:
-    """What each unit finds in a tensor: ``(members, copies · the rest)``."""
-    own = component.sites
-    front = tensor.reshape(axis_map.site_shape).movedim(own, tuple(range(len(own))))
-    flat = front.reshape(math.prod(front.shape[: len(own)]), -1)
-    index = component.index.to(tensor.device)
-    return flat.index_select(0, index.reshape(-1)).reshape(index.shape[0], -1)

@@ -50,7 +50,7 @@ def _check_groups(spec: SpecFields) -> None:
             raise SpecError(f"group {group.id!r} is listed as {name!r}")
         if group.size < 1:
             raise SpecError(f"group {name!r} has {group.size} units")
-        if group.kind != "permutation":
+        if not isinstance(group.kind, str) or not group.kind.isidentifier():
             raise SpecError(f"group {name!r} has the unknown kind {group.kind!r}")
         if group.parent is not None and (
             group.parent.id not in seen or spec.groups[group.parent.id] != group.parent

@@ -30,7 +30,7 @@ from torch import Tensor
 from lightning_rebasin.errors import TraceError
 
 #: What a tensor is to the matching objective: parameters count, buffers are only carried along with their units.
-Kind = Literal["parameter", "buffer"]
+TensorKind = Literal["parameter", "buffer"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Group:
         id: Name of the group, unique in its spec.
         size: Number of units in one set.
         parent: The enclosing group, or ``None`` for a group at the top.
-        kind: Which symmetry the units have; ``"permutation"`` is the only one so far.
+        kind: Which symmetry the units have.  What a kind means is decided in ``symmetry/actions/``.
 
     Example:
         >>> heads = Group("heads", 4)
@@ -53,7 +53,7 @@ class Group:
     id: str
     size: int
     parent: Group | None = None
-    kind: Literal["permutation"] = "permutation"
+    kind: str = "permutation"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,7 +77,9 @@ class Group:
 
     @property
     def log10_symmetries(self) -> float:
-        """``instances · log10(size!)``."""
+        """``instances · log10(size!)`` for permutations; other kinds, perhaps continuous, are not counted."""
+        if self.kind != "permutation":
+            return 0.0
         return self.instances * math.lgamma(self.size + 1) / math.log(10)
 
 
@@ -95,6 +97,7 @@ class Component:
     group: str
     sites: tuple[int, ...]
     index: Tensor
+    power: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,19 +203,25 @@ class TensorInfo:
     """Shape of a tensor of the state dict and what it is to the matching objective."""
 
     shape: tuple[int, ...]
-    kind: Kind = "parameter"
+    kind: TensorKind = "parameter"
+
+
+#: How the runs of contractions are counted: per operation, or (format version 1) all of them together.
+Numbering = Literal["op", "together"]
 
 
 @dataclass(frozen=True, eq=False)
 class ActivationAddress:
-    """One operand of one contraction that carries the units of a group.
+    """One operand of one contraction that carries the units of a group: a place where they can be observed.
 
     Args:
-        ordinal: Which contraction of the forward pass, counted from 0 over the operations in :data:`CONTRACTIONS`.
+        ordinal: Which run of the operation in the forward pass, counted from 0.
         op: Its name, for instance ``"aten.addmm"``.
         argument: Which operand, 0 or 1.
         sites: For each dimension of the operand its row-major factors; −1 where the size depends on the input.
         component: The group, the sites over which its units lie, and their flat positions ``(members, copies)``.
+        numbering: ``"op"`` counts the runs of this operation; ``"together"``, as files of version 1 do, those of all
+            contractions that were known then.
     """
 
     ordinal: int
@@ -220,6 +229,7 @@ class ActivationAddress:
     argument: int
     sites: tuple[tuple[int, ...], ...]
     component: Component
+    numbering: Numbering = "op"
 
     def units(self, tensor: Tensor) -> Tensor:
         """Arrange the operand by units.
@@ -235,17 +245,39 @@ class ActivationAddress:
         """
         shape: list[int] = []
         for size, factors in zip(tensor.shape, self.sites, strict=True):
-            known = math.prod(f for f in factors if f >= 0)
-            if size % known or (-1 not in factors and size != known):
+            known = math.prod(factor for factor in factors if factor >= 0)
+            fixed = -1 not in factors
+            if size % known or (fixed and size != known):
                 raise TraceError(
                     f"an operand of {self.op} has shape {tuple(tensor.shape)}, expected {self.sites}"
                 )
-            shape += [size // known if f < 0 else f for f in factors]
-        own = self.component.sites
-        front = tensor.reshape(shape).movedim(own, tuple(range(len(own))))
-        flat = front.reshape(math.prod(shape[s] for s in own), -1)
-        index = self.component.index.to(tensor.device)
-        return flat.index_select(0, index.reshape(-1)).reshape(*index.shape, -1)
+            shape += [size // known if factor < 0 else factor for factor in factors]
+        return rows_of_units(tensor.reshape(shape), self.component)
+
+
+def rows_of_units(tensor: Tensor, component: Component) -> Tensor:
+    """Arrange a tensor by the units of a component.
+
+    Args:
+        tensor: Already split into sites.
+        component: Where the units lie.
+
+    Returns:
+        ``(members, copies, rest)``.
+
+    Example:
+        A 2×3 weight whose columns are the units becomes three rows of two.
+
+        >>> columns = Component("h", (1,), torch.arange(3)[:, None])
+        >>> rows_of_units(torch.tensor([[1, 2, 3], [4, 5, 6]]), columns).squeeze(1).tolist()
+        [[1, 4], [2, 5], [3, 6]]
+    """
+    own = component.sites
+    front = tensor.movedim(own, tuple(range(len(own))))
+    positions = math.prod(front.shape[: len(own)])
+    index = component.index.to(tensor.device)
+    chosen = front.reshape(positions, -1).index_select(0, index.reshape(-1))
+    return chosen.reshape(*index.shape, -1)
 
 
 class SpecFields(Protocol):

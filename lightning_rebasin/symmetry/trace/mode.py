@@ -2,10 +2,22 @@
 
 Every ATen operation passes through :class:`Recorder` after composite operations were decomposed.  Tensors become
 numbered values; a write into a view is passed back to the memory behind it, so that the tape never mutates anything.
+
+For example ``w = torch.zeros(2, 3); w[0].fill_(1); y = w.sum()`` becomes
+
+    value 0  constant (2, 3)
+    value 1  select(0)              (3,)    a view: the first row of value 0
+    value 2  fill(1)                (3,)    what the row holds after the write
+    value 3  write_back(0, 2)       (2, 3)  the whole tensor after it; ``w`` now stands for value 3
+    value 4  sum(3)                 ()
+
+Each tensor object of the run is a *state*: a *root* that owns memory, the *steps* (views) that lead to it, and the
+value that it had when it was last looked at.  A write raises the root's version, so stale values are noticed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +29,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_rebasin.symmetry.trace.contractions import CONTRACTIONS
-from lightning_rebasin.symmetry.trace.tape import Node, Ref, Tape, Value, references
+from lightning_rebasin.symmetry.trace.tape import Node, Origin, Ref, Tape, Value, references
 
 #: Largest integer constant whose numbers are kept (indices of shuffles and windows).
 _LARGEST_INDEX = 1 << 20
@@ -50,6 +62,17 @@ class _State:
     version: int
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One operation that has run: what it is, its node, its arguments as given, which of them it wrote to."""
+
+    func: Any
+    node: Node
+    given: dict[str, Any]
+    writes: tuple[str, ...]
+    constant: bool
+
+
 @dataclass
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Dispatch mode that writes a :class:`~lightning_rebasin.symmetry.trace.tape.Tape`.
@@ -67,18 +90,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.tape = Tape()
         self.module_path: list[str] = []
         self._states: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._contractions = 0
+        #: How often each contraction ran: what activation addresses count.
+        self._runs: Counter[str] = Counter()
         self.saved: list[tuple[Tensor, Tensor]] = []
         self._guarded: dict[int, Tensor] = {}
         for name, tensor in self.known.items():
-            value = Value(
-                tuple(tensor.shape),
-                "state",
-                name,
-                integral=not _floating(tensor),
-                mask=tensor.dtype == torch.bool,
-            )
-            self._enter(tensor, self.tape.new_value(value))
+            self._enter(tensor, self.tape.new_value(_value(tensor, "state", name)))
             self._guarded[_storage(tensor)] = tensor
         for tensor in self.constants:
             if tensor not in self._states:
@@ -88,13 +105,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def add_input(self, tensor: Tensor) -> None:
         """Declare an input of the model: every dimension of it is pinned."""
         if tensor not in self._states:
-            value = Value(
-                tuple(tensor.shape),
-                "input",
-                integral=not _floating(tensor),
-                mask=tensor.dtype == torch.bool,
-            )
-            self._enter(tensor, self.tape.new_value(value))
+            self._enter(tensor, self.tape.new_value(_value(tensor, "input")))
             self._guarded.setdefault(_storage(tensor), tensor)
 
     def finish(self, outputs: list[Tensor]) -> Tape:
@@ -114,32 +125,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # in inference mode composite operations (linear, matmul) arrive whole
             with self:
                 return func.decompose(*args, **kwargs)
-        bound, given = self._bind(func, args, kwargs)
-        writes = [
-            a.name
-            for a in func._schema.arguments
-            if a.alias_info is not None and a.alias_info.is_write
-        ]
-        self._guard([given[name] for name in writes])
-        result = func(*args, **kwargs)
-        self._record(func, bound, given, result, writes)
-        return result
-
-    def _bind(self, func: Any, args: Any, kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Arguments by name, once with tensors as references and once as they are."""
-        given: dict[str, Any] = {}
-        for i, argument in enumerate(func._schema.arguments):
-            if argument.name in kwargs:
-                given[argument.name] = kwargs[argument.name]
-            elif i < len(args) and not argument.kwarg_only:
-                given[argument.name] = args[i]
-            else:
-                given[argument.name] = (
-                    argument.default_value if argument.has_default_value() else None
-                )
+        given = _by_name(func, args, kwargs)
         # torch.tensor([...]) in the model's code arrives here as a literal
         literal = "lift" in func._schema.name
-        return {name: self._refer(value, literal) for name, value in given.items()}, given
+        bound = {name: self._refer(value, literal) for name, value in given.items()}
+        writes = _written(func)
+        self._guard([given[name] for name in writes])
+        result = func(*args, **kwargs)
+        node = self._new_node(func, bound, in_place=bool(writes))
+        self._record(_Call(func, node, given, writes, self._is_constant(func, bound)), result)
+        return result
 
     def _refer(self, argument: Any, literal: bool) -> Any:
         if isinstance(argument, Tensor):
@@ -151,69 +146,62 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _guard(self, written: list[Any]) -> None:
         """Keep a copy of a parameter, buffer or input that is about to be written."""
         for tensor in tree_flatten(written)[0]:
-            owner = (
-                self._guarded.pop(_storage(tensor), None) if isinstance(tensor, Tensor) else None
-            )
+            if not isinstance(tensor, Tensor):
+                continue
+            owner = self._guarded.pop(_storage(tensor), None)
             if owner is not None:
                 self.saved.append((owner, owner.detach().clone()))
 
-    def _record(
-        self,
-        func: Any,
-        bound: dict[str, Any],
-        given: dict[str, Any],
-        result: Any,
-        writes: list[str],
-    ) -> None:
+    def _new_node(self, func: Any, bound: dict[str, Any], *, in_place: bool) -> Node:
         name = f"{func.namespace}.{func._schema.name.split('::')[1]}"
-        if writes and name.endswith("_") and not name.endswith("__"):
+        # add_ is recorded as add, but __and__ is a name of its own
+        if in_place and name.endswith("_") and not name.endswith("__"):
             name = name[:-1]
-        constant = self._is_constant(func, bound)
         node = Node(name, bound, [], self._where(name), torch.Tag.pointwise in func.tags)
         if name in CONTRACTIONS:
-            node.contraction = self._contractions
-            self._contractions += 1
+            node.contraction = self._runs[name]
+            self._runs[name] += 1
         self.tape.nodes.append(node)
-        returns = func._schema.returns
-        nested = isinstance(result, list)
-        unreturned = set(writes)
-        for i, tensor in enumerate(result if isinstance(result, (list, tuple)) else [result]):
+        return node
+
+    def _record(self, call: _Call, result: Any) -> None:
+        """Number the results of an operation, and remember whose memory they share."""
+        several = isinstance(result, (list, tuple))
+        unreturned = set(call.writes)
+        for i, tensor in enumerate(result if several else [result]):
             if not isinstance(tensor, Tensor):
-                node.outputs.append(self.tape.new_value(Value((), "constant")))
+                call.node.outputs.append(self.tape.new_value(Value((), "constant")))
                 continue
-            value = self._output_value(tensor, constant)
-            node.outputs.append(value)
-            info = returns[0 if nested else i].alias_info
-            source = _aliased(func, info) if info is not None else ""
-            owner = given.get(source)
-            if not isinstance(owner, Tensor) or info is None:
+            value = self._output_value(tensor, call.constant)
+            call.node.outputs.append(value)
+            # A list of tensors is declared once in the schema, a tuple item by item.
+            declared = call.func._schema.returns[0 if isinstance(result, list) else i]
+            source = _aliased(call.func, declared.alias_info)
+            owner = call.given.get(source)
+            if not isinstance(owner, Tensor):
                 if tensor not in self._states:
                     self._enter(tensor, value)
-            elif info.is_write:
+            elif declared.alias_info.is_write:
                 unreturned.discard(source)
                 self._write(self._states[owner], value)
                 self._states[tensor] = self._states[owner]
             elif tensor is not owner:
                 state = self._states[owner]
-                steps = (*state.steps, _Step(node, source, i))
+                steps = (*state.steps, _Step(call.node, source, i))
                 self._states[tensor] = _State(state.root, steps, value, state.root.version)
-        # fused operations write without returning: their values are unknown
-        for tensor in tree_flatten([given[name] for name in sorted(unreturned)])[0]:
+        self._record_hidden_writes(call, unreturned)
+
+    def _record_hidden_writes(self, call: _Call, unreturned: set[str]) -> None:
+        """Fused operations write without returning: what they wrote is a result of its own."""
+        for tensor in tree_flatten([call.given[name] for name in sorted(unreturned)])[0]:
             if isinstance(tensor, Tensor):
-                node.outputs.append(self._output_value(tensor, constant))
-                self._write(self._states[tensor], node.outputs[-1])
+                value = self._output_value(tensor, call.constant)
+                call.node.outputs.append(value)
+                self._write(self._states[tensor], value)
 
     def _output_value(self, tensor: Tensor, constant: bool) -> int:
-        if constant:
-            return self.tape.new_value(_constant_value(tensor))
-        return self.tape.new_value(
-            Value(
-                tuple(tensor.shape),
-                "operation",
-                integral=not _floating(tensor),
-                mask=tensor.dtype == torch.bool,
-            )
-        )
+        found = _constant_value(tensor) if constant else _value(tensor, "operation")
+        return self.tape.new_value(found)
 
     def _is_constant(self, func: Any, bound: dict[str, Any]) -> bool:
         """Whether the result depends on no input, parameter or random number."""
@@ -222,11 +210,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return all(self.tape.values[ref.value].origin == "constant" for ref in references(bound))
 
     def _where(self, name: str) -> str:
-        return (
-            f"{name} in {self.module_path[-1]}"
-            if self.module_path and self.module_path[-1]
-            else name
-        )
+        inside = self.module_path[-1] if self.module_path else ""
+        return f"{name} in {inside}" if inside else name
 
     def _read(self, tensor: Tensor, *, literal: bool = False) -> int:
         """The present value of a tensor; views of something written since are looked at anew."""
@@ -247,66 +232,72 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return state
         if owner is None and literal:
             return self._enter(tensor, self.tape.new_value(_constant_value(tensor)))
-        value = Value(
-            tuple(tensor.shape),
-            "input",
-            integral=not _floating(tensor),
-            mask=tensor.dtype == torch.bool,
-        )
-        return self._enter(tensor, self.tape.new_value(value))
+        return self._enter(tensor, self.tape.new_value(_value(tensor, "input")))
 
     def _walk(self, state: _State) -> list[int]:
         """Values along the views of a state, from the root's present value on."""
         values = [state.root.value]
         for step in state.steps:
-            arguments = {**step.node.arguments, step.base: Ref(values[-1])}
-            old = [self.tape.values[v] for v in step.node.outputs]
-            constant = self.tape.values[values[-1]].origin == "constant" and all(
-                v.origin == "constant" for v in old
-            )
-            outputs = []
-            for value in old:
-                origin = (
-                    value
-                    if constant
-                    else Value(value.shape, "operation", integral=value.integral, mask=value.mask)
-                )
-                outputs.append(self.tape.new_value(origin))
+            base = values[-1]
+            old = [self.tape.values[number] for number in step.node.outputs]
+            # A view of a constant that was not written into is still that constant.
+            origins = {value.origin for value in (self.tape.values[base], *old)}
+            again = old if origins == {"constant"} else [_computed_like(value) for value in old]
+            outputs = [self.tape.new_value(value) for value in again]
+            arguments = {**step.node.arguments, step.base: Ref(base)}
             self.tape.nodes.append(Node(step.node.op, arguments, outputs, step.node.where))
             values.append(outputs[step.output])
         return values
 
     def _write(self, state: _State, value: int) -> None:
         """A tensor now has ``value``; pass it back through its views to the memory behind."""
+        new = value
         if state.steps:
             along = self._walk(state)[:-1]
-            new = value
+            # From the innermost view outwards: each base is its old self with the piece put in.
             for step, base in zip(reversed(state.steps), reversed(along), strict=True):
-                shape = self.tape.values[base].shape
-                out = self.tape.new_value(
-                    Value(
-                        shape,
-                        "operation",
-                        integral=self.tape.values[base].integral,
-                        mask=self.tape.values[base].mask,
-                    )
-                )
-                arguments = {
-                    "view": step.node.op,
-                    "view_arguments": {
-                        k: v for k, v in step.node.arguments.items() if k != step.base
-                    },
-                    "output": step.output,
-                    "base": Ref(base),
-                    "piece": Ref(new),
-                }
-                self.tape.nodes.append(Node("tape.write_back", arguments, [out], step.node.where))
-                new = out
-            state.root.value = new
-        else:
-            state.root.value = value
+                new = self._write_back(step, base, new)
+        state.root.value = new
         state.root.version += 1
         state.value, state.version = value, state.root.version
+
+    def _write_back(self, step: _Step, base: int, piece: int) -> int:
+        """The value of what a view looks at, after the view was written."""
+        written = self.tape.new_value(_computed_like(self.tape.values[base]))
+        others = {name: a for name, a in step.node.arguments.items() if name != step.base}
+        arguments = {
+            "view": step.node.op,
+            "view_arguments": others,
+            "output": step.output,
+            "base": Ref(base),
+            "piece": Ref(piece),
+        }
+        self.tape.nodes.append(Node("tape.write_back", arguments, [written], step.node.where))
+        return written
+
+
+def _by_name(func: Any, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, defaults included."""
+    given: dict[str, Any] = {}
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.name in kwargs:
+            given[argument.name] = kwargs[argument.name]
+        elif i < len(args) and not argument.kwarg_only:
+            given[argument.name] = args[i]
+        else:
+            # Not every argument has a default: asking for one that is not there raises.
+            has_default = argument.has_default_value()
+            given[argument.name] = argument.default_value if has_default else None
+    return given
+
+
+def _written(func: Any) -> tuple[str, ...]:
+    """Names of the arguments that an operation writes to."""
+    found = []
+    for argument in func._schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found.append(argument.name)
+    return tuple(found)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -317,34 +308,40 @@ def _floating(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def _value(tensor: Tensor, origin: Origin, name: str = "") -> Value:
+    """Describe a tensor whose numbers do not matter."""
+    shape = tuple(tensor.shape)
+    boolean = tensor.dtype == torch.bool
+    return Value(shape, origin, name, integral=not _floating(tensor), mask=boolean)
+
+
+def _computed_like(value: Value) -> Value:
+    """The result of an operation, of the shape and type of another value."""
+    return Value(value.shape, "operation", integral=value.integral, mask=value.mask)
+
+
 def _constant_value(tensor: Tensor) -> Value:
     """Describe a constant: along which dimensions its values vary, and its numbers if it may index something."""
-    integral = not _floating(tensor)
-    array = (
-        tensor.detach().cpu().numpy().copy()
-        if integral and tensor.numel() <= _LARGEST_INDEX
-        else None
-    )
+    value = _value(tensor, "constant")
+    if value.integral and tensor.numel() <= _LARGEST_INDEX:
+        value.array = tensor.detach().cpu().numpy().copy()
     varying = []
     for dim, size in enumerate(tensor.shape):
-        if size > 1:
-            first = tensor.narrow(dim, 0, 1)
-            same = (tensor == first) | (tensor.isnan() & first.isnan())
-            if not bool(same.all()):
-                varying.append(dim)
-    return Value(
-        tuple(tensor.shape),
-        "constant",
-        "",
-        tuple(varying),
-        array,
-        integral,
-        tensor.dtype == torch.bool,
-    )
+        if size < 2:
+            continue
+        first = tensor.narrow(dim, 0, 1)
+        # Masks hold NaN on purpose, and NaN differs from itself.
+        same = (tensor == first) | (tensor.isnan() & first.isnan())
+        if not bool(same.all()):
+            varying.append(dim)
+    value.varying = tuple(varying)
+    return value
 
 
 def _aliased(func: Any, info: Any) -> str:
-    """Name of the argument whose memory a result shares."""
+    """Name of the argument whose memory a result shares; empty if it has its own."""
+    if info is None:
+        return ""
     for argument in func._schema.arguments:
         if argument.alias_info is not None and argument.alias_info.before_set & info.before_set:
             return str(argument.name)

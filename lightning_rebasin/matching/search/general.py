@@ -1,0 +1,233 @@
+"""Coordinate descent over groups of any kind, in textbook form.
+
+Visit one family of groups at a time, everything else as it is.  The units of each of its groups are laid out as rows in
+the reference and in the source, transformed by all the *other* groups; the products of these rows are the cost, and the
+steps of the kinds choose the elements.  A step is kept only if the exact float64 objective gains, so where a tensor
+meets one family on two axes (and the step is a linearisation) the objective still never falls.
+
+Pure permutation specs have a faster engine, which keeps and updates its costs; both climb the same objective.
+
+Source: Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023, algorithm 1 (arXiv 2209.04836).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_rebasin.assignment.solve import Solver
+from lightning_rebasin.errors import ConfigurationError
+from lightning_rebasin.matching.costs.blocks import objective_tensors
+from lightning_rebasin.matching.result import Descent, MatchResult
+from lightning_rebasin.matching.steps.nested import best_elements
+from lightning_rebasin.matching.steps.permutation import Family, families_of
+from lightning_rebasin.symmetry.actions.transform import Transform
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.values import AxisMap, Component, rows_of_units
+
+State = Mapping[str, Tensor]
+#: The order of the visits in each sweep.
+Sweeps = Iterator[Sequence[int]]
+GeneralInit = Literal["identity", "random"] | Transform
+#: A gain below this share of the objective is rounding.
+_NOISE = 1e-12
+
+
+@final
+class GeneralMatcher:
+    """Weight matching of two networks under a spec with any kinds of groups.
+
+    Args:
+        spec: What may be changed.
+        reference: Weights A.
+        source: Weights B.
+        solver: Assignment solver, for groups that permute.
+
+    Raises:
+        StateDictError: A tensor is missing, extra or has another shape.
+        NonFiniteError: A tensor holds NaN or infinity.
+    """
+
+    def __init__(
+        self, spec: PermutationSpec, reference: State, source: State, solver: Solver = "auto"
+    ) -> None:
+        spec.check_state(reference, "reference", finite=True)
+        spec.check_state(source, "source", finite=True)
+        self._spec = spec
+        self._families = families_of(spec)
+        self._solver = solver
+        names = objective_tensors(spec)
+        self._reference = {name: reference[name].detach().double().cpu() for name in names}
+        self._source = {name: source[name].detach().double().cpu() for name in names}
+
+    def match(
+        self,
+        inits: Sequence[GeneralInit],
+        sweeps: Callable[[], Sweeps],
+        generator: torch.Generator,
+        *,
+        progress: bool = False,
+    ) -> MatchResult:
+        """Descend from each start and keep the best end.
+
+        Args:
+            inits: Where to start.
+            sweeps: Makes the orders of the visits of one descent; its length is the most sweeps.
+            generator: Draws random starts.
+            progress: Show a progress bar.
+        """
+        begin = time.perf_counter()
+        identity = Transform.identity(self._spec)
+        at_identity = self.objective(identity)
+        best, objective = identity, at_identity
+        descents = []
+        for init in tqdm(inits, "weight matching", unit="descent", disable=not progress):
+            start = self._start(init, generator)
+            found, descent = self._descend(start, sweeps(), name=_name(init))
+            descents.append(descent)
+            if descent.objective > objective:
+                best, objective = found, descent.objective
+        norms = (_norm(self._reference), _norm(self._source))
+        return MatchResult(
+            transform=best,
+            objective=objective,
+            identity_objective=at_identity,
+            descents=tuple(descents),
+            norms=norms,
+            seconds=time.perf_counter() - begin,
+        )
+
+    def objective(self, transform: Transform) -> float:
+        """``Σ ⟨A, T(B)⟩`` over the parameters."""
+        total = 0.0
+        for name, tensor in self._reference.items():
+            moved = transform.apply_to(name, self._source[name])
+            total += float(torch.dot(tensor.flatten(), moved.flatten()))
+        return total
+
+    def _start(self, init: GeneralInit, generator: torch.Generator) -> Transform:
+        if isinstance(init, Transform):
+            return init
+        if init == "random":
+            return Transform.random(self._spec, generator)
+        return Transform.identity(self._spec)
+
+    def _descend(self, start: Transform, sweeps: Sweeps, name: str) -> tuple[Transform, Descent]:
+        begin = time.perf_counter()
+        current = start
+        objectives = [self.objective(start)]
+        converged = False
+        for order in sweeps:
+            value = objectives[-1]
+            for number in order:
+                current, value = self._visit(self._families[number], current, value)
+            converged = value == objectives[-1]
+            objectives.append(value)
+            if converged:
+                break
+        seconds = time.perf_counter() - begin
+        return current, Descent(name, tuple(objectives), converged, seconds)
+
+    def _visit(self, family: Family, current: Transform, value: float) -> tuple[Transform, float]:
+        """Move one family to its best elements; keep what it had if that gains nothing."""
+        costs = self._costs(family, current)
+        elements = {**current.elements, **best_elements(family.groups, costs, self._solver)}
+        proposed = Transform.of(self._spec, elements)
+        after = self.objective(proposed)
+        if after - value <= _NOISE * abs(value):
+            return current, value
+        return proposed, after
+
+    def _costs(self, family: Family, current: Transform) -> dict[str, Tensor]:
+        """For each group of a family ``⟨A_i, B_j⟩`` between all its members, with the other groups in place."""
+        own = {group.id for group in family.groups}
+        costs: dict[str, Tensor] = {}
+        for name, tensor in self._reference.items():
+            axis_map = self._spec.maps.get(name)
+            for component in axis_map.components if axis_map is not None else ():
+                if component.group not in own:
+                    continue
+                assert axis_map is not None
+                others = _without(axis_map, component, own)
+                source = current.apply_map(self._source[name], others)
+                product = _row_products(tensor, source, axis_map, component)
+                known = costs.get(component.group)
+                costs[component.group] = product if known is None else known + product
+        return costs
+
+
+def match_generally(
+    spec: PermutationSpec,
+    reference: State,
+    source: State,
+    *,
+    init: GeneralInit | None,
+    restarts: int | None,
+    sweeps: Callable[[torch.Generator], Sweeps],
+    seed: int,
+    solver: Solver,
+    progress: bool,
+) -> MatchResult:
+    """What :func:`match_weights` does for specs with other kinds than permutations.
+
+    Args:
+        spec: What may be changed.
+        reference: Weights A.
+        source: Weights B.
+        init: Where to start; ``None`` for the identity and random starts.
+        restarts: Number of descents, by default 3, or one if ``init`` is given.
+        sweeps: Makes the orders of the visits of one descent.
+        seed: Seeds every random choice.
+        solver: Assignment solver.
+        progress: Show a progress bar.
+
+    Raises:
+        ConfigurationError: ``init`` is the state of a permutation matching, or belongs to another spec.
+    """
+    if not (init is None or isinstance(init, Transform) or init in ("identity", "random")):
+        raise ConfigurationError(
+            f"init must be None, 'identity', 'random' or a Transform for this spec, not {init!r}"
+        )
+    if isinstance(init, Transform) and init.spec != spec:
+        raise ConfigurationError("the initial transform belongs to another spec")
+    generator = torch.Generator().manual_seed(seed)
+    first: GeneralInit = "identity" if init is None else init
+    count = restarts or (3 if init is None else 1)
+    later: GeneralInit = "random" if init is None else init
+    inits = [first, *(later for _ in range(count - 1))]
+    matcher = GeneralMatcher(spec, reference, source, solver)
+    return matcher.match(inits, lambda: sweeps(generator), generator, progress=progress)
+
+
+def _without(axis_map: AxisMap, component: Component, family: set[str]) -> AxisMap:
+    """The map without what a family does where one of its components lies; its other axes stay."""
+    here = set(component.sites)
+    kept = []
+    for other in axis_map.components:
+        if other.group not in family or not here & set(other.sites):
+            kept.append(other)
+    return replace(axis_map, components=tuple(kept))
+
+
+def _row_products(a: Tensor, b: Tensor, axis_map: AxisMap, component: Component) -> Tensor:
+    """``⟨A_i, B_j⟩``: each unit is a row of everything it holds in the tensor."""
+    rows = []
+    for tensor in (a, b):
+        units = rows_of_units(tensor.reshape(axis_map.site_shape), component)
+        rows.append(units.reshape(len(component.index), -1))
+    return rows[0] @ rows[1].T
+
+
+def _norm(state: State) -> float:
+    squares = sum(float(torch.dot(t.flatten(), t.flatten())) for t in state.values())
+    return float(squares**0.5)
+
+
+def _name(init: GeneralInit) -> str:
+    return init if isinstance(init, str) else "given"

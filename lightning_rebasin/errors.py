@@ -61,6 +61,10 @@ class MissingExtraError(RebasinError, ImportError):
     """An optional dependency is needed; the message names the extra to install."""
 
 
+class InternalError(RebasinError, RuntimeError):
+    """This package contradicts itself: a bug of ours, to be reported, never swallowed."""
+
+
 class RebasinWarning(UserWarning):
     """Base class of every warning of this package."""
 

@@ -4,12 +4,22 @@ The dimensions of a tensor are split into *sites*, row-major factors of its shap
 the positions over some sites are; a site may also be *pinned* (its order matters) or *free* (the tensor is constant
 along it).  Splitting and merging sites is all that ``view`` does, so heads and flattened maps cost nothing: a part over
 the sites (head, dim) may order the dims of every head differently.
+
+The label of the 2×3 weight of ``Linear(3, 2)``, whose rows are the elements 0, 1 and whose columns are 2, 3, 4:
+
+    dims   ((0,), (1,))       one site per dimension
+    sizes  (2, 3)
+    parts  {site 0: [0, 1], site 1: [2, 3, 4]}
+
+Viewed as ``(6,)`` its one dimension has both sites, ``((0, 1),)``, and the parts stay as they are.  Only an operation
+that looks at the 6 positions one by one has to *fuse* the two sites; then new elements are made, each of which lies
+below one row and one column.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -84,39 +94,41 @@ def canonical(label: Label, store: Constraints) -> Label:
     """The same label in terms of the current representatives."""
     if not label.parts:
         return label
-    return replace(
-        label, parts=tuple(Part(p.sites, store.canonical(p.elements)) for p in label.parts)
-    )
+    parts = [Part(part.sites, store.canonical(part.elements)) for part in label.parts]
+    return replace(label, parts=tuple(parts))
 
 
 def arrange(label: Label, dims: Sequence[Sequence[int]]) -> Label:
-    """The label with its sites arranged into new ``dims`` (every site exactly once), renumbered row-major."""
+    """The label with its sites arranged into new ``dims`` (every site exactly once), renumbered row-major.
+
+    Transposing the label of a 2×3 weight is ``arrange(label, [[1], [0]])``: site 1 becomes site 0.
+    """
     order = [site for sites in dims for site in sites]
     if order == list(range(len(label.sizes))):
         return replace(label, dims=tuple(tuple(sites) for sites in dims))
     number = {site: i for i, site in enumerate(order)}
-    parts = []
-    for part in label.parts:
-        new = [number[s] for s in part.sites]
-        axes = sorted(range(len(new)), key=new.__getitem__)
-        elements = (
-            part.elements
-            if axes == list(range(len(axes)))
-            else Elements(part.elements.ids.transpose(axes))
-        )
-        parts.append(Part(tuple(sorted(new)), elements))
     return Label(
-        tuple(tuple(number[s] for s in sites) for sites in dims),
-        tuple(label.sizes[s] for s in order),
-        tuple(parts),
-        frozenset(number[s] for s in label.pinned),
+        tuple(tuple(number[site] for site in sites) for sites in dims),
+        tuple(label.sizes[site] for site in order),
+        tuple(renumbered(part, number) for part in label.parts),
+        frozenset(number[site] for site in label.pinned),
         label.pending,
     )
 
 
+def renumbered(part: Part, number: Mapping[int, int]) -> Part:
+    """A part whose sites have other numbers; its axes follow, because sites are ascending."""
+    new = [number[site] for site in part.sites]
+    axes = sorted(range(len(new)), key=new.__getitem__)
+    elements = part.elements
+    if axes != list(range(len(axes))):
+        elements = Elements(elements.ids.transpose(axes))
+    return Part(tuple(sorted(new)), elements)
+
+
 def permute(label: Label, order: Sequence[int]) -> Label:
     """Reorder dimensions."""
-    return arrange(label, [label.dims[d] for d in order])
+    return arrange(label, [label.dims[dim] for dim in order])
 
 
 def insert_dim(label: Label, dim: int) -> Label:
@@ -129,91 +141,104 @@ def drop_dim(label: Label, dim: int) -> Label:
     return replace(label, dims=(*label.dims[:dim], *label.dims[dim + 1 :]))
 
 
+def _with_sites(
+    label: Label, new: Sequence[tuple[int, ...]], sizes: Sequence[int], parts: Iterable[Part]
+) -> Label:
+    """The label after its sites were split, fused or dropped: old site ``s`` is now the sites ``new[s]``."""
+    pinned = {site for old in label.pinned for site in new[old]}
+    dims = tuple(_now(sites, new) for sites in label.dims)
+    return Label(dims, tuple(sizes), tuple(parts), frozenset(pinned), label.pending)
+
+
+def _now(sites: Iterable[int], new: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What some old sites are now, ascending, each once (fused sites are several old ones)."""
+    found = {site for old in sites for site in new[old]}
+    return tuple(sorted(found))
+
+
 def split_site(label: Label, site: int, factors: Sequence[int]) -> Label:
-    """Split one site into row-major ``factors``."""
-    factors = [f for f in factors if f != 1]
+    """Split one site into row-major ``factors``.
+
+    A site of 6 with elements ``[0 … 5]`` split into ``(2, 3)`` is two sites with elements ``[[0, 1, 2], [3, 4, 5]]``.
+    """
+    factors = [factor for factor in factors if factor != 1]
     if len(factors) == 1:
         return label
-    extra = len(factors) - 1
-
-    def renumber(s: int) -> tuple[int, ...]:
-        if s < site:
-            return (s,)
-        return tuple(range(site, site + extra + 1)) if s == site else (s + extra,)
-
+    count = len(factors)
+    new: list[tuple[int, ...]] = [(old,) for old in range(site)]
+    new.append(tuple(range(site, site + count)))
+    new += [(old + count - 1,) for old in range(site + 1, len(label.sizes))]
     parts = []
     for part in label.parts:
-        sites = tuple(n for s in part.sites for n in renumber(s))
-        if site not in part.sites:
-            parts.append(Part(sites, part.elements))
-            continue
-        axis = part.sites.index(site)
-        shape = (*part.elements.shape[:axis], *factors, *part.elements.shape[axis + 1 :])
-        parts.append(Part(sites, Elements(part.elements.ids.reshape(shape))))
-    return Label(
-        tuple(tuple(n for s in sites for n in renumber(s)) for sites in label.dims),
-        (*label.sizes[:site], *factors, *label.sizes[site + 1 :]),
-        tuple(parts),
-        frozenset(n for s in label.pinned for n in renumber(s)),
-        label.pending,
-    )
+        elements = part.elements
+        if site in part.sites:
+            axis = part.sites.index(site)
+            shape = (*elements.shape[:axis], *factors, *elements.shape[axis + 1 :])
+            elements = Elements(elements.ids.reshape(shape))
+        parts.append(Part(_now(part.sites, new), elements))
+    sizes = (*label.sizes[:site], *factors, *label.sizes[site + 1 :])
+    return _with_sites(label, new, sizes, parts)
 
 
 def fuse_sites(label: Label, first: int, count: int, store: Constraints) -> Label:
-    """Merge ``count`` consecutive sites into one (they must belong to one dimension, or be about to)."""
+    """Fuse ``count`` consecutive sites into one (they must belong to one dimension, or be about to)."""
     if count <= 1:
         return label
-    fused = range(first, first + count)
-    touching = [p for p in label.parts if set(p.sites) & set(fused)]
-    if touching and not (len(touching) == 1 and set(fused) <= set(touching[0].sites)):
-        label = _joint(label, set(fused), touching, store)
-        touching = [p for p in label.parts if set(p.sites) & set(fused)]
-    elif touching:
-        for site in label.pinned.intersection(fused):
-            store.position(
-                touching[0].elements,
-                touching[0].sites.index(site),
-                "its position matters",
-                defines=True,
-            )
-    if touching:
-        # The elements of the part know which positions are fixed; the fused site as a whole is not.
-        label = replace(label, pinned=label.pinned.difference(fused))
+    fused = set(range(first, first + count))
+    touching = [part for part in label.parts if fused.intersection(part.sites)]
+    if not touching:
+        return _with_fused(label, first, count, [])
+    if len(touching) > 1 or not fused <= set(touching[0].sites):
+        # Two parts cannot share one site: the positions get elements of their own below those of the parts.
+        label = _joint(label, fused, touching, store)
+        touching = [part for part in label.parts if fused.intersection(part.sites)]
+    else:
+        _keep_pinned_positions(label, fused, touching[0], store)
+    # The elements of the part know which positions are fixed; the fused site as a whole is not.
+    label = replace(label, pinned=label.pinned.difference(fused))
+    return _with_fused(label, first, count, touching)
 
-    def renumber(sites: Iterable[int]) -> tuple[int, ...]:
-        return tuple(
-            sorted({s if s < first else first if s in fused else s - count + 1 for s in sites})
-        )
 
-    size = math.prod(label.sizes[s] for s in fused)
+def _keep_pinned_positions(label: Label, fused: set[int], part: Part, store: Constraints) -> None:
+    """A site that is pinned stays so inside a fused one: its coordinate becomes a property of the elements."""
+    for site in label.pinned.intersection(fused):
+        axis = part.sites.index(site)
+        store.position(part.elements, axis, "its position matters", defines=True)
+
+
+def _with_fused(label: Label, first: int, count: int, touching: Sequence[Part]) -> Label:
+    """Renumber after fusing; ``touching`` are the parts that cover all of the fused sites."""
+    last = first + count - 1
+    new = [(min(max(first, s - count + 1), s),) for s in range(len(label.sizes))]
+    size = math.prod(label.sizes[first : last + 1])
     parts = []
     for part in label.parts:
-        ids = part.elements.ids
-        if part in touching:
+        elements = part.elements
+        if any(part is one for one in touching):
             axis = part.sites.index(first)
-            ids = ids.reshape(*ids.shape[:axis], size, *ids.shape[axis + count :])
-        parts.append(
-            Part(renumber(part.sites), Elements(ids) if part in touching else part.elements)
-        )
-    return Label(
-        tuple(renumber(sites) for sites in label.dims),
-        (*label.sizes[:first], size, *label.sizes[first + count :]),
-        tuple(parts),
-        frozenset(renumber(label.pinned)),
-        label.pending,
-    )
+            shape = (*elements.shape[:axis], size, *elements.shape[axis + count :])
+            elements = Elements(elements.ids.reshape(shape))
+        parts.append(Part(_now(part.sites, new), elements))
+    sizes = (*label.sizes[:first], size, *label.sizes[last + 1 :])
+    return _with_sites(label, new, sizes, parts)
 
 
 def _joint(label: Label, fused: set[int], touching: list[Part], store: Constraints) -> Label:
-    """Replace the parts that touch ``fused`` by one over all their sites, made of new elements below the old ones."""
-    sites = tuple(sorted(fused.union(*(p.sites for p in touching))))
-    new = store.fresh(tuple(label.sizes[s] for s in sites))
+    """Replace the parts that touch ``fused`` by one over all their sites, made of new elements below the old ones.
+
+    For the rows ``[0, 1]`` and columns ``[2, 3, 4]`` of a 2×3 weight the new elements are ``[[5, 6, 7], [8, 9, 10]]``;
+    5 lies below row 0 and column 2.
+    """
+    own = {site for part in touching for site in part.sites}
+    sites = tuple(sorted(fused | own))
+    new = store.fresh(tuple(label.sizes[site] for site in sites))
     for part in touching:
-        store.relation(new, part.elements, tuple(sites.index(s) for s in part.sites), defines=True)
+        axes = tuple(sites.index(site) for site in part.sites)
+        store.relation(new, part.elements, axes, defines=True)
     for site in label.pinned & set(sites):
         store.position(new, sites.index(site), "its position matters", defines=True)
-    parts = (*(p for p in label.parts if p not in touching), Part(sites, new))
-    return replace(label, parts=parts)
+    others = [part for part in label.parts if part not in touching]
+    return replace(label, parts=(*others, Part(sites, new)))
 
 
 def single_site(label: Label, dim: int, store: Constraints) -> Label:
@@ -223,8 +248,12 @@ def single_site(label: Label, dim: int, store: Constraints) -> Label:
 
 
 def view(label: Label, shape: Sequence[int], store: Constraints) -> Label:
-    """Row-major reshape."""
-    label = arrange(label, [[s for sites in label.dims for s in sites]])
+    """Row-major reshape: sites are handed out to the new dimensions in order, split or fused where sizes demand it.
+
+    Viewing sites ``(2, 3)`` as ``(6,)`` gives one dimension both sites; as ``(3, 2)``, neither size divides the other,
+    so the two are fused to 6 and split to ``(3, 2)``.
+    """
+    label = arrange(label, [[site for sites in label.dims for site in sites]])
     dims: list[list[int]] = []
     site = 0
     for size in shape:
@@ -238,6 +267,7 @@ def view(label: Label, shape: Sequence[int], store: Constraints) -> Label:
                 label = split_site(label, site, (need, have // need))
                 need = 1
             else:
+                # try again with the next site joined to this one
                 label = fuse_sites(label, site, 2, store)
                 continue
             mine.append(site)
@@ -249,7 +279,7 @@ def view(label: Label, shape: Sequence[int], store: Constraints) -> Label:
 def expand(label: Label, shape: Sequence[int]) -> Label:
     """Broadcast to ``shape``: new dimensions and grown ones are free."""
     lead = len(shape) - len(label.dims)
-    sizes, pending = list(label.sizes), label.pending
+    sizes = list(label.sizes)
     dims: list[tuple[int, ...]] = []
     for dim, size in enumerate(shape):
         old = label.dims[dim - lead] if dim >= lead else ()
@@ -257,92 +287,98 @@ def expand(label: Label, shape: Sequence[int]) -> Label:
             sizes.append(int(size))
             old = (len(sizes) - 1,)
         dims.append(old)
-    return arrange(Label(tuple(dims), tuple(sizes), label.parts, label.pinned, pending), dims)
+    grown = Label(tuple(dims), tuple(sizes), label.parts, label.pinned, label.pending)
+    return arrange(grown, dims)
 
 
 def take(label: Label, dim: int, index: IntArray, store: Constraints) -> Label:
-    """Keep the positions ``index`` of one dimension (a slice, a flip, a constant gather)."""
+    """Keep the positions ``index`` of one dimension (a slice, a flip, a constant gather).
+
+    Columns ``[2, 0]`` of the 2×3 weight above: site 1 now has size 2 and elements ``[4, 2]``.
+    """
     if not label.dims[dim]:
-        return label if len(index) == 1 else expand(label, _with(label.shape, dim, len(index)))
+        if len(index) == 1:
+            return label
+        shape = label.shape
+        return expand(label, (*shape[:dim], len(index), *shape[dim + 1 :]))
     size = label.shape[dim]
     if len(index) == size and bool((index == np.arange(size)).all()):
         return label
     label, site, index = _outer_site(label, dim, index, store)
     sizes = (*label.sizes[:site], len(index), *label.sizes[site + 1 :])
-    parts = []
     repeated = len(np.unique(index)) < len(index)
+    parts = []
     for part in label.parts:
         if site not in part.sites:
             parts.append(part)
             continue
         axis = part.sites.index(site)
         picked = Elements(part.elements.ids.take(index, axis))
-        if repeated:
-            copies = store.fresh(picked.shape)
-            store.relation(copies, picked, tuple(range(len(picked.shape))), defines=True)
-            picked = copies
-        parts.append(Part(part.sites, picked))
+        parts.append(Part(part.sites, _copies(picked, store) if repeated else picked))
     return _drop_unit(replace(label, sizes=sizes, parts=tuple(parts)), site)
+
+
+def _copies(elements: Elements, store: Constraints) -> Elements:
+    """New elements, each a copy of an old one: an element that stands twice in one part could not move."""
+    copies = store.fresh(elements.shape)
+    store.relation(copies, elements, tuple(range(len(elements.shape))), defines=True)
+    return copies
 
 
 def _outer_site(
     label: Label, dim: int, index: IntArray, store: Constraints
 ) -> tuple[Label, int, IntArray]:
-    """Express positions of a dimension as positions of its outermost site if they are whole blocks, else fuse."""
+    """Express positions of a dimension as positions of its outermost site if they are whole blocks, else fuse.
+
+    Of a dimension with sites (4 heads, 8 dims) the positions 8 … 23 are heads 1 and 2.
+    """
     sites = label.dims[dim]
-    inner = math.prod(label.sizes[s] for s in sites[1:])
+    inner = math.prod(label.sizes[site] for site in sites[1:])
     if len(sites) > 1 and len(index) % inner == 0:
         blocks = index.reshape(-1, inner)
-        if bool((blocks == blocks[:, :1] + np.arange(inner)).all()) and bool(
-            (blocks[:, 0] % inner == 0).all()
-        ):
-            return label, sites[0], blocks[:, 0] // inner
+        first = blocks[:, 0]
+        consecutive = bool((blocks == first[:, None] + np.arange(inner)).all())
+        if consecutive and bool((first % inner == 0).all()):
+            return label, sites[0], first // inner
     label = single_site(label, dim, store)
     return label, label.dims[dim][0], index
 
 
 def _drop_unit(label: Label, site: int) -> Label:
-    """Remove a site of size 1 (or 0): what it picked out is pending."""
+    """Remove a site of size 1: what it picked out alone is pending.  An empty site stays, but has no elements."""
     if label.sizes[site] > 1:
         return label
-    parts, pending = [], list(label.pending)
+    parts: list[Part] = []
+    pending = list(label.pending)
     for part in label.parts:
+        others = tuple(other for other in part.sites if other != site)
         if site not in part.sites:
             parts.append(part)
-            continue
-        ids = part.elements.ids.reshape(
-            [n for s, n in zip(part.sites, part.elements.shape, strict=True) if s != site]
-        )
-        if len(part.sites) > 1 and ids.size:
-            parts.append(Part(tuple(s for s in part.sites if s != site), Elements(ids)))
-        elif ids.size:
+        elif part.elements.ids.size and others:
+            ids = part.elements.ids.squeeze(part.sites.index(site))
+            parts.append(Part(others, Elements(ids)))
+        elif part.elements.ids.size:
             pending.append(part.elements)
     if label.sizes[site] == 0:
         return label
-    kept = [s for s in range(len(label.sizes)) if s != site]
-    number = {s: i for i, s in enumerate(kept)}
-    return Label(
-        tuple(tuple(number[s] for s in sites if s != site) for sites in label.dims),
-        tuple(label.sizes[s] for s in kept),
-        tuple(Part(tuple(number[s] for s in p.sites), p.elements) for p in parts),
-        frozenset(number[s] for s in label.pinned if s != site),
-        tuple(pending),
-    )
-
-
-def _with(shape: tuple[int, ...], dim: int, size: int) -> tuple[int, ...]:
-    return (*shape[:dim], size, *shape[dim + 1 :])
+    new: list[tuple[int, ...]] = [(old,) for old in range(site)]
+    new.append(())
+    new += [(old - 1,) for old in range(site + 1, len(label.sizes))]
+    sizes = (*label.sizes[:site], *label.sizes[site + 1 :])
+    kept = [Part(_now(part.sites, new), part.elements) for part in parts]
+    return replace(_with_sites(label, new, sizes, kept), pending=tuple(pending))
 
 
 def pin_dims(label: Label, dims: Iterable[int], store: Constraints, reason: str) -> Label:
     """Fix the order along some dimensions."""
-    sites = {s for dim in dims for s in label.dims[dim]}
+    sites = {site for dim in dims for site in label.dims[dim]}
     parts = []
     for part in label.parts:
         inside = sites.intersection(part.sites)
         if inside == set(part.sites):
             store.pin(part.elements, reason)
             continue
+        # Only some of its sites are fixed: an element may still move to one with the same coordinates there.
         for site in sorted(inside):
             store.position(part.elements, part.sites.index(site), reason)
         parts.append(part)
@@ -355,8 +391,8 @@ def insert_pinned(label: Label, dim: int, size: int) -> Label:
     if size == 1:
         return label
     new = len(label.sizes)
-    dims = [(new,) if d == dim else sites for d, sites in enumerate(label.dims)]
-    grown = Label(
-        tuple(dims), (*label.sizes, size), label.parts, label.pinned | {new}, label.pending
-    )
+    dims = list(label.dims)
+    dims[dim] = (new,)
+    pinned = label.pinned | {new}
+    grown = Label(tuple(dims), (*label.sizes, size), label.parts, pinned, label.pending)
     return arrange(grown, dims)

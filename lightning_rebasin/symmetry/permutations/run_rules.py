@@ -14,12 +14,19 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from lightning_rebasin.errors import InternalError, RebasinError
 from lightning_rebasin.symmetry.permutations import labels
 from lightning_rebasin.symmetry.permutations.elements import Block, Constraints, IntArray
 from lightning_rebasin.symmetry.permutations.join import Refinement, Wishes, combine_label
 from lightning_rebasin.symmetry.permutations.labels import Label, Part
 from lightning_rebasin.symmetry.permutations.rules import RULES
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Contraction, unknown
+from lightning_rebasin.symmetry.permutations.rules.base import (
+    Context,
+    Contraction,
+    LayoutNotCovered,
+    Rule,
+    unknown,
+)
 from lightning_rebasin.symmetry.trace.tape import Node, Ref, Tape
 
 #: A refined axis has at most this many elements.
@@ -101,23 +108,37 @@ def run_rule(ctx: Context, node: Node) -> None:
 
 
 def _labels(ctx: Context, node: Node, shapes: Sequence[tuple[int, ...]]) -> Sequence[Label]:
-    function = RULES.get(node.op) or (RULES["aten.clone"] if node.pointwise else unknown)
-    if function is not unknown:
-        try:
-            found = function(ctx, node)
-        except (
-            ArithmeticError,
-            AssertionError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ):
-            found = [labels.fixed((-1,))]  # an overload or a layout that the rule does not expect
-        if all(x.shape == shape or 0 in shape for x, shape in zip(found, shapes, strict=False)):
-            return found
+    """The labels that the rule of an operation gives, or those of an operation without a rule."""
+    function = RULES.get(node.op)
+    if function is None and node.pointwise:
+        # torch says so itself: whatever it computes, it does so position by position
+        function = RULES["aten.clone"]
+    found = None if function is None else _follow(ctx, node, function)
+    if found is not None and _fit(found, shapes):
+        return found
     ctx.unknown.setdefault(node.op, node.where)
     return unknown(ctx, node)
+
+
+def _follow(ctx: Context, node: Node, function: Rule) -> Sequence[Label] | None:
+    """What a rule says; ``None`` if it does not cover this overload or layout."""
+    try:
+        return function(ctx, node)
+    except LayoutNotCovered:
+        return None
+    except RebasinError:
+        raise
+    except Exception as error:  # whatever it is, it is our mistake and must be seen
+        raise InternalError(
+            f"the rule {function.__name__!r} failed on {node.where}: {type(error).__name__}: {error}; this is a bug of "
+            "lightning_rebasin, please report it with the model"
+        ) from error
+
+
+def _fit(found: Sequence[Label], shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether labels have the shapes of the results; a concatenation gives none, its label comes later."""
+    pairs = zip(found, shapes, strict=False)
+    return all(label.shape == shape or 0 in shape for label, shape in pairs)
 
 
 def state_label(

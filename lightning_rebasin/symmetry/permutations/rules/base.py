@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_rebasin.errors import InternalError
 from lightning_rebasin.symmetry.permutations import labels
 from lightning_rebasin.symmetry.permutations.elements import Constraints, Elements
-from lightning_rebasin.symmetry.permutations.join import Letter, Wishes, merge, reduce_sites
+from lightning_rebasin.symmetry.permutations.join import Letter, Wishes, join, reduce_sites
 from lightning_rebasin.symmetry.permutations.labels import Label, Part
 from lightning_rebasin.symmetry.trace.tape import Node, Ref, Tape, references
 
@@ -21,14 +22,25 @@ RULES: dict[str, Rule] = {}
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a rule for ATen operations (names without ``aten.``, overload and in-place underscore)."""
+    ops = []
+    for group in names:
+        # Operations of other namespaces are named in full.
+        ops += [name if "." in name else f"aten.{name}" for name in group.split()]
 
     def register(function: Rule) -> Rule:
-        for group in names:
-            for name in group.split():
-                RULES[name if "." in name else f"aten.{name}"] = function
+        for op in ops:
+            if op in RULES:
+                raise InternalError(
+                    f"{op} has two rules: {RULES[op].__name__} and {function.__name__}"
+                )
+            RULES[op] = function
         return function
 
     return register
+
+
+class LayoutNotCovered(Exception):  # noqa: N818 - a message to the pass, not an error of anybody's
+    """Raised by a rule that meets an overload or layout it does not cover; the operation is pinned and reported."""
 
 
 @dataclass(frozen=True)
@@ -109,19 +121,19 @@ class Context:
         """Fix the order along some dimensions."""
         return labels.pin_dims(label, dims, self.store, reason)
 
-    def merge(
+    def join(
         self,
         operands: Sequence[tuple[Label, Sequence[Letter]]],
         out: Sequence[Letter],
         batch: Sequence[Letter] = (),
     ) -> Label:
-        """Join labels; see :func:`~lightning_rebasin.symmetry.permutations.join.merge`."""
-        return merge(self.store, operands, out, batch=batch, wishes=self.wishes)
+        """Join labels; see :func:`~lightning_rebasin.symmetry.permutations.join.join`."""
+        return join(self.store, operands, out, batch=batch, wishes=self.wishes)
 
     def reduce(self, label: Label, dims: Sequence[int]) -> Label:
         """Reduce dimensions away."""
         letters = list(range(len(label.dims)))
-        return self.merge([(label, letters)], [x for x in letters if x not in dims])
+        return self.join([(label, letters)], [x for x in letters if x not in dims])
 
     def normalise(self, label: Label, dims: Sequence[int]) -> Label:
         """A reduction over ``dims`` whose result meets every position again (softmax, normalisation)."""

@@ -17,7 +17,7 @@ def weight_norm(ctx: Context, node: Node) -> list[Label]:
     others = [d for d in range(len(direction.dims)) if d != kept]
     direction = ctx.normalise(direction, others)
     letters = list(range(len(direction.dims)))
-    result = ctx.merge([(direction, letters), (length, letters)], letters)
+    result = ctx.join([(direction, letters), (length, letters)], letters)
     norms = ctx.reduce(result, others)
     for dim in others:
         norms = labels.insert_dim(norms, dim)
@@ -36,7 +36,7 @@ def trilinear(ctx: Context, node: Node) -> list[Label]:
         operands.append((label, list(range(len(label.dims)))))
     letters = operands[0][1]
     summed = dims_of(given["sumdim"], len(letters)) if given["sumdim"] else []
-    return [ctx.merge(operands, [x for x in letters if x not in summed])]
+    return [ctx.join(operands, [x for x in letters if x not in summed])]
 
 
 @rule(
@@ -51,7 +51,7 @@ def grid_sample(ctx: Context, node: Node) -> list[Label]:
     places = [("place", d) for d in space]
     pixels = [("pixel", d) for d in space]
     operands = [(image, ["n", "c", *pixels]), (grid, ["n", *places, "coordinate"])]
-    return [ctx.merge(operands, ["n", "c", *places])]
+    return [ctx.join(operands, ["n", "c", *places])]
 
 
 @rule("affine_grid_generator")

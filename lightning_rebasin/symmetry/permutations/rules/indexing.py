@@ -13,6 +13,8 @@ from lightning_rebasin.symmetry.permutations.rules.base import Context, dims_of,
 from lightning_rebasin.symmetry.permutations.rules.pointwise import broadcast
 from lightning_rebasin.symmetry.trace.tape import Node, Ref, references
 
+_LOOKED_UP = "it is looked up by index"
+
 
 @rule("embedding")
 def embedding(ctx: Context, node: Node) -> list[Label]:
@@ -33,23 +35,28 @@ def index_select(ctx: Context, node: Node) -> list[Label]:
 
 def _lookup(ctx: Context, label: Label, dim: int, index: Ref) -> Label:
     """Replace ``dim`` by the dimensions of ``index``."""
-    array = ctx.array(index)
-    if (
-        array is not None
-        and array.ndim == 1
-        and len(np.unique(array)) == len(array)
-        and array.dtype != np.bool_
-    ):
-        return labels.take(label, dim, _rows(array, label.shape[dim]), ctx.store)
-    label = ctx.reduce(ctx.pin(label, [dim], "it is looked up by index"), [dim])
+    rows = _known_rows(ctx, index, label.shape[dim])
+    if rows is not None and not ctx.tape.values[index.value].mask:
+        return labels.take(label, dim, rows, ctx.store)
+    label = ctx.reduce(ctx.pin(label, [dim], _LOOKED_UP), [dim])
     places = ctx.label(index)
     letters: list[Any] = [("i", k) for k in range(len(places.dims))]
     rest: list[Any] = list(range(len(label.dims)))
-    return ctx.merge([(label, rest), (places, letters)], [*rest[:dim], *letters, *rest[dim:]])
+    return ctx.join([(label, rest), (places, letters)], [*rest[:dim], *letters, *rest[dim:]])
 
 
-def _rows(array: NDArray[Any], size: int) -> NDArray[np.int64]:
-    return array.astype(np.int64) % size
+def _known_rows(ctx: Context, index: Ref, size: int) -> NDArray[np.int64] | None:
+    """The positions that a constant index chooses, if it is one-dimensional and chooses each at most once."""
+    array = ctx.array(index)
+    if array is None or array.ndim != 1:
+        return None
+    if array.dtype == np.bool_:
+        rows = np.flatnonzero(array)
+    else:
+        rows = array.astype(np.int64) % size
+    # The index itself must not repeat: -1 and size - 1 would be one row twice.
+    distinct = len(np.unique(array)) == len(array) or array.dtype == np.bool_
+    return rows if distinct else None
 
 
 @rule("index _unsafe_index")
@@ -58,28 +65,29 @@ def index(ctx: Context, node: Node) -> list[Label]:
     label, indices = ctx.label(node.arguments["self"]), list(node.arguments["indices"])
     indexed = [d for d, i in enumerate(indices) if isinstance(i, Ref)]
     if len(indexed) == 1:
-        array = ctx.array(indices[indexed[0]])
-        if array is not None and array.ndim == 1:
-            rows = (
-                np.flatnonzero(array)
-                if array.dtype == np.bool_
-                else _rows(array, label.shape[indexed[0]])
-            )
-            if len(rows) and len(np.unique(rows)) == len(rows):
-                return [labels.take(label, indexed[0], rows, ctx.store)]
-    if any(_is_mask(ctx, indices[d]) for d in indexed):
+        (dim,) = indexed
+        rows = _known_rows(ctx, indices[dim], label.shape[dim])
+        if rows is not None and len(rows) and len(np.unique(rows)) == len(rows):
+            return [labels.take(label, dim, rows, ctx.store)]
+    if any(_is_mask(ctx, indices[dim]) for dim in indexed):
         return _masked(ctx, node, label, indices)
-    places = [ctx.label(indices[d]) for d in indexed]
-    ndim = max(len(p.dims) for p in places)
+    places = [ctx.label(indices[dim]) for dim in indexed]
+    # The indices broadcast against each other, so their letters count from the right.
+    ndim = max(len(place.dims) for place in places)
     letters: list[Any] = [("i", ndim - k) for k in range(ndim)]
-    label = ctx.reduce(ctx.pin(label, indexed, "it is looked up by index"), indexed)
+    label = ctx.reduce(ctx.pin(label, indexed, _LOOKED_UP), indexed)
     rest: list[Any] = list(range(len(label.dims)))
-    adjacent = indexed == list(range(indexed[0], indexed[0] + len(indexed)))
-    first = indexed[0] if adjacent else 0
+    # x[:, i, j] puts the new dimensions where i and j stand, x[i, :, j] in front.
+    first = indexed[0] if _adjacent(indexed) else 0
     operands: list[tuple[Label, list[Any]]] = [(label, rest)]
-    operands += [(p, letters[ndim - len(p.dims) :]) for p in places]
-    result = ctx.merge(operands, [*rest[:first], *letters, *rest[first:]])
+    for place in places:
+        operands.append((place, letters[ndim - len(place.dims) :]))
+    result = ctx.join(operands, [*rest[:first], *letters, *rest[first:]])
     return [labels.expand(result, ctx.out_shape(node))]
+
+
+def _adjacent(dims: list[int]) -> bool:
+    return dims == list(range(dims[0], dims[0] + len(dims)))
 
 
 def _is_mask(ctx: Context, ref: Ref) -> bool:
@@ -105,11 +113,8 @@ def _masked(ctx: Context, node: Node, label: Label, indices: list[Any]) -> list[
 def gather(ctx: Context, node: Node) -> list[Label]:
     """Positions of one dimension, chosen anew at every other position."""
     given = node.arguments
-    return [
-        _pointwise_at(
-            ctx, given["dim"], given["self"], [given["index"]], ctx.out_shape(node), keep=False
-        )
-    ]
+    shape = ctx.out_shape(node)
+    return [_pointwise_at(ctx, given["dim"], given["self"], [given["index"]], shape, keep=False)]
 
 
 @rule("scatter scatter_add scatter_reduce")
@@ -125,29 +130,39 @@ def index_add(ctx: Context, node: Node) -> list[Label]:
     """Writes whole rows at chosen positions of one dimension."""
     given = node.arguments
     ctx.pin_all([given["index"]], "it is an index")
-    refs = [given[name] for name in ("source",) if isinstance(given.get(name), Ref)]
+    source = given.get("source")
+    refs = [source] if isinstance(source, Ref) else []
     return [_pointwise_at(ctx, given["dim"], given["self"], refs, ctx.out_shape(node), keep=True)]
 
 
 def _pointwise_at(
     ctx: Context, dim: int, base: Ref, others: list[Ref], shape: tuple[int, ...], *, keep: bool
 ) -> Label:
-    """Join ``base`` and ``others`` along every dimension but ``dim``, which is pinned."""
+    """Join ``base`` and ``others`` along every dimension but ``dim``, which is pinned.
+
+    Args:
+        ctx: The pass.
+        dim: The dimension that is indexed.
+        base: What is read or written.
+        others: Index and values.
+        shape: Of the result.
+        keep: Whether the result is the base with something written into it.
+    """
     if not shape:
         return ctx.use(ctx.label(base))
     dim %= len(shape)
-    operands = []
     letters: list[Any] = list(range(len(shape)))
+    operands = []
     for ref in (base, *others):
         label = ctx.label(ref)
-        differs = [d for d, n in enumerate(label.shape) if n != shape[d] and d != dim]
-        label = ctx.pin(
-            label, [dim, *differs] if keep or ref is base else differs, "it is looked up by index"
-        )
-        for d in (dim, *differs) if ref is base or keep else differs:
+        # gather may read fewer rows than there are
+        cut = [d for d, size in enumerate(label.shape) if size != shape[d] and d != dim]
+        gone = [dim, *cut] if keep or ref is base else cut
+        label = ctx.pin(label, gone, _LOOKED_UP)
+        for d in gone:
             label = labels.insert_dim(ctx.reduce(label, [d]), d)
         operands.append((label, letters))
-    result = ctx.merge(operands, letters)
+    result = ctx.join(operands, letters)
     for d, size in enumerate(shape):
         if not result.dims[d] and size > 1:
             result = labels.insert_pinned(labels.drop_dim(result, d), d, size)
@@ -162,34 +177,37 @@ def index_put(ctx: Context, node: Node) -> list[Label]:
     indices = list(given["indices"])
     indexed = [d for d, i in enumerate(indices) if isinstance(i, Ref)]
     refs = [indices[d] for d in indexed]
-    if (
-        len(refs) == 1
-        and ctx.shape(refs[0]) == label.shape
-        and _is_mask(ctx, refs[0])
-        and not any(values.dims)
-    ):
-        return [
-            broadcast(ctx, [given["self"], refs[0], given["values"]], label.shape)
-        ]  # x[x < 0] = 0
+    masks = [ref for ref in refs if _is_mask(ctx, ref)]
+    if masks and len(refs) == 1 and ctx.shape(refs[0]) == label.shape and not any(values.dims):
+        # x[x < 0] = 0 is a pointwise operation
+        return [broadcast(ctx, [given["self"], refs[0], given["values"]], label.shape)]
     ctx.pin_all(refs, "it is an index")
-    consumed = sorted({d + k for d in indexed for k in range(_consumes(ctx, indices[d]))})
-    if any(_is_mask(ctx, r) for r in refs) and len(refs) > 1:
+    if masks and len(refs) > 1:
         return unknown(ctx, node)
-    label = ctx.pin(label, consumed, "it is looked up by index")
-    places = max((len(ctx.shape(r)) for r in refs), default=0)
-    places = 1 if any(_is_mask(ctx, r) for r in refs) else places
-    rest = [d for d in range(len(label.dims)) if d not in consumed]
-    adjacent = (
-        consumed == list(range(consumed[0], consumed[0] + len(consumed))) if consumed else True
-    )
-    first = sum(d < consumed[0] for d in rest) if adjacent and consumed else 0
-    letters = [*rest[:first], *(("i", k) for k in range(places)), *rest[first:]]
+    consumed: list[int] = []
+    for d in indexed:
+        # a mask of two dimensions stands for two
+        consumed += range(d, d + _consumes(ctx, indices[d]))
+    label = ctx.pin(label, consumed, _LOOKED_UP)
+    letters = _put_letters(ctx, len(label.dims), consumed, refs)
     used = letters[len(letters) - len(values.dims) :]
-    values = ctx.pin(
-        values, [k for k, x in enumerate(used) if isinstance(x, tuple)], "it is looked up by index"
-    )
+    chosen = [k for k, letter in enumerate(used) if isinstance(letter, tuple)]
+    values = ctx.pin(values, chosen, _LOOKED_UP)
     everything: list[Any] = list(range(len(label.dims)))
-    return [ctx.merge([(label, everything), (values, used)], everything)]
+    return [ctx.join([(label, everything), (values, used)], everything)]
+
+
+def _put_letters(ctx: Context, ndim: int, consumed: list[int], refs: list[Ref]) -> list[Any]:
+    """Letters of the values of ``x[indices] = values``: ``("i", k)`` where they run along the indices."""
+    places = max((len(ctx.shape(ref)) for ref in refs), default=0)
+    if any(_is_mask(ctx, ref) for ref in refs):
+        # whatever its dimensions, a mask lists what it selects
+        places = 1
+    rest = [d for d in range(ndim) if d not in consumed]
+    first = 0
+    if consumed and _adjacent(consumed):
+        first = sum(d < consumed[0] for d in rest)
+    return [*rest[:first], *(("i", k) for k in range(places)), *rest[first:]]
 
 
 def _consumes(ctx: Context, ref: Ref) -> int:
@@ -200,10 +218,9 @@ def _consumes(ctx: Context, ref: Ref) -> int:
 def square(ctx: Context, node: Node) -> list[Label]:
     """Both of the last two dimensions are positions."""
     given = node.arguments
-    ref = given["self"] if "self" in given else given["A"]
-    ndim = len(ctx.shape(ref))
-    dims = [-2, -1] if "dim1" not in given else [given["dim1"], given["dim2"]]
-    label = ctx.pin(ctx.label(ref), dims_of(dims, ndim), f"{node.op} depends on positions")
+    label = ctx.label(given["self"] if "self" in given else given["A"])
+    dims = [given["dim1"], given["dim2"]] if "dim1" in given else [-2, -1]
+    label = ctx.pin(label, dims_of(dims, len(label.dims)), f"{node.op} depends on positions")
     if node.op in ("aten.tril", "aten.triu"):
         return [label]
     return unknown(ctx, node)
@@ -232,11 +249,8 @@ def col2im(ctx: Context, node: Node) -> list[Label]:
     label = labels.view(label, (*lead, channels, old[-2] // channels, old[-1]), ctx.store)
     last = [len(lead) + 1, len(lead) + 2]
     label = ctx.reduce(ctx.pin(label, last, "position in the image"), last)
-    return [
-        labels.insert_pinned(
-            labels.insert_pinned(label, len(lead) + 1, shape[-2]), len(lead) + 2, shape[-1]
-        )
-    ]
+    label = labels.insert_pinned(label, len(lead) + 1, shape[-2])
+    return [labels.insert_pinned(label, len(lead) + 2, shape[-1])]
 
 
 @rule("_local_scalar_dense is_nonzero equal item")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning_rebasin.symmetry.permutations import labels
 from lightning_rebasin.symmetry.permutations.join import Letter
@@ -40,7 +41,7 @@ def product(ctx: Context, node: Node) -> list[Label]:
     if "add" in node.op:
         addend = ctx.label(node.arguments["self"])
         operands.append((addend, out[len(out) - len(addend.dims) :]))
-    return [ctx.merge(operands, out, batch=["b"])]
+    return [ctx.join(operands, out, batch=["b"])]
 
 
 @rule("_cdist_forward cdist")
@@ -49,7 +50,7 @@ def distances(ctx: Context, node: Node) -> list[Label]:
     first, second = ctx.label(node.arguments["x1"]), ctx.label(node.arguments["x2"])
     lead = [("lead", k) for k in range(len(first.dims) - 2)]
     return [
-        ctx.merge(
+        ctx.join(
             [(first, [*lead, "p", "m"]), (second, [*lead, "r", "m"])], [*lead, "p", "r"], batch=lead
         )
     ]
@@ -79,7 +80,7 @@ def attention(ctx: Context, node: Node) -> list[Label]:
         group = []
     batch = [*lead, "h", *group]
     operands = [(query, [*batch, "t", "d"]), (key, [*lead, "h", "s", "d"])]
-    scores = ctx.merge(operands, [*batch, "t", "s"], batch=batch)
+    scores = ctx.join(operands, [*batch, "t", "s"], batch=batch)
     mask = given.get("attn_mask") or given.get("attn_bias")
     if isinstance(mask, Ref):
         label = ctx.label(mask)
@@ -88,11 +89,11 @@ def attention(ctx: Context, node: Node) -> list[Label]:
             split = (kv_heads, heads // kv_heads) if size > 1 else (1, 1)
             label = labels.view(label, (*label.shape[:-3], *split, *label.shape[-2:]), ctx.store)
         letters = [*batch, "t", "s"]
-        scores = ctx.merge(
+        scores = ctx.join(
             [(scores, letters), (label, letters[len(letters) - len(label.dims) :])], letters
         )
     scores = ctx.normalise(scores, [len(scores.dims) - 1])
-    result = ctx.merge(
+    result = ctx.join(
         [(scores, [*batch, "t", "s"]), (value, [*lead, "h", "s", "e"])],
         [*batch, "t", "e"],
         batch=batch,
@@ -106,43 +107,50 @@ def attention(ctx: Context, node: Node) -> list[Label]:
 def convolution(ctx: Context, node: Node) -> list[Label]:
     """Convolutions of any kind: channels viewed as (group, channel), kernel positions pinned."""
     given = node.arguments
-    weight_shape, groups = ctx.shape(given["weight"]), int(given["groups"])
     image, weight = ctx.label(given["input"]), ctx.label(given["weight"])
-    space = len(weight_shape) - 2
-    per_point = [
-        weight_shape[2 + d] == 1
-        and all(
-            _at(given[name], d) == one
-            for name, one in (("stride", 1), ("padding", 0), ("output_padding", 0))
-        )
-        for d in range(space)
-    ]
-    image = ctx.pin(
-        image, [2 + d for d in range(space) if not per_point[d]], "position in the image"
-    )
+    space = len(weight.dims) - 2
+    groups = int(given["groups"])
+    # A kernel of one position does not look at neighbours: places in the image stay interchangeable.
+    point = [_is_point(given, weight.shape, d) for d in range(space)]
+    mixing = [2 + d for d in range(space) if not point[d]]
+    image = ctx.pin(image, mixing, "position in the image")
     weight = ctx.pin(weight, range(2, 2 + space), "position in the kernel")
-    shape = image.shape
     ctx.observe(node, 0, given["input"], image, [1])
-    image = labels.view(image, (shape[0], groups, shape[1] // groups, *shape[2:]), ctx.store)
-    weight = labels.view(weight, (groups, weight_shape[0] // groups, *weight_shape[1:]), ctx.store)
+
+    # (n, channels, …) as (n, group, channel, …), and the weight's first dimension likewise
+    image = _grouped(ctx, image, 1, groups)
+    weight = _grouped(ctx, weight, 0, groups)
+    places = [("place", d) for d in range(space)]
+    kernel = [("kernel", d) for d in range(space)]
     channels = "gio" if given["transposed"] else "goi"
-    kernel = [("k", d) for d in range(space)]
-    space_letters = [("s", d) for d in range(space)]
     operands: list[tuple[Label, Sequence[Letter]]] = [
-        (image, ["n", "g", "i", *space_letters]),
+        (image, ["n", "g", "i", *places]),
         (weight, [*channels, *kernel]),
     ]
-    out_shape = ctx.out_shape(node)
     if isinstance(given.get("bias"), Ref):
-        bias = labels.view(ctx.label(given["bias"]), (groups, out_shape[1] // groups), ctx.store)
-        operands.append((bias, "go"))
-    kept = [x for d, x in enumerate(space_letters) if per_point[d]]
-    result = ctx.merge(operands, ["n", "g", "o", *kept], batch=["g"])
-    for d in range(space):
-        if not per_point[d]:
-            result = labels.insert_pinned(result, 3 + d, out_shape[2 + d])
+        operands.append((_grouped(ctx, ctx.label(given["bias"]), 0, groups), "go"))
+    kept = [letter for letter, is_point in zip(places, point, strict=True) if is_point]
+    result = ctx.join(operands, ["n", "g", "o", *kept], batch=["g"])
+    out_shape = ctx.out_shape(node)
+    for dim in mixing:
+        result = labels.insert_pinned(result, dim + 1, out_shape[dim])
     return [labels.view(result, out_shape, ctx.store)]
 
 
-def _at(setting: list[int], dim: int) -> int:
-    return int(setting[dim] if len(setting) > dim else setting[0])
+def _is_point(given: Mapping[str, Any], weight_shape: Sequence[int], dim: int) -> bool:
+    """Whether a convolution looks at one position only along a dimension of the image."""
+    neutral = {"stride": 1, "padding": 0, "output_padding": 0}
+    for name, value in neutral.items():
+        setting = given[name]
+        # One number may stand for all dimensions.
+        own = setting[dim] if len(setting) > dim else setting[0]
+        if int(own) != value:
+            return False
+    return weight_shape[2 + dim] == 1
+
+
+def _grouped(ctx: Context, label: Label, dim: int, groups: int) -> Label:
+    """View one dimension as (group, the rest)."""
+    shape = label.shape
+    split = (groups, shape[dim] // groups)
+    return labels.view(label, (*shape[:dim], *split, *shape[dim + 1 :]), ctx.store)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from lightning_rebasin.symmetry.permutations import labels
 from lightning_rebasin.symmetry.permutations.labels import Label
 from lightning_rebasin.symmetry.permutations.rules.base import Context, rule
@@ -9,23 +11,25 @@ from lightning_rebasin.symmetry.trace.tape import Node, Ref, references
 
 
 def from_right(label: Label) -> list[int]:
-    """Letters for broadcasting: dimensions counted from the right."""
+    """Letters for broadcasting: dimensions counted from the right.
+
+    A bias of 3 and an activation of (2, 3) have the letters ``[1]`` and ``[2, 1]``: the bias meets the columns.
+    """
     return [len(label.dims) - d for d in range(len(label.dims))]
 
 
 def broadcast(ctx: Context, refs: list[Ref], shape: tuple[int, ...]) -> Label:
     """Join tensors that broadcast to ``shape``."""
-    operands = [ctx.label(ref) for ref in refs]
-    return labels.expand(
-        ctx.merge(
-            [(x, from_right(x)) for x in operands], [len(shape) - d for d in range(len(shape))]
-        ),
-        shape,
-    )
+    operands = []
+    for ref in refs:
+        label = ctx.label(ref)
+        operands.append((label, from_right(label)))
+    letters = [len(shape) - d for d in range(len(shape))]
+    return labels.expand(ctx.join(operands, letters), shape)
 
 
 @rule(
-    "where masked_fill clone _to_copy to lift_fresh lift contiguous _prelu_kernel prelu hardtanh "
+    "where masked_fill clone _to_copy to lift_fresh lift _prelu_kernel prelu hardtanh "
     "celu elu selu gelu silu mish native_dropout dropout alpha_dropout rsub lerp addcmul addcdiv clamp nan_to_num "
     "logit isnan isinf bitwise_and logical_and threshold _conj conj conj_physical resolve_conj resolve_neg real imag "
     "_neg_view polar complex fmod remainder floor_divide heaviside special_erf softplus leaky_relu relu6 "
@@ -72,12 +76,10 @@ def positional(ctx: Context, node: Node) -> list[Label]:
 @rule("glu")
 def glu(ctx: Context, node: Node) -> list[Label]:
     """Halves of one dimension meet position by position."""
-    import numpy as np
-
     label = ctx.label(node.arguments["self"])
     dim = node.arguments["dim"] % len(label.dims)
     half = label.shape[dim] // 2
     letters = list(range(len(label.dims)))
     first = labels.take(label, dim, np.arange(half), ctx.store)
     second = labels.take(label, dim, np.arange(half, 2 * half), ctx.store)
-    return [ctx.merge([(first, letters), (second, letters)], letters)]
+    return [ctx.join([(first, letters), (second, letters)], letters)]

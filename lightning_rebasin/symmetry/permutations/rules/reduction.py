@@ -30,16 +30,19 @@ def reduction(ctx: Context, node: Node) -> list[Label]:
         return list(pointwise(ctx, node))
     label = ctx.label(given["self"])
     dims = dims_of(given.get("dim"), len(label.dims))
-    indices = ("argm" in node.op and [0]) or (
-        [1]
-        if len(node.outputs) == 2
-        and node.op.split(".")[1] in ("max", "min", "median", "nanmedian", "mode")
-        else []
-    )
-    if any(ctx.needed[node.outputs[i]] for i in indices) or node.op == "aten.trace":
+    if node.op == "aten.trace" or any(ctx.needed[output] for output in _positions_out(node)):
         label = ctx.pin(label, dims, f"{node.op} gives positions")
     result = reduced_shape(ctx.reduce(label, dims), dims, keepdim=given.get("keepdim"))
     return [result for _ in node.outputs]
+
+
+def _positions_out(node: Node) -> list[int]:
+    """The results of a reduction that are positions along the reduced dimension."""
+    if "argm" in node.op:
+        return node.outputs[:1]
+    # max(x, dim) returns the values and where they stand
+    pairs = ("aten.max", "aten.min", "aten.median", "aten.nanmedian", "aten.mode")
+    return node.outputs[1:] if len(node.outputs) == 2 and node.op in pairs else []
 
 
 @rule("_softmax _log_softmax softmax log_softmax _safe_softmax")
@@ -62,7 +65,7 @@ def layer_norm(ctx: Context, node: Node) -> list[Label]:
     operands += [
         (ctx.label(given[n]), last) for n in ("weight", "bias") if isinstance(given.get(n), Ref)
     ]
-    result = ctx.merge(operands, letters)
+    result = ctx.join(operands, letters)
     statistics = reduced_shape(ctx.reduce(label, last), last)
     return [result, *(statistics for _ in node.outputs[1:])]
 
@@ -81,7 +84,7 @@ def group_norm(ctx: Context, node: Node) -> list[Label]:
     operands += [
         (ctx.label(given[n]), [1]) for n in ("weight", "bias") if isinstance(given.get(n), Ref)
     ]
-    result = ctx.merge(operands, letters)
+    result = ctx.join(operands, letters)
     statistics = ctx.reduce(split, range(2, len(split.dims)))
     return [result, *(statistics for _ in node.outputs[1:])]
 
@@ -101,7 +104,7 @@ def batch_norm(ctx: Context, node: Node) -> list[Label]:
     ]
     if given.get("training") or not isinstance(given.get("running_mean"), Ref):
         label = ctx.normalise(label, [d for d in letters if d != 1])
-    result = ctx.merge([(label, letters), *operands], letters)
+    result = ctx.join([(label, letters), *operands], letters)
     rest = [labels.fixed(ctx.out_shape(node, i)) for i in range(1, len(node.outputs))]
     return [result, *rest]
 

@@ -33,7 +33,11 @@ METRICS = ("val_loss", "val_accuracy")  # the validation set is MNIST's test set
 
 
 def train(
-    data: Classification, seed: int, epochs: int, folder: Path, callbacks: list[Callback]
+    data: Classification,
+    seed: int,
+    epochs: int,
+    folder: Path,
+    callbacks: list[Callback],
 ) -> None:
     """One training; its snapshots and logs go to ``folder``."""
     seed_everything(seed, verbose=False)
@@ -41,7 +45,10 @@ def train(
         accelerator="cpu",
         max_epochs=epochs,
         logger=CSVLogger(folder, name="", version="logs"),
-        callbacks=[CheckpointSnapshot(folder / "snapshots", every_n_epochs=1), *callbacks],
+        callbacks=[
+            CheckpointSnapshot(folder / "snapshots", every_n_epochs=1),
+            *callbacks,
+        ],
         enable_checkpointing=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -56,11 +63,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data-dir", type=Path, required=True, help="folder with the four MNIST idx files"
+        "--data-dir",
+        type=Path,
+        required=True,
+        help="folder with the four MNIST idx files",
     )
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "barrier_during_training")
+    parser.add_argument(
+        "--output", type=Path, default=HERE / "results" / "barrier_during_training"
+    )
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--points", type=int, default=11, help="number of λ (the paper takes 25)")
+    parser.add_argument(
+        "--points", type=int, default=11, help="number of λ (the paper takes 25)"
+    )
     parser.add_argument("--seeds", type=int, nargs=2, default=(0, 1))
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -68,14 +82,19 @@ def main() -> None:
     shutil.rmtree(runs, ignore_errors=True)
     data, started = idx_folder(options.data_dir), time.perf_counter()
     train(data, options.seeds[0], options.epochs, runs / "a", [])
-    barrier = LossBarrier(runs / "a" / "snapshots", "both", points=options.points, metrics=METRICS)
+    barrier = LossBarrier(
+        runs / "a" / "snapshots", "both", points=options.points, metrics=METRICS
+    )
     train(data, options.seeds[1], options.epochs, runs / "b", [barrier])
     report(options, data, barrier, round(time.perf_counter() - started))
     shutil.rmtree(runs)
 
 
 def report(
-    options: argparse.Namespace, data: Classification, barrier: LossBarrier, seconds: int
+    options: argparse.Namespace,
+    data: Classification,
+    barrier: LossBarrier,
+    seconds: int,
 ) -> None:
     """Write what was measured."""
     output, runs = options.output, options.output / "runs"
@@ -83,19 +102,26 @@ def report(
     epochs = [m.epoch + 1 for m in barrier.measurements]
     heights = {
         label: {
-            name: [m.curves[label].height(name) for m in barrier.measurements] for name in METRICS
+            name: [m.curves[label].height(name) for m in barrier.measurements]
+            for name in METRICS
         }
         for label in ("naive", "matched")
     }
     with (output / "history.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            ["epoch", *(f"{label}_{name}" for label in heights for name in METRICS), "moved"]
+            [
+                "epoch",
+                *(f"{label}_{name}" for label in heights for name in METRICS),
+                "moved",
+            ]
         )
         for i, epoch in enumerate(epochs):
             row = [heights[label][name][i] for label in heights for name in METRICS]
             writer.writerow([epoch, *row, barrier.measurements[i].moved])
-            print(f"epoch {epoch:2}: test-loss barrier {row[0]:.4f} naive, {row[2]:.4f} matched")
+            print(
+                f"epoch {epoch:2}: test-loss barrier {row[0]:.4f} naive, {row[2]:.4f} matched"
+            )
     losses = {label: heights[label]["val_loss"] for label in heights}
     title = "Barrier between two MNIST MLPs at the same epoch"
     plot_history(
@@ -115,13 +141,24 @@ def report(
     chosen = {epoch for epoch in (1, 3, 8, 15) if epoch <= options.epochs}
     per_epoch = barrier.measurements[0].step
     a, b = (
-        [s for s in load_trajectory(runs / n / "snapshots") if s.step // per_epoch in chosen]
+        [
+            s
+            for s in load_trajectory(runs / n / "snapshots")
+            if s.step // per_epoch in chosen
+        ]
         for n in ("a", "b")
     )
     model = Classifier(features=data.features, width=512, depth=3, classes=data.classes)
     spec = infer_spec(model)
     matrix = barrier_matrix(
-        model, a, b, loader(data.test, 500), spec=spec, points=5, metric="val_loss", progress=True
+        model,
+        a,
+        b,
+        loader(data.test, 500),
+        spec=spec,
+        points=5,
+        metric="val_loss",
+        progress=True,
     )
     matrix.to_csv(output / "matrix.csv")
     matrix.plot(output / "matrix.png")

@@ -90,14 +90,30 @@ def resnet20(width: int, depth: int = 3) -> nn.Module:
         for block in range(depth):
             layers.append(Block(before, after, 2 if stage and not block else 1))
             before = after
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10)
+    )
 
 
 def vgg11(width: float) -> nn.Module:
     """VGG11 with batch norm and one linear layer."""
     layers: list[nn.Module] = []
     before = 3
-    for channels in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"):
+    for channels in (
+        64,
+        "pool",
+        128,
+        "pool",
+        256,
+        256,
+        "pool",
+        512,
+        512,
+        "pool",
+        512,
+        512,
+        "pool",
+    ):
         if channels == "pool":
             layers.append(nn.MaxPool2d(2))
             continue
@@ -165,7 +181,9 @@ def read_cifar10(folder: Path, split: str) -> TensorDataset:
             pixels = pixels.reshape(25, 32, 20, 32, 3).transpose(0, 2, 1, 3, 4)
         images.append(pixels.reshape(500, 32, 32, 3))
     with lzma.open(folder / "index.csv.xz", "rt") as file:
-        labels = [int(row["label"]) for row in csv.DictReader(file) if row["split"] == split]
+        labels = [
+            int(row["label"]) for row in csv.DictReader(file) if row["split"] == split
+        ]
     x = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS)
     return TensorDataset((x - mean) / std, torch.tensor(labels))
@@ -175,7 +193,9 @@ def loader(data: Dataset[Any], batch_size: int, *, shuffle: bool) -> DataLoader[
     """Whole batches by one index operation."""
     order = RandomSampler(data) if shuffle else SequentialSampler(data)
     return DataLoader(
-        data, sampler=BatchSampler(order, batch_size, drop_last=shuffle), batch_size=None
+        data,
+        sampler=BatchSampler(order, batch_size, drop_last=shuffle),
+        batch_size=None,
     )
 
 
@@ -227,10 +247,13 @@ class Study:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.train, self.test = (
-            read_cifar10(args.data_dir / "cifar10", split) for split in ("train", "test")
+            read_cifar10(args.data_dir / "cifar10", split)
+            for split in ("train", "test")
         )
         if args.smoke:
-            self.train, self.test = (TensorDataset(*data[:600]) for data in (self.train, self.test))
+            self.train, self.test = (
+                TensorDataset(*data[:600]) for data in (self.train, self.test)
+            )
         cut = len(self.train) * 9 // 10
         self.held_out = TensorDataset(*self.train[cut:])
         self.train = TensorDataset(*self.train[:cut])
@@ -238,8 +261,14 @@ class Study:
 
     def trainer(self, epochs: int, **options: Any) -> Trainer:
         """A quiet trainer on whatever accelerator there is."""
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        return Trainer(max_epochs=epochs, accelerator="auto", devices=1, **{**quiet, **options})
+        quiet = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+        }
+        return Trainer(
+            max_epochs=epochs, accelerator="auto", devices=1, **{**quiet, **options}
+        )
 
     def trained(self, make: Callable[[], nn.Module], seed: int) -> Classifier:
         """One network from one seed."""
@@ -262,7 +291,11 @@ class Study:
         probe = probe.to(device).eval()
         if reset:
             probe = reset_batch_norm(
-                probe, (x for x, _ in list(loader(self.train, self.batch, shuffle=False))[:20])
+                probe,
+                (
+                    x
+                    for x, _ in list(loader(self.train, self.batch, shuffle=False))[:20]
+                ),
             )
         loss = correct = 0.0
         with torch.no_grad():
@@ -295,13 +328,19 @@ class Study:
         a, b = ends = [copy.deepcopy(model.state_dict()) for model in models]
         weights = match_weights(infer_spec(models[0]), a, b)
         row: dict[str, Any] = {
-            f"end {i}": self.accuracy(models[0], end, reset=False) for i, end in enumerate(ends)
+            f"end {i}": self.accuracy(models[0], end, reset=False)
+            for i, end in enumerate(ends)
         }
         identity = Permutation.identity(weights.permutation.spec)
-        for label, permutation in (("naive", identity), ("weight matching", weights.permutation)):
+        for label, permutation in (
+            ("naive", identity),
+            ("weight matching", weights.permutation),
+        ):
             middle = interpolate(a, permutation.apply(b), 0.5)
             row[label] = self.accuracy(models[0], middle, reset=False)
-            row[f"{label}, statistics re-estimated"] = self.accuracy(models[0], middle, reset=True)
+            row[f"{label}, statistics re-estimated"] = self.accuracy(
+                models[0], middle, reset=True
+            )
         for precision in ("32-true", "bf16-mixed"):
             module, times = self.merge(models[0], ends, precision=precision)
             merged = self.accuracy(models[0], module.merged_state_dict(), reset=False)
@@ -313,14 +352,26 @@ class Study:
 def main() -> int:
     """Run everything; the exit status is that of the tests."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder that holds cifar10/")
-    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="where the tables go")
-    parser.add_argument("--epochs", type=int, default=40, help="epochs of each training")
     parser.add_argument(
-        "--merge-epochs", type=int, default=10, help="epochs of the straight-through estimator"
+        "--data-dir", type=Path, required=True, help="folder that holds cifar10/"
     )
     parser.add_argument(
-        "--lr", type=float, default=1.0, help="learning rate of the straight-through estimator"
+        "--out", type=Path, default=Path("gpu-results"), help="where the tables go"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=40, help="epochs of each training"
+    )
+    parser.add_argument(
+        "--merge-epochs",
+        type=int,
+        default=10,
+        help="epochs of the straight-through estimator",
+    )
+    parser.add_argument(
+        "--lr",
+        type=float,
+        default=1.0,
+        help="learning rate of the straight-through estimator",
     )
     parser.add_argument(
         "--smoke",
@@ -334,7 +385,15 @@ def main() -> int:
         if not torch.cuda.is_available():
             sys.exit("no CUDA device (try --smoke to see that the script works)")
         print(torch.cuda.get_device_name(), torch.__version__)
-        command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", str(ROOT / "tests")]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "cuda",
+            "-q",
+            str(ROOT / "tests"),
+        ]
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
     study = Study(args)
     small = args.smoke

@@ -32,4 +32,6 @@ print(spec.explain("5.weight"))
 
 permutation = Permutation.random(spec, torch.Generator().manual_seed(1))
 error = check_equivalence(network, permutation, images)
-print(f"a random symmetry changes every output by less than 1e-8 (relative): {error < 1e-8}")
+print(
+    f"a random symmetry changes every output by less than 1e-8 (relative): {error < 1e-8}"
+)

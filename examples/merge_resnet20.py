@@ -58,7 +58,8 @@ def load(name: str) -> dict[str, Tensor]:
     """Weights of one checkpoint; the oldest one lacks batch counters, which the module supplies."""
     model = ResNet20()
     model.load_state_dict(
-        load_weights(shared_path(f"data/checkpoints/cifar10-resnet20/{name}.th")), strict=False
+        load_weights(shared_path(f"data/checkpoints/cifar10-resnet20/{name}.th")),
+        strict=False,
     )
     return model.state_dict()
 
@@ -80,7 +81,8 @@ def measure(  # noqa: PLR0917
     else:
         found = match_many(spec, chosen).permutations
         aligned = [
-            permutation.apply(state) for permutation, state in zip(found, chosen, strict=True)
+            permutation.apply(state)
+            for permutation, state in zip(found, chosen, strict=True)
         ]
 
     def score(weights: Weights) -> tuple[float, float]:
@@ -120,7 +122,9 @@ def table(rows: Sequence[Row], samples: tuple[int, int]) -> str:
     for r in rows:
         numbers = (r.ends, r.naive, r.naive_reset, r.matched, r.reset, r.repaired)
         lines.append(
-            f"| {', '.join(r.models)} | " + " | ".join(f"{100 * n:.1f}" for n in numbers) + " |"
+            f"| {', '.join(r.models)} | "
+            + " | ".join(f"{100 * n:.1f}" for n in numbers)
+            + " |"
         )
     return "\n".join(lines) + "\n"
 
@@ -130,7 +134,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     parser.add_argument(
-        "--pairs", type=int, default=10, help="how many of the ten pairs (default: %(default)s)"
+        "--pairs",
+        type=int,
+        default=10,
+        help="how many of the ten pairs (default: %(default)s)",
     )
     parser.add_argument(
         "--train", type=int, default=2000, help="training images (default: %(default)s)"
@@ -148,7 +155,9 @@ def main() -> None:
     groups = [*["".join(pair) for pair in combinations(NAMES, 2)][: args.pairs], NAMES]
     rows: list[Row] = []
     known: dict[str, float] = {}
-    for names in tqdm(groups[::-1], desc="merges"):  # the five first, and a table after every merge
+    for names in tqdm(
+        groups[::-1], desc="merges"
+    ):  # the five first, and a table after every merge
         rows.insert(0, measure(names, states, batches, images, labels, known))
         if args.output:
             atomic_write_text(args.output, table(rows, (args.train, args.test)))

@@ -26,13 +26,19 @@ def train(seed: int) -> nn.Sequential:
     """A small perceptron, trained for 40 epochs."""
     torch.manual_seed(seed)
     network = nn.Sequential(
-        nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+        nn.Linear(64, 256),
+        nn.ReLU(),
+        nn.Linear(256, 256),
+        nn.ReLU(),
+        nn.Linear(256, 10),
     )
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     for _ in range(40):
         for batch in torch.randperm(len(labels)).split(64):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()
+            nn.functional.cross_entropy(
+                network(images[batch]), labels[batch]
+            ).backward()
             optimizer.step()
     return network
 

@@ -41,7 +41,12 @@ _HOMES = {
     "assignment": ("solve_assignment",),
     "callbacks": ("CheckpointSnapshot", "LossBarrier"),
     "checkpoints": ("merge_checkpoints", "read_checkpoint", "write_checkpoint"),
-    "landscape": ("BarrierCurve", "barrier_matrix", "load_trajectory", "measure_barrier"),
+    "landscape": (
+        "BarrierCurve",
+        "barrier_matrix",
+        "load_trajectory",
+        "measure_barrier",
+    ),
     "matching": ("MatchResult", "match_activations", "match_many", "match_weights"),
     "merging": ("average", "interpolate", "repair", "reset_batch_norm"),
     "modules": ("MergeModule",),

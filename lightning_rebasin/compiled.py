@@ -28,7 +28,9 @@ def compiled(*liberties: str) -> Callable[[Callable[..., Any]], Callable[..., An
         options: dict[str, Any] = {"fastmath": set(liberties), "nogil": True}
         try:
             made: Callable[..., Any] = njit(cache=True, **options)(function)
-        except RuntimeError:  # neither the installation nor the user's cache folder can be written
+        except (
+            RuntimeError
+        ):  # neither the installation nor the user's cache folder can be written
             made = njit(**options)(function)
         return made
 

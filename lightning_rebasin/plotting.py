@@ -57,8 +57,12 @@ def plot_barriers(
             f"nothing to draw: the curves do not share the metric {metric!r}; they share {shared}"
         )
     figure = _figure((4.6 * len(names), 3.4))
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for colour, (label, curve) in zip(_cycle(len(curves)), curves.items(), strict=True):
+    for axes, name in zip(
+        figure.subplots(1, len(names), squeeze=False)[0], names, strict=True
+    ):
+        for colour, (label, curve) in zip(
+            _cycle(len(curves)), curves.items(), strict=True
+        ):
             height = f"barrier {curve.height(name):.3g}"
             text = f"{label}: {height}" if label else height
             axes.plot(
@@ -130,8 +134,12 @@ def plot_matrix(
     rows, columns = len(matrix.steps_a), len(matrix.steps_b)
     figure = _figure((1.8 + 0.55 * max(columns, 4), 1.4 + 0.5 * max(rows, 4)))
     axes = figure.subplots()
-    image = axes.imshow(matrix.heights, origin="lower", cmap="viridis", aspect="auto", vmin=0)
-    axes.set_xticks(range(columns), [str(step) for step in matrix.steps_b], rotation=45, ha="right")
+    image = axes.imshow(
+        matrix.heights, origin="lower", cmap="viridis", aspect="auto", vmin=0
+    )
+    axes.set_xticks(
+        range(columns), [str(step) for step in matrix.steps_b], rotation=45, ha="right"
+    )
     axes.set_yticks(range(rows), [str(step) for step in matrix.steps_a])
     axes.set_xlabel("step of b")
     axes.set_ylabel("step of a")
@@ -140,8 +148,18 @@ def plot_matrix(
         for i, row in enumerate(matrix.heights):
             for j, value in enumerate(row):
                 colour = "black" if value > 0.6 * highest else "white"
-                axes.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=7, color=colour)
-    figure.colorbar(image, ax=axes, label=f"barrier of {matrix.metric} ({matrix.convention})")
+                axes.text(
+                    j,
+                    i,
+                    f"{value:.2g}",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color=colour,
+                )
+    figure.colorbar(
+        image, ax=axes, label=f"barrier of {matrix.metric} ({matrix.convention})"
+    )
     return _save(figure, path, title)
 
 
@@ -172,7 +190,11 @@ def _finish(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     # Above the axes: a barrier fills its panel, so no place inside is free for every curve.
     axes.legend(
-        frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2
+        frameon=False,
+        fontsize=8,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.2,
     )
 
 

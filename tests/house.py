@@ -64,7 +64,9 @@ class RoomSize:
     @property
     def nodes_per_line(self) -> float:
         """Expression nodes per line of code."""
-        return sum(f.nodes for f in self.files) / max(sum(f.code_lines for f in self.files), 1)
+        return sum(f.nodes for f in self.files) / max(
+            sum(f.code_lines for f in self.files), 1
+        )
 
     @property
     def comments_per_hundred(self) -> float:
@@ -135,7 +137,11 @@ def _docstrings(tree: ast.AST) -> list[ast.Expr]:
 
 def _lines(text: str, docstrings: Sequence[ast.Expr]) -> tuple[int, int]:
     """Lines that hold code (docstrings left out), and lines that are only a comment."""
-    skipped = {line for d in docstrings for line in range(d.lineno, (d.end_lineno or d.lineno) + 1)}
+    skipped = {
+        line
+        for d in docstrings
+        for line in range(d.lineno, (d.end_lineno or d.lineno) + 1)
+    }
     code: set[int] = set()
     comments: set[int] = set()
     blank = (
@@ -175,14 +181,23 @@ def measure_file(path: Path, root: Path = ROOT) -> FileSize:
 
 def _own_imports(function: ast.AST) -> int:
     """Imports of the own package inside a function."""
-    found = [node for node in ast.walk(function) if isinstance(node, ast.ImportFrom | ast.Import)]
-    names = [(n.module or "") if isinstance(n, ast.ImportFrom) else n.names[0].name for n in found]
+    found = [
+        node
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom | ast.Import)
+    ]
+    names = [
+        (n.module or "") if isinstance(n, ast.ImportFrom) else n.names[0].name
+        for n in found
+    ]
     return sum(name.split(".")[0] == PACKAGE for name in names)
 
 
 def measure(root: Path = ROOT) -> dict[str, RoomSize]:
     """Every room of the package by its folder, and ``"all"``."""
-    files = [measure_file(path, root) for path in sorted((root / PACKAGE).rglob("*.py"))]
+    files = [
+        measure_file(path, root) for path in sorted((root / PACKAGE).rglob("*.py"))
+    ]
     rooms: dict[str, list[FileSize]] = {}
     for file in files:
         rooms.setdefault(str(file.path.parent), []).append(file)

@@ -48,4 +48,9 @@ def test_a_docstring_is_neither_code_nor_comment(tmp_path):
     package.mkdir()
     (package / "x.py").write_text('"""Text.\n\nMore.\n"""\n\n# why\nA = 1 + 2\n')
     size = house.measure_file(package / "x.py", tmp_path)
-    assert (size.code_lines, size.comment_lines, size.nodes, size.mirrored) == (1, 1, 4, False)
+    assert (size.code_lines, size.comment_lines, size.nodes, size.mirrored) == (
+        1,
+        1,
+        4,
+        False,
+    )

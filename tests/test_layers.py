@@ -93,12 +93,21 @@ SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py
 
 
 def broken_arrows(path: Path, sources: list[str]) -> list[str]:
-    own = layer("lightning_rebasin." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts))
+    own = layer(
+        "lightning_rebasin." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    )
     bad = []
     for module in sources:
-        if module.startswith("lightning_rebasin.") and LEVELS.get(layer(module), 0) > LEVELS[own]:
+        if (
+            module.startswith("lightning_rebasin.")
+            and LEVELS.get(layer(module), 0) > LEVELS[own]
+        ):
             bad.append(f"{own} imports {module}")
-        lightning = module.split(".")[0] in {"lightning", "pytorch_lightning", "torchmetrics"}
+        lightning = module.split(".")[0] in {
+            "lightning",
+            "pytorch_lightning",
+            "torchmetrics",
+        }
         if lightning and LEVELS[own] < MAY_IMPORT_LIGHTNING:
             bad.append(f"{own} imports {module}")
     return bad
@@ -107,14 +116,21 @@ def broken_arrows(path: Path, sources: list[str]) -> list[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_arrows_point_down(path):
     # ``curve.plot()`` and its like import the pictures when they are called: a door, see DOORS.
-    late = [name for name in lazy_imports(path.read_text()) if name.startswith(DOORS["pictures"])]
-    assert broken_arrows(path, [name for name in imports(path) if name not in late]) == []
+    late = [
+        name
+        for name in lazy_imports(path.read_text())
+        if name.startswith(DOORS["pictures"])
+    ]
+    assert (
+        broken_arrows(path, [name for name in imports(path) if name not in late]) == []
+    )
 
 
 def test_an_arrow_that_points_up_is_seen():
     assert (
         broken_arrows(
-            PACKAGE / "matching" / "x.py", ["lightning_rebasin.callbacks", "lightning.pytorch"]
+            PACKAGE / "matching" / "x.py",
+            ["lightning_rebasin.callbacks", "lightning.pytorch"],
         )
         != []
     )
@@ -159,7 +175,9 @@ def broken_rooms(name: str, sources: list[str]) -> list[str]:
     assert own in rooms, f"{name}: the room {own!r} is not listed in ROOMS"
     bad = []
     for source in sources:
-        if not source.startswith(f"lightning_rebasin.{own_layer}.") or room(source)[1] in {
+        if not source.startswith(f"lightning_rebasin.{own_layer}.") or room(source)[
+            1
+        ] in {
             own,
             *rooms[own],
         }:
@@ -176,19 +194,22 @@ def test_rooms_know_only_the_rooms_below(path):
 def test_a_room_that_reaches_up_is_seen():
     assert (
         broken_rooms(
-            "lightning_rebasin.symmetry.spec.values", ["lightning_rebasin.symmetry.proof.gate"]
+            "lightning_rebasin.symmetry.spec.values",
+            ["lightning_rebasin.symmetry.proof.gate"],
         )
         != []
     )
     assert (
         broken_rooms(
-            "lightning_rebasin.matching.costs.terms", ["lightning_rebasin.matching.search.weight"]
+            "lightning_rebasin.matching.costs.terms",
+            ["lightning_rebasin.matching.search.weight"],
         )
         != []
     )
     assert (
         broken_rooms(
-            "lightning_rebasin.symmetry.trace.tape", ["lightning_rebasin.symmetry.run.examples"]
+            "lightning_rebasin.symmetry.trace.tape",
+            ["lightning_rebasin.symmetry.run.examples"],
         )
         == []
     )
@@ -201,7 +222,10 @@ def imports_of(tree: ast.AST) -> list[str]:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            found += [
+                node.module,
+                *(f"{node.module}.{alias.name}" for alias in node.names),
+            ]
     return [name for name in found if name.split(".")[0] == "lightning_rebasin"]
 
 
@@ -230,7 +254,9 @@ def test_functions_import_the_own_package_through_three_doors_only(path):
 
 def test_an_import_inside_a_function_is_seen():
     text = "def f():\n    from lightning_rebasin.symmetry.infer import infer_spec\n"
-    assert without_door("lightning_rebasin.symmetry.spec.spec", lazy_imports(text)) != []
+    assert (
+        without_door("lightning_rebasin.symmetry.spec.spec", lazy_imports(text)) != []
+    )
     assert without_door("lightning_rebasin.cli.merge", lazy_imports(text)) == []
 
 
@@ -238,12 +264,20 @@ def circles(graph: dict[str, set[str]]) -> list[tuple[str, ...]]:
     """Sets of modules that reach each other."""
     names = sorted(graph)
     number = {name: i for i, name in enumerate(names)}
-    edges = [(number[a], number[b]) for a in names for b in graph[a] if b in number and a != b]
+    edges = [
+        (number[a], number[b])
+        for a in names
+        for b in graph[a]
+        if b in number and a != b
+    ]
     rows, columns = zip(*edges, strict=True) if edges else ((), ())
-    matrix = coo_array((np.ones(len(edges)), (rows, columns)), shape=(len(names), len(names)))
+    matrix = coo_array(
+        (np.ones(len(edges)), (rows, columns)), shape=(len(names), len(names))
+    )
     found = connected_components(matrix, connection="strong")[1]
     members = [
-        tuple(name for name in names if found[number[name]] == k) for k in set(found.tolist())
+        tuple(name for name in names if found[number[name]] == k)
+        for k in set(found.tolist())
     ]
     return [circle for circle in members if len(circle) > 1]
 
@@ -256,7 +290,9 @@ def import_graph() -> dict[str, set[str]]:
         tree = ast.parse(path.read_text())
         # Through the doors an import comes late on purpose.
         late = (
-            set() if name.startswith(DOORS["command line"]) else set(lazy_imports(path.read_text()))
+            set()
+            if name.startswith(DOORS["command line"])
+            else set(lazy_imports(path.read_text()))
         )
         graph[name] = {source for source in imports_of(tree) if source in files} - late
     return graph
@@ -267,4 +303,6 @@ def test_nothing_is_imported_in_a_circle():
 
 
 def test_a_circle_is_seen():
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [("a", "b", "c")]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [
+        ("a", "b", "c")
+    ]

@@ -6,7 +6,13 @@ import sys
 
 import pytest
 import torch
-from helpers.models import BatchNormCNN, LeNet, ModularAdditionTransformer, mlp, randomise
+from helpers.models import (
+    BatchNormCNN,
+    LeNet,
+    ModularAdditionTransformer,
+    mlp,
+    randomise,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -41,11 +47,18 @@ def noisy(state, size, seed):
 def test_biases_tell_units_apart():
     """rebasin: biases and norms entered the cost matrix as one scalar, the same for every pair of units."""
     spec = PermutationSpec.from_table(
-        {"w": ("h", None), "b": ("h",), "v": (None, "h")}, {"w": (4, 2), "b": (4,), "v": (1, 4)}
+        {"w": ("h", None), "b": ("h",), "v": (None, "h")},
+        {"w": (4, 2), "b": (4,), "v": (1, 4)},
     )
-    state = {"w": torch.ones(4, 2), "b": torch.tensor([1.0, 5.0, 2.0, 9.0]), "v": torch.ones(1, 4)}
+    state = {
+        "w": torch.ones(4, 2),
+        "b": torch.tensor([1.0, 5.0, 2.0, 9.0]),
+        "v": torch.ones(1, 4),
+    }
     hidden = Permutation(spec, {"h": torch.tensor([2, 3, 1, 0])})
-    assert match_weights(spec, state, hidden.apply(state)).permutation == hidden.inverse()
+    assert (
+        match_weights(spec, state, hidden.apply(state)).permutation == hidden.inverse()
+    )
 
 
 def test_running_statistics_move_with_their_channels():
@@ -67,7 +80,12 @@ def test_running_statistics_are_no_part_of_the_objective():
     spec = infer_spec(net, torch.randn(2, 3, 8, 8))
     a = net.state_dict()
     b = {n: t.clone() for n, t in a.items()}
-    for name in ("bn1.running_mean", "bn1.running_var", "bn2.running_mean", "bn2.running_var"):
+    for name in (
+        "bn1.running_mean",
+        "bn1.running_var",
+        "bn2.running_mean",
+        "bn2.running_var",
+    ):
         b[name] = (
             1e4 * torch.rand(t.shape, generator=G().manual_seed(1))
             if (t := b[name]) is not None
@@ -114,11 +132,15 @@ def test_repair_mixes_standard_deviations():
     """C²M³: REPAIR mixed variances."""
     net, x = nn.Sequential(nn.Linear(1, 1, bias=False)), torch.randn(500, 1)
     result = repair(
-        net, [{"0.weight": torch.tensor([[1.0]])}, {"0.weight": torch.tensor([[3.0]])}], [x]
+        net,
+        [{"0.weight": torch.tensor([[1.0]])}, {"0.weight": torch.tensor([[3.0]])}],
+        [x],
     )
     assert result.module[0].weight.item() == pytest.approx(2, rel=1e-5)  # variances: √5
     result = repair(
-        net, [{"0.weight": torch.tensor([[-1.0]])}, {"0.weight": torch.tensor([[3.0]])}], [x]
+        net,
+        [{"0.weight": torch.tensor([[-1.0]])}, {"0.weight": torch.tensor([[3.0]])}],
+        [x],
     )
     assert result.module[0].weight.item() == pytest.approx(2, rel=1e-5)
 
@@ -206,14 +228,19 @@ def test_depthwise_flatten_and_one_channel_convolutions(build, shape):
     group = next(g for g in spec.groups.values() if g.size == 6)
     assert "head.weight" in spec.tensors_of(group.id)
     for seed in range(3):
-        assert check_equivalence(net, Permutation.random(spec, G().manual_seed(seed)), x) < 1e-8
+        assert (
+            check_equivalence(net, Permutation.random(spec, G().manual_seed(seed)), x)
+            < 1e-8
+        )
 
 
 def test_statistics_come_from_all_batches_and_not_from_the_first_again():
     """rebasin: BatchNorm was re-estimated on the first batch again and again."""
     batches = [torch.full((4, 2), float(i)) + torch.randn(4, 2) for i in range(5)]
     new = reset_batch_norm(nn.BatchNorm1d(2), iter(batches))
-    torch.testing.assert_close(new.running_mean, torch.stack([b.mean(0) for b in batches]).mean(0))
+    torch.testing.assert_close(
+        new.running_mean, torch.stack([b.mean(0) for b in batches]).mean(0)
+    )
 
 
 def test_correlation_keeps_its_sign():
@@ -224,7 +251,9 @@ def test_correlation_keeps_its_sign():
             layer.weight.copy_(torch.tensor(values))
             layer.bias.zero_()
     other = mlp(1, 2, 1)
-    other.load_state_dict({**net.state_dict(), "0.weight": torch.tensor([[-1.0], [1.0]])})
+    other.load_state_dict(
+        {**net.state_dict(), "0.weight": torch.tensor([[-1.0], [1.0]])}
+    )
     x = torch.randn(400, 1, generator=G().manual_seed(0))
     result = match_activations(spec, net, other, [x], statistic="correlation")
     assert next(iter(result.permutation.orders.values())).tolist() == [1, 0]
@@ -243,11 +272,17 @@ class Rotary(nn.Module):
         angles = torch.arange(x.shape[2])[:, None] / 10 ** torch.arange(self.inner // 2)
         cos, sin = angles.cos().to(x), angles.sin().to(x)
         even, odd = x[..., ::2], x[..., 1::2]
-        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+        return torch.stack(
+            [even * cos - odd * sin, even * sin + odd * cos], -1
+        ).flatten(-2)
 
     def forward(self, x):
         split = lambda y: y.unflatten(-1, (self.heads, self.inner)).transpose(1, 2)
-        q, k, v = self.rotate(split(self.q(x))), self.rotate(split(self.k(x))), split(self.v(x))
+        q, k, v = (
+            self.rotate(split(self.q(x))),
+            self.rotate(split(self.k(x))),
+            split(self.v(x)),
+        )
         mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
         return self.head(self.o(mixed.transpose(1, 2).flatten(-2)))
 
@@ -289,7 +324,9 @@ def test_unknown_keys_are_an_error_with_names():
     spec = infer_spec(mlp(2, 3, 1), torch.ones(1, 2))
     with pytest.raises(StateDictError, match="'extra'"):
         match_weights(
-            spec, mlp(2, 3, 1).state_dict(), {**mlp(2, 3, 1).state_dict(), "extra": torch.ones(1)}
+            spec,
+            mlp(2, 3, 1).state_dict(),
+            {**mlp(2, 3, 1).state_dict(), "extra": torch.ones(1)},
         )
 
 

@@ -18,7 +18,8 @@ from lightning_rebasin import (
 
 def pair(folder, suffix, names="ab"):
     return [
-        load_weights(shared_path(f"data/checkpoints/{folder}/{name}.{suffix}")) for name in names
+        load_weights(shared_path(f"data/checkpoints/{folder}/{name}.{suffix}"))
+        for name in names
     ]
 
 
@@ -39,8 +40,13 @@ def test_mnist_pairs_merge(folder, build, naive, merged):
     spec = infer_spec(model, images[:2])
     result = match_weights(spec, a, b)
     assert check_equivalence(model, result.permutation, images[:8]) < 1e-8
-    assert midpoint_accuracy(model, a, b, images, labels) == pytest.approx(naive, abs=0.002)
-    assert midpoint_accuracy(model, a, result.permutation.apply(b), images, labels) >= merged
+    assert midpoint_accuracy(model, a, b, images, labels) == pytest.approx(
+        naive, abs=0.002
+    )
+    assert (
+        midpoint_accuracy(model, a, result.permutation.apply(b), images, labels)
+        >= merged
+    )
 
 
 def test_resnet20_is_inferred_and_exactly_equal():
@@ -64,7 +70,10 @@ def test_resnet20_midpoint_after_statistics():
     b, c = pair("cifar10-resnet20", "th", "bc")
     images, labels = cifar10("test", 1000)
     train, _ = cifar10("train", 2000)
-    images, train = normalise(images, "cifar10-resnet20"), normalise(train, "cifar10-resnet20")
+    images, train = (
+        normalise(images, "cifar10-resnet20"),
+        normalise(train, "cifar10-resnet20"),
+    )
     model = ResNet20()
     spec = infer_spec(model, images[:2])
     result = match_weights(spec, b, c)

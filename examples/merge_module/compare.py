@@ -84,21 +84,30 @@ def compare(
         found[method] = run()
         seconds[method] = time.perf_counter() - begin
 
-    timed("activations", lambda: match_activations(spec, model, source, batches).permutation)
+    timed(
+        "activations",
+        lambda: match_activations(spec, model, source, batches).permutation,
+    )
     timed("weights", lambda: match_weights(spec, a, b).permutation)
     timed(
         "weights from activations",
         lambda: match_weights(spec, a, b, init=found["activations"]).permutation,
     )
     for start in ("weights", "activations"):
-        learn = partial(learned, model, a, b, data, init=found[start], learning=learning)
+        learn = partial(
+            learned, model, a, b, data, init=found[start], learning=learning
+        )
         timed(f"straight-through from {start}", learn)
     curves, rows, batches = {}, {}, learning.held_out_batches
     for method, permutation in found.items():
         aligned = permutation.apply(b)
         test = measure_barrier(model, a, aligned, data.test_dataloader(), points=points)
         train = measure_barrier(
-            model, a, aligned, data.train_dataloader_in_order(2 * batches), points=points
+            model,
+            a,
+            aligned,
+            data.train_dataloader_in_order(2 * batches),
+            points=points,
         )
         middle = interpolate(a, aligned, 0.5)
         held_out = measure_barrier(
@@ -114,12 +123,16 @@ def compare(
             "test curve convex": _is_convex(test.values["val_loss"]),
             "seconds": seconds[method],
         }
-    ends = {key: [values[0], values[-1]] for key, values in curves["naive"].values.items()}
+    ends = {
+        key: [values[0], values[-1]] for key, values in curves["naive"].values.items()
+    }
     result = {
         "ends on test": ends,
         "methods": rows,
         "lambdas": curves["naive"].lambdas,
-        "test loss": {method: curve.values["val_loss"] for method, curve in curves.items()},
+        "test loss": {
+            method: curve.values["val_loss"] for method, curve in curves.items()
+        },
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -139,7 +152,11 @@ def learned(
 ) -> Permutation:
     """The permutation that a MergeModule finds, chosen on held-out data."""
     module = MergeModule(
-        model, a, b, init=init, optimizer=partial(torch.optim.SGD, lr=learning.lr, momentum=0.9)
+        model,
+        a,
+        b,
+        init=init,
+        optimizer=partial(torch.optim.SGD, lr=learning.lr, momentum=0.9),
     )
     trainer = Trainer(
         max_steps=learning.steps,
@@ -162,10 +179,17 @@ def draw(result: Mapping[str, Any], path: Path, title: str) -> None:
     figure = Figure(figsize=(10, 5), layout="constrained")
     panels = figure.subplots(1, 2)
     for number, (method, values) in enumerate(result["test loss"].items()):
-        label = f"{method} (midpoint {result['methods'][method]['test midpoint loss']:.4f})"
+        label = (
+            f"{method} (midpoint {result['methods'][method]['test midpoint loss']:.4f})"
+        )
         for panel in panels if method != "naive" else panels[:1]:
             panel.plot(
-                result["lambdas"], values, color=f"C{number}", marker="o", markersize=3, label=label
+                result["lambdas"],
+                values,
+                color=f"C{number}",
+                marker="o",
+                markersize=3,
+                label=label,
             )
     for panel in panels:
         panel.set_xlabel("λ")
@@ -175,7 +199,10 @@ def draw(result: Mapping[str, Any], path: Path, title: str) -> None:
     panels[1].set_title("without the naive one")
     figure.suptitle(title)
     figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
     )
     figure.savefig(path, dpi=110)
 
@@ -184,7 +211,8 @@ def _is_convex(values: tuple[float, ...]) -> bool:
     """Whether all second differences are non-negative, up to a thousandth of the range."""
     slack = 1e-3 * (max(values) - min(values))
     return all(
-        values[i - 1] + values[i + 1] - 2 * values[i] >= -slack for i in range(1, len(values) - 1)
+        values[i - 1] + values[i + 1] - 2 * values[i] >= -slack
+        for i in range(1, len(values) - 1)
     )
 
 
@@ -197,7 +225,9 @@ def _show(ends: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> Non
     print(f"{'':<34}" + "".join(f"{column:>24}" for column in columns))
     for method, row in rows.items():
         cells = [
-            f"{row[column]!s:>24}" if isinstance(row[column], bool) else f"{row[column]:>24.4f}"
+            f"{row[column]!s:>24}"
+            if isinstance(row[column], bool)
+            else f"{row[column]:>24.4f}"
             for column in columns
         ]
         print(f"{method:<34}" + "".join(cells))

@@ -74,7 +74,9 @@ class Digits(TensorData):
         images, labels = load_digits(return_X_y=True)
         order = np.random.default_rng(0).permutation(len(images))
         part = order[:-250] if split == "train" else order[-250:]
-        return torch.from_numpy(images[part]).float() / 16, torch.from_numpy(labels[part]).long()
+        return torch.from_numpy(images[part]).float() / 16, torch.from_numpy(
+            labels[part]
+        ).long()
 
 
 class MNIST(TensorData):
@@ -114,5 +116,7 @@ def _loader(dataset: Dataset, batch_size: int, *, shuffle: bool) -> DataLoader:
     """Whole batches by one index operation each: no collation sample by sample."""
     order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
     return DataLoader(
-        dataset, sampler=BatchSampler(order, batch_size, drop_last=shuffle), batch_size=None
+        dataset,
+        sampler=BatchSampler(order, batch_size, drop_last=shuffle),
+        batch_size=None,
     )

@@ -16,7 +16,10 @@ class MergeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--merged``."""
         parser.add_argument(
-            "--merged", type=str | None, default=None, help="where to write the merged checkpoint"
+            "--merged",
+            type=str | None,
+            default=None,
+            help="where to write the merged checkpoint",
         )
 
     def after_fit(self) -> None:

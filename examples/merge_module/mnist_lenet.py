@@ -28,17 +28,28 @@ def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument(
-        "--data-dir", type=Path, required=True, help="folder with the four idx .gz files of MNIST"
+        "--data-dir",
+        type=Path,
+        required=True,
+        help="folder with the four idx .gz files of MNIST",
     )
-    parser.add_argument("--ends", type=Path, nargs=2, required=True, help="the two checkpoints")
     parser.add_argument(
-        "--out", type=Path, default=HERE / "results", help="where the numbers and the picture go"
+        "--ends", type=Path, nargs=2, required=True, help="the two checkpoints"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=HERE / "results",
+        help="where the numbers and the picture go",
     )
     parser.add_argument(
         "--steps", type=int, default=40, help="steps of the straight-through estimator"
     )
     parser.add_argument(
-        "--points", type=int, default=25, help="number of λ; 3 is quick and measures the midpoint"
+        "--points",
+        type=int,
+        default=25,
+        help="number of λ; 3 is quick and measures the midpoint",
     )
     args = parser.parse_args()
     a, b = (

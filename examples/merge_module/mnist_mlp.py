@@ -40,24 +40,43 @@ def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument(
-        "--data-dir", type=Path, required=True, help="folder with the four idx .gz files of MNIST"
+        "--data-dir",
+        type=Path,
+        required=True,
+        help="folder with the four idx .gz files of MNIST",
     )
     parser.add_argument(
-        "--ends", type=Path, default=Path("ends"), help="where the two trained networks are kept"
+        "--ends",
+        type=Path,
+        default=Path("ends"),
+        help="where the two trained networks are kept",
     )
     parser.add_argument(
-        "--out", type=Path, default=HERE / "results", help="where the numbers and the picture go"
+        "--out",
+        type=Path,
+        default=HERE / "results",
+        help="where the numbers and the picture go",
     )
-    parser.add_argument("--epochs", type=int, default=25, help="epochs of each training")
+    parser.add_argument(
+        "--epochs", type=int, default=25, help="epochs of each training"
+    )
     parser.add_argument(
         "--steps", type=int, default=220, help="steps of the straight-through estimator"
     )
     args = parser.parse_args()
-    a, b = (train(seed, MNIST(args.data_dir), args.epochs, args.ends) for seed in (1, 2))
+    a, b = (
+        train(seed, MNIST(args.data_dir), args.epochs, args.ends) for seed in (1, 2)
+    )
     seed_everything(0)
     data = MNIST(args.data_dir, batch_size=1000)
     compare(
-        MLP(), a, b, data, out=args.out, name="mnist-mlp", learning=Learning(10.0, args.steps, 5)
+        MLP(),
+        a,
+        b,
+        data,
+        out=args.out,
+        name="mnist-mlp",
+        learning=Learning(10.0, args.steps, 5),
     )
 
 

@@ -55,7 +55,9 @@ class MLP(Classifier):
         lr: Learning rate of Adam.
     """
 
-    def __init__(self, widths: Sequence[int] = (784, 512, 512, 512, 10), lr: float = 1e-3) -> None:
+    def __init__(
+        self, widths: Sequence[int] = (784, 512, 512, 512, 10), lr: float = 1e-3
+    ) -> None:
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]

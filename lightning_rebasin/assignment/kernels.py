@@ -107,7 +107,9 @@ def _owners(held: Columns) -> Columns:
 
 
 @compiled("nnan", "nsz")
-def _auction(a: Floats, prices: Floats, held: Columns, epsilon: Any, budget: int) -> None:
+def _auction(
+    a: Floats, prices: Floats, held: Columns, epsilon: Any, budget: int
+) -> None:
     """One phase: rows that are free, or not content within ``epsilon``, bid until all hold a column or bids run out."""
     n = len(a)
     owner = _owners(held)
@@ -255,7 +257,9 @@ def _finish(a: Floats, p: Floats, held: Columns, steps: int, limit: int) -> bool
     owner = _owners(held)
     maxima = np.empty((n + BLOCK - 1) // BLOCK)
     free = np.empty(n, np.int64)
-    count = np.int64(0)  # not a literal: a literal would compile the row reduction once more
+    count = np.int64(
+        0
+    )  # not a literal: a literal would compile the row reduction once more
     for i in range(n):
         j = held[i]
         if j >= 0 and _best(a[i], p) > a[i, j] - p[j]:
@@ -303,7 +307,12 @@ def spread(a: NDArray[Any]) -> float:
 
 
 def solve(
-    a: NDArray[Any], p: NDArray[np.float64], held: NDArray[np.int64], *, warm: bool, scale: float
+    a: NDArray[Any],
+    p: NDArray[np.float64],
+    held: NDArray[np.int64],
+    *,
+    warm: bool,
+    scale: float,
 ) -> None:
     """Assign the rows of ``a``, maximising the sum.
 

@@ -48,7 +48,9 @@ def check_cost(cost: Any, name: str) -> Matrix:
             f"{name} has shape {array.shape}; an assignment needs (n, n), or (batch, n, n)"
         )
     if array.dtype.kind not in "fiub":
-        raise AssignmentError(f"{name} has dtype {array.dtype}; an assignment needs real numbers")
+        raise AssignmentError(
+            f"{name} has dtype {array.dtype}; an assignment needs real numbers"
+        )
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float32 if array.dtype == np.float16 else np.float64)
     array = np.ascontiguousarray(array)
@@ -84,10 +86,17 @@ def duals_of(
     gain -= own[:, None]
     prices = np.zeros(n)
     for _ in range(n):
-        longer = np.maximum(prices, (prices[columns][:, None] + gain).max(0)) if n else prices
+        longer = (
+            np.maximum(prices, (prices[columns][:, None] + gain).max(0))
+            if n
+            else prices
+        )
         # Rounding can leave cycles that gain a few ulps: stop once nothing moves by more than that.
         if np.allclose(
-            longer, prices, rtol=1e-15, atol=1e-15 * (1.0 + np.abs(own).max(initial=0.0))
+            longer,
+            prices,
+            rtol=1e-15,
+            atol=1e-15 * (1.0 + np.abs(own).max(initial=0.0)),
         ):
             break
         prices = longer

@@ -13,7 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from lightning_rebasin.assignment.problem import Assignment, Matrix, check_cost, duals_of
+from lightning_rebasin.assignment.problem import (
+    Assignment,
+    Matrix,
+    check_cost,
+    duals_of,
+)
 from lightning_rebasin.errors import AssignmentError
 
 Solver = Literal["auto", "scipy", "lap", "numba"]
@@ -59,7 +64,9 @@ def solve_assignment(
         [1, 0]
     """
     if solver not in SOLVERS:
-        raise AssignmentError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
+        raise AssignmentError(
+            f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}"
+        )
     value = check_cost(cost, name)
     value = value if maximize else -value
     if warm is not None and warm.columns.shape != value.shape[:-1]:
@@ -70,7 +77,10 @@ def solve_assignment(
         return _solve_one(value, maximize, warm, solver)
     if not uses_compiled(value.shape[-1], solver):
         columns = solve_many(value, solver)
-        ones = [_certified(one, held, maximize) for one, held in zip(value, columns, strict=True)]
+        ones = [
+            _certified(one, held, maximize)
+            for one, held in zip(value, columns, strict=True)
+        ]
     else:
         starts = [None] * len(value) if warm is None else _each(warm)
         ones = [
@@ -92,7 +102,9 @@ def _each(batch: Assignment) -> list[Assignment | None]:
 
 def _certified(value: Matrix, held: NDArray[np.int64], maximize: bool) -> Assignment:
     rows, prices = duals_of(value, held)
-    return Assignment(held, rows, prices) if maximize else Assignment(held, -rows, -prices)
+    return (
+        Assignment(held, rows, prices) if maximize else Assignment(held, -rows, -prices)
+    )
 
 
 def _solve_one(
@@ -108,7 +120,9 @@ def _solve_one(
         held[:] = warm.columns
     solve_in_place(value, prices, held, warm=warm is not None)
     rows = value[np.arange(n), held].astype(np.float64) - prices[held]
-    return Assignment(held, rows, prices) if maximize else Assignment(held, -rows, -prices)
+    return (
+        Assignment(held, rows, prices) if maximize else Assignment(held, -rows, -prices)
+    )
 
 
 def uses_compiled(n: int, solver: Solver) -> bool:
@@ -144,7 +158,9 @@ def solve_many(values: Matrix, solver: Solver = "auto") -> NDArray[np.int64]:
     if values.shape[-1] >= _REDUCED_FROM and solver == "auto":
         # SciPy starts from zero duals. Losses against the best of each row, then of each column, are a better start
         # for the same problem, up to the last bit of float64.
-        loss = np.subtract(values.max(2, keepdims=True), values, dtype=np.float64, order="C")
+        loss = np.subtract(
+            values.max(2, keepdims=True), values, dtype=np.float64, order="C"
+        )
         loss -= loss.min(1, keepdims=True)
     else:
         loss = np.negative(values, dtype=np.float64, order="C")

@@ -74,7 +74,9 @@ class Aligner:
                 example = batch_example(_copy(module), few(batch, _SAMPLES))
             self._check(module, (example,))
 
-    def _check(self, module: LightningModule, example: tuple[Example, ...] | None) -> None:
+    def _check(
+        self, module: LightningModule, example: tuple[Example, ...] | None
+    ) -> None:
         """Load or infer the spec, and prove it if there is something to run."""
         if isinstance(self._given, PermutationSpec):
             spec = self._given
@@ -90,10 +92,15 @@ class Aligner:
         self._spec = spec
 
     def _prove(
-        self, module: LightningModule, spec: PermutationSpec, example: tuple[Example, ...]
+        self,
+        module: LightningModule,
+        spec: PermutationSpec,
+        example: tuple[Example, ...],
     ) -> None:
         """Refuse a spec that changes the function: a barrier to another network would look like a result."""
-        permutation = Permutation.random(spec, torch.Generator().manual_seed(self._seed))
+        permutation = Permutation.random(
+            spec, torch.Generator().manual_seed(self._seed)
+        )
         with isolated_rng():
             copy = _copy(module)
             result = measure_equivalence(copy, permutation, *example)
@@ -110,7 +117,10 @@ class Aligner:
             )
 
     def align(
-        self, trainer: Trainer, live: Mapping[str, Tensor], reference: Mapping[str, Tensor]
+        self,
+        trainer: Trainer,
+        live: Mapping[str, Tensor],
+        reference: Mapping[str, Tensor],
     ) -> Permutation:
         """The permutation that brings ``reference`` nearest to ``live``; process 0 decides for all.
 
@@ -121,7 +131,9 @@ class Aligner:
         spec = self._spec.pin_identical_buffers(live, reference)
         if self._last is None and self._saved is not None:
             self._last = Permutation(spec, self._saved)
-        start = None if self._last is None else restrict(self._last, self._last.spec, spec)
+        start = (
+            None if self._last is None else restrict(self._last, self._last.spec, spec)
+        )
         answer: tuple[dict[str, Tensor] | None, RebasinError | None] = (None, None)
         if trainer.is_global_zero:
             try:
@@ -160,4 +172,6 @@ def share_moved(permutation: Permutation) -> float:
     """Fraction of all units of a network that change place."""
     groups = permutation.spec.groups.values()
     total = sum(group.members for group in groups)
-    return sum(permutation.moved[group.id] * group.members for group in groups) / max(total, 1)
+    return sum(permutation.moved[group.id] * group.members for group in groups) / max(
+        total, 1
+    )

@@ -27,12 +27,21 @@ from lightning_rebasin.callbacks.reference import make_reference
 from lightning_rebasin.callbacks.schedule import StepSchedule, positive, steps_from
 from lightning_rebasin.callbacks.strategy import refuse_sharded
 from lightning_rebasin.callbacks.trainer import callbacks_of, is_dry_run
-from lightning_rebasin.errors import BarrierWarning, ConfigurationError, MissingExtraError
+from lightning_rebasin.errors import (
+    BarrierWarning,
+    ConfigurationError,
+    MissingExtraError,
+)
 from lightning_rebasin.landscape.barrier import BarrierCurve, Convention, lambda_grid
 from lightning_rebasin.landscape.batches import clone_batch, without_repeats
 from lightning_rebasin.landscape.geometry import Separation, separation
 from lightning_rebasin.landscape.measure import curve_from_rows
-from lightning_rebasin.landscape.probe import LightningProbe, Place, isolated_rng, object_gatherer
+from lightning_rebasin.landscape.probe import (
+    LightningProbe,
+    Place,
+    isolated_rng,
+    object_gatherer,
+)
 from lightning_rebasin.landscape.segment import Segment, weights_of
 from lightning_rebasin.symmetry import PermutationSpec
 
@@ -120,20 +129,31 @@ class LossBarrier(Callback):
     ) -> None:
         super().__init__()
         if matching not in ("none", "weight", "both"):
-            raise ConfigurationError(f"matching={matching!r}; choose 'none', 'weight' or 'both'")
+            raise ConfigurationError(
+                f"matching={matching!r}; choose 'none', 'weight' or 'both'"
+            )
         if convention not in ("mean", "chord"):
-            raise ConfigurationError(f"convention={convention!r}; choose 'mean' or 'chord'")
+            raise ConfigurationError(
+                f"convention={convention!r}; choose 'mean' or 'chord'"
+            )
         if (
-            sum(option is not None for option in (every_n_epochs, every_n_validations, at_steps))
+            sum(
+                option is not None
+                for option in (every_n_epochs, every_n_validations, at_steps)
+            )
             > 1
         ):
             raise ConfigurationError(
                 "choose one of every_n_epochs, every_n_validations and at_steps"
             )
         if batch_norm_batches < 0:
-            raise ConfigurationError(f"batch_norm_batches={batch_norm_batches}: must be 0 or more")
+            raise ConfigurationError(
+                f"batch_norm_batches={batch_norm_batches}: must be 0 or more"
+            )
         self._key = {
-            "reference": "weights" if isinstance(reference, Mapping) else str(reference),
+            "reference": "weights"
+            if isinstance(reference, Mapping)
+            else str(reference),
             "prefix": prefix,
         }
         self._reference = make_reference(reference)
@@ -143,7 +163,9 @@ class LossBarrier(Callback):
         self._epochs = positive("every_n_epochs", every_n_epochs)
         self._validations = positive("every_n_validations", every_n_validations) or 1
         self._steps = (
-            StepSchedule(steps_from("at_steps", at_steps)) if at_steps is not None else None
+            StepSchedule(steps_from("at_steps", at_steps))
+            if at_steps is not None
+            else None
         )
         self._metrics = None if metrics is None else tuple(metrics)
         self._limit = positive("limit_batches", limit_batches)
@@ -194,7 +216,11 @@ class LossBarrier(Callback):
                 "LossBarrier measures on validation batches, but this trainer will run no validation: give fit() a "
                 "validation loader, the module a validation_step, and leave limit_val_batches above 0"
             )
-        others = [c for c in callbacks_of(trainer) if isinstance(c, LossBarrier) and c is not self]
+        others = [
+            c
+            for c in callbacks_of(trainer)
+            if isinstance(c, LossBarrier) and c is not self
+        ]
         if any(other._prefix == self._prefix for other in others):
             raise ConfigurationError(
                 f"two LossBarriers log under {self._prefix!r}; give each its own prefix="
@@ -226,7 +252,9 @@ class LossBarrier(Callback):
         self._find_folder(trainer)
         if not is_dry_run(trainer):
             assert self._folder is not None
-            self._reference.start(trainer, pl_module, self._folder / f"{self._file_stem}-init.ckpt")
+            self._reference.start(
+                trainer, pl_module, self._folder / f"{self._file_stem}-init.ckpt"
+            )
 
     @override
     def on_train_batch_start(
@@ -266,11 +294,17 @@ class LossBarrier(Callback):
                     self._aligner.look(pl_module, clone_batch(batch))
             if self._due(trainer):
                 self._running = self._begin(trainer, pl_module)
-        if self._running is not None and (self._limit is None or batch_idx < self._limit):
+        if self._running is not None and (
+            self._limit is None or batch_idx < self._limit
+        ):
             with torch.inference_mode(mode=False):
                 found = trainer.val_dataloaders
-                loader = found[dataloader_idx] if isinstance(found, (list, tuple)) else found
-                self._running.batch = without_repeats(clone_batch(batch), batch_idx, loader)
+                loader = (
+                    found[dataloader_idx] if isinstance(found, (list, tuple)) else found
+                )
+                self._running.batch = without_repeats(
+                    clone_batch(batch), batch_idx, loader
+                )
 
     @override
     def on_validation_batch_end(
@@ -294,11 +328,16 @@ class LossBarrier(Callback):
             else Place(batch_idx, dataloader_idx, len(trainer.num_val_batches))
         )
         running.probe.evaluate(
-            running.points, batch, place, context=trainer.precision_plugin.val_step_context
+            running.points,
+            batch,
+            place,
+            context=trainer.precision_plugin.val_step_context,
         )
 
     @override
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
         """Log what was measured."""
         running, self._running = self._running, None
         if running is None:
@@ -308,10 +347,16 @@ class LossBarrier(Callback):
         better, samples = running.probe.higher_is_better(), running.probe.samples
         curves = {}
         for label, indices in running.lines.items():
-            curve = curve_from_rows(self._lambdas, [rows[i] for i in indices], better, samples)
+            curve = curve_from_rows(
+                self._lambdas, [rows[i] for i in indices], better, samples
+            )
             curves[label] = self._selected(curve)
         measurement = Measurement(
-            trainer.global_step, trainer.current_epoch, curves, running.separations, running.moved
+            trainer.global_step,
+            trainer.current_epoch,
+            curves,
+            running.separations,
+            running.moved,
         )
         self._publish(trainer, pl_module, measurement)
 
@@ -323,7 +368,9 @@ class LossBarrier(Callback):
         self._running = None
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str
+    ) -> None:
         """Let go of the copies."""
         self._running = None
         self._train_batches.clear()
@@ -355,7 +402,10 @@ class LossBarrier(Callback):
             if found is None:
                 return None
             live = weights_of(module)
-            reference = {n: found[n].to(tensor.device, tensor.dtype) for n, tensor in live.items()}
+            reference = {
+                n: found[n].to(tensor.device, tensor.dtype)
+                for n, tensor in live.items()
+            }
             parameters = [n for n, _ in module.named_parameters() if n in live]
             ends, separations, moved = {}, {}, None
             separations["naive"] = separation(live, reference, parameters)
@@ -370,7 +420,9 @@ class LossBarrier(Callback):
             probe = LightningProbe(module, len(points))
             if self._train_batches:
                 context = trainer.precision_plugin.val_step_context
-                probe.estimate_statistics(points, list(self._train_batches), context=context)
+                probe.estimate_statistics(
+                    points, list(self._train_batches), context=context
+                )
                 probe.synchronise_statistics(
                     lambda tensor: trainer.strategy.reduce(tensor, reduce_op="mean")
                 )
@@ -387,16 +439,22 @@ class LossBarrier(Callback):
                 BarrierWarning,
                 stacklevel=2,
             )
-        kept = {name: curve.values[name] for name in self._metrics if name in curve.values}
+        kept = {
+            name: curve.values[name] for name in self._metrics if name in curve.values
+        }
         return BarrierCurve(curve.lambdas, kept, curve.higher_is_better, curve.samples)
 
-    def _publish(self, trainer: Trainer, module: LightningModule, measurement: Measurement) -> None:
+    def _publish(
+        self, trainer: Trainer, module: LightningModule, measurement: Measurement
+    ) -> None:
         self.measurements.append(measurement)
         self._last_step = measurement.step
         scalars = measurement.scalars(self._prefix, self._convention)
         self._last_scalars = dict(scalars)
         names = [name for curve in measurement.curves.values() for name in curve.values]
-        main = next((name for name in names if "loss" in name), names[0] if names else "")
+        main = next(
+            (name for name in names if "loss" in name), names[0] if names else ""
+        )
         shown = {f"{self._prefix}/{main}", f"{self._prefix}/{main}/matched"}
         for name, value in scalars.items():
             self._log(trainer, module, name, value, prog_bar=name in shown)
@@ -422,7 +480,11 @@ class LossBarrier(Callback):
 
     @staticmethod
     def _log(
-        trainer: Trainer, module: LightningModule, name: str, value: float, **options: Any
+        trainer: Trainer,
+        module: LightningModule,
+        name: str,
+        value: float,
+        **options: Any,
     ) -> None:
         # The values are the same on every process; sync_dist only keeps Lightning from doubting it.  Names may already
         # hold the index of a loader, which Lightning refuses unless it is told not to add one.

@@ -89,7 +89,9 @@ def append_csv(path: Path, measurement: Measurement) -> None:
     atomic_write_text(path, text.getvalue())
 
 
-def log_figures(trainer: Trainer, measurement: Measurement, tag: str, metric: str) -> None:
+def log_figures(
+    trainer: Trainer, measurement: Measurement, tag: str, metric: str
+) -> None:
     """Send a picture of the curves to TensorBoard and W&B, if they are the trainer's loggers; CSV takes none.
 
     Raises:
@@ -98,7 +100,9 @@ def log_figures(trainer: Trainer, measurement: Measurement, tag: str, metric: st
     for logger in trainer.loggers:
         if not isinstance(logger, (TensorBoardLogger, WandbLogger)):
             continue
-        figure = plot_barriers(measurement.curves, metric, title=f"step {measurement.step}")
+        figure = plot_barriers(
+            measurement.curves, metric, title=f"step {measurement.step}"
+        )
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(tag, figure, global_step=measurement.step)
         else:

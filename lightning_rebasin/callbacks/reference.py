@@ -24,7 +24,12 @@ from lightning_rebasin.errors import (
 )
 from lightning_rebasin.landscape.probe import isolated_rng
 from lightning_rebasin.landscape.segment import weights_of, without_compilation_prefix
-from lightning_rebasin.landscape.trajectory import INDEX, Snapshot, load_trajectory, read_index
+from lightning_rebasin.landscape.trajectory import (
+    INDEX,
+    Snapshot,
+    load_trajectory,
+    read_index,
+)
 from lightning_rebasin.merging.interpolate import check_alike
 
 
@@ -68,7 +73,9 @@ class FixedReference(Reference):
                 if isinstance(self._source, Path)
                 else self._source
             )
-            what = str(self._source) if isinstance(self._source, Path) else "the reference"
+            what = (
+                str(self._source) if isinstance(self._source, Path) else "the reference"
+            )
             self._weights = fitting(module, state, what)
 
     @override
@@ -87,7 +94,8 @@ class InitialReference(Reference):
     def start(self, trainer: Trainer, module: LightningModule, file: Path) -> None:
         if trainer.global_step == 0:
             self._weights = {
-                name: tensor.to("cpu", copy=True) for name, tensor in weights_of(module).items()
+                name: tensor.to("cpu", copy=True)
+                for name, tensor in weights_of(module).items()
             }
             self._file = file
             if trainer.is_global_zero:
@@ -99,7 +107,9 @@ class InitialReference(Reference):
                     "reference='init' is unknown: the checkpoint from which training resumes was written without this "
                     "LossBarrier. Pass the path of the initial weights as reference="
                 )
-            self._weights = fitting(module, read_checkpoint(self._file).state_dict, str(self._file))
+            self._weights = fitting(
+                module, read_checkpoint(self._file).state_dict, str(self._file)
+            )
 
     @override
     def weights(self, trainer: Trainer) -> Mapping[str, Tensor] | None:
@@ -186,7 +196,9 @@ def make_reference(reference: str | Path | Mapping[str, Tensor]) -> Reference:
     return FolderReference(path) if path.is_dir() else FixedReference(path)
 
 
-def fitting(module: LightningModule, state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+def fitting(
+    module: LightningModule, state: Mapping[str, Tensor], what: str
+) -> dict[str, Tensor]:
     """``state`` with exactly the weights of ``module``.
 
     Raises:
@@ -196,11 +208,13 @@ def fitting(module: LightningModule, state: Mapping[str, Tensor], what: str) -> 
     with torch.no_grad(), isolated_rng():
         weights = weights_of(module)
         # Persistent states of metrics are in the state dict, but they are not weights.
-        ignored: Collection[str] = set(without_compilation_prefix(module.state_dict())) - set(
-            weights
-        )
+        ignored: Collection[str] = set(
+            without_compilation_prefix(module.state_dict())
+        ) - set(weights)
         state = {
-            n: t.detach() for n, t in without_compilation_prefix(state).items() if n not in ignored
+            n: t.detach()
+            for n, t in without_compilation_prefix(state).items()
+            if n not in ignored
         }
         check_alike((weights, state), ("the module", what))
         for name, tensor in state.items():

@@ -82,10 +82,14 @@ class CheckpointSnapshot(Callback):
         super().__init__()
         listed = steps_from("at_steps", at_steps)
         by_step = StepSchedule(
-            listed, positive("every_n_steps", every_n_steps), positive("per_decade", per_decade)
+            listed,
+            positive("every_n_steps", every_n_steps),
+            positive("per_decade", per_decade),
         )
         nothing_else = not listed and every_n_steps is None and per_decade is None
-        self._epochs = positive("every_n_epochs", every_n_epochs) or (1 if nothing_else else None)
+        self._epochs = positive("every_n_epochs", every_n_epochs) or (
+            1 if nothing_else else None
+        )
         self._schedule = by_step
         if precision not in _DTYPES:
             raise ConfigurationError(
@@ -116,11 +120,16 @@ class CheckpointSnapshot(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(folder=str(self._given) if self._given else None)
+        return self._generate_state_key(
+            folder=str(self._given) if self._given else None
+        )
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"folder": str(self._folder) if self._folder else None, "last_step": self._last_step}
+        return {
+            "folder": str(self._folder) if self._folder else None,
+            "last_step": self._last_step,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -135,7 +144,9 @@ class CheckpointSnapshot(Callback):
             return
         refuse_sharded(trainer, "CheckpointSnapshot")
         others = [
-            c for c in callbacks_of(trainer) if isinstance(c, CheckpointSnapshot) and c is not self
+            c
+            for c in callbacks_of(trainer)
+            if isinstance(c, CheckpointSnapshot) and c is not self
         ]
         if any(other._given == self._given for other in others):
             raise ConfigurationError(
@@ -157,24 +168,35 @@ class CheckpointSnapshot(Callback):
         if trainer.global_step == 0:
             self._last_step = -1
         self._prepare(trainer.global_step)
-        initial = self._epochs is not None and self._last_step < 0 == trainer.global_step
+        initial = (
+            self._epochs is not None and self._last_step < 0 == trainer.global_step
+        )
         if initial or self._schedule.due(self._last_step, trainer.global_step):
             self._save(trainer, pl_module)
         self._last_step = trainer.global_step
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Save if a scheduled step was just taken (under accumulation most batches take none)."""
-        if self._schedule.due(self._last_step, trainer.global_step) and not is_dry_run(trainer):
+        if self._schedule.due(self._last_step, trainer.global_step) and not is_dry_run(
+            trainer
+        ):
             self._save(trainer, pl_module)
         self._last_step = max(self._last_step, trainer.global_step)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after every n-th epoch."""
-        due = self._epochs is not None and (trainer.current_epoch + 1) % self._epochs == 0
+        due = (
+            self._epochs is not None and (trainer.current_epoch + 1) % self._epochs == 0
+        )
         if due and not is_dry_run(trainer):
             self._save(trainer, pl_module)
 
@@ -198,16 +220,22 @@ class CheckpointSnapshot(Callback):
     @rank_zero_only
     def _save(self, trainer: Trainer, module: LightningModule) -> None:
         step = trainer.global_step
-        snapshot = Snapshot(step, trainer.current_epoch, self.folder / f"step={step:09d}.ckpt")
+        snapshot = Snapshot(
+            step, trainer.current_epoch, self.folder / f"step={step:09d}.ckpt"
+        )
         index = self.folder / INDEX
         known = read_index(self.folder) if index.exists() else ()
         if any(s.step == step and s.path.is_file() for s in known):
             return
         run_state: dict[str, Any] = {"epoch": snapshot.epoch, "global_step": step}
         if module.hparams:
-            run_state[module.CHECKPOINT_HYPER_PARAMS_NAME] = getattr(module, "_hparams_name", None)
+            run_state[module.CHECKPOINT_HYPER_PARAMS_NAME] = getattr(
+                module, "_hparams_name", None
+            )
             run_state[module.CHECKPOINT_HYPER_PARAMS_KEY] = dict(module.hparams)
-        write_checkpoint(snapshot.path, self._rounded(module), run_state=run_state, force=True)
+        write_checkpoint(
+            snapshot.path, self._rounded(module), run_state=run_state, force=True
+        )
         kept = [*(s for s in known if s.step != step), snapshot]
         self._drop(surplus(kept, self._limit, self._keep), kept)
 
@@ -215,7 +243,10 @@ class CheckpointSnapshot(Callback):
         weights = weights_of(module)
         if self._dtype is None:
             return weights
-        return {n: t.to(self._dtype) if t.is_floating_point() else t for n, t in weights.items()}
+        return {
+            n: t.to(self._dtype) if t.is_floating_point() else t
+            for n, t in weights.items()
+        }
 
     def _drop(self, gone: Sequence[Snapshot], known: Sequence[Snapshot]) -> None:
         """Rewrite the index first: a kill in between leaves a stray file, never an entry without one."""

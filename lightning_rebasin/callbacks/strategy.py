@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+)
 
 from lightning_rebasin.errors import ConfigurationError
 
@@ -17,7 +21,9 @@ def refuse_sharded(trainer: Trainer, name: str) -> None:
     Raises:
         ConfigurationError: The strategy shards the weights.
     """
-    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+    if isinstance(
+        trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+    ):
         raise ConfigurationError(
             f"{name} needs whole weights on every process, and {type(trainer.strategy).__name__} shards them. Save "
             "sharded checkpoints with ModelCheckpoint, consolidate them afterwards (python -m "

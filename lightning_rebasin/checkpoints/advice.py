@@ -24,9 +24,13 @@ def advise(report: MergeReport) -> tuple[str, ...]:
 
 
 def _basin(report: MergeReport) -> Iterator[str]:
-    for i, (file, (before, _)) in enumerate(zip(report.inputs[1:], report.cosines, strict=True)):
+    for i, (file, (before, _)) in enumerate(
+        zip(report.inputs[1:], report.cosines, strict=True)
+    ):
         name, first = file.path.name, report.inputs[0].path.name
-        same = before >= SAME_BASIN or (i < len(report.matches) and report.matches[i].same_basin)
+        same = before >= SAME_BASIN or (
+            i < len(report.matches) and report.matches[i].same_basin
+        )
         if same and report.matched:
             yield (
                 f"{name} is in the basin of {first} already (cosine {before:.2f}): plain averaging (--method average) "
@@ -73,7 +77,13 @@ def _statistics(report: MergeReport) -> Iterator[str]:
 
 def _measured(report: MergeReport) -> Iterator[str]:
     loss = next(
-        (name for row in report.evaluation.values() for name in row if "loss" in name.lower()), None
+        (
+            name
+            for row in report.evaluation.values()
+            for name in row
+            if "loss" in name.lower()
+        ),
+        None,
     )
     if loss is None or MERGED not in report.evaluation:
         if not report.evaluation and report.method != "none":

@@ -86,7 +86,9 @@ def align(
         ConfigurationError: Activation matching without network or data.
     """
     if method == "weight" and len(states) > 2:
-        result = match_many(spec, states, method=many, weights=shares, seed=seed, progress=progress)
+        result = match_many(
+            spec, states, method=many, weights=shares, seed=seed, progress=progress
+        )
         return Aligned((None, *result.permutations[1:]), many=result)
     matches = tuple(
         match_weights(spec, states[0], state, seed=seed, progress=progress)
@@ -119,7 +121,8 @@ def match_by_activations(
         load(end, state)
         ends.append(end)
     batches = (
-        moved_to(network, batch[0] if isinstance(batch, tuple | list) else batch) for batch in data
+        moved_to(network, batch[0] if isinstance(batch, tuple | list) else batch)
+        for batch in data
     )
     return match_activations(spec, ends[0], ends[1], batches)
 
@@ -148,7 +151,9 @@ def prove(
         if network is not None and permutation is not None:
             load(network, state)
             errors.append(
-                check_in_place(network, permutation, *example_input(network, example, data))
+                check_in_place(
+                    network, permutation, *example_input(network, example, data)
+                )
             )
     return tuple(errors)
 
@@ -172,7 +177,9 @@ def load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
             part.flatten_parameters()
 
 
-def example_input(module: nn.Module, example: Any, data: Iterable[Any] | None) -> tuple[Any, ...]:
+def example_input(
+    module: nn.Module, example: Any, data: Iterable[Any] | None
+) -> tuple[Any, ...]:
     """Arguments for one run in the module's precision.
 
     What was given comes first, then a few samples of the data (through ``validation_step`` where ``forward`` does not
@@ -196,7 +203,9 @@ def example_input(module: nn.Module, example: Any, data: Iterable[Any] | None) -
         and own.is_floating_point()
         and bool((own == own.flatten()[0]).all())
     ):
-        arguments = (torch.randn(own.shape, generator=torch.Generator().manual_seed(0)),)
+        arguments = (
+            torch.randn(own.shape, generator=torch.Generator().manual_seed(0)),
+        )
     elif own is not None:
         return ()
     else:
@@ -211,7 +220,9 @@ def _own(module: nn.Module, value: Any) -> Any:
     """All tensors of an argument, a batch or an example on the device and in the precision of the module."""
     if isinstance(value, Example):
         return replace(
-            value, args=_own(module, value.args), kwargs=_own(module, dict(value.kwargs))
+            value,
+            args=_own(module, value.args),
+            kwargs=_own(module, dict(value.kwargs)),
         )
     return tree_map_only(Tensor, lambda tensor: moved_to(module, tensor), value)
 
@@ -236,20 +247,31 @@ def average_aligned(
     for name in tqdm(states[0], desc="merging", unit="tensor", disable=not progress):
         key = tuple(state[name].data_ptr() for state in states)
         twin = done.setdefault(key, name) if states[0][name].numel() else name
-        if twin != name and all(_same_view(state[name], state[twin]) for state in states):
+        if twin != name and all(
+            _same_view(state[name], state[twin]) for state in states
+        ):
             result[name] = result[twin]
             continue
-        moved = [permuted(state, name, p) for state, p in zip(states, permutations, strict=True)]
+        moved = [
+            permuted(state, name, p)
+            for state, p in zip(states, permutations, strict=True)
+        ]
         result[name] = average([{name: tensor} for tensor in moved], weights)[name]
     return result
 
 
-def permuted(state: Mapping[str, Tensor], name: str, permutation: Permutation | None) -> Tensor:
+def permuted(
+    state: Mapping[str, Tensor], name: str, permutation: Permutation | None
+) -> Tensor:
     """One tensor of a permuted model."""
     if permutation is None:
         return state[name]
     axis_map = permutation.spec.maps.get(permutation.spec.aliases.get(name, name))
-    return state[name] if axis_map is None else permutation.apply_map(state[name], axis_map)
+    return (
+        state[name]
+        if axis_map is None
+        else permutation.apply_map(state[name], axis_map)
+    )
 
 
 def _same_view(a: Tensor, b: Tensor) -> bool:

@@ -11,7 +11,11 @@ from lightning_rebasin.checkpoints.align import example_input
 from lightning_rebasin.checkpoints.inputs import sha256
 from lightning_rebasin.checkpoints.optimizer import permute_optimizer_states
 from lightning_rebasin.checkpoints.read import VERSION_KEY, Checkpoint
-from lightning_rebasin.checkpoints.write import PROVENANCE_KEY, RUN_STATE, write_checkpoint
+from lightning_rebasin.checkpoints.write import (
+    PROVENANCE_KEY,
+    RUN_STATE,
+    write_checkpoint,
+)
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.merging.statistics import copied
 from lightning_rebasin.symmetry import Permutation, check_equivalence
@@ -61,7 +65,9 @@ def apply_to_checkpoint(
     if module is not None:
         network = copied(module)
         network.load_state_dict(checkpoint.state_dict)
-        error = check_equivalence(network, permutation, *example_input(network, example, None))
+        error = check_equivalence(
+            network, permutation, *example_input(network, example, None)
+        )
     run_state = None
     if permute_optimizer:
         states = checkpoint.metadata.get("optimizer_states")
@@ -69,8 +75,12 @@ def apply_to_checkpoint(
             raise ConfigurationError(
                 f"{checkpoint.path} holds no optimizer state, so there is none to permute"
             )
-        run_state = {key: value for key, value in checkpoint.metadata.items() if key in _KEPT}
-        run_state["optimizer_states"] = permute_optimizer_states(states, permutation, module)
+        run_state = {
+            key: value for key, value in checkpoint.metadata.items() if key in _KEPT
+        }
+        run_state["optimizer_states"] = permute_optimizer_states(
+            states, permutation, module
+        )
     permuted = permutation.apply(checkpoint.state_dict)
     provenance = {
         "method": "apply",
@@ -83,8 +93,15 @@ def apply_to_checkpoint(
         ],
         "permutations": [dict(permutation.orders)],
     }
-    kept = {name: tensor for name, tensor in permuted.items() if name in checkpoint.names}
+    kept = {
+        name: tensor for name, tensor in permuted.items() if name in checkpoint.names
+    }
     write_checkpoint(
-        output, kept, like=checkpoint, provenance=provenance, run_state=run_state, force=force
+        output,
+        kept,
+        like=checkpoint,
+        provenance=provenance,
+        run_state=run_state,
+        force=force,
     )
     return error

@@ -23,7 +23,9 @@ Container = Literal["zip", "pickle", "tar"]
 _MAX_EXPANSION = 20
 _ROOM = 64 * 2**20
 _LEGACY_PICKLES = 5
-_ADD_TO_TARGET = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"})
+_ADD_TO_TARGET = frozenset(
+    {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+)
 _PUT = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 _GET = frozenset({"GET", "BINGET", "LONG_BINGET"})
 
@@ -35,7 +37,9 @@ def check_container(path: Path) -> Container:
         CheckpointError: The file is empty, truncated, not written by torch, or built to do harm.
     """
     if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty; was the run that wrote it interrupted?")
+        raise CheckpointError(
+            f"{path} is empty; was the run that wrote it interrupted?"
+        )
     with path.open("rb") as file:
         start = file.read(4)
         file.seek(0)
@@ -49,7 +53,9 @@ def check_container(path: Path) -> Container:
             raise CheckpointError(
                 f"{path} is not a file written by torch.save or Lightning (it begins with {start!r})"
             )
-        for _ in range(_LEGACY_PICKLES - 1):  # magic number, protocol, system, the object
+        for _ in range(
+            _LEGACY_PICKLES - 1
+        ):  # magic number, protocol, system, the object
             _check_depth(path, file)
     return "pickle"
 
@@ -79,7 +85,9 @@ def _check_zip(path: Path) -> None:
             f"{path} is a TorchScript archive, which holds code; save the model's state dict instead"
         )
     if pickled is None:
-        raise CheckpointError(f"{path} is a zip archive, but not one written by torch.save")
+        raise CheckpointError(
+            f"{path} is a zip archive, but not one written by torch.save"
+        )
     _check_depth(path, io.BytesIO(pickled))
 
 
@@ -87,11 +95,19 @@ def _look_into_zip(path: Path) -> tuple[set[str], int, bytes | None]:
     """Names in the archive's one folder, claimed size of everything, and the pickle if that is not absurd."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+            entries = {
+                entry.filename.partition("/")[2]: entry for entry in archive.infolist()
+            }
             claimed = sum(entry.file_size for entry in archive.infolist())
             readable = "data.pkl" in entries and claimed <= _limit(path)
-            return set(entries), claimed, archive.read(entries["data.pkl"]) if readable else None
-    except Exception as error:  # zipfile raises half a dozen unrelated types on damaged archives
+            return (
+                set(entries),
+                claimed,
+                archive.read(entries["data.pkl"]) if readable else None,
+            )
+    except (
+        Exception
+    ) as error:  # zipfile raises half a dozen unrelated types on damaged archives
         raise CheckpointError(
             f"{path} is a truncated or damaged zip archive ({error}); copy it again, or use an older one"
         ) from error
@@ -109,16 +125,22 @@ def _check_tar(path: Path) -> None:
     except Exception as error:
         raise CheckpointError(f"{path} is a damaged tar archive ({error})") from error
     if not {"storages", "tensors", "pickle"} <= {member.name for member in members}:
-        raise CheckpointError(f"{path} is a tar archive, but not one written by torch.save")
+        raise CheckpointError(
+            f"{path} is a tar archive, but not one written by torch.save"
+        )
     odd = [member.name for member in members if not member.isreg()]
     if odd:
-        raise CheckpointError(f"{path}: the member {odd[0]!r} is not a plain file; do not use it")
+        raise CheckpointError(
+            f"{path}: the member {odd[0]!r} is not a plain file; do not use it"
+        )
 
 
 def _check_depth(path: Path, file: IO[bytes]) -> None:
     """Follow one pickle without building anything; refuse it if containers nest too deep."""
     if _depth(path, file) > MAX_DEPTH:
-        raise CheckpointError(f"{path}: its pickle nests more than {MAX_DEPTH} deep; do not use it")
+        raise CheckpointError(
+            f"{path}: its pickle nests more than {MAX_DEPTH} deep; do not use it"
+        )
 
 
 def _depth(path: Path, file: IO[bytes]) -> int:
@@ -138,7 +160,9 @@ def _depth(path: Path, file: IO[bytes]) -> int:
     return deepest
 
 
-def _step(opcode: Any, argument: Any, stack: list[int | None], memo: dict[int, int]) -> int:
+def _step(
+    opcode: Any, argument: Any, stack: list[int | None], memo: dict[int, int]
+) -> int:
     """Apply one opcode to the stack of depths; the depth of what it made."""
     name = opcode.name
     if name == "MARK":

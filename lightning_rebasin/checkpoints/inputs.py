@@ -43,9 +43,14 @@ def read_inputs(
     """
     found: list[Checkpoint] = []
     for path in tqdm(paths, desc="reading", unit="file", disable=not progress):
-        checkpoint = read_checkpoint(path, weights=weights, prefix=prefix, unsafe=unsafe)
+        checkpoint = read_checkpoint(
+            path, weights=weights, prefix=prefix, unsafe=unsafe
+        )
         found.append(
-            _fitted(checkpoint, expected if expected is not None else _names(checkpoint, found))
+            _fitted(
+                checkpoint,
+                expected if expected is not None else _names(checkpoint, found),
+            )
         )
     everything = (
         list(expected)
@@ -65,7 +70,9 @@ def _names(checkpoint: Checkpoint, before: Sequence[Checkpoint]) -> Collection[s
     """The names of the first file; batch counters are optional."""
     first = before[0] if before else checkpoint
     counters = [
-        name for name in checkpoint.state_dict if is_counter(name) and name not in first.state_dict
+        name
+        for name in checkpoint.state_dict
+        if is_counter(name) and name not in first.state_dict
     ]
     return [*first.state_dict, *counters]
 
@@ -81,7 +88,11 @@ def _fitted(checkpoint: Checkpoint, expected: Collection[str]) -> Checkpoint:
 
 def _with_counters(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
     zero: dict[str, Tensor] = {
-        n: torch.tensor(0) for n in names if is_counter(n) and n not in checkpoint.state_dict
+        n: torch.tensor(0)
+        for n in names
+        if is_counter(n) and n not in checkpoint.state_dict
     }
     state = {**checkpoint.state_dict, **zero}
-    return replace(checkpoint, state_dict={name: state[name] for name in names if name in state})
+    return replace(
+        checkpoint, state_dict={name: state[name] for name in names if name in state}
+    )

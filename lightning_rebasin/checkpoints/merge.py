@@ -36,7 +36,11 @@ from lightning_rebasin.checkpoints.report import InputFile, MergeReport
 from lightning_rebasin.checkpoints.write import check_target, write_checkpoint
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.matching.objective import inner_product
-from lightning_rebasin.merging.interpolate import average, check_alike, normalised_weights
+from lightning_rebasin.merging.interpolate import (
+    average,
+    check_alike,
+    normalised_weights,
+)
 from lightning_rebasin.merging.repair import repair
 from lightning_rebasin.merging.statistics import batch_norms, copied, reset_batch_norm
 from lightning_rebasin.symmetry import PermutationSpec, infer_spec
@@ -115,9 +119,15 @@ def merge_checkpoints(
     network = None if module is None else copied(module)
     spec = _spec(network, spec, method, example, data)
     if network is not None:
-        release(network)  # until its weights are needed: matching and averaging need the room
+        release(
+            network
+        )  # until its weights are needed: matching and averaging need the room
     expected = (
-        spec.tensors if spec is not None else None if network is None else network.state_dict()
+        spec.tensors
+        if spec is not None
+        else None
+        if network is None
+        else network.state_dict()
     )
     files = read_inputs(
         paths, expected, weights=select, prefix=prefix, unsafe=unsafe, progress=progress
@@ -146,7 +156,9 @@ def merge_checkpoints(
         if network is not None:
             release(network)
     shares_used = shares if method != "none" else (1.0, *(0.0 for _ in shares[1:]))
-    merged = average_aligned(states, aligned.permutations, shares_used, progress=progress)
+    merged = average_aligned(
+        states, aligned.permutations, shares_used, progress=progress
+    )
     merged, done, variances = _correct(
         network, merged, states, aligned, shares_used, statistics=statistics, data=data
     )
@@ -158,9 +170,13 @@ def merge_checkpoints(
     )
     dropped: tuple[str, ...] = ()
     if not dry_run:
-        kept = {name: tensor for name, tensor in merged.items() if name in files[0].names}
+        kept = {
+            name: tensor for name, tensor in merged.items() if name in files[0].names
+        }
         provenance = _provenance(inputs, method, done, aligned, spec)
-        dropped = write_checkpoint(output, kept, like=files[0], provenance=provenance, force=force)
+        dropped = write_checkpoint(
+            output, kept, like=files[0], provenance=provenance, force=force
+        )
     report = MergeReport(
         inputs=inputs,
         output=None if dry_run else output,
@@ -210,7 +226,9 @@ def _check_options(
             "activation matching, reset and repair run the network: give the module (--module)"
         )
     if data is None and (method == "activation" or statistics in ("reset", "repair")):
-        raise ConfigurationError("activation matching, reset and repair need data (--data)")
+        raise ConfigurationError(
+            "activation matching, reset and repair need data (--data)"
+        )
 
 
 def _spec(
@@ -284,7 +302,9 @@ def _evaluate(
     result = {}
     for name, state in rows.items():
         load(network, state)
-        result[name] = {metric: float(value) for metric, value in evaluate(network.eval()).items()}
+        result[name] = {
+            metric: float(value) for metric, value in evaluate(network.eval()).items()
+        }
     return result
 
 
@@ -319,7 +339,9 @@ def _provenance(
     return history
 
 
-def _cosines(states: Sequence[Mapping[str, Tensor]], aligned: Aligned) -> list[tuple[float, float]]:
+def _cosines(
+    states: Sequence[Mapping[str, Tensor]], aligned: Aligned
+) -> list[tuple[float, float]]:
     """Cosine of each model to the first one over all floating-point weights, before and after matching."""
     names = [
         n

@@ -49,16 +49,24 @@ def find_weights(payload: Any, key: str | None) -> tuple[dict[str, Tensor], str 
                 if isinstance(payload, Mapping)
                 else type(payload).__name__
             )
-            raise CheckpointError(f"there are no weights under {key!r}; the file holds: {there}")
+            raise CheckpointError(
+                f"there are no weights under {key!r}; the file holds: {there}"
+            )
         return state, key
     if not isinstance(payload, Mapping):
         state = as_state(payload)
         if state is None:
-            kind = repr(payload) if isinstance(payload, StandIn) else f"a {type(payload).__name__}"
+            kind = (
+                repr(payload)
+                if isinstance(payload, StandIn)
+                else f"a {type(payload).__name__}"
+            )
             raise CheckpointError(f"the file holds {kind}, not a dict of tensors")
         return state, None
     found = {
-        name: state for name, value in payload.items() if (state := as_state(value)) is not None
+        name: state
+        for name, value in payload.items()
+        if (state := as_state(value)) is not None
     }
     for name in WRAPPERS:
         if name in found:
@@ -141,10 +149,14 @@ def clean_names(
             short = short.replace(_COMPILED, "")
         elif isinstance(prefix, str):
             if not name.startswith(prefix):
-                raise CheckpointError(f"tensor {name!r} does not begin with the prefix {prefix!r}")
+                raise CheckpointError(
+                    f"tensor {name!r} does not begin with the prefix {prefix!r}"
+                )
             short = name.removeprefix(prefix)
         else:
-            old = max((old for old in prefix if name.startswith(old)), key=len, default=None)
+            old = max(
+                (old for old in prefix if name.startswith(old)), key=len, default=None
+            )
             short = name if old is None else prefix[old] + name.removeprefix(old)
         if short in clean:
             raise CheckpointError(
@@ -154,7 +166,9 @@ def clean_names(
     return clean
 
 
-def fit_names(names: Collection[str], expected: Collection[str], what: str) -> dict[str, str]:
+def fit_names(
+    names: Collection[str], expected: Collection[str], what: str
+) -> dict[str, str]:
     """Match the names of a file with those of a module or spec that differ at most by a prefix.
 
     Args:
@@ -173,9 +187,9 @@ def fit_names(names: Collection[str], expected: Collection[str], what: str) -> d
     want = {name for name in expected if not is_counter(name)}
     for removed, added in _candidates(have, want):
         renamed = {added + name.removeprefix(removed): name for name in names}
-        if {name for name in renamed if not is_counter(name)} == want and len(renamed) == len(
-            names
-        ):
+        if {name for name in renamed if not is_counter(name)} == want and len(
+            renamed
+        ) == len(names):
             return {name: renamed[name] for name in expected if name in renamed}
     missing, extra = sorted(want - set(have)), sorted(set(have) - want)
     wrong = f"lacks {missing[0]!r}" if missing else f"has the unexpected {extra[0]!r}"
@@ -195,6 +209,14 @@ def _candidates(have: list[str], want: set[str]) -> list[tuple[str, str]]:
     pairs = [("", "")]
     if have and len(have) == len(want):
         first = have[0]
-        pairs += [(first.removesuffix(name), "") for name in want if first.endswith("." + name)]
-        pairs += [("", name.removesuffix(first)) for name in want if name.endswith("." + first)]
+        pairs += [
+            (first.removesuffix(name), "")
+            for name in want
+            if first.endswith("." + name)
+        ]
+        pairs += [
+            ("", name.removesuffix(first))
+            for name in want
+            if name.endswith("." + first)
+        ]
     return pairs

@@ -22,7 +22,9 @@ from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
 def permute_optimizer_states(
-    states: Sequence[Mapping[str, Any]], permutation: Permutation, module: nn.Module | None = None
+    states: Sequence[Mapping[str, Any]],
+    permutation: Permutation,
+    module: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Permute the state dicts of the optimizers of one network.
 
@@ -97,7 +99,9 @@ def _names_of(
             "module (--module)"
         )
     names = [
-        n for n, info in spec.tensors.items() if info.kind == "parameter" and n not in spec.aliases
+        n
+        for n, info in spec.tensors.items()
+        if info.kind == "parameter" and n not in spec.aliases
     ]
     if len(groups[0]["params"]) != len(names):
         raise CheckpointError(

@@ -22,8 +22,16 @@ from torch import Tensor
 
 from lightning_rebasin.checkpoints.guard import check_container, check_tensors
 from lightning_rebasin.checkpoints.names import clean_names, find_weights
-from lightning_rebasin.checkpoints.unpickle import StandIn, is_stand_in, restricted_pickle
-from lightning_rebasin.errors import CheckpointError, MissingExtraError, UnsafeLoadWarning
+from lightning_rebasin.checkpoints.unpickle import (
+    StandIn,
+    is_stand_in,
+    restricted_pickle,
+)
+from lightning_rebasin.errors import (
+    CheckpointError,
+    MissingExtraError,
+    UnsafeLoadWarning,
+)
 
 VERSION_KEY = "pytorch-lightning_version"
 _LIVE_WEIGHTS = "current_model_state"
@@ -126,11 +134,18 @@ def read_checkpoint(
         }
         names = clean_names(state, prefix, lightning=kind == "lightning")
     except RecursionError as error:
-        raise CheckpointError(f"{path} nests its contents too deep; do not use it") from error
+        raise CheckpointError(
+            f"{path} nests its contents too deep; do not use it"
+        ) from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return Checkpoint(
-        {new: state[old] for new, old in names.items()}, rest, kind, path, wrapper, names
+        {new: state[old] for new, old in names.items()},
+        rest,
+        kind,
+        path,
+        wrapper,
+        names,
     )
 
 
@@ -185,14 +200,23 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {
+                name: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+            }, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is a damaged safetensors file: {error}") from error
+        raise CheckpointError(
+            f"{path} is a damaged safetensors file: {error}"
+        ) from error
 
 
 def _read_torch(path: Path, *, unsafe: bool) -> Any:
     container = check_container(path)
-    mapped = container == "zip" and path.stat().st_size >= _MAP_FROM_BYTES and _is_stored(path)
+    mapped = (
+        container == "zip"
+        and path.stat().st_size >= _MAP_FROM_BYTES
+        and _is_stored(path)
+    )
     refusal = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about formats that this reader exists for
@@ -214,10 +238,14 @@ def _read_torch(path: Path, *, unsafe: bool) -> Any:
                 f"{path} cannot be read: {_reason(error)}; {_advice(refusal)}"
             ) from error
     warnings.warn(
-        f"unpickling {path} in full: any code in it runs now", UnsafeLoadWarning, stacklevel=3
+        f"unpickling {path} in full: any code in it runs now",
+        UnsafeLoadWarning,
+        stacklevel=3,
     )
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)  # the user asked for it
+        return torch.load(
+            path, map_location="cpu", weights_only=False
+        )  # the user asked for it
     except Exception as error:
         raise CheckpointError(
             f"{path} cannot be read, even with full unpickling: {_reason(error)}"
@@ -226,7 +254,9 @@ def _read_torch(path: Path, *, unsafe: bool) -> Any:
 
 def _is_stored(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
-        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+        return all(
+            entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist()
+        )
 
 
 def _reason(error: Exception) -> str:

@@ -89,7 +89,9 @@ class MergeReport:
             "variance_ratio": None if self.variances is None else list(self.variances),
             "batch_norms": self.batch_norms,
             "dropped": list(self.dropped),
-            "log10_symmetries": None if self.spec is None else self.spec.log10_symmetries,
+            "log10_symmetries": None
+            if self.spec is None
+            else self.spec.log10_symmetries,
             "seconds": self.seconds,
             "advice": list(self.advice),
         }
@@ -99,7 +101,9 @@ class MergeReport:
         lines = [
             f"{count}, method {self.method}, statistics {self.statistics}, {self.seconds:.1f} s"
         ]
-        lines += [f"  {file.weight:.3g} × {file.path} ({file.format})" for file in self.inputs]
+        lines += [
+            f"  {file.weight:.3g} × {file.path} ({file.format})" for file in self.inputs
+        ]
         for file, pair in zip(self.inputs[1:], self.cosines, strict=True):
             matched = f", matched {pair[1]:.3f}" if self.matched else ""
             lines.append(
@@ -118,7 +122,9 @@ class MergeReport:
         lines += [f"dropped: {name}" for name in self.dropped]
         lines += [f"- {sentence}" for sentence in self.advice]
         lines.append(
-            "nothing was written (dry run)" if self.output is None else f"wrote {self.output}"
+            "nothing was written (dry run)"
+            if self.output is None
+            else f"wrote {self.output}"
         )
         return "\n".join(lines)
 

@@ -87,7 +87,9 @@ def stand_in_class(module: str, name: str) -> type[StandIn]:
 
 def is_stand_in(value: object) -> bool:
     """Whether ``value`` is a stand-in object, or the stand-in of a class or function itself."""
-    return isinstance(value, StandIn) or (isinstance(value, type) and issubclass(value, StandIn))
+    return isinstance(value, StandIn) or (
+        isinstance(value, type) and issubclass(value, StandIn)
+    )
 
 
 def _rebuild_tensor(
@@ -107,7 +109,9 @@ def _rebuild_tensor_v3(
     dtype: Any,
     *_: Any,
 ) -> Tensor:
-    return torch.empty((0,), dtype=dtype).set_(storage._untyped_storage, offset, size, stride)
+    return torch.empty((0,), dtype=dtype).set_(
+        storage._untyped_storage, offset, size, stride
+    )
 
 
 def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
@@ -147,7 +151,11 @@ class _NumpyType(StandIn):
     @property
     def code(self) -> str:
         text = self.arguments[0] if self.arguments else ""
-        order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "<"
+        order = (
+            self.state[1]
+            if isinstance(self.state, tuple) and len(self.state) > 1
+            else "<"
+        )
         return f"{'>' if order == '>' else '<'}{text}"
 
 
@@ -207,7 +215,9 @@ _STORAGES = frozenset(
     for name in dir(torch)
     if name.endswith("Storage") and hasattr(getattr(torch, name), "_dtype")
 )
-_DTYPE = re.compile(r"(float|bfloat|complex|int|uint|bool)[0-9a-z_]*|half|double|long|short")
+_DTYPE = re.compile(
+    r"(float|bfloat|complex|int|uint|bool)[0-9a-z_]*|half|double|long|short"
+)
 
 
 #: The standard library's unpickler in Python, whose opcodes can be overridden; its stubs show only the C one.
@@ -261,12 +271,18 @@ class RestrictedUnpickler(_Base):  # type: ignore[misc]
 
     def _append_tuple(self, items: tuple[Any, ...]) -> None:
         depth = 1 + max(
-            (self._depths.get(id(i), (1, ()))[0] for i in items if type(i) is tuple), default=0
+            (self._depths.get(id(i), (1, ()))[0] for i in items if type(i) is tuple),
+            default=0,
         )
         if depth > MAX_DEPTH:
-            raise pickle.UnpicklingError(f"tuples are nested more than {MAX_DEPTH} deep")
+            raise pickle.UnpicklingError(
+                f"tuples are nested more than {MAX_DEPTH} deep"
+            )
         if depth > 1:
-            self._depths[id(items)] = (depth, items)  # kept alive, so that its id stays its own
+            self._depths[id(items)] = (
+                depth,
+                items,
+            )  # kept alive, so that its id stays its own
         self.append(items)
 
     def load_reduce(self) -> None:
@@ -324,5 +340,7 @@ def _load(file: BinaryIO, **options: Any) -> Any:
 
 #: What ``torch.load(pickle_module=...)`` wants: torch keeps the handling of storages, we decide about the objects.
 restricted_pickle = SimpleNamespace(
-    __name__="lightning_rebasin.checkpoints.unpickle", Unpickler=RestrictedUnpickler, load=_load
+    __name__="lightning_rebasin.checkpoints.unpickle",
+    Unpickler=RestrictedUnpickler,
+    load=_load,
 )

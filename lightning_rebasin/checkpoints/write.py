@@ -101,9 +101,13 @@ def write_checkpoint(
             _save_safetensors(temporary, weights, provenance or {})
             return ()
         if kind == "lightning":
-            payload: Any = _lightning_payload(weights, like, provenance, run_state, dropped)
+            payload: Any = _lightning_payload(
+                weights, like, provenance, run_state, dropped
+            )
         else:
-            payload = _torch_payload(weights, like.wrapper if like else None, provenance, dropped)
+            payload = _torch_payload(
+                weights, like.wrapper if like else None, provenance, dropped
+            )
         _save(payload, temporary)
         _check_written(temporary, path)
     return tuple(dropped)
@@ -143,7 +147,9 @@ def _lightning_payload(
 ) -> dict[str, Any]:
     kept = {}
     if like is not None and like.format == "lightning":
-        kept = {key: value for key, value in like.metadata.items() if key not in RUN_STATE}
+        kept = {
+            key: value for key, value in like.metadata.items() if key not in RUN_STATE
+        }
     fresh = {"epoch": 0, "global_step": 0, "optimizer_states": [], "lr_schedulers": []}
     payload = {**fresh, **_storable({**kept, **(run_state or {})}, "", dropped)}
     payload[VERSION_KEY] = _lightning_version(like if run_state else None)
@@ -171,9 +177,13 @@ def _torch_payload(
     provenance: Mapping[str, Any] | None,
     dropped: list[str],
 ) -> Any:
-    history = None if provenance is None else _storable(provenance, PROVENANCE_KEY, dropped)
+    history = (
+        None if provenance is None else _storable(provenance, PROVENANCE_KEY, dropped)
+    )
     if wrapper is not None:
-        return {wrapper: weights} | ({} if history is None else {PROVENANCE_KEY: history})
+        return {wrapper: weights} | (
+            {} if history is None else {PROVENANCE_KEY: history}
+        )
     if (
         history is not None
     ):  # an extra key would break load_state_dict(torch.load(...)); an attribute travels along
@@ -207,8 +217,12 @@ def _save(payload: Any, path: Path) -> None:
     with path.open("wb") as file:
         try:
             torch.save(payload, file)
-        except RuntimeError as error:  # how torch's zip writer reports that the disk is full
-            raise OSError(errno.EIO, f"writing failed: {str(error).splitlines()[0]}") from error
+        except (
+            RuntimeError
+        ) as error:  # how torch's zip writer reports that the disk is full
+            raise OSError(
+                errno.EIO, f"writing failed: {str(error).splitlines()[0]}"
+            ) from error
 
 
 def _jsonable(value: Any) -> Any:
@@ -235,9 +249,15 @@ def _compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensor = value.detach()
         if (
             tensor.layout == torch.strided
-            and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+            and tensor.untyped_storage().nbytes()
+            > tensor.numel() * tensor.element_size()
         ):
-            key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+            key = (
+                tensor.data_ptr(),
+                tensor.dtype,
+                tuple(tensor.shape),
+                tensor.stride(),
+            )
             tensor = clones.setdefault(key, tensor.clone())
         result[name] = tensor
     return result
@@ -248,7 +268,11 @@ def _storable(value: Any, where: str, dropped: list[str]) -> Any:
     if value is None or isinstance(
         value, bool | int | float | str | bytes | complex | torch.dtype | torch.device
     ):
-        return value if type(value).__module__ in ("builtins", "torch") else _base_value(value)
+        return (
+            value
+            if type(value).__module__ in ("builtins", "torch")
+            else _base_value(value)
+        )
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Tensor):
@@ -258,11 +282,23 @@ def _storable(value: Any, where: str, dropped: list[str]) -> Any:
             (key, _storable(item, f"{where}.{key}".lstrip("."), dropped))
             for key, item in value.items()
         )
-        items = {key: item for key, item in pairs if item is not _NOTHING and _is_plain_key(key)}
+        items = {
+            key: item
+            for key, item in pairs
+            if item is not _NOTHING and _is_plain_key(key)
+        }
         return OrderedDict(items) if isinstance(value, OrderedDict) else items
     if isinstance(value, list | tuple | set | frozenset):
-        members = [_storable(item, f"{where}[{i}]", dropped) for i, item in enumerate(value)]
-        kind = list if isinstance(value, list) else tuple if isinstance(value, tuple) else set
+        members = [
+            _storable(item, f"{where}[{i}]", dropped) for i, item in enumerate(value)
+        ]
+        kind = (
+            list
+            if isinstance(value, list)
+            else tuple
+            if isinstance(value, tuple)
+            else set
+        )
         return kind(member for member in members if member is not _NOTHING)
     dropped.append(f"{where} ({value!r:.80})")
     return _NOTHING

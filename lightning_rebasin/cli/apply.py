@@ -18,11 +18,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "example:\n  lightning-rebasin apply b-to-a.perm b.ckpt -o b-aligned.ckpt --permute-optimizer"
     parser.add_argument(
-        "permutation", type=Path, metavar="PERM", help="file written by 'lightning-rebasin match'"
+        "permutation",
+        type=Path,
+        metavar="PERM",
+        help="file written by 'lightning-rebasin match'",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="checkpoint to be permuted")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="checkpoint to be permuted"
+    )
     common.add_output_arguments(parser, "the checkpoint to write")
-    parser.add_argument("--inverse", action="store_true", help="undo the permutation instead")
+    parser.add_argument(
+        "--inverse", action="store_true", help="undo the permutation instead"
+    )
     parser.add_argument(
         "--permute-optimizer",
         action="store_true",
@@ -43,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
     check_target(args.output, force=args.force)
     permutation = Permutation.load(args.permutation)
     permutation = permutation.inverse() if args.inverse else permutation
-    checkpoint = read_inputs([args.file], permutation.spec.tensors, **common.reading_options(args))[
-        0
-    ]
+    checkpoint = read_inputs(
+        [args.file], permutation.spec.tensors, **common.reading_options(args)
+    )[0]
     module = common.load_module(args, checkpoint)
     error = apply_to_checkpoint(
         checkpoint,

@@ -32,9 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         help="file to write: a picture (.png, .pdf, .svg), .csv or .json",
     )
-    parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
     parser.add_argument(
-        "--match", action="store_true", help="also measure after matching the weights of B to A"
+        "--force", action="store_true", help="overwrite OUT if it exists"
+    )
+    parser.add_argument(
+        "--match",
+        action="store_true",
+        help="also measure after matching the weights of B to A",
     )
     parser.add_argument(
         "--permutation",
@@ -42,9 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PERM",
         help="like --match, with a permutation from 'match'",
     )
-    parser.add_argument("--points", type=int, default=25, help="number of λ (default: %(default)s)")
-    parser.add_argument("--metric", help="which metric to draw (default: the first loss)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only N validation batches")
+    parser.add_argument(
+        "--points", type=int, default=25, help="number of λ (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--metric", help="which metric to draw (default: the first loss)"
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="use only N validation batches"
+    )
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser)
@@ -71,7 +81,10 @@ def run(args: argparse.Namespace) -> int:
             "measuring runs the network on data: give --module and --data, or --config"
         )
     files = read_inputs(
-        [args.reference, args.source], module.state_dict(), progress=not args.no_progress, **reading
+        [args.reference, args.source],
+        module.state_dict(),
+        progress=not args.no_progress,
+        **reading,
     )
     a, b = (file.state_dict for file in files)
     curves = {}
@@ -82,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
             state,
             data.validate,
             points=args.points,
-            loss=None if isinstance(module, LightningModule) else datasets.cross_entropy,
+            loss=None
+            if isinstance(module, LightningModule)
+            else datasets.cross_entropy,
             batch_norm=data.train if batch_norms(module) else None,
             limit_batches=args.limit,
             progress=not args.no_progress,
@@ -110,7 +125,8 @@ def _matched(
         spec = PermutationSpec.load(args.spec)
     else:
         spec = infer_spec(
-            module, *example_input(module, common.load_example(args, module), data.train)
+            module,
+            *example_input(module, common.load_example(args, module), data.train),
         )
     result = match_weights(spec, a, b, seed=args.seed, progress=not args.no_progress)
     return {"matched": result.permutation.apply(b)}
@@ -121,20 +137,28 @@ def _print(curves: dict[str, Any]) -> None:
     width = max(len(name) for name in first.values)
     print(
         f"{'':<{width}}  "
-        + "  ".join(f"{head:>12}" for head in ("A", "B", *(f"{c} ½" for c in curves), *curves))
+        + "  ".join(
+            f"{head:>12}" for head in ("A", "B", *(f"{c} ½" for c in curves), *curves)
+        )
     )
     for metric, row in first.values.items():
         numbers = [row[0], row[-1], *(c.midpoint(metric) for c in curves.values())]
         numbers += [c.height(metric) for c in curves.values()]
-        print(f"{metric:<{width}}  " + "  ".join(f"{number:>12.4f}" for number in numbers))
-    print("the last columns are the barriers: worst point against the mean of both ends")
+        print(
+            f"{metric:<{width}}  " + "  ".join(f"{number:>12.4f}" for number in numbers)
+        )
+    print(
+        "the last columns are the barriers: worst point against the mean of both ends"
+    )
 
 
 def _write(args: argparse.Namespace, curves: dict[str, Any]) -> None:
     from lightning_rebasin.files import atomic_path
 
     if args.output.suffix == ".json":
-        common.write_json(args.output, {label: curve.to_dict() for label, curve in curves.items()})
+        common.write_json(
+            args.output, {label: curve.to_dict() for label, curve in curves.items()}
+        )
     elif args.output.suffix == ".csv":
         from lightning_rebasin.files import atomic_write_text
 
@@ -146,7 +170,9 @@ def _write(args: argparse.Namespace, curves: dict[str, Any]) -> None:
         metric = args.metric or next((m for m in metrics if "loss" in m), metrics[0])
         figure = plot_barriers(curves, metric)
         with atomic_path(args.output) as temporary:
-            figure.savefig(temporary, format=args.output.suffix.lstrip(".") or "png", dpi=150)
+            figure.savefig(
+                temporary, format=args.output.suffix.lstrip(".") or "png", dpi=150
+            )
 
 
 def _csv(curves: dict[str, Any]) -> str:
@@ -154,10 +180,16 @@ def _csv(curves: dict[str, Any]) -> str:
     lines = [
         "lam,"
         + ",".join(
-            f"{label}_{metric}" for label, curve in curves.items() for metric in curve.values
+            f"{label}_{metric}"
+            for label, curve in curves.items()
+            for metric in curve.values
         )
     ]
     for i, lam in enumerate(first.lambdas):
-        numbers = [curve.values[metric][i] for curve in curves.values() for metric in curve.values]
+        numbers = [
+            curve.values[metric][i]
+            for curve in curves.values()
+            for metric in curve.values
+        ]
         lines.append(",".join(f"{number:.10g}" for number in (lam, *numbers)))
     return "\n".join(lines) + "\n"

@@ -58,8 +58,12 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     """Declare where the result goes."""
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=what)
-    parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help=what
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="overwrite OUT if it exists"
+    )
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
 
 
@@ -104,7 +108,11 @@ def load_example(args: argparse.Namespace, module: nn.Module | None) -> Any:
     """Random inputs of ``--input-shape``, ``None`` without the option."""
     from lightning_rebasin.cli import model
 
-    return model.build_inputs(args, module) if module is not None and args.input_shape else None
+    return (
+        model.build_inputs(args, module)
+        if module is not None and args.input_shape
+        else None
+    )
 
 
 def load_object(place: str) -> Any:
@@ -115,7 +123,9 @@ def load_object(place: str) -> Any:
     """
     left, _, name = place.rpartition(".")
     if not left or not name:
-        raise ConfigurationError(f"{place!r} is not an import path such as package.module.Name")
+        raise ConfigurationError(
+            f"{place!r} is not an import path such as package.module.Name"
+        )
     search_here()
     try:
         return getattr(importlib.import_module(left), name)
@@ -148,7 +158,9 @@ def _stored_arguments(place: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         str(name): value
         for name, value in stored.items()
-        if (name in parameters or anything) and not str(name).startswith("_") and _is_json(value)
+        if (name in parameters or anything)
+        and not str(name).startswith("_")
+        and _is_json(value)
     }
 
 

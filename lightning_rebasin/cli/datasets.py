@@ -85,7 +85,11 @@ def evaluator(
     loader = data.validate
     if isinstance(module, LightningModule):
         return lambda network: _validated(network, loader)
-    return (lambda network: _classified(network, loader)) if _is_classification(loader) else None
+    return (
+        (lambda network: _classified(network, loader))
+        if _is_classification(loader)
+        else None
+    )
 
 
 def cross_entropy(module: nn.Module, batch: Any) -> Any:
@@ -118,7 +122,9 @@ def _from_config(path: Path) -> Any:
         import yaml
         from jsonargparse import ArgumentParser
     except ImportError as error:
-        raise MissingExtraError("--config needs: pip install 'lightning-rebasin[cli]'") from error
+        raise MissingExtraError(
+            "--config needs: pip install 'lightning-rebasin[cli]'"
+        ) from error
     from lightning.pytorch import LightningDataModule
 
     try:
@@ -143,14 +149,20 @@ def _from_config(path: Path) -> Any:
             warnings.catch_warnings()
         ):  # jsonargparse announces changes that do not touch what is used here
             warnings.simplefilter("ignore")
-            return parser.instantiate_classes(parser.parse_object({"data": described}))["data"]
-    except Exception as error:  # parsing errors, and whatever the user's own __init__ raises
+            return parser.instantiate_classes(parser.parse_object({"data": described}))[
+                "data"
+            ]
+    except (
+        Exception
+    ) as error:  # parsing errors, and whatever the user's own __init__ raises
         raise ConfigurationError(
             f"the 'data' section of {path}: {' '.join(str(error).split())[:500]}"
         ) from error
 
 
-def _loaders(made: Any, place: str) -> tuple[Iterable[Any] | None, Iterable[Any] | None]:
+def _loaders(
+    made: Any, place: str
+) -> tuple[Iterable[Any] | None, Iterable[Any] | None]:
     """Training and validation batches of whatever the user gave."""
     if hasattr(made, "train_dataloader"):
         try:

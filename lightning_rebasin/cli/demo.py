@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with MNIST-like idx files: runs the paper's MNIST network, 784-512-512-512-10, instead",
     )
     parser.add_argument(
-        "--epochs", type=int, help="epochs per training (default: 40 for digits, 10 for idx files)"
+        "--epochs",
+        type=int,
+        help="epochs per training (default: 40 for digits, 10 for idx files)",
     )
     parser.add_argument(
         "--width",
@@ -47,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo and print its table."""
     from lightning_rebasin.demo.run import DemoSettings, evaluate_merged, run_demo
 
-    settings = DemoSettings(args.output, args.data_dir, args.epochs, args.width, args.seed)
+    settings = DemoSettings(
+        args.output, args.data_dir, args.epochs, args.width, args.seed
+    )
     report = run_demo(settings, progress=not args.no_progress)
     tested = evaluate_merged(settings)
     before, after = report.objective
@@ -62,5 +66,7 @@ def run(args: argparse.Namespace) -> int:
         "trainer.test of the merged file: "
         + ", ".join(f"{name} {value:.4f}" for name, value in tested.items())
     )
-    print(f"Wrote merged.ckpt, barrier.png, barrier.csv and report.json to {settings.output}")
+    print(
+        f"Wrote merged.ckpt, barrier.png, barrier.csv and report.json to {settings.output}"
+    )
     return 0

@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     command = import_module(f"lightning_rebasin.cli.{name}")
     parser = Parser(
-        prog=f"lightning-rebasin {name}", formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"lightning-rebasin {name}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_arguments(parser)
     args = parser.parse_args(arguments[1:])
@@ -94,11 +95,19 @@ def _show_warning(  # noqa: PLR0917
 
 
 def _overview() -> str:
-    lines = [_DESCRIPTION, "", "usage: lightning-rebasin COMMAND [options]", "", "commands:"]
+    lines = [
+        _DESCRIPTION,
+        "",
+        "usage: lightning-rebasin COMMAND [options]",
+        "",
+        "commands:",
+    ]
     for name in COMMANDS:
         command = import_module(f"lightning_rebasin.cli.{name}")
         lines.append(f"  {name:<9} {command.HELP}")
-    return "\n".join([*lines, "", "lightning-rebasin COMMAND --help explains a command's options."])
+    return "\n".join(
+        [*lines, "", "lightning-rebasin COMMAND --help explains a command's options."]
+    )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example:\n  lightning-rebasin match a.ckpt b.ckpt -o b-to-a.perm --module project.models.Net\n"
         "  lightning-rebasin apply b-to-a.perm b.ckpt -o b-aligned.ckpt"
     )
-    parser.add_argument("reference", type=Path, metavar="A", help="checkpoint that stays as it is")
-    parser.add_argument("source", type=Path, metavar="B", help="checkpoint to be permuted")
+    parser.add_argument(
+        "reference", type=Path, metavar="A", help="checkpoint that stays as it is"
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="B", help="checkpoint to be permuted"
+    )
     common.add_output_arguments(parser, "the permutation file to write")
     parser.add_argument(
         "--method",
@@ -39,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Match, write the permutation, and print the report."""
-    from lightning_rebasin.checkpoints.align import example_input, match_by_activations, prove
+    from lightning_rebasin.checkpoints.align import (
+        example_input,
+        match_by_activations,
+        prove,
+    )
     from lightning_rebasin.checkpoints.inputs import read_inputs
     from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.errors import ConfigurationError
@@ -57,9 +65,14 @@ def run(args: argparse.Namespace) -> int:
     elif module is not None:
         spec = infer_spec(module, *example_input(module, example, data))
     else:
-        raise ConfigurationError("say what the network is: --module, --config or --spec")
+        raise ConfigurationError(
+            "say what the network is: --module, --config or --spec"
+        )
     files = read_inputs(
-        [args.reference, args.source], spec.tensors, progress=not args.no_progress, **reading
+        [args.reference, args.source],
+        spec.tensors,
+        progress=not args.no_progress,
+        **reading,
     )
     for file in files:
         spec.check_state(file.state_dict, str(file.path), finite=True)
@@ -73,8 +86,12 @@ def run(args: argparse.Namespace) -> int:
     errors = prove(module, states[1:], [match.permutation], data, example)
     match.permutation.save(args.output)
     if args.report:
-        common.write_json(args.report, {**match.to_dict(), "equivalence_errors": list(errors)})
+        common.write_json(
+            args.report, {**match.to_dict(), "equivalence_errors": list(errors)}
+        )
     print(match.report())
     proof = f"relative error {errors[0]:.0e}" if errors else "not checked: no --module"
-    print(f"the permuted network computes the same function: {proof}\nwrote {args.output}")
+    print(
+        f"the permuted network computes the same function: {proof}\nwrote {args.output}"
+    )
     return 0

@@ -47,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--weight", nargs="+", type=float, metavar="W", help="share of each model (default: equal)"
+        "--weight",
+        nargs="+",
+        type=float,
+        metavar="W",
+        help="share of each model (default: equal)",
     )
     parser.add_argument(
         "--statistics",
@@ -56,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="re-estimate batch-norm statistics, or REPAIR every layer; both need --data (default: reset if there are "
         "batch norms and data)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="do everything but write OUT")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="do everything but write OUT"
+    )
     parser.add_argument(
         "--report", type=Path, metavar="JSON", help="also write the report to this file"
     )

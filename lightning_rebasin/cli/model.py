@@ -61,7 +61,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="integers are drawn below N (default: the size of the smallest embedding)",
     )
     group.add_argument(
-        "--seed", type=int, default=0, help="seed of the weights and inputs (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the weights and inputs (default: %(default)s)",
     )
 
 
@@ -95,7 +98,9 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     target = _import(path)
     torch.manual_seed(args.seed)
     try:
-        module = target(**{name: _instantiate(value) for name, value in settings.items()})
+        module = target(
+            **{name: _instantiate(value) for name, value in settings.items()}
+        )
     except ConfigurationError:
         raise
     except Exception as error:  # whatever the user's constructor raises
@@ -135,7 +140,11 @@ def build_inputs(args: argparse.Namespace, module: nn.Module) -> tuple[Tensor, .
         raise ConfigurationError(
             f"--input-dtype is given {len(dtypes)} times, --input-shape only {len(shapes)} times"
         )
-    rows = [part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)]
+    rows = [
+        part.num_embeddings
+        for part in module.modules()
+        if isinstance(part, nn.Embedding)
+    ]
     high = args.input_high if args.input_high is not None else min(rows, default=2)
     if high < 1:
         raise ConfigurationError(f"--input-high {high} leaves no integer to draw")
@@ -154,7 +163,9 @@ def _random(
 
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator, dtype=dtype)
-    return torch.randint(2 if dtype is torch.bool else high, shape, generator=generator).to(dtype)
+    return torch.randint(
+        2 if dtype is torch.bool else high, shape, generator=generator
+    ).to(dtype)
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -175,7 +186,9 @@ def _json_object(text: str | None) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ConfigurationError(f"--init-args is no JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigurationError(f"--init-args must be a JSON object, not {type(value).__name__}")
+        raise ConfigurationError(
+            f"--init-args must be a JSON object, not {type(value).__name__}"
+        )
     return value
 
 

@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="JSON", help="file to write the spec to"
     )
-    parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
+    parser.add_argument(
+        "--force", action="store_true", help="overwrite the file if it exists"
+    )
     parser.add_argument(
         "--explain",
         action="append",
@@ -45,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tell what moves in this tensor, and why not",
     )
     parser.add_argument(
-        "--pin", action="append", default=[], metavar="TENSOR", help="keep this tensor as it is"
+        "--pin",
+        action="append",
+        default=[],
+        metavar="TENSOR",
+        help="keep this tensor as it is",
     )
     parser.add_argument(
         "--check",
@@ -96,5 +102,7 @@ def _first_batch(args: argparse.Namespace, module: nn.Module) -> tuple[Any, ...]
     """The example that the data give."""
     from lightning_rebasin.checkpoints.align import example_input
 
-    data = datasets.load_data(argparse.Namespace(data=args.data, config=None, batches=1))
+    data = datasets.load_data(
+        argparse.Namespace(data=args.data, config=None, batches=1)
+    )
     return example_input(module, None, data.train)

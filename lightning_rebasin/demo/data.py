@@ -60,7 +60,10 @@ def digits() -> Classification:
             "the demo's embedded data need scikit-learn: pip install 'lightning-rebasin[demo]'"
         ) from error
     pixels, labels = load_digits(return_X_y=True)
-    images, targets = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(labels)
+    images, targets = (
+        torch.tensor(pixels, dtype=torch.float32) / 16,
+        torch.tensor(labels),
+    )
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
     held_out = len(targets) // 5
     test, train = order[:held_out], order[held_out:]
@@ -86,26 +89,42 @@ def idx_folder(folder: str | Path) -> Classification:
         images = _read_idx(folder, f"{stem}-images-idx3-ubyte", 3)
         labels = _read_idx(folder, f"{stem}-labels-idx1-ubyte", 1)
         if len(images) != len(labels):
-            raise DataError(f"{folder}: {split} has {len(images)} images but {len(labels)} labels")
+            raise DataError(
+                f"{folder}: {split} has {len(images)} images but {len(labels)} labels"
+            )
         parts[split] = TensorDataset(images.flatten(1).float() / 255, labels.long())
     return Classification(folder.resolve().name, parts["train"], parts["test"])
 
 
 def _read_idx(folder: Path, name: str, ndim: int) -> Tensor:
-    path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
+    path = next(
+        (p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None
+    )
     if path is None:
         raise DataError(
             f"no {name}.gz or {name} in {folder}: give the folder that holds the four idx files"
         )
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = (
+            gzip.decompress(path.read_bytes())
+            if path.suffix == ".gz"
+            else path.read_bytes()
+        )
     except (OSError, EOFError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     header = 4 + 4 * ndim
-    shape = tuple(int(n) for n in np.frombuffer(content[4:header].ljust(4 * ndim, b"\0"), ">u4"))
-    if content[:4] != bytes((0, 0, 8, ndim)) or len(content) != header + int(np.prod(shape)):
-        raise DataError(f"{path} is not an idx file of {ndim}-dimensional unsigned bytes")
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy().reshape(shape))
+    shape = tuple(
+        int(n) for n in np.frombuffer(content[4:header].ljust(4 * ndim, b"\0"), ">u4")
+    )
+    if content[:4] != bytes((0, 0, 8, ndim)) or len(content) != header + int(
+        np.prod(shape)
+    ):
+        raise DataError(
+            f"{path} is not an idx file of {ndim}-dimensional unsigned bytes"
+        )
+    return torch.from_numpy(
+        np.frombuffer(content, np.uint8, offset=header).copy().reshape(shape)
+    )
 
 
 def loader(
@@ -123,5 +142,7 @@ def loader(
         order = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
     # batch_size=None hands each list of indices to the data set as it is: no per-sample collation.
     return DataLoader(
-        dataset, sampler=BatchSampler(order, batch_size, drop_last=False), batch_size=None
+        dataset,
+        sampler=BatchSampler(order, batch_size, drop_last=False),
+        batch_size=None,
     )

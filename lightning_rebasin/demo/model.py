@@ -68,7 +68,9 @@ class Classifier(LightningModule):
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
         images, labels = batch
         logits = self(images)
-        accuracy = multiclass_accuracy(logits, labels, num_classes=logits.shape[1], average="micro")
+        accuracy = multiclass_accuracy(
+            logits, labels, num_classes=logits.shape[1], average="micro"
+        )
         loss = nn.functional.cross_entropy(logits, labels)
         self.log_dict(
             {f"{stage}_loss": loss, f"{stage}_accuracy": accuracy},

@@ -98,10 +98,15 @@ class DemoReport:
     def table(self) -> str:
         """The result as text."""
         lines = [f"{'':<24}{'test loss':>10}{'accuracy':>10}{'barrier':>10}"]
-        barriers = {"naive midpoint": self.naive_barrier, "merged midpoint": self.matched_barrier}
+        barriers = {
+            "naive midpoint": self.naive_barrier,
+            "merged midpoint": self.matched_barrier,
+        }
         for row in self.rows:
             barrier = f"{barriers[row.name]:>10.4f}" if row.name in barriers else ""
-            lines.append(f"{row.name:<24}{row.loss:>10.4f}{row.accuracy:>10.2%}{barrier}")
+            lines.append(
+                f"{row.name:<24}{row.loss:>10.4f}{row.accuracy:>10.2%}{barrier}"
+            )
         return "\n".join(lines)
 
 
@@ -145,7 +150,11 @@ def _run(settings: DemoSettings, *, progress: bool) -> DemoReport:
     spec = infer_spec(model)
     with _timed(seconds, "matching"):
         match = match_weights(
-            spec, reference.state_dict, source.state_dict, seed=settings.seed, progress=progress
+            spec,
+            reference.state_dict,
+            source.state_dict,
+            seed=settings.seed,
+            progress=progress,
         )
     error = check_equivalence(model, match.permutation)
     matched = match.permutation.apply(source.state_dict)
@@ -160,13 +169,19 @@ def _run(settings: DemoSettings, *, progress: bool) -> DemoReport:
         )
     merged = settings.output / "merged.ckpt"
     write_checkpoint(
-        merged, interpolate(reference.state_dict, matched, 0.5), like=reference, force=True
+        merged,
+        interpolate(reference.state_dict, matched, 0.5),
+        like=reference,
+        force=True,
     )
     _draw(settings.output, naive_curve, matched_curve)
 
-    report = _report(settings, data, match, error, (naive_curve, matched_curve), seconds=seconds)
+    report = _report(
+        settings, data, match, error, (naive_curve, matched_curve), seconds=seconds
+    )
     atomic_write_text(
-        settings.output / "report.json", json.dumps(asdict(report), indent=1, default=str) + "\n"
+        settings.output / "report.json",
+        json.dumps(asdict(report), indent=1, default=str) + "\n",
     )
     return report
 
@@ -178,7 +193,9 @@ def evaluate_merged(settings: DemoSettings) -> dict[str, float]:
     with _quiet():
         model = Classifier.load_from_checkpoint(path)
         trainer = _trainer(settings, 1, [], progress=False)
-        results = trainer.test(model, loader(data.test, 500), ckpt_path=path, verbose=False)
+        results = trainer.test(
+            model, loader(data.test, 500), ckpt_path=path, verbose=False
+        )
     return {name: float(value) for name, value in results[0].items()}
 
 
@@ -186,7 +203,9 @@ def _callbacks(settings: DemoSettings, reference: Path) -> list[Callback]:
     """Both callbacks as a user attaches them: about ten measurements over the training."""
     every = max(1, _epochs(settings) // 10)
     return [
-        LossBarrier(reference=reference, matching="both", every_n_epochs=every, metrics=[LOSS]),
+        LossBarrier(
+            reference=reference, matching="both", every_n_epochs=every, metrics=[LOSS]
+        ),
         CheckpointSnapshot(settings.output / "snapshots", every_n_epochs=every),
     ]
 
@@ -208,9 +227,13 @@ def _train(
     seed_everything(seed, verbose=False)
     width = settings.width or (256 if settings.data_dir is None else 512)
     model = Classifier(features=data.features, width=width, classes=data.classes)
-    trainer = _trainer(settings, _epochs(settings), callbacks, progress=progress, name=path.stem)
+    trainer = _trainer(
+        settings, _epochs(settings), callbacks, progress=progress, name=path.stem
+    )
     batch_size = 64 if settings.data_dir is None else 500
-    trainer.fit(model, loader(data.train, batch_size, seed=seed), loader(data.test, 500))
+    trainer.fit(
+        model, loader(data.train, batch_size, seed=seed), loader(data.test, 500)
+    )
     trainer.save_checkpoint(path)
 
 
@@ -240,7 +263,9 @@ def _trainer(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Lightning's advice about devices and workers would drown the demo's own lines."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    loggers = [
+        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")
+    ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -275,11 +300,15 @@ def _make_folder(folder: Path) -> None:
 def _draw(folder: Path, naive: BarrierCurve, matched: BarrierCurve) -> None:
     """``barrier.png`` and one ``barrier.csv`` with both curves side by side."""
     curves = {"naive": naive, "after matching": matched}
-    plot_barriers(curves, path=folder / "barrier.png", title="From one training to the other")
+    plot_barriers(
+        curves, path=folder / "barrier.png", title="From one training to the other"
+    )
     lines = [f"lam,naive_{LOSS},matched_{LOSS},naive_{ACCURACY},matched_{ACCURACY}"]
     for i, lam in enumerate(naive.lambdas):
         numbers = [
-            curve.values[metric][i] for metric in (LOSS, ACCURACY) for curve in (naive, matched)
+            curve.values[metric][i]
+            for metric in (LOSS, ACCURACY)
+            for curve in (naive, matched)
         ]
         lines.append(",".join(f"{number:.10g}" for number in (lam, *numbers)))
     atomic_write_text(folder / "barrier.csv", "\n".join(lines) + "\n")
@@ -306,7 +335,8 @@ def _report(
         data=data.name,
         settings=asdict(settings),
         rows=tuple(
-            Row(name, curve.values[LOSS][i], curve.values[ACCURACY][i]) for name, curve, i in places
+            Row(name, curve.values[LOSS][i], curve.values[ACCURACY][i])
+            for name, curve, i in places
         ),
         naive_barrier=naive.height(LOSS),
         matched_barrier=matched.height(LOSS),

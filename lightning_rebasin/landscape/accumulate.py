@@ -65,7 +65,9 @@ class Average:
             number = (
                 value.detach()
                 .squeeze()
-                .to("cpu" if value.device.type == "mps" else value.device, torch.float64)
+                .to(
+                    "cpu" if value.device.type == "mps" else value.device, torch.float64
+                )
             )
         self.weight += weight
         if self.reduction == "mean":
@@ -89,7 +91,11 @@ class Average:
         """The reduced value; NaN before the first update."""
         if not self._started:
             return math.nan
-        return float(self.total) / self.weight if self.reduction == "mean" else float(self.total)
+        return (
+            float(self.total) / self.weight
+            if self.reduction == "mean"
+            else float(self.total)
+        )
 
     def state(self) -> tuple[Reduction, float, float]:
         """``(reduction, total, weight)``: what has to travel between processes."""

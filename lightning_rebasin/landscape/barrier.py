@@ -78,15 +78,20 @@ class BarrierCurve:
             or lambdas[-1] != 1.0
             or list(lambdas) != sorted(set(lambdas))
         ):
-            raise DataError(f"a barrier curve needs ascending λ from 0 to 1, got {lambdas}")
-        values = {name: tuple(float(v) for v in row) for name, row in self.values.items()}
+            raise DataError(
+                f"a barrier curve needs ascending λ from 0 to 1, got {lambdas}"
+            )
+        values = {
+            name: tuple(float(v) for v in row) for name, row in self.values.items()
+        }
         for name, row in values.items():
             if len(row) != len(lambdas):
                 raise DataError(
                     f"metric {name!r} has {len(row)} values for {len(lambdas)} points λ"
                 )
         better = {
-            name: bool(self.higher_is_better.get(name, is_higher_better(name))) for name in values
+            name: bool(self.higher_is_better.get(name, is_higher_better(name)))
+            for name in values
         }
         object.__setattr__(self, "lambdas", lambdas)
         object.__setattr__(self, "values", MappingProxyType(values))
@@ -162,7 +167,12 @@ class BarrierCurve:
             raise DataError(f"this is not a barrier curve (no 'format': {FORMAT!r})")
         try:
             rows = {name: tuple(row) for name, row in data["values"].items()}
-            return cls(tuple(data["lambdas"]), rows, data["higher_is_better"], int(data["samples"]))
+            return cls(
+                tuple(data["lambdas"]),
+                rows,
+                data["higher_is_better"],
+                int(data["samples"]),
+            )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(f"malformed barrier curve: {error!r}") from error
 
@@ -184,7 +194,9 @@ class BarrierCurve:
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise DataError(f"cannot read a barrier curve from {path}: {error}") from error
+            raise DataError(
+                f"cannot read a barrier curve from {path}: {error}"
+            ) from error
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row per λ and one column per metric, atomically.
@@ -200,7 +212,8 @@ class BarrierCurve:
 
     def __repr__(self) -> str:
         heights = ", ".join(
-            f"{name} {self.height(name):.4g} at λ={self.at(name):.2f}" for name in self.values
+            f"{name} {self.height(name):.4g} at λ={self.at(name):.2f}"
+            for name in self.values
         )
         return f"BarrierCurve({len(self.lambdas)} points, {self.samples} samples; barriers (mean): {heights or 'none'})"
 
@@ -222,13 +235,16 @@ class BarrierCurve:
             # Written so that both ends come out exact: a curve that is its own chord has barrier 0, not 1e-17.
             ends = {0: first, len(row) - 1: last}
             promised = [
-                ends.get(i, (1 - lam) * first + lam * last) for i, lam in enumerate(self.lambdas)
+                ends.get(i, (1 - lam) * first + lam * last)
+                for i, lam in enumerate(self.lambdas)
             ]
         else:
             raise ConfigurationError(
                 f"convention {convention!r} is unknown; choose 'mean' or 'chord'"
             )
-        return [sign * (value - base) for value, base in zip(row, promised, strict=True)]
+        return [
+            sign * (value - base) for value, base in zip(row, promised, strict=True)
+        ]
 
 
 def lambda_grid(points: int | Sequence[float]) -> tuple[float, ...]:

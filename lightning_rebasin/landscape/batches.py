@@ -27,9 +27,7 @@ def batch_size(batch: Any) -> int:
     """
     try:
         return extract_batch_size(batch)
-    except (
-        Exception
-    ) as error:  # Lightning raises its own exception class, tensors of rank 0 an IndexError
+    except Exception as error:  # Lightning raises its own exception class, tensors of rank 0 an IndexError
         raise DataError(
             f"cannot tell how many samples a batch of type {type(batch).__name__} holds: {error}"
         ) from error

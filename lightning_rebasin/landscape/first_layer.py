@@ -49,7 +49,9 @@ class FirstLayer:
     def start(self, segment: Segment, lam: float) -> None:
         """The next evaluation is at this point; the ends must come before the points between them."""
         self._position, self._active, self._waiting = (segment, lam), True, True
-        self._versions = {layer: [p._version for p in own] for layer, own in self._own.items()}
+        self._versions = {
+            layer: [p._version for p in own] for layer, own in self._own.items()
+        }
 
     def stop(self) -> None:
         """Evaluate as usual and forget: another batch, or other weights."""
@@ -58,7 +60,11 @@ class FirstLayer:
     def _forward(self, layer: nn.Linear, x: Tensor) -> Tensor:
         first, self._waiting = self._active and self._waiting, False
         gradient = torch.is_grad_enabled() and x.requires_grad
-        known = self._mixed(layer, x) if first and not gradient and self._loaded(layer) else None
+        known = (
+            self._mixed(layer, x)
+            if first and not gradient and self._loaded(layer)
+            else None
+        )
         if known is not None:
             return known
         output = functional.linear(x, layer.weight, layer.bias)
@@ -78,7 +84,11 @@ class FirstLayer:
             or last[0] is not segment[1]
         ):
             return None
-        return torch.lerp(first[1], last[1], lam) if self._seen(segment, layer, x) else None
+        return (
+            torch.lerp(first[1], last[1], lam)
+            if self._seen(segment, layer, x)
+            else None
+        )
 
     def _remember(self, layer: nn.Linear, x: Tensor, output: Tensor) -> None:
         """Keep what the layer gave at an end.  Clones: what follows may work in place."""
@@ -96,13 +106,21 @@ class FirstLayer:
     def _loaded(self, layer: nn.Linear) -> bool:
         """Whether the layer still has the weights of the point: a step may replace them, or change them in place."""
         now, own = tuple(layer.parameters()), self._own[layer]
-        same = len(now) == len(own) and all(a is b for a, b in zip(now, own, strict=True))
+        same = len(now) == len(own) and all(
+            a is b for a, b in zip(now, own, strict=True)
+        )
         return (
-            same and layer.weight is own[0] and [p._version for p in own] == self._versions[layer]
+            same
+            and layer.weight is own[0]
+            and [p._version for p in own] == self._versions[layer]
         )
 
     def _seen(self, segment: Segment, layer: nn.Linear, x: Tensor) -> bool:
         """Whether λ = 0 of this segment came first, with the same layer and the same input."""
-        if self._input is None or self._input[0] is not segment[0] or self._input[1] is not layer:
+        if (
+            self._input is None
+            or self._input[0] is not segment[0]
+            or self._input[1] is not layer
+        ):
             return False
         return torch.equal(self._input[2], x)

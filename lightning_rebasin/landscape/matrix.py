@@ -67,7 +67,9 @@ class BarrierMatrix:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["step", *self.steps_b])
-        writer.writerows([step, *row] for step, row in zip(self.steps_a, self.heights, strict=True))
+        writer.writerows(
+            [step, *row] for step, row in zip(self.steps_a, self.heights, strict=True)
+        )
         atomic_write_text(path, text.getvalue())
 
     def to_json(self, path: str | Path) -> None:
@@ -138,14 +140,22 @@ def barrier_matrix(
     heights = [[float("nan")] * len(columns) for _ in rows]
     row, one = -1, {}
     for i, j in tqdm(pairs, desc="barrier matrix", disable=not progress, leave=False):
-        if i != row:  # pairs come row by row, so that two snapshots are in memory at a time
+        if (
+            i != row
+        ):  # pairs come row by row, so that two snapshots are in memory at a time
             row, one = i, _full(module, rows[i])
         other = _full(module, columns[j])
         if spec is not None:
             # Each pair afresh: a permutation that suits an early snapshot can be a trap for a late one.
             other = match_weights(spec, one, other, seed=seed).permutation.apply(other)
         curve = measure_barrier(
-            module, one, other, dataloader, points=points, loss=loss, batch_norm=statistics
+            module,
+            one,
+            other,
+            dataloader,
+            points=points,
+            loss=loss,
+            batch_norm=statistics,
         )
         metric = metric or next(
             (name for name in curve.values if "loss" in name), next(iter(curve.values))
@@ -165,7 +175,9 @@ def barrier_matrix(
 
 
 def _snapshots(run: Trajectory) -> tuple[Snapshot, ...]:
-    snapshots = tuple(load_trajectory(run)) if isinstance(run, (str, Path)) else tuple(run)
+    snapshots = (
+        tuple(load_trajectory(run)) if isinstance(run, (str, Path)) else tuple(run)
+    )
     if not snapshots:
         raise DataError(f"{run} holds no snapshots")
     return snapshots

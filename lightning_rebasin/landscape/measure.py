@@ -14,8 +14,16 @@ from tqdm import tqdm
 
 from lightning_rebasin.errors import DataError
 from lightning_rebasin.landscape.barrier import BarrierCurve, lambda_grid
-from lightning_rebasin.landscape.probe import LossFunction, Place, isolated_rng, make_probe
-from lightning_rebasin.landscape.segment import check_segment, without_compilation_prefix
+from lightning_rebasin.landscape.probe import (
+    LossFunction,
+    Place,
+    isolated_rng,
+    make_probe,
+)
+from lightning_rebasin.landscape.segment import (
+    check_segment,
+    without_compilation_prefix,
+)
 
 
 def measure_barrier(
@@ -80,14 +88,21 @@ def measure_barrier(
     # Iterating a loader draws from the global generator; a measurement leaves no trace there.
     with torch.no_grad(), isolated_rng():
         if batch_norm is not None:
-            probe.estimate_statistics(segments, [probe.transfer(batch, 0) for batch in batch_norm])
+            probe.estimate_statistics(
+                segments, [probe.transfer(batch, 0) for batch in batch_norm]
+            )
         for index, loader in enumerate(loaders):
             batches = tqdm(
-                islice(loader, limit_batches), desc="barrier", disable=not progress, leave=False
+                islice(loader, limit_batches),
+                desc="barrier",
+                disable=not progress,
+                leave=False,
             )
             for batch_idx, batch in enumerate(batches):
                 probe.evaluate(
-                    segments, probe.transfer(batch, index), Place(batch_idx, index, len(loaders))
+                    segments,
+                    probe.transfer(batch, index),
+                    Place(batch_idx, index, len(loaders)),
                 )
     rows = probe.results()
     if not rows[0]:

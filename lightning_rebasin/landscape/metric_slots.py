@@ -36,7 +36,9 @@ class MetricSlots:
 
     def install(self, point: int) -> None:
         """Put the copies of ``point`` into the module."""
-        for (parent, name), metric in zip(self._places, self._copies[point], strict=True):
+        for (parent, name), metric in zip(
+            self._places, self._copies[point], strict=True
+        ):
             parent._modules[name] = metric
 
 

@@ -54,7 +54,11 @@ class Place(NamedTuple):
 
     def key(self, name: str) -> str:
         """The name under which Lightning keeps a metric of this loader."""
-        return name if self.loaders == 1 else f"{name}/dataloader_idx_{self.dataloader_idx}"
+        return (
+            name
+            if self.loaders == 1
+            else f"{name}/dataloader_idx_{self.dataloader_idx}"
+        )
 
 
 class Probe(abc.ABC):
@@ -160,7 +164,10 @@ class Probe(abc.ABC):
         Args:
             gather: Collects one object from every process; called once, so all processes must call this method.
         """
-        own = [{name: average.state() for name, average in row.items()} for row in self._averages]
+        own = [
+            {name: average.state() for name, average in row.items()}
+            for row in self._averages
+        ]
         everyone: list[list[dict[str, tuple[Reduction, float, float]]]] = (
             [own] if gather is None else gather(own)
         )
@@ -168,10 +175,15 @@ class Probe(abc.ABC):
         for point in range(len(own)):
             names = dict.fromkeys(name for states in everyone for name in states[point])
             merged = {
-                n: Average.merge([s[point][n] for s in everyone if n in s[point]]) for n in names
+                n: Average.merge([s[point][n] for s in everyone if n in s[point]])
+                for n in names
             }
             rows.append({name: average.value for name, average in merged.items()})
-            weights = [average.weight for average in merged.values() if average.reduction == "mean"]
+            weights = [
+                average.weight
+                for average in merged.values()
+                if average.reduction == "mean"
+            ]
             self.samples = int(max(weights, default=0))
         return rows
 
@@ -186,7 +198,9 @@ class Probe(abc.ABC):
     @property
     def device(self) -> torch.device:
         """Where the module is."""
-        return next((tensor.device for tensor in self._targets.values()), torch.device("cpu"))
+        return next(
+            (tensor.device for tensor in self._targets.values()), torch.device("cpu")
+        )
 
 
 class FunctionProbe(Probe):
@@ -202,14 +216,18 @@ class FunctionProbe(Probe):
         values = output if isinstance(output, Mapping) else {"loss": output}
         for name, value in values.items():
             key = place.key(name)
-            self._averages[point].setdefault(key, Average("mean")).update(value, batch_size(batch))
+            self._averages[point].setdefault(key, Average("mean")).update(
+                value, batch_size(batch)
+            )
 
 
 class LightningProbe(Probe):
     """Evaluates a LightningModule with its own ``validation_step`` and records what the step logs."""
 
     def __init__(self, module: LightningModule, points: int) -> None:
-        if is_param_in_hook_signature(module.validation_step, "dataloader_iter", explicit=True):
+        if is_param_in_hook_signature(
+            module.validation_step, "dataloader_iter", explicit=True
+        ):
             raise ConfigurationError(
                 "validation_step(dataloader_iter) consumes its batches, so they cannot be evaluated again at other "
                 "weights; use validation_step(batch, batch_idx)"
@@ -286,7 +304,9 @@ class LightningProbe(Probe):
                 self._direction[key] = bool(value.higher_is_better)
             return
         reduction = reduction_name(reduce_fx)
-        weight = 1 if reduction != "mean" else options.get("batch_size") or batch_size(batch)
+        weight = (
+            1 if reduction != "mean" else options.get("batch_size") or batch_size(batch)
+        )
         self._averages[point].setdefault(key, Average(reduction)).update(value, weight)
 
 
@@ -297,7 +317,9 @@ def _ends_first(points: Sequence[tuple[Segment, float]], index: int) -> tuple[in
     return number, {0.0: 0, 1.0: 1}.get(lam, 2)
 
 
-def make_probe(module: nn.Module, points: int, loss: LossFunction | None = None) -> Probe:
+def make_probe(
+    module: nn.Module, points: int, loss: LossFunction | None = None
+) -> Probe:
     """The probe for a module: a LightningModule measures itself unless ``loss`` is given.
 
     Raises:
@@ -306,7 +328,9 @@ def make_probe(module: nn.Module, points: int, loss: LossFunction | None = None)
     if loss is not None:
         return FunctionProbe(module, points, loss)
     inner = module._orig_mod if isinstance(module, OptimizedModule) else module
-    if not isinstance(inner, LightningModule) or not is_overridden("validation_step", inner):
+    if not isinstance(inner, LightningModule) or not is_overridden(
+        "validation_step", inner
+    ):
         raise ConfigurationError(
             f"{type(inner).__name__} has no validation_step of its own; pass loss=, a function loss(module, batch) "
             "that returns the mean loss of the batch or a dict of such means"
@@ -324,7 +348,9 @@ def copy_module(module: nn.Module) -> nn.Module:
     with torch.inference_mode(mode=False), torch.no_grad():
         try:
             clone = copy.deepcopy(module)
-        except Exception as error:  # anything a user's module holds may refuse to be copied
+        except (
+            Exception
+        ) as error:  # anything a user's module holds may refuse to be copied
             raise ConfigurationError(
                 f"{type(module).__name__} cannot be copied, which evaluating other weights needs: {error}. Keep open "
                 "files, loaders, locks and non-leaf tensors out of the module, or define __deepcopy__"
@@ -364,7 +390,9 @@ def _redirect(module: LightningModule, record: Callable[..., None]) -> None:
 _LOG_SIGNATURE = inspect.signature(LightningModule.log)
 
 
-def _bound(record: Callable[..., None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _bound(
+    record: Callable[..., None], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     """Call ``record`` with every argument of ``LightningModule.log`` by name."""
     arguments = dict(_LOG_SIGNATURE.bind(None, *args, **kwargs).arguments)
     arguments.pop("self")
@@ -375,7 +403,10 @@ def _strip_compilation(module: nn.Module) -> nn.Module:
     """Make a copied module run its own code: everything compiled still refers to the original's weights."""
     if isinstance(module, OptimizedModule):
         module = module._orig_mod
-    if isinstance(module, LightningModule) and getattr(module, "_compiler_ctx", None) is not None:
+    if (
+        isinstance(module, LightningModule)
+        and getattr(module, "_compiler_ctx", None) is not None
+    ):
         # torch.compile of a whole LightningModule binds compiled methods of the *original* to the instance.
         for name in _STEPS:
             module.__dict__.pop(name, None)

@@ -34,7 +34,10 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def write_interpolation(
-    targets: Mapping[str, Tensor], a: Mapping[str, Tensor], b: Mapping[str, Tensor], lam: float
+    targets: Mapping[str, Tensor],
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    lam: float,
 ) -> None:
     """Write ``(1 − λ)·a + λ·b`` into ``targets``, tensor by tensor, without a third copy of the weights."""
     with torch.no_grad():
@@ -51,7 +54,9 @@ def write_interpolation(
                 target.copy_(interpolate({name: first}, {name: second}, lam)[name])
 
 
-def check_segment(module: nn.Module, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+def check_segment(
+    module: nn.Module, a: Mapping[str, Tensor], b: Mapping[str, Tensor]
+) -> None:
     """Raise :class:`~lightning_rebasin.StateDictError` unless both states fit the module."""
     check_alike((weights_of(module), a, b), ("the module", "a (λ = 0)", "b (λ = 1)"))
 

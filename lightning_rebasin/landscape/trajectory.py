@@ -80,8 +80,14 @@ def read_index(folder: str | Path) -> tuple[Snapshot, ...]:
         ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
-        raise CheckpointError(f"{path} is not an index of snapshots, or of another version")
+    if (
+        not isinstance(data, dict)
+        or data.get("format") != FORMAT
+        or data.get("version") != VERSION
+    ):
+        raise CheckpointError(
+            f"{path} is not an index of snapshots, or of another version"
+        )
     try:
         found = [
             Snapshot(int(s["step"]), int(s["epoch"]), _inside(Path(folder), s["file"]))
@@ -102,11 +108,15 @@ def write_index(folder: Path, snapshots: Sequence[Snapshot]) -> None:
         {"step": s.step, "epoch": s.epoch, "file": s.path.name}
         for s in sorted(snapshots, key=lambda s: s.step)
     ]
-    text = json.dumps({"format": FORMAT, "version": VERSION, "snapshots": entries}, indent=1)
+    text = json.dumps(
+        {"format": FORMAT, "version": VERSION, "snapshots": entries}, indent=1
+    )
     atomic_write_text(folder / INDEX, text + "\n")
 
 
-def surplus(snapshots: Sequence[Snapshot], limit: int | None, keep: Keep) -> tuple[Snapshot, ...]:
+def surplus(
+    snapshots: Sequence[Snapshot], limit: int | None, keep: Keep
+) -> tuple[Snapshot, ...]:
     """Which snapshots have to go so that ``limit`` remain.
 
     ``"newest"`` drops the oldest.  ``"spread"`` keeps the first and the last and drops, one by one, the snapshot whose
@@ -123,7 +133,10 @@ def surplus(snapshots: Sequence[Snapshot], limit: int | None, keep: Keep) -> tup
         if keep == "newest" or len(kept) < 3:
             index = 0
         else:
-            index = min(range(1, len(kept) - 1), key=lambda i: kept[i + 1].step - kept[i - 1].step)
+            index = min(
+                range(1, len(kept) - 1),
+                key=lambda i: kept[i + 1].step - kept[i - 1].step,
+            )
         gone.append(kept.pop(index))
     return tuple(gone)
 

@@ -76,7 +76,8 @@ class CrossMoments:
             "ab": a @ b.T,
         }
         self._sums = {
-            name: self._sums[name] + value if self._sums else value for name, value in new.items()
+            name: self._sums[name] + value if self._sums else value
+            for name, value in new.items()
         }
 
     def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
@@ -101,7 +102,9 @@ def _inverse_deviation(square: Tensor, mean: Tensor) -> Tensor:
     """``1/σ``, and 0 for a dead unit."""
     variance = square - mean.square()
     alive = variance > _DEAD * square
-    return torch.where(alive, variance.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
+    return torch.where(
+        alive, variance.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0
+    )
 
 
 def best_permutation(
@@ -125,7 +128,9 @@ def best_permutation(
     flats: dict[str, Tensor] = {}
     for family in families_of(spec):
         solved = solve_nested(family, matrices, solver, stay=True)
-        flats.update({group: torch.from_numpy(order) for group, order in solved.items()})
+        flats.update(
+            {group: torch.from_numpy(order) for group, order in solved.items()}
+        )
     return Permutation.from_flat(spec, flats)
 
 
@@ -181,14 +186,21 @@ def match_activations(
             f"statistic={statistic!r} is unknown; choose one of {get_args(Statistic)}"
         )
     if solver not in SOLVERS:
-        raise ConfigurationError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
-    spec = spec.pin_identical_buffers(reference_module.state_dict(), source_module.state_dict())
+        raise ConfigurationError(
+            f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}"
+        )
+    spec = spec.pin_identical_buffers(
+        reference_module.state_dict(), source_module.state_dict()
+    )
     if spec.groups and not spec.activations:
         raise ConfigurationError(
             "this spec does not say where units can be seen: make it with infer_spec(module, ...)"
         )
     moments = _collect(
-        spec, reference_module, source_module, tqdm(batches, "activations", disable=not progress)
+        spec,
+        reference_module,
+        source_module,
+        tqdm(batches, "activations", disable=not progress),
     )
     for site in moments.values():
         if total is not None:
@@ -196,7 +208,9 @@ def match_activations(
     scores = _scores(spec, moments, statistic)
     permutation = best_permutation(spec, scores, solver)
     ends = Permutation.identity(spec), permutation
-    before, after = ({g: _pairs(score, p.flat(g)) for g, score in scores.items()} for p in ends)
+    before, after = (
+        {g: _pairs(score, p.flat(g)) for g, score in scores.items()} for p in ends
+    )
     return MatchResult(
         transform=permutation,
         objective=sum(float(pairs.sum()) for pairs in after.values()),
@@ -208,7 +222,9 @@ def match_activations(
     )
 
 
-def model_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def model_inputs(
+    model: nn.Module, batch: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of ``model.forward`` in a batch: a tensor, the first item of a sequence, or keys of a dict.
 
     Args:
@@ -237,9 +253,14 @@ def model_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[st
 
 
 def _collect(
-    spec: PermutationSpec, reference: nn.Module, source: nn.Module, batches: Iterable[Any]
+    spec: PermutationSpec,
+    reference: nn.Module,
+    source: nn.Module,
+    batches: Iterable[Any],
 ) -> dict[ActivationAddress, CrossMoments]:
-    moments = {site: CrossMoments() for sites in spec.activations.values() for site in sites}
+    moments = {
+        site: CrossMoments() for sites in spec.activations.values() for site in sites
+    }
     empty = True
     with _evaluating(reference, source), torch.no_grad():
         for batch in batches:
@@ -277,7 +298,9 @@ def _observe(
 @contextmanager
 def _evaluating(*modules: nn.Module) -> Iterator[None]:
     """Eval mode inside, every submodule's own mode afterwards."""
-    modes = [(child, child.training) for module in modules for child in module.modules()]
+    modes = [
+        (child, child.training) for module in modules for child in module.modules()
+    ]
     for child, _ in modes:
         child.training = False
     try:
@@ -288,7 +311,9 @@ def _evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 def _scores(
-    spec: PermutationSpec, moments: Mapping[ActivationAddress, CrossMoments], statistic: Statistic
+    spec: PermutationSpec,
+    moments: Mapping[ActivationAddress, CrossMoments],
+    statistic: Statistic,
 ) -> dict[str, Tensor]:
     scores = {}
     for group, sites in spec.activations.items():
@@ -313,6 +338,9 @@ def _mean_correlations(
     """Mean correlation of matched units by group, over all places where they are seen."""
     found = {}
     for group, sites in spec.activations.items():
-        pairs = [_pairs(moments[site].correlation(), permutation.flat(group)) for site in sites]
+        pairs = [
+            _pairs(moments[site].correlation(), permutation.flat(group))
+            for site in sites
+        ]
         found[group] = float(torch.cat(pairs).mean())
     return found

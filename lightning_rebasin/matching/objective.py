@@ -32,7 +32,10 @@ def inner_product(a: Tensor, b: Tensor) -> float:
         11.0
     """
     if a.is_complex():
-        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
+        a, b = (
+            torch.view_as_real(a.resolve_conj()),
+            torch.view_as_real(b.resolve_conj()),
+        )
     a, b = a.detach().reshape(-1), b.detach().reshape(-1)
     if a.dtype is b.dtype is torch.float32 and a.is_cpu and b.is_cpu:
         return _product(len(a))(a.numpy(), b.numpy())
@@ -57,7 +60,12 @@ def _chunked_product(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
         return float(np.dot(a.astype(np.float64), b.astype(np.float64)))
     starts = range(0, len(a), _CHUNK)
     return sum(
-        float(np.dot(a[i : i + _CHUNK].astype(np.float64), b[i : i + _CHUNK].astype(np.float64)))
+        float(
+            np.dot(
+                a[i : i + _CHUNK].astype(np.float64),
+                b[i : i + _CHUNK].astype(np.float64),
+            )
+        )
         for i in starts
     )
 
@@ -122,7 +130,9 @@ def _permuted(
     return array
 
 
-def _permuted_product(a: Tensor, b: Tensor, axis_map: AxisMap, permutation: Permutation) -> float:
+def _permuted_product(
+    a: Tensor, b: Tensor, axis_map: AxisMap, permutation: Permutation
+) -> float:
     """``⟨a, π(b)⟩``; where only whole axes move, slice by slice, so that what is permuted stays in the cache."""
     axes = axis_map.whole_axes
     if axes is None:

@@ -35,11 +35,14 @@ class Parameters:
     def __init__(self, state: Mapping[str, Tensor], names: Iterable[str]) -> None:
         #: The tensors, detached.
         self.tensors = {
-            name: t.detach() if (t := state[name]).requires_grad else t for name in names
+            name: t.detach() if (t := state[name]).requires_grad else t
+            for name in names
         }
         #: Those of them that are fit for NumPy, float32 as they are.
         self.small = {
-            name: tensor.numpy() for name, tensor in self.tensors.items() if _quick(tensor)
+            name: tensor.numpy()
+            for name, tensor in self.tensors.items()
+            if _quick(tensor)
         }
         #: Euclidean norm of each tensor; not finite if any entry is not.
         self.norms = self._norms()
@@ -57,14 +60,18 @@ class Parameters:
                 vector = array.reshape(-1)
                 norm = math.sqrt(np.dot(vector, vector))
                 found[name] = (
-                    norm if _LEAST < norm < _MOST else float(np.linalg.norm(self.wide(name)))
+                    norm
+                    if _LEAST < norm < _MOST
+                    else float(np.linalg.norm(self.wide(name)))
                 )
         return found
 
 
 def _quick(tensor: Tensor) -> bool:
     """Whether it is small, and fit for NumPy, whose calls are shorter than torch's."""
-    return tensor.dtype is torch.float32 and tensor.is_cpu and 0 < tensor.numel() <= _SMALL
+    return (
+        tensor.dtype is torch.float32 and tensor.is_cpu and 0 < tensor.numel() <= _SMALL
+    )
 
 
 def _large_norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
@@ -73,8 +80,12 @@ def _large_norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
         return {}
     real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors.values()]
     wide = [t if t.dtype in _FULL else t.float() for t in real]
-    norms = torch.stack([torch.linalg.vector_norm(t).double().cpu() for t in wide]).tolist()
+    norms = torch.stack(
+        [torch.linalg.vector_norm(t).double().cpu() for t in wide]
+    ).tolist()
     return {
-        name: norm if _LEAST < norm < _MOST else float(torch.linalg.vector_norm(t.double()))
+        name: norm
+        if _LEAST < norm < _MOST
+        else float(torch.linalg.vector_norm(t.double()))
         for name, norm, t in zip(tensors, norms, wide, strict=True)
     }

@@ -208,7 +208,8 @@ class MatchResult:
         if len(self.descents) > 1:
             best = max(self.descents, key=lambda d: d.objective)
             near = sum(
-                d.objective >= best.objective - 0.01 * max(self.gain, 0.0) for d in self.descents
+                d.objective >= best.objective - 0.01 * max(self.gain, 0.0)
+                for d in self.descents
             )
             lines.append(
                 f"{len(self.descents)} descents, spread {self.spread:.4g}; best from {best.start}; "
@@ -218,7 +219,16 @@ class MatchResult:
         lines.append(f"{'group':<{width}}  units  moved  similarity (before)")
         moved = self.moved
         for name, group in self.transform.spec.groups.items():
-            after, before = self.similarity.get(name), self.identity_similarity.get(name)
-            shown = "" if after is None or before is None else f"  {after:.3f} ({before:.3f})"
-            lines.append(f"{name:<{width}}  {group.members:5d}  {moved[name]:5.0%}{shown}")
+            after, before = (
+                self.similarity.get(name),
+                self.identity_similarity.get(name),
+            )
+            shown = (
+                ""
+                if after is None or before is None
+                else f"  {after:.3f} ({before:.3f})"
+            )
+            lines.append(
+                f"{name:<{width}}  {group.members:5d}  {moved[name]:5.0%}{shown}"
+            )
         return "\n".join(lines)

@@ -178,7 +178,9 @@ class Projector:
         Returns:
             The matching; its permutation is also the start of the next one.
         """
-        target = projection_target(free, self._reference, self._stands_for, self._projection)
+        target = projection_target(
+            free, self._reference, self._stands_for, self._projection
+        )
         # The published algorithm visits the layers in a fresh random order every time.
         result = self._matcher.match(
             target, self.permutation, seed=self._seed + step, order="random"

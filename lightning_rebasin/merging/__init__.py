@@ -4,4 +4,11 @@ from lightning_rebasin.merging.interpolate import average, interpolate
 from lightning_rebasin.merging.repair import Repair, SiteVariance, repair
 from lightning_rebasin.merging.statistics import reset_batch_norm
 
-__all__ = ["Repair", "SiteVariance", "average", "interpolate", "repair", "reset_batch_norm"]
+__all__ = [
+    "Repair",
+    "SiteVariance",
+    "average",
+    "interpolate",
+    "repair",
+    "reset_batch_norm",
+]

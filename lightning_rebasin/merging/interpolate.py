@@ -25,7 +25,9 @@ from lightning_rebasin.errors import ConfigurationError, StateDictError
 _CHUNK = 1 << 18
 
 
-def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], lam: float) -> dict[str, Tensor]:
+def interpolate(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], lam: float
+) -> dict[str, Tensor]:
     """The point ``(1 − λ)·a + λ·b`` on the line through two sets of weights.
 
     Args:
@@ -103,7 +105,10 @@ def average(
         if first.layout != torch.strided:
             return mean(tensors, wide).to(dtype)
         result = torch.empty(first.shape, dtype=dtype, device=first.device)
-        pieces = zip(*(torch.split(t.reshape(-1), _CHUNK) for t in (result, *tensors)), strict=True)
+        pieces = zip(
+            *(torch.split(t.reshape(-1), _CHUNK) for t in (result, *tensors)),
+            strict=True,
+        )
         for piece, *parts in pieces:
             piece.copy_(mean([part.to(first.device) for part in parts], wide))
         return result
@@ -111,21 +116,27 @@ def average(
     def mean(tensors: Sequence[Tensor], wide: torch.dtype) -> Tensor:
         origin = tensors[chosen[0]].to(wide)
         total = torch.zeros_like(origin)
-        for i in chosen[1:]:  # around the first model, so that equal models give exactly themselves
+        for i in chosen[
+            1:
+        ]:  # around the first model, so that equal models give exactly themselves
             total.add_(tensors[i].to(origin.device, wide).sub(origin), alpha=shares[i])
         return total.add_(origin)
 
     return _tensorwise(states, mix)
 
 
-def normalised_weights(count: int, weights: Sequence[float] | None) -> tuple[float, ...]:
+def normalised_weights(
+    count: int, weights: Sequence[float] | None
+) -> tuple[float, ...]:
     """Weights divided by their sum; equal ones for ``None``.
 
     Raises:
         ConfigurationError: No models, a wrong number of weights, or weights that are negative or all zero.
     """
     if count == 0:
-        raise ConfigurationError("there is nothing to average: no sets of weights given")
+        raise ConfigurationError(
+            "there is nothing to average: no sets of weights given"
+        )
     values = [1.0] * count if weights is None else [float(w) for w in weights]
     if len(values) != count:
         raise ConfigurationError(
@@ -153,7 +164,11 @@ def check_alike(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) ->
         missing = [key for key in first if key not in state]
         extra = [key for key in state if key not in first]
         if missing or extra:
-            culprit = f"lacks {missing[0]!r}" if missing else f"has the unexpected {extra[0]!r}"
+            culprit = (
+                f"lacks {missing[0]!r}"
+                if missing
+                else f"has the unexpected {extra[0]!r}"
+            )
             count = len(missing) + len(extra)
             more = f" ({count} names differ in all)" if count > 1 else ""
             raise StateDictError(
@@ -163,7 +178,9 @@ def check_alike(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) ->
             _check_tensor(key, tensor, state[key], names[0], name)
 
 
-def _check_tensor(key: str, first: Tensor, other: Tensor, first_name: str, name: str) -> None:
+def _check_tensor(
+    key: str, first: Tensor, other: Tensor, first_name: str, name: str
+) -> None:
     if first.shape != other.shape:
         raise StateDictError(
             f"{name}: tensor {key!r} has shape {tuple(other.shape)}, {first_name} has {tuple(first.shape)}"
@@ -197,7 +214,11 @@ def _tensorwise(
     with torch.no_grad():
         for name in states[0]:
             tensors = [state[name].detach() for state in states]
-            key = tuple(_identity(tensor) for tensor in tensors) if tensors[0].numel() else (name,)
+            key = (
+                tuple(_identity(tensor) for tensor in tensors)
+                if tensors[0].numel()
+                else (name,)
+            )
             if key not in done:
                 done[key] = (mix(tensors), tensors)
             result[name] = done[key][0]

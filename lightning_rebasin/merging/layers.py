@@ -43,7 +43,9 @@ class Moments:
         else:
             gap = mean - self.mean
             self.mean = self.mean + gap * (count / total)
-            self._squares = self._squares + squares + gap.square() * (self.count * count / total)
+            self._squares = (
+                self._squares + squares + gap.square() * (self.count * count / total)
+            )
         self.count = total
 
     @property
@@ -77,18 +79,24 @@ class Site:
     def channels(self, output: Tensor) -> Tensor:
         """The output as ``(samples, channels)``."""
         last = isinstance(self.layer, nn.Linear | nn.LayerNorm | nn.RMSNorm)
-        return output.movedim(-1 if last else self._channel_dim(output), -1).reshape(-1, self.size)
+        return output.movedim(-1 if last else self._channel_dim(output), -1).reshape(
+            -1, self.size
+        )
 
     def along(self, vector: Tensor, output: Tensor) -> Tensor:
         """A per-channel vector, shaped to broadcast with the output."""
         if isinstance(self.layer, nn.Linear | nn.LayerNorm | nn.RMSNorm):
             return vector.to(output)
         dim = self._channel_dim(output)
-        return vector.to(output).reshape(*(-1 if d == dim else 1 for d in range(output.ndim)))
+        return vector.to(output).reshape(
+            *(-1 if d == dim else 1 for d in range(output.ndim))
+        )
 
     def _channel_dim(self, output: Tensor) -> int:
         """1 with a batch dimension, 0 for an unbatched convolution."""
-        spatial = len(self.layer.kernel_size) if isinstance(self.layer, _ConvNd) else None
+        spatial = (
+            len(self.layer.kernel_size) if isinstance(self.layer, _ConvNd) else None
+        )
         return 0 if spatial is not None and output.ndim == spatial + 1 else 1
 
     @property
@@ -115,7 +123,9 @@ class Site:
                 )
                 grouped.mul_(by_group)
             else:
-                weight.mul_(scale.to(weight).reshape(-1, *(1 for _ in weight.shape[1:])))
+                weight.mul_(
+                    scale.to(weight).reshape(-1, *(1 for _ in weight.shape[1:]))
+                )
             if bias is not None:
                 bias.mul_(scale.to(bias)).add_(shift.to(bias))
 
@@ -130,7 +140,9 @@ def find_sites(module: nn.Module, batches: Iterable[Any]) -> tuple[Site, ...]:
     Raises:
         DataError: There is no batch.
     """
-    candidates = {name: child for name, child in module.named_modules() if _is_candidate(child)}
+    candidates = {
+        name: child for name, child in module.named_modules() if _is_candidate(child)
+    }
     owners: dict[int, int] = {}
     for child in module.modules():
         for parameter in child.parameters(recurse=False):
@@ -146,7 +158,9 @@ def find_sites(module: nn.Module, batches: Iterable[Any]) -> tuple[Site, ...]:
                 made.append((output, name))
             if isinstance(candidates[name], _BatchNorm):
                 absorbed.update(
-                    source for tensor, source in made if tensor is inputs[0] and source != name
+                    source
+                    for tensor, source in made
+                    if tensor is inputs[0] and source != name
                 )
 
         return hook
@@ -164,7 +178,9 @@ def find_sites(module: nn.Module, batches: Iterable[Any]) -> tuple[Site, ...]:
     )
 
 
-def measure(module: nn.Module, sites: Iterable[Site], batches: Iterable[Any]) -> dict[str, Moments]:
+def measure(
+    module: nn.Module, sites: Iterable[Site], batches: Iterable[Any]
+) -> dict[str, Moments]:
     """Mean and variance per channel of the output of every site, over all batches."""
     moments = {site.name: Moments() for site in sites}
 
@@ -178,7 +194,9 @@ def measure(module: nn.Module, sites: Iterable[Site], batches: Iterable[Any]) ->
 
 
 @contextmanager
-def watching(sites: Iterable[Site], see: Callable[[Site, Tensor], Tensor | None]) -> Iterator[None]:
+def watching(
+    sites: Iterable[Site], see: Callable[[Site, Tensor], Tensor | None]
+) -> Iterator[None]:
     """Show the output of every site to ``see``, which may replace it."""
     with ExitStack() as stack:
         for site in sites:
@@ -191,7 +209,10 @@ def watching(sites: Iterable[Site], see: Callable[[Site, Tensor], Tensor | None]
 
 
 def _is_candidate(child: nn.Module) -> bool:
-    if isinstance(child, nn.LayerNorm | nn.RMSNorm) and len(child.normalized_shape) != 1:
+    if (
+        isinstance(child, nn.LayerNorm | nn.RMSNorm)
+        and len(child.normalized_shape) != 1
+    ):
         return False
     return isinstance(child, _LAYERS + _NORMS) and isinstance(
         getattr(child, "weight", None), Tensor

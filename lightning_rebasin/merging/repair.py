@@ -18,9 +18,25 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
-from lightning_rebasin.merging.interpolate import average, check_alike, normalised_weights
-from lightning_rebasin.merging.layers import Moments, Site, find_sites, measure, watching
-from lightning_rebasin.merging.statistics import Module, averaging, batch_norms, copied, outputs
+from lightning_rebasin.merging.interpolate import (
+    average,
+    check_alike,
+    normalised_weights,
+)
+from lightning_rebasin.merging.layers import (
+    Moments,
+    Site,
+    find_sites,
+    measure,
+    watching,
+)
+from lightning_rebasin.merging.statistics import (
+    Module,
+    averaging,
+    batch_norms,
+    copied,
+    outputs,
+)
 
 #: A channel that varies less than this, relative to the layer's typical channel, is dead: it is shifted, not scaled.
 _DEAD = 1e-6
@@ -105,7 +121,9 @@ def repair(
         (arXiv 2211.08403), equations 1 and 2.
     """
     batches = (
-        batches if isinstance(batches, Sequence) or hasattr(batches, "__len__") else list(batches)
+        batches
+        if isinstance(batches, Sequence) or hasattr(batches, "__len__")
+        else list(batches)
     )
     shares = normalised_weights(len(states), weights)
     network = copied(module)
@@ -120,14 +138,19 @@ def repair(
     given = [share for share in shares if share]
     network.load_state_dict(average(states, shares))
     before = measure(network, sites, batches)
-    wanted = {site.name: _wanted(given, [end[site.name] for end in ends]) for site in sites}
+    wanted = {
+        site.name: _wanted(given, [end[site.name] for end in ends]) for site in sites
+    }
     _set_batch_norms(sites, wanted)
     _correct(network, sites, wanted, batches)
     after = measure(network, sites, batches)
     variances = tuple(
         SiteVariance(
             site.name,
-            *(_ratio(moments[site.name], wanted[site.name][1]) for moments in (before, after)),
+            *(
+                _ratio(moments[site.name], wanted[site.name][1])
+                for moments in (before, after)
+            ),
         )
         for site in sites
     )
@@ -135,7 +158,10 @@ def repair(
 
 
 def _moments(
-    network: nn.Module, state: Mapping[str, Tensor], sites: Sequence[Site], batches: Iterable[Any]
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    sites: Sequence[Site],
+    batches: Iterable[Any],
 ) -> dict[str, Moments]:
     network.load_state_dict(state)
     return measure(network, sites, batches)
@@ -143,12 +169,20 @@ def _moments(
 
 def _wanted(shares: Sequence[float], ends: Sequence[Moments]) -> tuple[Tensor, Tensor]:
     """Mixed mean and standard deviation."""
-    mean = sum((share * end.mean for share, end in zip(shares, ends, strict=True)), torch.zeros(()))
-    std = sum((share * end.std for share, end in zip(shares, ends, strict=True)), torch.zeros(()))
+    mean = sum(
+        (share * end.mean for share, end in zip(shares, ends, strict=True)),
+        torch.zeros(()),
+    )
+    std = sum(
+        (share * end.std for share, end in zip(shares, ends, strict=True)),
+        torch.zeros(()),
+    )
     return mean, std
 
 
-def _set_batch_norms(sites: Iterable[Site], wanted: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+def _set_batch_norms(
+    sites: Iterable[Site], wanted: Mapping[str, tuple[Tensor, Tensor]]
+) -> None:
     """Behind its own batch statistics a batch norm returns mean β and deviation |γ|: β and γ are what is wanted."""
     for site in sites:
         if site.is_batch_norm:
@@ -180,7 +214,11 @@ def _correct(
         scale, shift = _correction(site, own, *wanted[site.name])
         return output * site.along(scale, output) + site.along(shift, output)
 
-    with watching(sites, adjust), averaging(batch_norms(network).values()), torch.no_grad():
+    with (
+        watching(sites, adjust),
+        averaging(batch_norms(network).values()),
+        torch.no_grad(),
+    ):
         for _ in outputs(network, batches):
             pass
     for site in sites:
@@ -188,7 +226,9 @@ def _correct(
             site.fold(*_correction(site, seen[site.name], *wanted[site.name]))
 
 
-def _correction(site: Site, own: Moments, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+def _correction(
+    site: Site, own: Moments, mean: Tensor, std: Tensor
+) -> tuple[Tensor, Tensor]:
     """Scale and shift that turn the measured statistics into the wanted ones, as far as the layer can."""
     alive = own.std > _DEAD * own.std.mean()
     scale = torch.where(alive, std / torch.where(alive, own.std, 1.0), 1.0)
@@ -198,4 +238,8 @@ def _correction(site: Site, own: Moments, mean: Tensor, std: Tensor) -> tuple[Te
 
 def _ratio(moments: Moments, std: Tensor) -> float:
     live = std > _DEAD * std.mean()
-    return float((moments.variance[live] / std[live].square()).mean()) if bool(live.any()) else 1.0
+    return (
+        float((moments.variance[live] / std[live].square()).mean())
+        if bool(live.any())
+        else 1.0
+    )

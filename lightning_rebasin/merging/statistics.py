@@ -88,7 +88,9 @@ def copied(module: Module) -> Module:
     """
     try:
         return copy.deepcopy(module).eval()
-    except Exception as error:  # whatever the user's own __deepcopy__ or __reduce__ raise
+    except (
+        Exception
+    ) as error:  # whatever the user's own __deepcopy__ or __reduce__ raise
         raise ConfigurationError(
             f"the module {type(module).__name__} cannot be copied: {error}"
         ) from error
@@ -124,14 +126,20 @@ def outputs(module: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
     """Run the module on every batch, on its own device and in its own precision."""
     for batch in batches:
         if isinstance(batch, Mapping):
-            yield module(**{name: moved_to(module, value) for name, value in batch.items()})
+            yield module(
+                **{name: moved_to(module, value) for name, value in batch.items()}
+            )
         else:
-            yield module(moved_to(module, batch[0] if isinstance(batch, tuple | list) else batch))
+            yield module(
+                moved_to(module, batch[0] if isinstance(batch, tuple | list) else batch)
+            )
 
 
 def moved_to(module: nn.Module, value: Any) -> Any:
     """A tensor on the device and, if floating-point, in the precision of the module; anything else as it is."""
     if not isinstance(value, Tensor):
         return value
-    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    like = next(
+        (p for p in module.parameters() if p.is_floating_point()), torch.empty(0)
+    )
     return value.to(like.device, like.dtype if value.is_floating_point() else None)

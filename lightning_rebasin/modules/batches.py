@@ -47,7 +47,9 @@ def first_batches(trainer: Trainer, count: int) -> list[Any]:
 def _untouched(loaders: list[Any]) -> Iterator[None]:
     """Give the loaders' own generators back as they were, so that training sees the same order of samples."""
     holders = [
-        holder for loader in loaders for holder in (loader, getattr(loader, "sampler", None))
+        holder
+        for loader in loaders
+        for holder in (loader, getattr(loader, "sampler", None))
     ]
     found = [getattr(holder, "generator", None) for holder in holders]
     states = [

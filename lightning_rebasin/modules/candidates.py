@@ -44,7 +44,9 @@ class Candidate:
         return {
             "orders": dict(self.permutation.orders),
             "score": self.score,
-            "statistics": {name: tensor.clone() for name, tensor in self.statistics.items()},
+            "statistics": {
+                name: tensor.clone() for name, tensor in self.statistics.items()
+            },
         }
 
     @classmethod
@@ -54,7 +56,9 @@ class Candidate:
         Raises:
             PermutationError: The stored permutation does not fit the spec.
         """
-        return cls(Permutation(spec, state["orders"]), state["score"], state["statistics"])
+        return cls(
+            Permutation(spec, state["orders"]), state["score"], state["statistics"]
+        )
 
 
 @final
@@ -120,7 +124,9 @@ class Score:
             total: Sums a tensor over all processes; called once.
         """
         sums = total(
-            torch.tensor([float(self._loss.total), self._loss.weight], dtype=torch.float64)
+            torch.tensor(
+                [float(self._loss.total), self._loss.weight], dtype=torch.float64
+            )
         )
         mean = float(sums[0] / sums[1])
         return replace(self._candidate, score=math.inf if math.isnan(mean) else mean)

@@ -46,9 +46,13 @@ class Endpoints:
         )
         #: Parameters, in the network's order; a tied one appears once.
         self.parameters = tuple(name for name, _ in model.named_parameters())
-        self._tensors = frozenset(self.parameters) | {name for name, _ in model.named_buffers()}
+        self._tensors = frozenset(self.parameters) | {
+            name for name, _ in model.named_buffers()
+        }
         self._buffers = tuple(
-            name for name in self.reference if name in self._tensors.difference(self.parameters)
+            name
+            for name in self.reference
+            if name in self._tensors.difference(self.parameters)
         )
         self._aligned: tuple[Permutation, dict[str, Tensor]] | None = None
         self.place(model)
@@ -96,11 +100,17 @@ class Endpoints:
 
     def callable_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that a functional call needs: tied ones once, metric states and the like left out."""
-        return {name: tensor for name, tensor in weights.items() if name in self._tensors}
+        return {
+            name: tensor for name, tensor in weights.items() if name in self._tensors
+        }
 
 
 def _read(weights: Weights) -> Mapping[str, Tensor]:
-    state = read_checkpoint(weights).state_dict if isinstance(weights, str | Path) else weights
+    state = (
+        read_checkpoint(weights).state_dict
+        if isinstance(weights, str | Path)
+        else weights
+    )
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
 
 

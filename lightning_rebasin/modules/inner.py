@@ -82,7 +82,9 @@ class InnerModel(nn.Module):
             )
         return value.reshape(())
 
-    def loss_at(self, weights: Mapping[str, Tensor], batch: Any, batch_idx: int) -> Tensor:
+    def loss_at(
+        self, weights: Mapping[str, Tensor], batch: Any, batch_idx: int
+    ) -> Tensor:
         """The loss of one batch at other weights; differentiable with respect to them.
 
         Args:
@@ -112,7 +114,9 @@ class _LogSink:
         if self.target is not None:
             self.target(name, value, *args, **kwargs)
 
-    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+    def log_dict(
+        self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
         """Stand in for ``LightningModule.log_dict``."""
         for name, value in dictionary.items():
             self.log(name, value, *args, **kwargs)

@@ -29,7 +29,11 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import (
+    LRSchedulerCallable,
+    OptimizerCallable,
+    ReduceLROnPlateau,
+)
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -131,7 +135,12 @@ class MergeModule(LightningModule):
         super().__init__()
         # Weights, networks and factories stay out of the hyper-parameters: files must load with weights_only=True.
         self.save_hyperparameters(
-            "lam", "stands_for", "projection", "project_every", "batch_norm_batches", "seed"
+            "lam",
+            "stands_for",
+            "projection",
+            "project_every",
+            "batch_norm_batches",
+            "seed",
         )
         self._options = MergeOptions(
             lam, stands_for, projection, project_every, batch_norm_batches, seed
@@ -227,7 +236,9 @@ class MergeModule(LightningModule):
             "equivalence_error": error,
             "permutation": dict(permutation.orders),
         }
-        write_checkpoint(path, self.merged_state_dict(), like=like, provenance=history, force=force)
+        write_checkpoint(
+            path, self.merged_state_dict(), like=like, provenance=history, force=force
+        )
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Infer the spec if needed, and decide where the first projection starts."""
@@ -254,8 +265,12 @@ class MergeModule(LightningModule):
         lam = self._options.draw_lam(self.global_step, batch_idx)
         free = dict(zip(self.ends.parameters, self.free, strict=True))
         aligned, reference = self.ends.align(permutation), self.ends.reference
-        point = straight_through_point(free, aligned, reference, lam, self._options.stands_for)
-        loss = self.inner.loss_at(self.ends.buffers(permutation, lam) | point, batch, batch_idx)
+        point = straight_through_point(
+            free, aligned, reference, lam, self._options.stands_for
+        )
+        loss = self.inner.loss_at(
+            self.ends.buffers(permutation, lam) | point, batch, batch_idx
+        )
         self._shortlist.offer(permutation, float(self._mean(loss.detach())))
         self.log(
             "midpoint_loss",
@@ -278,11 +293,16 @@ class MergeModule(LightningModule):
                     self.inner, self.ends.callable_weights(weights), self._recent
                 )
                 statistics = {
-                    n: self._mean(t) if t.is_floating_point() else t for n, t in statistics.items()
+                    n: self._mean(t) if t.is_floating_point() else t
+                    for n, t in statistics.items()
                 }
                 candidate = Candidate(permutation, statistics=statistics)
                 self._scores.append(
-                    Score(self.inner, candidate, self.ends.callable_weights(weights | statistics))
+                    Score(
+                        self.inner,
+                        candidate,
+                        self.ends.callable_weights(weights | statistics),
+                    )
                 )
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -294,7 +314,9 @@ class MergeModule(LightningModule):
         """Keep the best candidate."""
         scored = [score.finish(self._sum) for score in self._scores]
         self._scores = []
-        if self.trainer.sanity_checking:  # too few batches to be compared with the scores to come
+        if (
+            self.trainer.sanity_checking
+        ):  # too few batches to be compared with the scores to come
             return
         self._shortlist.clear()
         known = [self._best] if self._best is not None else []
@@ -324,19 +346,27 @@ class MergeModule(LightningModule):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The free parameters only: the network inside holds no weights of its own."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        return {name: tensor for name, tensor in state.items() if not name.startswith("inner.")}
+        return {
+            name: tensor
+            for name, tensor in state.items()
+            if not name.startswith("inner.")
+        }
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Inverse of :meth:`state_dict`."""
-        inner = {f"inner.{name}": tensor for name, tensor in self.inner.state_dict().items()}
+        inner = {
+            f"inner.{name}": tensor for name, tensor in self.inner.state_dict().items()
+        }
         return super().load_state_dict({**inner, **state_dict}, strict, assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the permutations: LongTensors, which load with ``weights_only=True``."""
         checkpoint[_STATE] = {
-            "current": Candidate(self._current).to_state() if self._current is not None else None,
+            "current": Candidate(self._current).to_state()
+            if self._current is not None
+            else None,
             "best": self._best.to_state() if self._best is not None else None,
         }
 
@@ -351,11 +381,16 @@ class MergeModule(LightningModule):
                 "this checkpoint was not written by a MergeModule: it holds no permutations"
             )
         current, best = (checkpoint[_STATE][name] for name in ("current", "best"))
-        self._current = Candidate.from_state(self.spec, current).permutation if current else None
+        self._current = (
+            Candidate.from_state(self.spec, current).permutation if current else None
+        )
         self._best = Candidate.from_state(self.spec, best) if best else None
 
     def _place(self) -> None:
-        if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in self.free):
+        if any(
+            parameter.dtype in (torch.float16, torch.bfloat16)
+            for parameter in self.free
+        ):
             raise ConfigurationError(
                 "the free parameters would lose their small steps in half precision: use precision='bf16-mixed' or "
                 "'16-mixed' instead of 'bf16-true' or '16-true'"
@@ -373,7 +408,9 @@ class MergeModule(LightningModule):
         # Autocast would round the cost matrices to half precision.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             result = (
-                self._project_on_rank_zero(step, before) if self.trainer.is_global_zero else None
+                self._project_on_rank_zero(step, before)
+                if self.trainer.is_global_zero
+                else None
             )
         received: Any = self.trainer.strategy.broadcast(result)
         orders, objective = received
@@ -418,4 +455,6 @@ class MergeModule(LightningModule):
     def _sum(self, value: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
             return value
-        return torch.as_tensor(self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum"))
+        return torch.as_tensor(
+            self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
+        )

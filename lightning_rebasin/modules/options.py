@@ -55,7 +55,9 @@ class MergeOptions:
                 )
         for name in ("project_every", "batch_norm_batches"):
             if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)} must be at least 1"
+                )
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -77,5 +79,7 @@ class MergeOptions:
         return (
             low
             if low == high
-            else float(np.random.default_rng([self.seed, step, batch_idx]).uniform(low, high))
+            else float(
+                np.random.default_rng([self.seed, step, batch_idx]).uniform(low, high)
+            )
         )

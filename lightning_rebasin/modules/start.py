@@ -48,7 +48,9 @@ class Start:
         spec: PermutationSpec | str | Path | None,
         init: Literal["identity", "activations"] | Permutation,
     ) -> None:
-        if init not in ("identity", "activations") and not isinstance(init, Permutation):
+        if init not in ("identity", "activations") and not isinstance(
+            init, Permutation
+        ):
             raise ConfigurationError(
                 f"init={init!r} is unknown; choose 'identity', 'activations' or a Permutation"
             )
@@ -56,7 +58,9 @@ class Start:
         self._ends = ends
         self._init = init
         self._example = example_inputs(model)
-        self._spec = PermutationSpec.load(spec) if isinstance(spec, str | Path) else spec
+        self._spec = (
+            PermutationSpec.load(spec) if isinstance(spec, str | Path) else spec
+        )
         self._unpinned: PermutationSpec | None = None
 
     @property
@@ -83,12 +87,16 @@ class Start:
         """
         if self._spec is None:
             args, kwargs = self.example
-            self._spec = infer_spec(self._ends.write_reference(self._model), *args, **kwargs)
+            self._spec = infer_spec(
+                self._ends.write_reference(self._model), *args, **kwargs
+            )
         if self._unpinned is None:
             self._spec.check_state(self._ends.reference, "the reference", finite=True)
             self._spec.check_state(self._ends.source, "the source", finite=True)
             self._unpinned = self._spec
-            self._spec = self._spec.pin_identical_buffers(self._ends.reference, self._ends.source)
+            self._spec = self._spec.pin_identical_buffers(
+                self._ends.reference, self._ends.source
+            )
         return self._spec
 
     def look_at_data(self, trainer: Trainer) -> None:
@@ -102,7 +110,10 @@ class Start:
         # With neither, the spec must be given; that its absence is an error is said where it is needed.
         with suppress(DataError):
             if self._example is None:
-                self._example = ((batch_example(self._model, batches[0], self._inputs),), {})
+                self._example = (
+                    (batch_example(self._model, batches[0], self._inputs),),
+                    {},
+                )
                 return
             found = model_inputs(self._model, batches[0])
             if _look(found) == _look(self._example):
@@ -137,4 +148,7 @@ def _look(
 ) -> list[tuple[torch.dtype, torch.Size] | Any]:
     """Dtypes and shapes of the inputs but for the batch dimension."""
     leaves = tree_flatten(arguments)[0]
-    return [(leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return [
+        (leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf
+        for leaf in leaves
+    ]

@@ -9,7 +9,13 @@ from lightning_rebasin.symmetry.proof.gate import (
 )
 from lightning_rebasin.symmetry.run.examples import Example
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
-from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group, Pin, TensorInfo
+from lightning_rebasin.symmetry.spec.values import (
+    AxisMap,
+    Component,
+    Group,
+    Pin,
+    TensorInfo,
+)
 
 __all__ = [
     "AxisMap",

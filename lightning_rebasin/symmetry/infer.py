@@ -122,7 +122,10 @@ def _fix(ids: np.ndarray[Any, np.dtype[np.int64]]) -> Table:
 
 
 def _notes(
-    tapes: Sequence[Tape], tensors: Mapping[str, Tensor], parameters: set[int], found: Propagation
+    tapes: Sequence[Tape],
+    tensors: Mapping[str, Tensor],
+    parameters: set[int],
+    found: Propagation,
 ) -> tuple[str, ...]:
     touched = set().union(*(tape.touched() for tape in tapes))
     notes = [
@@ -155,5 +158,11 @@ def _spec(
             first[id(tensor)] = name
     activations = {group: tuple(sites) for group, sites in assembly.activations.items()}
     return PermutationSpec(
-        assembly.groups, infos, assembly.maps, tuple(assembly.pins), aliases, notes, activations
+        assembly.groups,
+        infos,
+        assembly.maps,
+        tuple(assembly.pins),
+        aliases,
+        notes,
+        activations,
     )

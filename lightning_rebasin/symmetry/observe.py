@@ -30,20 +30,26 @@ Callback = Callable[[ActivationAddress, Tensor], None]
 class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts contractions and reports the operands that a spec names."""
 
-    def __init__(self, addresses: Iterable[ActivationAddress], callback: Callback) -> None:
+    def __init__(
+        self, addresses: Iterable[ActivationAddress], callback: Callback
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._callback = callback
         self._per_op: dict[tuple[str, int], list[ActivationAddress]] = {}
         self._together: dict[int, list[ActivationAddress]] = {}
         for address in addresses:
             if address.numbering == "op":
-                self._per_op.setdefault((address.op, address.ordinal), []).append(address)
+                self._per_op.setdefault((address.op, address.ordinal), []).append(
+                    address
+                )
             else:
                 self._together.setdefault(address.ordinal, []).append(address)
         self._runs: Counter[str] = Counter()
         self._all_runs = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func._can_decompose():
             with self:

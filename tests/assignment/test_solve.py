@@ -42,7 +42,10 @@ def families(n, rng):
     yield "constant", np.full((n, n), 3.25)
     yield "zeros", np.zeros((n, n))
     yield "rank one", np.outer(u, v)
-    yield "rank one and noise", 100 * np.outer(rng.random(n), rng.random(n)) + 1e-3 * base
+    yield (
+        "rank one and noise",
+        100 * np.outer(rng.random(n), rng.random(n)) + 1e-3 * base,
+    )
     yield "dominant", base + 8 * np.eye(n)[rng.permutation(n)]
     yield "huge", base * 1e300
     yield "tiny", base * 1e-300
@@ -63,9 +66,9 @@ def test_brute_force(solver, n):
         if solver == "lap" and name in ("huge", "tiny", "denormal"):
             continue  # lap fails on its own there: it is kept as an oracle, not recommended
         best = max(total(cost, list(p)) for p in itertools.permutations(range(n)))
-        assert total(cost, solve_assignment(cost, solver=solver).columns) == pytest.approx(
-            best, rel=1e-12
-        ), name
+        assert total(
+            cost, solve_assignment(cost, solver=solver).columns
+        ) == pytest.approx(best, rel=1e-12), name
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -80,7 +83,10 @@ def test_numba_against_scipy_with_certificate(n, dtype):
             result = solve_assignment(cost, maximize, solver="numba")
             certify(cost, result, maximize)
             best = total(cost, linear_sum_assignment(cost, maximize)[1])
-            assert total(cost, result.columns) == pytest.approx(best, rel=1e-10), (name, maximize)
+            assert total(cost, result.columns) == pytest.approx(best, rel=1e-10), (
+                name,
+                maximize,
+            )
 
 
 @pytest.mark.parametrize("solver", OURS)
@@ -100,7 +106,9 @@ def test_duals_certify_every_solver(solver):
 def test_prices_that_would_drown_the_costs_start_cold(size, dtype):
     rng = np.random.default_rng(0)
     cost = rng.standard_normal((200, 200)).astype(dtype)
-    far = Assignment(rng.permutation(200), np.zeros(200), np.sign(rng.standard_normal(200)) * size)
+    far = Assignment(
+        rng.permutation(200), np.zeros(200), np.sign(rng.standard_normal(200)) * size
+    )
     certify(cost, solve_assignment(cost, warm=far, solver="numba"))
 
 
@@ -112,7 +120,9 @@ def test_warm_start_gives_the_same_optimum_from_any_state():
         cost = cost + 10.0 ** (step - 4) * rng.standard_normal(cost.shape)
         result = solve_assignment(cost, warm=result, solver="numba")
         certify(cost, result)
-    far = Assignment(rng.permutation(150), np.zeros(150), 1e6 * rng.standard_normal(150))
+    far = Assignment(
+        rng.permutation(150), np.zeros(150), 1e6 * rng.standard_normal(150)
+    )
     certify(cost, solve_assignment(cost, warm=far, solver="numba"))
     first = solve_assignment(cost, maximize=False, solver="numba")
     smaller = solve_assignment(cost, maximize=False, warm=first, solver="numba")
@@ -120,12 +130,19 @@ def test_warm_start_gives_the_same_optimum_from_any_state():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 12), st.integers(0, 2**31), st.sampled_from([1, 2, 5, 1000]), st.booleans())
+@given(
+    st.integers(1, 12),
+    st.integers(0, 2**31),
+    st.sampled_from([1, 2, 5, 1000]),
+    st.booleans(),
+)
 def test_integers_are_exact(n, seed, span, maximize):
     cost = np.random.default_rng(seed).integers(-span, span + 1, (n, n))
     ours = solve_assignment(cost, maximize, solver="numba")
     certify(cost, ours, maximize)
-    assert total(cost, ours.columns) == total(cost, linear_sum_assignment(cost, maximize)[1])
+    assert total(cost, ours.columns) == total(
+        cost, linear_sum_assignment(cost, maximize)[1]
+    )
 
 
 def test_batch_equals_one_by_one():
@@ -146,7 +163,9 @@ def test_many_small_problems_at_once(n, layout):
         if layout == "ties"
         else rng.standard_normal((7, n, n))
     )
-    costs = costs + 1e9 * rng.standard_normal((7, n, 1)) if layout == "offset" else costs
+    costs = (
+        costs + 1e9 * rng.standard_normal((7, n, 1)) if layout == "offset" else costs
+    )
     costs = costs.transpose(0, 2, 1) if layout == "strided" else costs
     before = costs.copy()
     for cost, columns in zip(costs, solve_many(costs), strict=True):
@@ -154,7 +173,9 @@ def test_many_small_problems_at_once(n, layout):
             dtype=np.float64
         )
         assert sorted(columns) == list(range(n))
-        assert cost[np.arange(n), columns].sum(dtype=np.float64) == pytest.approx(best, rel=1e-12)
+        assert cost[np.arange(n), columns].sum(dtype=np.float64) == pytest.approx(
+            best, rel=1e-12
+        )
     assert np.array_equal(costs, before), "the costs are the caller's"
 
 
@@ -164,7 +185,9 @@ def test_warm_start_at_any_scale(scale, dtype):
     rng = np.random.default_rng(0)
     cost = (scale * rng.standard_normal((200, 200))).astype(dtype)
     first = solve_assignment(cost, solver="numba")
-    cost[rng.integers(0, 200, 30)] = (scale * rng.standard_normal((30, 200))).astype(dtype)
+    cost[rng.integers(0, 200, 30)] = (scale * rng.standard_normal((30, 200))).astype(
+        dtype
+    )
     again = solve_assignment(cost, warm=first, solver="numba")
     certify(
         cost.astype(np.float64) / scale,
@@ -197,7 +220,8 @@ def test_sum_that_overflows_is_still_finite():
 
 
 @pytest.mark.parametrize(
-    "cost", [np.ones((2, 3)), np.ones(3), np.ones((2, 2), complex), np.ones((2, 2), object)]
+    "cost",
+    [np.ones((2, 3)), np.ones(3), np.ones((2, 2), complex), np.ones((2, 2), object)],
 )
 def test_ill_posed_problems_are_refused(cost):
     with pytest.raises(AssignmentError):

@@ -53,8 +53,10 @@ def cold(name, costs):
     ratios, mine, best = [], [], []
     ours_cold(costs[0][1])
     for _, cost in costs:
-        own, held = cpu_seconds(lambda: ours_cold(cost))  # noqa: B023
-        others = [cpu_seconds(lambda: solver(cost)) for solver in (scipy_columns, lap_columns)]  # noqa: B023
+        own, held = cpu_seconds(lambda: ours_cold(cost))
+        others = [
+            cpu_seconds(lambda: solver(cost)) for solver in (scipy_columns, lap_columns)
+        ]
         assert value(cost, held) == pytest.approx(
             max(value(cost, columns) for _, columns in others), rel=1e-6
         )
@@ -103,21 +105,31 @@ def warm(name, costs, passes=5):
     Each solver gets a copy made just before, as a descent has just written the matrix that it solves.
     """
     seconds = {
-        i: ([], []) for i, (group, _) in enumerate(costs) if group in {g for g, _ in costs[:i]}
+        i: ([], [])
+        for i, (group, _) in enumerate(costs)
+        if group in {g for g, _ in costs[:i]}
     }
     for _ in range(passes):
         state = {}
         for i, (group, cost) in enumerate(costs):
-            prices, held = state.setdefault(group, (np.zeros(len(cost)), np.full(len(cost), -1)))
+            prices, held = state.setdefault(
+                group, (np.zeros(len(cost)), np.full(len(cost), -1))
+            )
             fresh = cost.copy()
-            own, _ = cpu_seconds(lambda: solve_in_place(fresh, prices, held, warm=i in seconds))  # noqa: B023
+            own, _ = cpu_seconds(
+                lambda: solve_in_place(fresh, prices, held, warm=i in seconds)
+            )
             if i in seconds:
                 fresh = cost.copy()
-                other, columns = cpu_seconds(lambda: scipy_columns(fresh))  # noqa: B023
-                assert value(cost, held) == pytest.approx(value(cost, columns), rel=1e-6)
+                other, columns = cpu_seconds(lambda: scipy_columns(fresh))
+                assert value(cost, held) == pytest.approx(
+                    value(cost, columns), rel=1e-6
+                )
                 seconds[i][0].append(own)
                 seconds[i][1].append(other)
-    mine, theirs = ([statistics.median(visit[k]) for visit in seconds.values()] for k in (0, 1))
+    mine, theirs = (
+        [statistics.median(visit[k]) for visit in seconds.values()] for k in (0, 1)
+    )
     ratio = statistics.median(y / x for x, y in zip(mine, theirs, strict=True))
     print(
         f"\n| warm re-solve, {name}, {len(mine)} visits | {statistics.median(theirs):.4g} "
@@ -128,9 +140,9 @@ def warm(name, costs, passes=5):
 @pytest.mark.parametrize("n", [3072])
 def test_cold_rank_one_dominated(n):
     rng = np.random.default_rng(0)
-    cost = (np.outer(rng.random(n), rng.random(n)) + 0.01 * rng.standard_normal((n, n))).astype(
-        np.float32
-    )
+    cost = (
+        np.outer(rng.random(n), rng.random(n)) + 0.01 * rng.standard_normal((n, n))
+    ).astype(np.float32)
     cold(f"rank-one dominated, n = {n}", [("", cost)])
 
 

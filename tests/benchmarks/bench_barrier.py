@@ -68,14 +68,19 @@ def test_cost_per_point(tmp_path, case):
     make, data, batch, limit = CASES[case]
     module, loader = make(), DataLoader(data(), batch_size=batch)
     reference = {
-        k: v + 0.01 if v.is_floating_point() else v for k, v in module.state_dict().items()
+        k: v + 0.01 if v.is_floating_point() else v
+        for k, v in module.state_dict().items()
     }
     plain = trainer_in(tmp_path, logger=False)
-    measuring = trainer_in(tmp_path, callbacks=[LossBarrier(reference, "none", points=POINTS)])
+    measuring = trainer_in(
+        tmp_path, callbacks=[LossBarrier(reference, "none", points=POINTS)]
+    )
     bare, ridden, standalone = [], [], []
     for _ in range(ROUNDS):
         bare.append(seconds(lambda: plain.validate(module, loader, verbose=False)))
-        ridden.append(seconds(lambda: measuring.validate(module, loader, verbose=False)))
+        ridden.append(
+            seconds(lambda: measuring.validate(module, loader, verbose=False))
+        )
         module.trainer = plain
         standalone.append(
             seconds(
@@ -104,7 +109,9 @@ def test_fixed_cost_of_a_measurement(tmp_path):
     bare, ridden = [], []
     for _ in range(ROUNDS):
         bare.append(seconds(lambda: plain.validate(module, loader, verbose=False)))
-        ridden.append(seconds(lambda: measuring.validate(module, loader, verbose=False)))
+        ridden.append(
+            seconds(lambda: measuring.validate(module, loader, verbose=False))
+        )
     difference = statistics.median(ridden) - statistics.median(bare)
     print(
         f"\nfixed cost {1e3 * difference:.1f} ms, of a smallest validation of {1e3 * statistics.median(bare):.1f} ms"

@@ -8,7 +8,13 @@ import statistics
 import pytest
 import torch
 from helpers import textbook
-from helpers.architectures import random_states, resnet20, resnet50, transformer_mlps, vgg16
+from helpers.architectures import (
+    random_states,
+    resnet20,
+    resnet50,
+    transformer_mlps,
+    vgg16,
+)
 from helpers.models import LeNet, ResNet20, load_weights
 from helpers.shared import shared_path
 from helpers.timing import compare, cpu_seconds
@@ -39,7 +45,9 @@ def descents(name, table, a, b, runs, must, stretch):
         return match_weights(spec, a, b, init="identity", seed=seed)
 
     def theirs(seed):
-        visits = list(orders("random", len(groups), 100, torch.Generator().manual_seed(seed)))
+        visits = list(
+            orders("random", len(groups), 100, torch.Generator().manual_seed(seed))
+        )
         return textbook.weight_matching(
             table, a, b, lambda sweep: [groups[i] for i in visits[sweep]]
         )
@@ -96,7 +104,9 @@ def test_resnet20_narrow():
 
 def test_transformer_mlps():
     table, shapes = transformer_mlps()
-    descents("12 transformer MLPs of 3072, random", table, *random_states(shapes), 1, 4, 5)
+    descents(
+        "12 transformer MLPs of 3072, random", table, *random_states(shapes), 1, 4, 5
+    )
 
 
 def test_projection_in_the_moving_regime(mlp_pair):
@@ -111,18 +121,23 @@ def test_projection_in_the_moving_regime(mlp_pair):
     references = []
     for _ in range(12):
         a = {
-            n: t + 0.02 * t.std() * torch.randn(t.shape, generator=generator) for n, t in a.items()
+            n: t + 0.02 * t.std() * torch.randn(t.shape, generator=generator)
+            for n, t in a.items()
         }
         references.append(a)
     last = {"ours": start, "theirs": dict(start.orders)}
 
     def ours(step):
-        result = matcher.match(references[step], last["ours"], seed=step, order="random")
+        result = matcher.match(
+            references[step], last["ours"], seed=step, order="random"
+        )
         last["ours"] = result.permutation
         return result
 
     def theirs(step):
-        visits = list(orders("random", len(groups), 100, torch.Generator().manual_seed(step)))
+        visits = list(
+            orders("random", len(groups), 100, torch.Generator().manual_seed(step))
+        )
         last["theirs"] = textbook.weight_matching(
             table,
             references[step],
@@ -138,13 +153,18 @@ def test_projection_in_the_moving_regime(mlp_pair):
 
     print(
         "\n"
-        + compare(ours, theirs, 12, check).row("STE projection, moving regime, MLP 3×512", 5, 8)
+        + compare(ours, theirs, 12, check).row(
+            "STE projection, moving regime, MLP 3×512", 5, 8
+        )
     )
 
 
 def test_default_call_on_the_lenet_pair():
     """The default call (identity and annealed starts) against eight textbook descents."""
-    a, b = (load_weights(shared_path(f"data/checkpoints/mnist-lenet/{name}.pt")) for name in "ab")
+    a, b = (
+        load_weights(shared_path(f"data/checkpoints/mnist-lenet/{name}.pt"))
+        for name in "ab"
+    )
     spec = infer_spec(LeNet(), torch.zeros(1, 1, 28, 28))
     # A classical table cannot express the flatten block: give the textbook the same weight with the block as an axis.
     table = {
@@ -165,10 +185,12 @@ def test_default_call_on_the_lenet_pair():
             textbook.weight_matching(
                 table,
                 *split,
-                lambda _: [groups[i] for i in torch.randperm(3, generator=generator)],  # noqa: B023
+                lambda _: [groups[i] for i in torch.randperm(3, generator=generator)],
             )
 
-    timing = compare(lambda seed: match_weights(spec, a, b, seed=seed), eight, 5, lambda *_: None)
+    timing = compare(
+        lambda seed: match_weights(spec, a, b, seed=seed), eight, 5, lambda *_: None
+    )
     print("\n" + timing.row("LeNet pair: default call against 8 textbook runs", 1))
 
 
@@ -184,6 +206,8 @@ def test_default_call_on_a_real_resnet20_pair():
     )
     spec = infer_spec(model, torch.zeros(1, 3, 32, 32))
     seconds, ours = cpu_seconds(lambda: match_weights(spec, a, b))
-    many, best = cpu_seconds(lambda: match_weights(spec, a, b, init="random", restarts=24))
+    many, best = cpu_seconds(
+        lambda: match_weights(spec, a, b, init="random", restarts=24)
+    )
     print(f"\nResNet20 a, b: default {ours.objective:.2f} in {seconds:.2f} s")
     print(f"24 descents from random starts: {best.objective:.2f} in {many:.2f} s")

@@ -19,7 +19,10 @@ from helpers.trained import mlp_table, trained_mlp
 from torch.func import functional_call
 
 from lightning_rebasin.matching.search.policy import orders
-from lightning_rebasin.matching.straight_through import Projector, straight_through_point
+from lightning_rebasin.matching.straight_through import (
+    Projector,
+    straight_through_point,
+)
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
@@ -55,10 +58,18 @@ def test_mlp_in_the_moving_regime():
         return all(torch.equal(found[group], expected[group]) for group in groups)
 
     def textbook_projection(step, start, dtype=torch.float32):
-        visits = list(orders("random", len(groups), 100, torch.Generator().manual_seed(step)))
-        target, fixed = ({name: t.detach().to(dtype) for name, t in of.items()} for of in (free, b))
+        visits = list(
+            orders("random", len(groups), 100, torch.Generator().manual_seed(step))
+        )
+        target, fixed = (
+            {name: t.detach().to(dtype) for name, t in of.items()} for of in (free, b)
+        )
         return textbook.weight_matching(
-            table, target, fixed, lambda sweep: [groups[i] for i in visits[sweep]], start
+            table,
+            target,
+            fixed,
+            lambda sweep: [groups[i] for i in visits[sweep]],
+            start,
         )
 
     def gradient(aligned, batch, point):
@@ -69,7 +80,10 @@ def test_mlp_in_the_moving_regime():
         loss.backward()
 
     def naive_point(aligned):
-        ste = {name: aligned[name].detach() + (free[name] - free[name].detach()) for name in a}
+        ste = {
+            name: aligned[name].detach() + (free[name] - free[name].detach())
+            for name in a
+        }
         return {name: 0.5 * (a[name] + ste[name]) for name in a}
 
     generator = torch.Generator().manual_seed(0)
@@ -78,21 +92,27 @@ def test_mlp_in_the_moving_regime():
     for step in range(STEPS):
         batch = torch.randperm(len(images), generator=generator)[: BATCHES[0]]
         start = dict(before.orders)
-        slow, expected = cpu_seconds(lambda: textbook_projection(step, start))  # noqa: B023
-        fast, result = cpu_seconds(lambda: projector.project(free, step))  # noqa: B023
+        slow, expected = cpu_seconds(lambda: textbook_projection(step, start))
+        fast, result = cpu_seconds(lambda: projector.project(free, step))
         found = result.permutation.orders
         if not same(found, expected):
             # In float32 the textbook takes a gain of rounding size for a loss and stops early: in float64 it does not.
             early += 1
             assert same(found, textbook_projection(step, start, torch.float64)), step
         rest = {}
-        for size in reversed(BATCHES):  # the last gradient is the one that the optimizer takes
+        for size in reversed(
+            BATCHES
+        ):  # the last gradient is the one that the optimizer takes
             part = batch[:size]
-            permuted = lambda: {n: textbook.permuted(b[n], table[n], expected) for n in b}  # noqa: B023
-            aligned = lambda: result.permutation.apply(b)  # noqa: B023
-            theirs, _ = cpu_seconds(lambda: gradient(permuted(), part, naive_point))  # noqa: B023
+            permuted = lambda: {
+                n: textbook.permuted(b[n], table[n], expected) for n in b
+            }
+            aligned = lambda: result.permutation.apply(b)
+            theirs, _ = cpu_seconds(lambda: gradient(permuted(), part, naive_point))
             ours, _ = cpu_seconds(
-                lambda: gradient(aligned(), part, lambda p: straight_through_point(free, p, a, 0.5))  # noqa: B023
+                lambda: gradient(
+                    aligned(), part, lambda p: straight_through_point(free, p, a, 0.5)
+                )
             )
             rest[size] = (ours, theirs)
         optimizer.step()

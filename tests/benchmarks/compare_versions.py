@@ -27,7 +27,9 @@ ROWS: dict[str, Callable[[], Callable[[int], object]]] = {}
 
 def row(
     name: str,
-) -> Callable[[Callable[[], Callable[[int], object]]], Callable[[], Callable[[int], object]]]:
+) -> Callable[
+    [Callable[[], Callable[[int], object]]], Callable[[], Callable[[int], object]]
+]:
     """Register what makes a row."""
 
     def register(
@@ -99,7 +101,10 @@ def match_lenet():
 
     from lightning_rebasin import infer_spec, match_weights
 
-    a, b = (load_weights(shared_path(f"data/checkpoints/mnist-lenet/{name}.pt")) for name in "ab")
+    a, b = (
+        load_weights(shared_path(f"data/checkpoints/mnist-lenet/{name}.pt"))
+        for name in "ab"
+    )
     spec = infer_spec(LeNet(), torch.zeros(1, 1, 28, 28))
     return lambda seed: match_weights(spec, a, b, seed=seed)
 
@@ -114,7 +119,9 @@ def real_resnet20():
 
     model = ResNet20().eval()
     folder = shared_path("data/checkpoints/cifar10-resnet20")
-    a, b = ({**model.state_dict(), **load_weights(folder / f"{name}.th")} for name in "ab")
+    a, b = (
+        {**model.state_dict(), **load_weights(folder / f"{name}.th")} for name in "ab"
+    )
     return model, infer_spec(model, torch.zeros(1, 3, 32, 32)), a, b
 
 
@@ -170,7 +177,9 @@ def activations():
     nets = [LeNet().eval(), LeNet().eval()]
     spec = infer_spec(nets[0], torch.zeros(1, 1, 28, 28))
     batches = list(
-        torch.rand(1000, 1, 28, 28, generator=torch.Generator().manual_seed(0)).split(250)
+        torch.rand(1000, 1, 28, 28, generator=torch.Generator().manual_seed(0)).split(
+            250
+        )
     )
     return lambda _: match_activations(spec, *nets, batches)
 
@@ -189,7 +198,9 @@ def barrier():
     other = {name: tensor + 0.01 for name, tensor in module.state_dict().items()}
     data = TensorDataset(torch.rand(2000, 784), torch.randint(10, (2000,)))
     loader = DataLoader(data, batch_size=500)
-    return lambda _: measure_barrier(module, module.state_dict(), other, loader, points=25)
+    return lambda _: measure_barrier(
+        module, module.state_dict(), other, loader, points=25
+    )
 
 
 @row("assignment 1024, cold")
@@ -242,7 +253,10 @@ def serve() -> None:
             made[name](0)  # compiles what must be compiled
         cpu, wall = time.process_time(), time.perf_counter()
         made[name](order["seed"])
-        print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall]), flush=True)
+        print(
+            json.dumps([time.process_time() - cpu, time.perf_counter() - wall]),
+            flush=True,
+        )
 
 
 def worker(folder: Path, threads: int) -> subprocess.Popen[str]:
@@ -254,7 +268,11 @@ def worker(folder: Path, threads: int) -> subprocess.Popen[str]:
     }
     command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "--serve"]
     return subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -274,15 +292,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--other", type=Path, help="folder that holds the other version's package")
     parser.add_argument(
-        "--runs", type=int, default=5, help="runs per row and version (default: %(default)s)"
+        "--other", type=Path, help="folder that holds the other version's package"
     )
     parser.add_argument(
-        "--rows", default="", help="only rows whose name holds one of these words, comma-separated"
+        "--runs",
+        type=int,
+        default=5,
+        help="runs per row and version (default: %(default)s)",
     )
     parser.add_argument(
-        "--threads", type=int, default=1, help="threads of each process (default: %(default)s)"
+        "--rows",
+        default="",
+        help="only rows whose name holds one of these words, comma-separated",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads of each process (default: %(default)s)",
     )
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -290,10 +318,18 @@ def main() -> None:
         serve()
         return
     if args.other is None or not (args.other / "lightning_rebasin").is_dir():
-        parser.error("--other must name a folder that holds a 'lightning_rebasin' package")
+        parser.error(
+            "--other must name a folder that holds a 'lightning_rebasin' package"
+        )
     words = [word for word in args.rows.split(",") if word]
-    print("| row | other (s) | this (s) | this / other | runs |\n|---|--:|--:|--:|--:|", flush=True)
-    processes = [worker(args.other.resolve(), args.threads), worker(TESTS.parent, args.threads)]
+    print(
+        "| row | other (s) | this (s) | this / other | runs |\n|---|--:|--:|--:|--:|",
+        flush=True,
+    )
+    processes = [
+        worker(args.other.resolve(), args.threads),
+        worker(TESTS.parent, args.threads),
+    ]
     for name in [n for n in ROWS if not words or any(word in n for word in words)]:
         times: list[tuple[float, float]] = []
         for seed in range(args.runs):
@@ -303,7 +339,10 @@ def main() -> None:
             times.append((found[processes[0].pid], found[processes[1].pid]))
         other, this = (statistics.median(column) for column in zip(*times, strict=True))
         ratio = statistics.median(mine / theirs for theirs, mine in times)
-        print(f"| {name} | {other:.4g} | {this:.4g} | {ratio:.2f} | {args.runs} |", flush=True)
+        print(
+            f"| {name} | {other:.4g} | {this:.4g} | {ratio:.2f} | {args.runs} |",
+            flush=True,
+        )
     for process in processes:
         assert process.stdin is not None
         process.stdin.close()

@@ -24,7 +24,9 @@ pytest.importorskip("sklearn", reason="the example trains on scikit-learn's digi
 
 def example():
     """The module ``examples/train.py``."""
-    spec = importlib.util.spec_from_file_location("example_train", EXAMPLES / "train.py")
+    spec = importlib.util.spec_from_file_location(
+        "example_train", EXAMPLES / "train.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -42,8 +44,18 @@ def printed_by(capsys, monkeypatch, *arguments):
 
 
 def test_the_example_runs_as_it_is(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, EXAMPLES / "train.py", "fit", "--config", EXAMPLES / "train.yaml"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(EXAMPLES.parent),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        EXAMPLES / "train.py",
+        "fit",
+        "--config",
+        EXAMPLES / "train.yaml",
+    ]
     command += ["--trainer.enable_progress_bar", "false"]
     done = subprocess.run(
         command,
@@ -59,7 +71,11 @@ def test_the_example_runs_as_it_is(tmp_path):
     with (run / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["barrier/val_loss/matched"]]
     assert len(rows) == 10
-    assert float(rows[-1]["barrier/val_loss"]) >= float(rows[-1]["barrier/val_loss/matched"]) >= 0
+    assert (
+        float(rows[-1]["barrier/val_loss"])
+        >= float(rows[-1]["barrier/val_loss/matched"])
+        >= 0
+    )
     assert (run / "barrier.csv").exists()
     assert (run / "barrier-previous.csv").exists()
     steps = [snapshot.step for snapshot in load_trajectory(run / "snapshots")]
@@ -69,14 +85,26 @@ def test_the_example_runs_as_it_is(tmp_path):
 
 def test_print_config_round_trips(tmp_path, capsys, monkeypatch):
     first = printed_by(
-        capsys, monkeypatch, "fit", "--config", EXAMPLES / "train.yaml", "--print_config"
+        capsys,
+        monkeypatch,
+        "fit",
+        "--config",
+        EXAMPLES / "train.yaml",
+        "--print_config",
     )
     (tmp_path / "printed.yaml").write_text(first)
     second = printed_by(
-        capsys, monkeypatch, "fit", "--config", tmp_path / "printed.yaml", "--print_config"
+        capsys,
+        monkeypatch,
+        "fit",
+        "--config",
+        tmp_path / "printed.yaml",
+        "--print_config",
     )
     assert first == second
-    assert "serialize" not in first  # what jsonargparse says of defaults that it cannot write
+    assert (
+        "serialize" not in first
+    )  # what jsonargparse says of defaults that it cannot write
     printed = yaml.safe_load(first)["trainer"]["callbacks"]
     for entry, cls in ((printed[0], LossBarrier), (printed[2], CheckpointSnapshot)):
         expected = set(inspect.signature(cls.__init__).parameters) - {"self"}
@@ -88,7 +116,11 @@ def test_print_config_round_trips(tmp_path, capsys, monkeypatch):
 def test_every_argument_has_a_help_text(capsys, monkeypatch, cls):
     monkeypatch.setenv("COLUMNS", "120")
     text = printed_by(
-        capsys, monkeypatch, "fit", "--trainer.callbacks.help", f"lightning_rebasin.{cls.__name__}"
+        capsys,
+        monkeypatch,
+        "fit",
+        "--trainer.callbacks.help",
+        f"lightning_rebasin.{cls.__name__}",
     )
     documented = inspect.getdoc(cls).split("Args:")[1].split("Raises:")[0]
     for name in set(inspect.signature(cls.__init__).parameters) - {"self"}:

@@ -101,14 +101,25 @@ def launch(folder, devices):
     folder.mkdir()
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
+        "OMP_NUM_THREADS": "1",
+    }
     environment |= {"PL_TORCH_DISTRIBUTED_BACKEND": "gloo", "CUDA_VISIBLE_DEVICES": ""}
     arguments = [sys.executable, str(script), str(folder), str(devices)]
     done = subprocess.run(
-        arguments, env=environment, capture_output=True, text=True, timeout=280, check=False
+        arguments,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(devices)]
+    return [
+        json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(devices)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +133,9 @@ def runs(tmp_path_factory):
 
 def test_training_is_bitwise_the_same_on_both_processes(runs):
     _, _, two = runs
-    for with_them, without in ((process["with"], process["without"]) for process in two):
+    for with_them, without in (
+        (process["with"], process["without"]) for process in two
+    ):
         assert with_them["weights"] == without["weights"]
         assert with_them["generator"] == without["generator"]
         assert {
@@ -134,10 +147,18 @@ def test_monitors_see_the_same_numbers_on_both_processes(runs):
     folder, _, two = runs
     first, second = (process["with"] for process in two)
     names = {name for name in first["metrics"] if name.startswith("barrier")}
-    assert {"barrier/val_loss", "barrier/val_auroc/matched", "barrier_previous/val_loss"} <= names
-    assert {n: first["metrics"][n] for n in names} == {n: second["metrics"][n] for n in names}
+    assert {
+        "barrier/val_loss",
+        "barrier/val_auroc/matched",
+        "barrier_previous/val_loss",
+    } <= names
+    assert {n: first["metrics"][n] for n in names} == {
+        n: second["metrics"][n] for n in names
+    }
     assert first["curves"] == second["curves"]
-    assert (folder / "two" / "attach-True" / "logs" / "version_0" / "barrier.csv").exists()
+    assert (
+        folder / "two" / "attach-True" / "logs" / "version_0" / "barrier.csv"
+    ).exists()
     assert len(list((folder / "two" / "snapshots").glob("*.ckpt"))) == 5
 
 
@@ -178,19 +199,26 @@ def test_other_loaders_are_left_alone():
         assert without_repeats(batch, 0, loader) is batch
 
 
-@pytest.mark.parametrize("name", ["FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"])
+@pytest.mark.parametrize(
+    "name", ["FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"]
+)
 def test_sharded_strategies_are_refused_with_advice(name):
     class FakeTrainer:
-        strategy = object.__new__(getattr(strategies, name))  # DeepSpeed itself is not installed
+        strategy = object.__new__(
+            getattr(strategies, name)
+        )  # DeepSpeed itself is not installed
 
     for callback in (LossBarrier, CheckpointSnapshot):
-        with pytest.raises(ConfigurationError, match=rf"{name} shards.*measure_barrier"):
+        with pytest.raises(
+            ConfigurationError, match=rf"{name} shards.*measure_barrier"
+        ):
             refuse_sharded(FakeTrainer(), callback.__name__)
 
 
 def test_sharding_is_refused_in_setup(tmp_path):
     trainer = trainer_in(
-        tmp_path, callbacks=[LossBarrier("init", "none"), CheckpointSnapshot(tmp_path / "s")]
+        tmp_path,
+        callbacks=[LossBarrier("init", "none"), CheckpointSnapshot(tmp_path / "s")],
     )
     trainer._accelerator_connector.strategy = object.__new__(FSDPStrategy)
     for callback in trainer.callbacks[:2]:

@@ -14,7 +14,11 @@ import torch
 from helpers.classifier import Classifier, blobs, train_loader, val_loader
 from helpers.trainers import trainer_in
 from lightning.pytorch import Callback, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+)
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader
@@ -39,7 +43,15 @@ from lightning_rebasin.errors import (
 )
 from lightning_rebasin.landscape import load_trajectory
 
-METRICS = {"val_loss", "val_acc", "val_auroc", "val_f1", "val_macro", "val_largest", "val_count"}
+METRICS = {
+    "val_loss",
+    "val_acc",
+    "val_auroc",
+    "val_f1",
+    "val_macro",
+    "val_largest",
+    "val_count",
+}
 
 
 def trained(tmp_path, seed, epochs=2, **kwargs):
@@ -98,7 +110,10 @@ def test_the_curve_between_is_what_measure_barrier_says(tmp_path):
     matched = measured.curves["matched"].values["val_loss"]
     assert matched[-1] == pytest.approx(expected.values["val_loss"][-1], rel=1e-5)
     assert abs(matched[2] - expected.values["val_loss"][2]) > 1e-4
-    assert measured.separations["matched"].distance < measured.separations["naive"].distance
+    assert (
+        measured.separations["matched"].distance
+        < measured.separations["naive"].distance
+    )
     assert 0 < measured.moved <= 1
 
 
@@ -106,10 +121,14 @@ def test_a_permuted_copy_of_the_model_is_matched_back(tmp_path):
     """The reference is the model itself with its hidden units shuffled: the matched barrier must vanish."""
     module, path = trained(tmp_path, 1, epochs=1, hidden=16)
     spec = module.spec()
-    shuffled = Permutation.random(spec, torch.Generator().manual_seed(0)).apply(module.state_dict())
+    shuffled = Permutation.random(spec, torch.Generator().manual_seed(0)).apply(
+        module.state_dict()
+    )
     barrier = LossBarrier(shuffled, "both", spec=spec, points=5)
     twin = Classifier.load_from_checkpoint(path)
-    trainer_in(tmp_path, callbacks=[barrier]).validate(twin, val_loader(), verbose=False)
+    trainer_in(tmp_path, callbacks=[barrier]).validate(
+        twin, val_loader(), verbose=False
+    )
     measured = barrier.measurements[0]
     assert measured.curves["matched"].height("val_loss") == pytest.approx(0, abs=1e-6)
     assert measured.curves["naive"].height("val_loss") > 0.01
@@ -119,7 +138,11 @@ def test_a_permuted_copy_of_the_model_is_matched_back(tmp_path):
 
 def test_logged_names_reach_every_consumer(tmp_path):
     barrier = LossBarrier(
-        "init", "both", points=3, spec=Classifier().spec(), metrics=["val_loss", "val_acc"]
+        "init",
+        "both",
+        points=3,
+        spec=Classifier().spec(),
+        metrics=["val_loss", "val_acc"],
     )
     checkpoint = ModelCheckpoint(tmp_path / "best", monitor="barrier/val_loss/matched")
     stopping = EarlyStopping("barrier/val_loss", patience=1, mode="min")
@@ -136,17 +159,23 @@ def test_logged_names_reach_every_consumer(tmp_path):
         | {f"barrier/{n}{m}" for n in ("distance", "cosine") for m in ("", "/matched")}
         | {"barrier/moved"}
     )
-    assert expected == {name for name in trainer.callback_metrics if name.startswith("barrier")}
+    assert expected == {
+        name for name in trainer.callback_metrics if name.startswith("barrier")
+    }
     assert {n for n in trainer.progress_bar_metrics if "barrier" in n} == {
         "barrier/val_loss",
         "barrier/val_loss/matched",
     }
     assert float(checkpoint.best_model_score) == pytest.approx(
-        min(m.curves["matched"].height("val_loss") for m in barrier.measurements), rel=1e-6
+        min(m.curves["matched"].height("val_loss") for m in barrier.measurements),
+        rel=1e-6,
     )
     assert stopping.best_score is not None
     logged = (
-        (tmp_path / "logs" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+        (tmp_path / "logs" / "version_0" / "metrics.csv")
+        .read_text()
+        .splitlines()[0]
+        .split(",")
     )
     assert expected <= set(logged)
 
@@ -165,14 +194,18 @@ def test_csv_holds_every_value(tmp_path):
 
 
 def test_figures_go_to_tensorboard(tmp_path):
-    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    event = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
     logger = TensorBoardLogger(tmp_path, name="tb")
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # TensorBoard's own use of deprecated NumPy and protobuf names
         fit(tmp_path, LossBarrier("init", "none", points=3), logger=logger)
-        accumulator = event.EventAccumulator(logger.log_dir, size_guidance={"images": 0})
+        accumulator = event.EventAccumulator(
+            logger.log_dir, size_guidance={"images": 0}
+        )
         accumulator.Reload()
     assert [e.step for e in accumulator.Images("barrier/curve")] == [4, 8]
     assert "barrier/val_loss" in accumulator.Tags()["scalars"]
@@ -187,7 +220,11 @@ def test_figures_go_to_wandb(tmp_path, monkeypatch):
             calls.append((key, len(images), step))
 
     monkeypatch.setattr("lightning_rebasin.callbacks.record.WandbLogger", FakeWandb)
-    fit(tmp_path, LossBarrier("init", "none", points=3), logger=FakeWandb(tmp_path, name="w"))
+    fit(
+        tmp_path,
+        LossBarrier("init", "none", points=3),
+        logger=FakeWandb(tmp_path, name="w"),
+    )
     assert calls == [("barrier/curve", 1, 4), ("barrier/curve", 1, 8)]
 
 
@@ -197,7 +234,9 @@ def test_init_is_the_model_before_training(tmp_path):
     barrier = LossBarrier("init", "none", points=2)
     trainer, module = fit(tmp_path, barrier)
     module.trainer = trainer
-    expected = measure_barrier(module, module.state_dict(), start, val_loader(), points=2)
+    expected = measure_barrier(
+        module, module.state_dict(), start, val_loader(), points=2
+    )
     assert barrier.measurements[-1].curves["naive"].values["val_loss"] == pytest.approx(
         expected.values["val_loss"]
     )
@@ -213,7 +252,9 @@ def test_previous_is_the_last_snapshot_before_this_step(tmp_path):
     for measured, (now, before) in zip(
         barrier.measurements, [(4, 0), (8, 4), (12, 8)], strict=True
     ):
-        expected = measure_barrier(module, states[now], states[before], val_loader(), points=2)
+        expected = measure_barrier(
+            module, states[now], states[before], val_loader(), points=2
+        )
         assert measured.curves["naive"].values["val_loss"] == pytest.approx(
             expected.values["val_loss"], rel=1e-6
         )
@@ -232,13 +273,19 @@ def test_another_run_is_compared_at_the_same_step(tmp_path):
     module.trainer = trainer
     for measured in barrier.measurements:
         at = measured.step
-        expected = measure_barrier(module, states[at], states[at], val_loader(), points=2)
+        expected = measure_barrier(
+            module, states[at], states[at], val_loader(), points=2
+        )
         assert measured.curves["naive"].values["val_loss"][-1] == pytest.approx(
             expected.values["val_loss"][0], rel=1e-6
         )
     assert [m.step for m in barrier.measurements] == [4, 8]
     with pytest.warns(BarrierWarning, match="no snapshot at step 12"):
-        fit(tmp_path / "longer", LossBarrier(tmp_path / "s", "none", points=2), max_epochs=3)
+        fit(
+            tmp_path / "longer",
+            LossBarrier(tmp_path / "s", "none", points=2),
+            max_epochs=3,
+        )
 
 
 @pytest.mark.parametrize(
@@ -293,7 +340,9 @@ def test_several_instances_live_together(tmp_path):
     one = LossBarrier("init", "none", points=2)
     two = LossBarrier("init", "none", points=3, prefix="second/barrier")
     trainer, _ = fit(tmp_path, one, two)
-    assert {"barrier/val_loss", "second/barrier/val_loss"} <= set(trainer.callback_metrics)
+    assert {"barrier/val_loss", "second/barrier/val_loss"} <= set(
+        trainer.callback_metrics
+    )
     assert one.state_key != two.state_key
     assert (tmp_path / "logs" / "version_0" / "second-barrier.csv").exists()
 
@@ -307,9 +356,9 @@ def test_averaged_weights_are_measured_whatever_the_order(tmp_path, caplog):
         callbacks = [EMAWeightAveraging(decay=0.7), barrier][::order]
         trainer, _ = fit(tmp_path / name, *callbacks)
         seen = float(trainer.callback_metrics["val_loss"])
-        assert barrier.measurements[-1].curves["naive"].values["val_loss"][0] == pytest.approx(
-            seen, rel=1e-6
-        )
+        assert barrier.measurements[-1].curves["naive"].values["val_loss"][
+            0
+        ] == pytest.approx(seen, rel=1e-6)
     assert "averaged ones of EMAWeightAveraging" in caplog.text
 
 
@@ -330,11 +379,18 @@ def test_batch_norm_statistics_are_re_estimated_in_the_copy_only(tmp_path):
     trainer, _ = fit(tmp_path, keeper, barrier, plain, module=module, max_epochs=1)
     module.trainer = trainer
     expected = measure_barrier(
-        module, module.state_dict(), start, val_loader(), points=3, batch_norm=keeper.batches[-2:]
+        module,
+        module.state_dict(),
+        start,
+        val_loader(),
+        points=3,
+        batch_norm=keeper.batches[-2:],
     )
     got = barrier.measurements[0].curves["naive"].values["val_loss"]
     assert got == pytest.approx(expected.values["val_loss"], rel=1e-5)
-    assert plain.measurements[0].curves["naive"].values["val_loss"] != pytest.approx(got, rel=1e-3)
+    assert plain.measurements[0].curves["naive"].values["val_loss"] != pytest.approx(
+        got, rel=1e-3
+    )
 
 
 def test_validate_measures_too(tmp_path):
@@ -351,7 +407,10 @@ def test_validate_measures_too(tmp_path):
 
 
 def test_fast_dev_run_and_sanity_check_measure_nothing_and_write_nothing(tmp_path):
-    barrier, snapshots = LossBarrier("init", "none", points=3), CheckpointSnapshot(tmp_path / "s")
+    barrier, snapshots = (
+        LossBarrier("init", "none", points=3),
+        CheckpointSnapshot(tmp_path / "s"),
+    )
     fit(tmp_path, barrier, snapshots, fast_dev_run=True)
     assert barrier.measurements == []
     assert not (tmp_path / "s").exists()
@@ -368,9 +427,9 @@ def test_the_module_may_change_its_batches_in_place(tmp_path):
     barrier = LossBarrier("init", "none", points=3)
     trainer, _ = fit(tmp_path, barrier, module=Scaling(), max_epochs=1)
     seen = float(trainer.callback_metrics["val_loss"])
-    assert barrier.measurements[0].curves["naive"].values["val_loss"][0] == pytest.approx(
-        seen, rel=1e-6
-    )
+    assert barrier.measurements[0].curves["naive"].values["val_loss"][
+        0
+    ] == pytest.approx(seen, rel=1e-6)
 
 
 def test_the_users_logger_sees_nothing_of_the_copy(tmp_path):
@@ -403,7 +462,9 @@ def test_nested_lightning_modules_are_silenced_too(tmp_path):
             return nn.functional.cross_entropy(self.inner(batch[0]), batch[1])
 
         def validation_step(self, batch, batch_idx):
-            self.log("val_loss", nn.functional.cross_entropy(self.inner(batch[0]), batch[1]))
+            self.log(
+                "val_loss", nn.functional.cross_entropy(self.inner(batch[0]), batch[1])
+            )
 
     barrier = LossBarrier("init", "none", points=2)
     fit(tmp_path, barrier, module=Outer(), max_epochs=1)
@@ -411,7 +472,9 @@ def test_nested_lightning_modules_are_silenced_too(tmp_path):
 
 
 def test_unknown_metrics_are_named(tmp_path):
-    with pytest.warns(BarrierWarning, match=r"does not log 'val_los'; it logs .*'val_loss'"):
+    with pytest.warns(
+        BarrierWarning, match=r"does not log 'val_los'; it logs .*'val_loss'"
+    ):
         fit(
             tmp_path,
             LossBarrier("init", "none", points=2, metrics=["val_los", "val_acc"]),
@@ -503,17 +566,24 @@ def test_no_validation_is_refused_in_setup(tmp_path, kind):
         callbacks=[LossBarrier("init", "none"), Alarm()],
         limit_val_batches=0 if kind == "limit 0" else 1.0,
     )
-    with pytest.raises(ConfigurationError, match="no validation"), warnings.catch_warnings():
+    with (
+        pytest.raises(ConfigurationError, match="no validation"),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         if kind == "no loader":
             trainer.fit(Classifier(), train_loader())
         else:
             trainer.fit(
-                Stepless() if kind == "no step" else Classifier(), train_loader(), val_loader()
+                Stepless() if kind == "no step" else Classifier(),
+                train_loader(),
+                val_loader(),
             )
 
 
-def test_without_example_input_the_first_validation_batch_shows_the_symmetries(tmp_path):
+def test_without_example_input_the_first_validation_batch_shows_the_symmetries(
+    tmp_path,
+):
     class Stepwise(Classifier):
         """What forward takes is in no batch: only validation_step can be run."""
 
@@ -571,12 +641,22 @@ def test_a_module_that_runs_on_no_batch_is_refused_before_training(tmp_path):
     module = Picky()
     module.example_input_array = None
     with pytest.raises(TraceError, match="returned no tensor"):
-        fit(tmp_path, LossBarrier("init", "both"), Alarm(), module=module, num_sanity_val_steps=1)
+        fit(
+            tmp_path,
+            LossBarrier("init", "both"),
+            Alarm(),
+            module=module,
+            num_sanity_val_steps=1,
+        )
 
 
 def test_a_spec_of_another_network_is_refused_in_setup(tmp_path):
     with pytest.raises(StateDictError, match=r"net\.fc1\.weight"):
-        fit(tmp_path, LossBarrier("init", "both", spec=Classifier(hidden=9).spec()), Alarm())
+        fit(
+            tmp_path,
+            LossBarrier("init", "both", spec=Classifier(hidden=9).spec()),
+            Alarm(),
+        )
     (tmp_path / "spec.json").write_text("{}")
     with pytest.raises(SpecError):
         fit(tmp_path, LossBarrier("init", "both", spec=tmp_path / "spec.json"), Alarm())
@@ -601,7 +681,12 @@ def test_an_example_that_proves_nothing_is_said(tmp_path):
 
 def test_one_prefix_belongs_to_one_instance(tmp_path):
     with pytest.raises(ConfigurationError, match="prefix"):
-        fit(tmp_path, LossBarrier("init", "none"), LossBarrier("previous", "none"), Alarm())
+        fit(
+            tmp_path,
+            LossBarrier("init", "none"),
+            LossBarrier("previous", "none"),
+            Alarm(),
+        )
 
 
 @pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter`")
@@ -634,7 +719,13 @@ def test_options_that_cannot_work_are_refused_at_once(options):
 
 
 def test_errors_share_one_base_class():
-    for error in (CheckpointError, ConfigurationError, NonFiniteError, SpecError, StateDictError):
+    for error in (
+        CheckpointError,
+        ConfigurationError,
+        NonFiniteError,
+        SpecError,
+        StateDictError,
+    ):
         assert issubclass(error, RebasinError)
 
 
@@ -662,7 +753,9 @@ def test_memory_stays_within_three_copies(tmp_path):
     baseline = max(counts)
     counts.clear()
     barrier = LossBarrier(reference, "both", spec=module.spec(), points=5)
-    trainer_in(tmp_path / "b", callbacks=[barrier]).validate(module, val_loader(), verbose=False)
+    trainer_in(tmp_path / "b", callbacks=[barrier]).validate(
+        module, val_loader(), verbose=False
+    )
     assert barrier.measurements
     assert (
         baseline < max(counts) <= baseline + 3
@@ -673,12 +766,16 @@ def test_uneven_batches_are_weighted(tmp_path):
     """One batch of 40 and one of 2: the barrier is that of the 42 samples, not of the two batches."""
     barrier = LossBarrier("init", "none", points=2)
     data = blobs(42, 3)
-    _, module = fit(tmp_path, barrier, loaders=DataLoader(data, batch_size=40), max_epochs=1)
-    with torch.no_grad():
-        expected = float(nn.functional.cross_entropy(module(data.tensors[0]), data.tensors[1]))
-    assert barrier.measurements[0].curves["naive"].values["val_loss"][0] == pytest.approx(
-        expected, rel=1e-6
+    _, module = fit(
+        tmp_path, barrier, loaders=DataLoader(data, batch_size=40), max_epochs=1
     )
+    with torch.no_grad():
+        expected = float(
+            nn.functional.cross_entropy(module(data.tensors[0]), data.tensors[1])
+        )
+    assert barrier.measurements[0].curves["naive"].values["val_loss"][
+        0
+    ] == pytest.approx(expected, rel=1e-6)
 
 
 def test_layers_made_in_configure_model_are_seen(tmp_path):

@@ -35,7 +35,9 @@ class Losses(Callback):
 
     def on_validation_end(self, trainer, module):
         own = {
-            k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("barrier")
+            k: float(v)
+            for k, v in trainer.callback_metrics.items()
+            if not k.startswith("barrier")
         }
         self.seen.append((trainer.global_step, own))
 
@@ -57,7 +59,9 @@ def crash_and_resume(folder, *, attach, checkpoint, resume_from):
         seed_everything(
             4, verbose=False
         )  # after the callbacks: building their spec draws initial weights
-        saver = ModelCheckpoint(folder / "ckpt", save_top_k=-1, filename="{step}", **checkpoint)
+        saver = ModelCheckpoint(
+            folder / "ckpt", save_top_k=-1, filename="{step}", **checkpoint
+        )
         module = Classifier(dropout=0.2, noise=True)
         extra = [Crash()] if phase == "crash" else []
         trainer = trainer_in(
@@ -92,10 +96,15 @@ def test_crash_and_resume(tmp_path, checkpoint, resume_from):
     )
     assert seen_a == seen_b
     assert module_a.train_losses == module_b.train_losses
-    assert all(torch.equal(v, module_b.state_dict()[k]) for k, v in module_a.state_dict().items())
+    assert all(
+        torch.equal(v, module_b.state_dict()[k])
+        for k, v in module_a.state_dict().items()
+    )
     states = [t.optimizers[0].state_dict()["state"] for t in (plain, trainer)]
     assert all(
-        torch.equal(states[0][i][k], states[1][i][k]) for i in states[0] for k in states[0][i]
+        torch.equal(states[0][i][k], states[1][i][k])
+        for i in states[0]
+        for k in states[0][i]
     )
 
     barrier, previous, snapshots = attached
@@ -103,7 +112,8 @@ def test_crash_and_resume(tmp_path, checkpoint, resume_from):
     assert [m.step for m in barrier.measurements] == [12, 16]
     # The reference is still the model before the crashed training began, and matching goes on from where it was.
     start = torch.load(
-        tmp_path / "with" / "logs" / "version_0" / "barrier-init.ckpt", weights_only=True
+        tmp_path / "with" / "logs" / "version_0" / "barrier-init.ckpt",
+        weights_only=True,
     )["state_dict"]
     seed_everything(4, verbose=False)
     fresh = Classifier(dropout=0.2, noise=True).state_dict()
@@ -113,7 +123,11 @@ def test_crash_and_resume(tmp_path, checkpoint, resume_from):
     assert saved[barrier.state_key]["validations"] == 2
     # One row per step, λ and curve, in order: nothing twice, nothing lost.
     with (tmp_path / "with" / "logs" / "version_0" / "barrier.csv").open() as file:
-        steps = [int(row["step"]) for row in csv.DictReader(file) if row["metric"] == "val_loss"]
+        steps = [
+            int(row["step"])
+            for row in csv.DictReader(file)
+            if row["metric"] == "val_loss"
+        ]
     assert steps == [step for step in (4, 8, 12, 16) for _ in range(6)]
     assert [s.step for s in load_trajectory(snapshots.folder)] == [0, 3, 6, 9, 12, 15]
     assert [m.step for m in previous.measurements] == [12, 16]
@@ -136,7 +150,9 @@ def test_matching_goes_on_from_the_saved_permutation(tmp_path, monkeypatch):
     # Crashed run: at steps 4 and 8.  Resumed run: at 12 and 16.
     assert starts[0] is None
     assert starts[1] is not None
-    assert torch.equal(starts[2]["h"], saved[barrier.state_key]["alignment"]["orders"]["h"])
+    assert torch.equal(
+        starts[2]["h"], saved[barrier.state_key]["alignment"]["orders"]["h"]
+    )
 
 
 def test_init_is_refused_where_it_cannot_be_known(tmp_path):
@@ -145,13 +161,20 @@ def test_init_is_refused_where_it_cannot_be_known(tmp_path):
     trainer = trainer_in(tmp_path / "1", max_epochs=1)
     trainer.fit(module, train_loader(), val_loader())
     trainer.save_checkpoint(tmp_path / "x.ckpt")
-    late = trainer_in(tmp_path / "2", callbacks=[LossBarrier("init", "none")], max_epochs=2)
+    late = trainer_in(
+        tmp_path / "2", callbacks=[LossBarrier("init", "none")], max_epochs=2
+    )
     with pytest.raises(ConfigurationError, match="'init' is unknown"):
-        late.fit(Classifier(), train_loader(), val_loader(), ckpt_path=tmp_path / "x.ckpt")
+        late.fit(
+            Classifier(), train_loader(), val_loader(), ckpt_path=tmp_path / "x.ckpt"
+        )
 
 
 def test_fitting_further_with_the_same_trainer(tmp_path):
-    barrier, snapshots = LossBarrier("init", "none", points=2), CheckpointSnapshot(tmp_path / "s")
+    barrier, snapshots = (
+        LossBarrier("init", "none", points=2),
+        CheckpointSnapshot(tmp_path / "s"),
+    )
     trainer = trainer_in(tmp_path, callbacks=[barrier, snapshots], max_epochs=1)
     module = Classifier()
     trainer.fit(module, train_loader(), val_loader())

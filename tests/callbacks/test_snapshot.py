@@ -64,7 +64,9 @@ def test_a_snapshot_is_the_state_at_its_step_and_loads_everywhere(tmp_path):
 
     class Witness(Callback):
         def on_train_batch_end(self, trainer, module, *_):
-            seen[trainer.global_step] = {k: v.clone() for k, v in module.state_dict().items()}
+            seen[trainer.global_step] = {
+                k: v.clone() for k, v in module.state_dict().items()
+            }
 
     fit(tmp_path, Witness(), CheckpointSnapshot(tmp_path / "s", every_n_steps=3))
     snapshots = {s.step: s for s in load_trajectory(tmp_path / "s")}
@@ -88,7 +90,8 @@ def test_a_snapshot_is_the_state_at_its_step_and_loads_everywhere(tmp_path):
 )
 def test_half_precision(tmp_path, precision, dtype):
     _, module = fit(
-        tmp_path, CheckpointSnapshot(tmp_path / "s", every_n_epochs=2, precision=precision)
+        tmp_path,
+        CheckpointSnapshot(tmp_path / "s", every_n_epochs=2, precision=precision),
     )
     state = list(load_trajectory(tmp_path / "s"))[-1].state_dict()
     for name, tensor in module.state_dict().items():
@@ -105,7 +108,9 @@ def test_default_folder_is_beside_the_logs(tmp_path):
     assert steps(callback.folder) == [0, 4, 8]
 
 
-@pytest.mark.parametrize(("keep", "expected"), [("newest", [10, 11, 12]), ("spread", [0, 2, 12])])
+@pytest.mark.parametrize(
+    ("keep", "expected"), [("newest", [10, 11, 12]), ("spread", [0, 2, 12])]
+)
 def test_disk_use_is_bounded(tmp_path, keep, expected):
     callback = CheckpointSnapshot(tmp_path / "s", every_n_steps=1, limit=3, keep=keep)
     fit(tmp_path, callback, max_epochs=3)
@@ -204,11 +209,19 @@ def test_two_callbacks_need_two_folders(tmp_path):
     two = CheckpointSnapshot(tmp_path / "b", every_n_steps=2)
     fit(tmp_path, one, two)
     assert one.state_key != two.state_key
-    assert (steps(tmp_path / "a"), steps(tmp_path / "b")) == ([0, 4, 8], [0, 2, 4, 6, 8])
+    assert (steps(tmp_path / "a"), steps(tmp_path / "b")) == (
+        [0, 4, 8],
+        [0, 2, 4, 6, 8],
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", '{"format": "lightning-rebasin-snapshots", "version": 1, "snapshots": [{}]}']
+    "text",
+    [
+        "",
+        "{}",
+        '{"format": "lightning-rebasin-snapshots", "version": 1, "snapshots": [{}]}',
+    ],
 )
 def test_damaged_indices_are_refused(tmp_path, text):
     (tmp_path / "index.json").write_text(text)

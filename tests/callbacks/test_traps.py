@@ -49,7 +49,9 @@ def test_calling_the_module_again_would_pollute_its_own_logged_values(tmp_path):
 
 def test_iterating_the_loader_would_stop_a_validation_with_persistent_workers(tmp_path):
     """Trap: with persistent workers the loader has one iterator, and a second loop over it ends the first one."""
-    loader = DataLoader(blobs(50, 1), batch_size=16, num_workers=1, persistent_workers=True)
+    loader = DataLoader(
+        blobs(50, 1), batch_size=16, num_workers=1, persistent_workers=True
+    )
     barrier = LossBarrier("init", "none", points=3)
     trainer, _ = fit(tmp_path, barrier, loader=loader)
     assert float(trainer.callback_metrics["val_count"]) == 50
@@ -98,7 +100,9 @@ def test_nested_validation_would_call_every_hook_again(tmp_path):
 
     plain, measured = Counter(), Counter()
     _, one = fit(tmp_path / "1", plain, module=Hooked())
-    _, two = fit(tmp_path / "2", measured, LossBarrier("init", "none", points=5), module=Hooked())
+    _, two = fit(
+        tmp_path / "2", measured, LossBarrier("init", "none", points=5), module=Hooked()
+    )
     assert plain.counts == measured.counts
     assert one.calls == two.calls
 
@@ -114,7 +118,9 @@ def test_tensors_made_during_validation_are_usable_afterwards(tmp_path):
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
-def test_one_autocast_context_for_all_points_would_evaluate_old_weights(tmp_path, inference_mode):
+def test_one_autocast_context_for_all_points_would_evaluate_old_weights(
+    tmp_path, inference_mode
+):
     """Trap: autocast caches the cast weights; both ends must be what validation says in the same precision.
 
     That every point gets its own context is held by tests/landscape/test_probe.py.
@@ -142,25 +148,32 @@ def test_one_autocast_context_for_all_points_would_evaluate_old_weights(tmp_path
     assert len(set(curve.values["val_loss"])) == 3
 
 
-@pytest.mark.parametrize("compiled", [pytest.param("module", marks=pytest.mark.slow), "submodule"])
+@pytest.mark.parametrize(
+    "compiled", [pytest.param("module", marks=pytest.mark.slow), "submodule"]
+)
 def test_a_copy_of_a_compiled_module_would_run_the_original(tmp_path, compiled):
     """Trap: compiled methods stay bound to the original, and compiled submodules rename their weights."""
     plain = Classifier()
     reference = shifted(plain)
     expected = LossBarrier(reference, "both", spec=plain.spec(), points=3)
-    trainer_in(tmp_path / "1", callbacks=[expected]).validate(plain, val_loader(), verbose=False)
+    trainer_in(tmp_path / "1", callbacks=[expected]).validate(
+        plain, val_loader(), verbose=False
+    )
     module = Classifier()
     module.load_state_dict(plain.state_dict())
     if compiled == "submodule":
         module.net = torch.compile(module.net, backend="eager")
         # A reference that was itself saved from a compiled module
         reference = {
-            name.replace("net.", "net._orig_mod."): tensor for name, tensor in reference.items()
+            name.replace("net.", "net._orig_mod."): tensor
+            for name, tensor in reference.items()
         }
     barrier = LossBarrier(reference, "both", spec=plain.spec(), points=3)
     trainer = trainer_in(tmp_path / "2", callbacks=[barrier])
     with torch._dynamo.config.patch(suppress_errors=True):
-        runs = torch.compile(module, backend="eager") if compiled == "module" else module
+        runs = (
+            torch.compile(module, backend="eager") if compiled == "module" else module
+        )
         trainer.validate(runs, val_loader(), verbose=False)
     for label in ("naive", "matched"):
         assert (
@@ -178,7 +191,9 @@ def test_validation_in_the_middle_of_accumulation_keeps_the_gradients(tmp_path):
             self.seen = []
 
         def on_validation_start(self, trainer, module):
-            self.before = [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+            self.before = [
+                None if p.grad is None else p.grad.clone() for p in module.parameters()
+            ]
 
         def on_validation_end(self, trainer, module):
             after = [p.grad for p in module.parameters()]
@@ -186,7 +201,9 @@ def test_validation_in_the_middle_of_accumulation_keeps_the_gradients(tmp_path):
                 (a is None and b is None) or torch.equal(a, b)
                 for a, b in zip(self.before, after, strict=True)
             ]
-            self.seen.append((all(equal), any(b is not None and bool(b.any()) for b in after)))
+            self.seen.append(
+                (all(equal), any(b is not None and bool(b.any()) for b in after))
+            )
 
     watcher = Gradients()
     fit(
@@ -209,7 +226,9 @@ def test_a_reference_with_averaged_weights_is_the_averaged_one(tmp_path):
     validating = trainer_in(tmp_path / "2", callbacks=[barrier])
     validating.validate(other, val_loader(), verbose=False)
     other.trainer = validating
-    expected = measure_barrier(other, other.state_dict(), averaged, val_loader(), points=2)
+    expected = measure_barrier(
+        other, other.state_dict(), averaged, val_loader(), points=2
+    )
     assert barrier.measurements[0].curves["naive"].values["val_loss"] == pytest.approx(
         expected.values["val_loss"]
     )
@@ -222,7 +241,9 @@ def test_callbacks_of_one_class_keep_separate_states(tmp_path):
     trainer, _ = fit(tmp_path, one, two)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["callbacks"]
-    assert saved[one.state_key]["scalars"].keys() != saved[two.state_key]["scalars"].keys()
+    assert (
+        saved[one.state_key]["scalars"].keys() != saved[two.state_key]["scalars"].keys()
+    )
     assert {one.state_key, two.state_key} <= set(saved)
 
 
@@ -234,10 +255,16 @@ def test_training_on_a_gpu_is_untouched(tmp_path, precision):
     losses = []
     for attach in (False, True):
         barriers = (
-            [LossBarrier("init", "both", spec=Classifier().spec(), points=3)] if attach else []
+            [LossBarrier("init", "both", spec=Classifier().spec(), points=3)]
+            if attach
+            else []
         )
         options = {"accelerator": "gpu", "precision": precision}
         _, module = fit(tmp_path / str(attach), *barriers, module=None, **options)
-        losses.append((module.train_losses, [p.detach().cpu() for p in module.parameters()]))
+        losses.append(
+            (module.train_losses, [p.detach().cpu() for p in module.parameters()])
+        )
     assert losses[0][0] == losses[1][0]
-    assert all(torch.equal(a, b) for a, b in zip(losses[0][1], losses[1][1], strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(losses[0][1], losses[1][1], strict=True)
+    )

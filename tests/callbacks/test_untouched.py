@@ -24,13 +24,25 @@ class Diary(Callback):
         self.entries = []
 
     def write(self, trainer, module):
-        logged = {k: float(v) for k, v in trainer.logged_metrics.items() if not k.startswith(OWN)}
+        logged = {
+            k: float(v)
+            for k, v in trainer.logged_metrics.items()
+            if not k.startswith(OWN)
+        }
         monitored = {
-            k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith(OWN)
+            k: float(v)
+            for k, v in trainer.callback_metrics.items()
+            if not k.startswith(OWN)
         }
         shown = {k for k in trainer.progress_bar_metrics if not k.startswith(OWN)}
         self.entries.append(
-            (trainer.global_step, logged, monitored, shown, torch.get_rng_state().tolist()[:64])
+            (
+                trainer.global_step,
+                logged,
+                monitored,
+                shown,
+                torch.get_rng_state().tolist()[:64],
+            )
         )
 
     def on_validation_end(self, trainer, module):
@@ -52,9 +64,13 @@ def same(one, other):
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(v, other[k]) for k, v in one.items())
+        return one.keys() == other.keys() and all(
+            same(v, other[k]) for k, v in one.items()
+        )
     if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(
+            same(a, b) for a, b in zip(one, other, strict=True)
+        )
     return one == other
 
 
@@ -83,7 +99,9 @@ def run(
         module.net = torch.compile(module.net, backend="eager")
     diary = Diary()
     trainer = trainer_in(
-        tmp_path, callbacks=[*attached, *[make() for make in extra], diary], **trainer_kwargs
+        tmp_path,
+        callbacks=[*attached, *[make() for make in extra], diary],
+        **trainer_kwargs,
     )
     trainer.fit(
         torch.compile(module, backend="eager") if compiled == "module" else module,
@@ -134,7 +152,10 @@ def test_training_is_bitwise_the_same(tmp_path, name):
             tmp_path / "with", attach=True, **configuration
         )
     for part, expected, got in zip(
-        ("weights", "optimizer", "generators", "losses", "logs"), without, with_them, strict=True
+        ("weights", "optimizer", "generators", "losses", "logs"),
+        without,
+        with_them,
+        strict=True,
     ):
         assert same(expected, got), part
     assert barrier.measurements, "nothing was measured, so the comparison shows nothing"

@@ -82,7 +82,11 @@ def watched(folder, *extra, large=None):
 def baseline(folder):
     """Memory of the program with the libraries but no model."""
     code = "import lightning_rebasin.checkpoints, sys; print('up', flush=True); sys.stdin.read()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+    }
     process = subprocess.Popen([sys.executable, "-c", code], cwd=folder, **pipes)
     process.stdout.readline()
     private, _ = memory(process.pid)
@@ -97,7 +101,9 @@ def check(folder, method, size, large=None):
         f"MiB: model {size:.0f}, beside the libraries {beside:.0f}, all with mapped files {total:.0f}"
     )
     steps = (
-        ("reading", "merging") if method == "average" else ("reading", "weight matching", "merging")
+        ("reading", "merging")
+        if method == "average"
+        else ("reading", "weight matching", "merging")
     )
     assert all(step in log for step in steps)
     assert (folder / "out.pt").stat().st_size / MEBIBYTE > 0.99 * size
@@ -145,7 +151,14 @@ def test_two_files_of_500_megabytes_are_proved_in_less_than_three_models(tmp_pat
     (tmp_path / "chain.py").write_text(NETWORK)
     size = (tmp_path / "a.pt").stat().st_size / MEBIBYTE
     settings = f'{{"width": {width}, "layers": {layers}}}'
-    module = ("--module", "chain.Chain", "--init-args", settings, "--input-shape", f"4,{width}")
+    module = (
+        "--module",
+        "chain.Chain",
+        "--init-args",
+        settings,
+        "--input-shape",
+        f"4,{width}",
+    )
     anonymous, total, log = watched(tmp_path, *module)
     beside = anonymous - baseline(tmp_path)
     print(
@@ -166,7 +179,9 @@ def test_matching_like_a_large_model_needs_less_than_three_models(tmp_path):
 @pytest.mark.timeout(280)
 def test_killed_at_any_moment(tmp_path):
     make(tmp_path, width=256, layers=8)
-    process = subprocess.run(command(tmp_path), cwd=tmp_path, capture_output=True, check=True)
+    process = subprocess.run(
+        command(tmp_path), cwd=tmp_path, capture_output=True, check=True
+    )
     assert b"wrote out.pt" in process.stdout
     whole = (tmp_path / "out.pt").read_bytes()
     begin = time.monotonic()

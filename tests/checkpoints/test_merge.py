@@ -45,7 +45,10 @@ def loaded(path):
 def test_a_planted_permutation_is_undone(tmp_path, planted):
     net, _, hidden = planted
     report = merge_checkpoints(
-        [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "out.pt", module=net, example=X
+        [tmp_path / "a.pt", tmp_path / "b.pt"],
+        tmp_path / "out.pt",
+        module=net,
+        example=X,
     )
     merged = loaded(tmp_path / "out.pt")
     for name, tensor in net.state_dict().items():
@@ -56,7 +59,8 @@ def test_a_planted_permutation_is_undone(tmp_path, planted):
     assert "same function" in str(report)
     history = merged.lightning_rebasin
     assert [file["sha256"] for file in history["inputs"]] == [
-        hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("a.pt", "b.pt")
+        hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        for name in ("a.pt", "b.pt")
     ]
     stored = PermutationSpec.from_dict(json.loads(history["spec"]))
     assert Permutation(stored, history["permutations"][1]) == hidden.inverse()
@@ -77,7 +81,9 @@ def test_a_spec_alone_is_enough_and_says_so(tmp_path, planted):
     assert any("not proved" in sentence for sentence in report.advice)
 
 
-def test_a_wrong_spec_is_caught_by_the_gate_before_anything_is_written(tmp_path, planted):
+def test_a_wrong_spec_is_caught_by_the_gate_before_anything_is_written(
+    tmp_path, planted
+):
     net, _, _ = planted
     state = net.state_dict()
     wrong = PermutationSpec.from_table(
@@ -97,9 +103,13 @@ def test_a_wrong_spec_is_caught_by_the_gate_before_anything_is_written(tmp_path,
 def test_plain_average_and_weights(tmp_path, planted):
     net, _, _ = planted
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
-    report = merge_checkpoints(paths, tmp_path / "out.pt", method="average", weights=[3, 1])
+    report = merge_checkpoints(
+        paths, tmp_path / "out.pt", method="average", weights=[3, 1]
+    )
     expected = average([loaded(p) for p in paths], [3, 1])
-    assert all(torch.equal(t, expected[n]) for n, t in loaded(tmp_path / "out.pt").items())
+    assert all(
+        torch.equal(t, expected[n]) for n, t in loaded(tmp_path / "out.pt").items()
+    )
     assert report.matches == ()
     assert any("--method weight" in sentence for sentence in report.advice)
     torch.save(interpolate(loaded(paths[0]), loaded(paths[1]), 0.01), tmp_path / "c.pt")
@@ -107,7 +117,8 @@ def test_plain_average_and_weights(tmp_path, planted):
         [paths[0], tmp_path / "c.pt"], tmp_path / "o.pt", module=net, example=X
     )
     assert any(
-        "already" in sentence and "--method average" in sentence for sentence in close.advice
+        "already" in sentence and "--method average" in sentence
+        for sentence in close.advice
     )
     done = merge_checkpoints(
         [tmp_path / "a.pt", tmp_path / "c.pt"], tmp_path / "e.pt", method="average"
@@ -136,7 +147,10 @@ def test_half_precision_in_and_out(tmp_path, planted):
     torch.save(half, tmp_path / "a.pt")
     torch.save(hidden.apply(half), tmp_path / "b.pt")
     merge_checkpoints(
-        [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "out.pt", module=net, example=X
+        [tmp_path / "a.pt", tmp_path / "b.pt"],
+        tmp_path / "out.pt",
+        module=net,
+        example=X,
     )
     got = loaded(tmp_path / "out.pt")
     assert all(torch.equal(got[n], t) for n, t in half.items())
@@ -152,7 +166,10 @@ def test_prefixes_are_fitted_to_the_module_and_kept_in_the_output(tmp_path, plan
         }
         torch.save(payload, tmp_path / f"{name}.ckpt")
     merge_checkpoints(
-        [tmp_path / "a.ckpt", tmp_path / "b.pt"], tmp_path / "out.ckpt", module=net, example=X
+        [tmp_path / "a.ckpt", tmp_path / "b.pt"],
+        tmp_path / "out.ckpt",
+        module=net,
+        example=X,
     )
     got = loaded(tmp_path / "out.ckpt")["state_dict"]
     torch.testing.assert_close(got["model.0.weight"], net.state_dict()["0.weight"])
@@ -161,7 +178,10 @@ def test_prefixes_are_fitted_to_the_module_and_kept_in_the_output(tmp_path, plan
 
 def batch_norm_files(tmp_path):
     net = BatchNormCNN(4)
-    data = [torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    data = [
+        torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(i))
+        for i in range(3)
+    ]
     for seed, name in enumerate("ab"):
         torch.save(randomise(net, seed).state_dict(), tmp_path / f"{name}.pt")
     return net, data, [tmp_path / "a.pt", tmp_path / "b.pt"]
@@ -204,8 +224,12 @@ def test_files_from_before_batch_counters(tmp_path):
 def test_tied_weights_stay_tied(tmp_path, planted):
     shared = [torch.randn(4, 4) for _ in "ab"]
     for name, tensor in zip("ab", shared, strict=True):
-        torch.save({"e": tensor, "h": tensor, "x": torch.ones(2)}, tmp_path / f"{name}.pt")
-    merge_checkpoints([tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "out.pt", method="average")
+        torch.save(
+            {"e": tensor, "h": tensor, "x": torch.ones(2)}, tmp_path / f"{name}.pt"
+        )
+    merge_checkpoints(
+        [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "out.pt", method="average"
+    )
     got = loaded(tmp_path / "out.pt")
     assert got["e"].data_ptr() == got["h"].data_ptr()
     torch.testing.assert_close(got["e"], (shared[0] + shared[1]) / 2)
@@ -218,7 +242,8 @@ def test_evaluation_rows_and_advice(tmp_path, planted):
     def evaluate(network):
         return {
             "val_loss": sum(
-                float((t - target[n]).abs().sum()) for n, t in network.state_dict().items()
+                float((t - target[n]).abs().sum())
+                for n, t in network.state_dict().items()
             )
         }
 
@@ -232,7 +257,10 @@ def test_evaluation_rows_and_advice(tmp_path, planted):
     rows = report.evaluation
     assert list(rows) == ["a.pt", "b.pt", "naive average", "merged"]
     assert (
-        rows["a.pt"]["val_loss"] == 0 < rows["naive average"]["val_loss"] < rows["b.pt"]["val_loss"]
+        rows["a.pt"]["val_loss"]
+        == 0
+        < rows["naive average"]["val_loss"]
+        < rows["b.pt"]["val_loss"]
     )
     assert any("best single model is a.pt" in sentence for sentence in report.advice)
 
@@ -242,7 +270,12 @@ def test_lightning_checkpoints_from_training_to_test(tmp_path):
 
     from lightning.pytorch import Trainer, seed_everything
 
-    quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    quiet = (
+        "logger",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "enable_checkpointing",
+    )
     options = {"accelerator": "cpu", **dict.fromkeys(quiet, False)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -271,13 +304,21 @@ def test_lightning_checkpoints_from_training_to_test(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda s: {**s, "0.weight": torch.zeros(13, 6)}, StateDictError, r"b\.pt.*'0.weight'"),
+        (
+            lambda s: {**s, "0.weight": torch.zeros(13, 6)},
+            StateDictError,
+            r"b\.pt.*'0.weight'",
+        ),
         (
             lambda s: {n: t for n, t in s.items() if n != "2.bias"},
             StateDictError,
             r"b\.pt.*lacks '2.bias'",
         ),
-        (lambda s: {**s, "extra": torch.zeros(1)}, StateDictError, r"b\.pt.*unexpected 'extra'"),
+        (
+            lambda s: {**s, "extra": torch.zeros(1)},
+            StateDictError,
+            r"b\.pt.*unexpected 'extra'",
+        ),
         (
             lambda s: {**s, "0.bias": torch.full((12,), float("nan"))},
             NonFiniteError,
@@ -297,7 +338,10 @@ def test_inputs_that_do_not_fit_are_named_and_nothing_is_written(
     torch.save(change(loaded(tmp_path / "b.pt")), tmp_path / "b.pt")
     with pytest.raises(error, match=message):
         merge_checkpoints(
-            [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "o.pt", module=planted[0], example=X
+            [tmp_path / "a.pt", tmp_path / "b.pt"],
+            tmp_path / "o.pt",
+            module=planted[0],
+            example=X,
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "b.pt"]
 
@@ -330,7 +374,9 @@ def test_the_output_is_refused_before_any_work(tmp_path, planted, monkeypatch):
     )
     with pytest.raises(OutputError):
         merge_checkpoints(
-            [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "no" / "o.pt", method="average"
+            [tmp_path / "a.pt", tmp_path / "b.pt"],
+            tmp_path / "no" / "o.pt",
+            method="average",
         )
 
 
@@ -338,7 +384,9 @@ def test_method_none_changes_the_format(tmp_path, planted):
     pytest.importorskip("safetensors")
     merge_checkpoints([tmp_path / "b.pt"], tmp_path / "b.safetensors", method="none")
     got = read_checkpoint(tmp_path / "b.safetensors")
-    assert all(torch.equal(got.state_dict[n], t) for n, t in loaded(tmp_path / "b.pt").items())
+    assert all(
+        torch.equal(got.state_dict[n], t) for n, t in loaded(tmp_path / "b.pt").items()
+    )
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path):
@@ -348,7 +396,11 @@ def test_the_same_seed_gives_the_same_file(tmp_path):
     merged = []
     for name in ("x.pt", "y.pt"):
         merge_checkpoints(
-            [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / name, module=net, example=X, seed=3
+            [tmp_path / "a.pt", tmp_path / "b.pt"],
+            tmp_path / name,
+            module=net,
+            example=X,
+            seed=3,
         )
         merged.append(loaded(tmp_path / name))
     assert all(torch.equal(t, merged[1][n]) for n, t in merged[0].items())
@@ -357,11 +409,14 @@ def test_the_same_seed_gives_the_same_file(tmp_path):
 @pytest.mark.parametrize("many", ["merge_many", "cycle_consistent"])
 def test_many_models_in_one_frame(tmp_path, planted, many):
     net, spec, _ = planted
-    orders = [Permutation.random(spec, torch.Generator().manual_seed(i)) for i in range(4)]
+    orders = [
+        Permutation.random(spec, torch.Generator().manual_seed(i)) for i in range(4)
+    ]
     noise = torch.Generator().manual_seed(7)
     for i, order in enumerate(orders):
         near = {
-            n: t + 0.05 * torch.randn(t.shape, generator=noise) for n, t in net.state_dict().items()
+            n: t + 0.05 * torch.randn(t.shape, generator=noise)
+            for n, t in net.state_dict().items()
         }
         torch.save(order.apply(near), tmp_path / f"{i}.pt")
     paths = [tmp_path / f"{i}.pt" for i in range(4)]
@@ -379,10 +434,13 @@ def test_many_models_in_one_frame(tmp_path, planted, many):
     assert max(report.errors) < 1e-12
     assert len(report.errors) == 3
     aligned = [
-        orders[0].compose(o.inverse()).apply(loaded(p)) for o, p in zip(orders, paths, strict=True)
+        orders[0].compose(o.inverse()).apply(loaded(p))
+        for o, p in zip(orders, paths, strict=True)
     ]
     expected = average(aligned, [4, 3, 2, 1])
-    assert all(torch.equal(t, expected[n]) for n, t in loaded(tmp_path / "out.pt").items())
+    assert all(
+        torch.equal(t, expected[n]) for n, t in loaded(tmp_path / "out.pt").items()
+    )
     json.dumps(report.to_dict())
 
 
@@ -426,16 +484,24 @@ def test_a_lightning_module_is_proved_through_its_validation_step(tmp_path, plan
     module = Stepwise(net)
     for name in ("a.pt", "b.pt"):
         state = torch.load(tmp_path / name, weights_only=True)
-        torch.save({f"net.{key}": tensor for key, tensor in state.items()}, tmp_path / name)
+        torch.save(
+            {f"net.{key}": tensor for key, tensor in state.items()}, tmp_path / name
+        )
     g = torch.Generator().manual_seed(4)
     data = [{"x": torch.randn(20, 6, generator=g), "y": torch.randn(20, generator=g)}]
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
     report = merge_checkpoints(paths, tmp_path / "out.pt", module=module, data=data)
-    assert report.permutations[1].orders["net.0"].tolist() == hidden.inverse().orders["0"].tolist()
+    assert (
+        report.permutations[1].orders["net.0"].tolist()
+        == hidden.inverse().orders["0"].tolist()
+    )
     assert report.errors[0] < 1e-12
     step = Example((data[0],), method="validation_step")
     assert (
-        merge_checkpoints(paths, tmp_path / "2.pt", module=module, example=step).errors[0] < 1e-12
+        merge_checkpoints(paths, tmp_path / "2.pt", module=module, example=step).errors[
+            0
+        ]
+        < 1e-12
     )
 
 
@@ -461,7 +527,11 @@ def test_a_table_that_the_models_share_comes_out_as_it_was(tmp_path, count):
         paths.append(tmp_path / f"{seed}.pt")
         torch.save(Positioned().state_dict(), paths[-1])
     z = torch.randn(2, 4, 3)
-    report = merge_checkpoints(paths, tmp_path / "out.pt", module=Positioned(), example=z)
+    report = merge_checkpoints(
+        paths, tmp_path / "out.pt", module=Positioned(), example=z
+    )
     assert torch.equal(loaded(tmp_path / "out.pt")["table"], Positioned().table)
     assert "is the same in the models" in report.spec.explain("embed.weight")
-    assert [g.size for g in report.spec.groups.values()] == [8] and max(report.errors) < 1e-12
+    assert [g.size for g in report.spec.groups.values()] == [8] and max(
+        report.errors
+    ) < 1e-12

@@ -15,7 +15,9 @@ from lightning_rebasin.errors import CheckpointError, ConfigurationError
 from lightning_rebasin.symmetry import Permutation, infer_spec
 
 OPTIMIZERS = {
-    "sgd momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "sgd momentum": lambda p: torch.optim.SGD(
+        p, lr=0.05, momentum=0.9, weight_decay=1e-3
+    ),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
 }
@@ -53,7 +55,9 @@ def test_the_next_ten_steps_are_the_same_after_permuting(kind):
     for name, tensor in other.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-11)
     gap = (unmoved_net.conv2.weight - expected["conv2.weight"]).abs().max()
-    assert gap > 1e-4  # without moving the optimizer's state the training goes another way
+    assert (
+        gap > 1e-4
+    )  # without moving the optimizer's state the training goes another way
 
 
 class TwoGroups(LightningModule):
@@ -73,7 +77,9 @@ class TwoGroups(LightningModule):
     def configure_optimizers(self):
         biases = [p for n, p in self.named_parameters() if n.endswith("bias")]
         weights = [p for n, p in self.named_parameters() if n.endswith("weight")]
-        optimizer = torch.optim.Adam([{"params": biases, "lr": 0.02}, {"params": weights}], lr=0.01)
+        optimizer = torch.optim.Adam(
+            [{"params": biases, "lr": 0.02}, {"params": weights}], lr=0.01
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1),
@@ -82,7 +88,9 @@ class TwoGroups(LightningModule):
 
 def fit(module, path, epochs, tmp_path, ckpt_path=None):
     g = torch.Generator().manual_seed(5)
-    data = TensorDataset(torch.randn(40, 4, generator=g), torch.randn(40, 2, generator=g))
+    data = TensorDataset(
+        torch.randn(40, 4, generator=g), torch.randn(40, 2, generator=g)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(
@@ -115,7 +123,10 @@ def test_a_lightning_training_goes_on_exactly(tmp_path):
     expected = p.apply(one.state_dict())
     for name, tensor in two.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-11)
-    rates = [torch.load(tmp_path / f"{n}4.ckpt")["lr_schedulers"][0]["_last_lr"] for n in "ab"]
+    rates = [
+        torch.load(tmp_path / f"{n}4.ckpt")["lr_schedulers"][0]["_last_lr"]
+        for n in "ab"
+    ]
     assert rates[0] == rates[1] != [0.02, 0.01]
 
 
@@ -128,7 +139,10 @@ def test_without_the_option_training_starts_afresh(tmp_path):
     fresh = read_inputs([tmp_path / "b.ckpt"], spec.tensors)[0]
     with pytest.raises(ConfigurationError, match="no optimizer state"):
         apply_to_checkpoint(
-            fresh, Permutation.identity(spec), tmp_path / "c.ckpt", permute_optimizer=True
+            fresh,
+            Permutation.identity(spec),
+            tmp_path / "c.ckpt",
+            permute_optimizer=True,
         )
 
 
@@ -143,7 +157,9 @@ def test_names_that_the_optimizer_kept_win():
     moved = permute_optimizer_states([optimizer.state_dict()], p)[0]["state"]
     flat = p.flat(next(iter(spec.groups)))
     before = optimizer.state_dict()["state"]
-    assert torch.equal(moved[3]["exp_avg"], before[3]["exp_avg"][flat])  # 0.weight comes last
+    assert torch.equal(
+        moved[3]["exp_avg"], before[3]["exp_avg"][flat]
+    )  # 0.weight comes last
     assert torch.equal(moved[1]["exp_avg"], before[1]["exp_avg"][:, flat])
     assert torch.equal(moved[0]["step"], before[0]["step"])
 
@@ -151,8 +167,13 @@ def test_names_that_the_optimizer_kept_win():
 def test_states_of_other_shapes_are_refused():
     net = mlp(3, 4, 2)
     spec = infer_spec(net, torch.randn(2, 3))
-    state = {"state": {0: {"row": torch.zeros(4)}}, "param_groups": [{"params": [0, 1, 2, 3]}]}
-    with pytest.raises(CheckpointError, match=r"'row' of shape \(4,\) does not fit '0.weight'"):
+    state = {
+        "state": {0: {"row": torch.zeros(4)}},
+        "param_groups": [{"params": [0, 1, 2, 3]}],
+    }
+    with pytest.raises(
+        CheckpointError, match=r"'row' of shape \(4,\) does not fit '0.weight'"
+    ):
         permute_optimizer_states([state], Permutation.identity(spec))
     short = {"state": {}, "param_groups": [{"params": [0]}]}
     with pytest.raises(CheckpointError, match="1 parameters, the network 4"):

@@ -24,7 +24,9 @@ def same(a, b):
     return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model", "generator"])
+@pytest.mark.parametrize(
+    "wrapper", [None, "state_dict", "model_state_dict", "model", "generator"]
+)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torch_files_bare_and_wrapped_in_both_formats(tmp_path, state, wrapper, zipped):
     payload = (
@@ -54,7 +56,9 @@ def test_every_shared_lightning_file_loads_without_running_anything():
             warnings.simplefilter("ignore")
             oracle = _trusting_load(file)
         assert same(c.state_dict, oracle["state_dict"])
-    assert not {m for m in set(sys.modules) - before if m.startswith("pytorch_lightning")}
+    assert not {
+        m for m in set(sys.modules) - before if m.startswith("pytorch_lightning")
+    }
 
 
 def _trusting_load(file):
@@ -75,27 +79,39 @@ def _trusting_load(file):
     module = SimpleNamespace(
         Unpickler=Unpickler, load=lambda f, **k: Unpickler(f, **k).load(), __name__="x"
     )
-    return torch.load(file, map_location="cpu", weights_only=False, pickle_module=module)
+    return torch.load(
+        file, map_location="cpu", weights_only=False, pickle_module=module
+    )
 
 
 def test_hyper_parameters_of_refused_files_are_kept():
-    c = read_checkpoint(shared_path("data/lightning/v2.6.0-loss-object-in-hparams.ckpt"))
+    c = read_checkpoint(
+        shared_path("data/lightning/v2.6.0-loss-object-in-hparams.ckpt")
+    )
     kept = c.metadata["hyper_parameters"]
     assert (kept["hidden_channels"], kept["padding"], kept["lr"]) == (16, "same", 0.001)
     assert repr(kept["optimizer"]) == "<stand-in for torch.optim.adam.Adam>"
-    assert repr(kept["criterion"]) == "<stand-in for torch.nn.modules.loss.BCEWithLogitsLoss>"
+    assert (
+        repr(kept["criterion"])
+        == "<stand-in for torch.nn.modules.loss.BCEWithLogitsLoss>"
+    )
 
 
 def test_every_other_shared_checkpoint_loads():
     files = [
-        f for f in sorted(shared_path("data/checkpoints").glob("*/*")) if f.suffix in (".pt", ".th")
+        f
+        for f in sorted(shared_path("data/checkpoints").glob("*/*"))
+        if f.suffix in (".pt", ".th")
     ]
     assert len(files) == 23
     for file in files:
         c = read_checkpoint(file)
         assert c.state_dict
         assert not any(name.startswith("module.") for name in c.state_dict)
-        assert all(t.device.type == "cpu" and not t.requires_grad for t in c.state_dict.values())
+        assert all(
+            t.device.type == "cpu" and not t.requires_grad
+            for t in c.state_dict.values()
+        )
 
 
 def test_prefixes(tmp_path, state):
@@ -108,24 +124,39 @@ def test_prefixes(tmp_path, state):
         f"module.{n}" for n in state
     ]
     save({f"model._orig_mod.{n}": n for n in state})
-    assert list(read_checkpoint(tmp_path / "a.pt").state_dict) == [f"model.{n}" for n in state]
-    assert same(read_checkpoint(tmp_path / "a.pt", prefix="model._orig_mod.").state_dict, state)
-    mapped = read_checkpoint(
-        tmp_path / "a.pt", prefix={"model._orig_mod.0": "first", "model._orig_mod.": "rest."}
+    assert list(read_checkpoint(tmp_path / "a.pt").state_dict) == [
+        f"model.{n}" for n in state
+    ]
+    assert same(
+        read_checkpoint(tmp_path / "a.pt", prefix="model._orig_mod.").state_dict, state
     )
-    assert list(mapped.state_dict) == ["first.weight", "first.bias", "rest.2.weight", "rest.2.bias"]
+    mapped = read_checkpoint(
+        tmp_path / "a.pt",
+        prefix={"model._orig_mod.0": "first", "model._orig_mod.": "rest."},
+    )
+    assert list(mapped.state_dict) == [
+        "first.weight",
+        "first.bias",
+        "rest.2.weight",
+        "rest.2.bias",
+    ]
     assert mapped.names["first.bias"] == "model._orig_mod.0.bias"
     with pytest.raises(
-        CheckpointError, match=r"'model._orig_mod.0.weight' does not begin with the prefix 'net.'"
+        CheckpointError,
+        match=r"'model._orig_mod.0.weight' does not begin with the prefix 'net.'",
     ):
         read_checkpoint(tmp_path / "a.pt", prefix="net.")
     with pytest.raises(CheckpointError, match="would both be called 'x'"):
-        read_checkpoint(tmp_path / "a.pt", prefix={f"model._orig_mod.{n}": "x" for n in state})
+        read_checkpoint(
+            tmp_path / "a.pt", prefix={f"model._orig_mod.{n}": "x" for n in state}
+        )
 
 
 def test_a_lightning_module_may_call_its_child_module(tmp_path, state):
     names = {f"module.{n}": t for n, t in state.items()}
-    torch.save({"pytorch-lightning_version": "2.6.6", "state_dict": names}, tmp_path / "a.ckpt")
+    torch.save(
+        {"pytorch-lightning_version": "2.6.6", "state_dict": names}, tmp_path / "a.ckpt"
+    )
     assert list(read_checkpoint(tmp_path / "a.ckpt").state_dict) == list(names)
 
 
@@ -138,7 +169,9 @@ def test_averaged_and_live_weights(tmp_path, state):
     }
     torch.save(payload, tmp_path / "a.ckpt")
     assert same(read_checkpoint(tmp_path / "a.ckpt").state_dict, state)
-    assert same(read_checkpoint(tmp_path / "a.ckpt", weights="current").state_dict, live)
+    assert same(
+        read_checkpoint(tmp_path / "a.ckpt", weights="current").state_dict, live
+    )
     torch.save({"ema": live, "raw": state}, tmp_path / "b.pt")
     assert same(read_checkpoint(tmp_path / "b.pt", weights="ema").state_dict, live)
     with pytest.raises(CheckpointError, match=r"'ema', 'raw'.*--weights"):
@@ -168,14 +201,18 @@ def test_whole_modules_give_their_state_dict(tmp_path, zipped):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.save(
-            {"net": module, "epoch": 1}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped
+            {"net": module, "epoch": 1},
+            tmp_path / "a.pt",
+            _use_new_zipfile_serialization=zipped,
         )
         torch.save(module, tmp_path / "b.pt", _use_new_zipfile_serialization=zipped)
     assert same(
         dict(sorted(read_checkpoint(tmp_path / "a.pt").state_dict.items())),
         dict(sorted(module.state_dict().items())),
     )
-    assert len(read_checkpoint(tmp_path / "b.pt").state_dict) == len(module.state_dict())
+    assert len(read_checkpoint(tmp_path / "b.pt").state_dict) == len(
+        module.state_dict()
+    )
 
 
 def test_stand_ins_for_containers_paths_and_numbers(tmp_path, state):
@@ -220,7 +257,10 @@ def test_restricted_reading_gives_the_same_tensors(tmp_path, zipped):
     torch.save(payload, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     got = read_checkpoint(tmp_path / "a.pt").state_dict
     assert same(got, tensors)
-    assert all(got[n].dtype == t.dtype and type(got[n]) is torch.Tensor for n, t in tensors.items())
+    assert all(
+        got[n].dtype == t.dtype and type(got[n]) is torch.Tensor
+        for n, t in tensors.items()
+    )
 
 
 def test_files_saved_on_cuda_map_to_the_cpu(tmp_path, state):
@@ -252,7 +292,9 @@ def test_large_zip_files_are_mapped_not_read(tmp_path, state, monkeypatch):
     original = torch.load
     monkeypatch.setattr(read, "_MAP_FROM_BYTES", 1)
     monkeypatch.setattr(
-        read.torch, "load", lambda *a, **k: (seen.append(k["mmap"]), original(*a, **k))[1]
+        read.torch,
+        "load",
+        lambda *a, **k: (seen.append(k["mmap"]), original(*a, **k))[1],
     )
     torch.save({"state_dict": state}, tmp_path / "a.pt")
     assert same(read_checkpoint(tmp_path / "a.pt").state_dict, state)
@@ -317,7 +359,9 @@ def test_missing_files_and_sharded_folders(tmp_path):
 def test_torchscript_is_refused_with_advice(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.trace(mlp(3, 4, 2), torch.zeros(1, 3)), tmp_path / "a.pt")
+        torch.jit.save(
+            torch.jit.trace(mlp(3, 4, 2), torch.zeros(1, 3)), tmp_path / "a.pt"
+        )
     with pytest.raises(CheckpointError, match=r"TorchScript.*state dict"):
         read_checkpoint(tmp_path / "a.pt")
 
@@ -344,7 +388,12 @@ def test_files_that_lightning_wrote_with_weight_averaging(tmp_path):
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import EMAWeightAveraging
 
-    quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    quiet = (
+        "logger",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "enable_checkpointing",
+    )
     live, averaged = {}, {}
 
     class Watch(EMAWeightAveraging):
@@ -352,7 +401,10 @@ def test_files_that_lightning_wrote_with_weight_averaging(tmp_path):
             super().on_train_batch_end(trainer, module, *args)
             live.update({n: t.clone() for n, t in module.state_dict().items()})
             averaged.update(
-                {n: t.clone() for n, t in self._average_model.module.state_dict().items()}
+                {
+                    n: t.clone()
+                    for n, t in self._average_model.module.state_dict().items()
+                }
             )
             trainer.save_checkpoint(tmp_path / "a.ckpt")
 
@@ -366,5 +418,7 @@ def test_files_that_lightning_wrote_with_weight_averaging(tmp_path):
         )
         trainer.fit(Classifier(), train_loader())
     assert same(read_checkpoint(tmp_path / "a.ckpt").state_dict, averaged)
-    assert same(read_checkpoint(tmp_path / "a.ckpt", weights="current").state_dict, live)
+    assert same(
+        read_checkpoint(tmp_path / "a.ckpt", weights="current").state_dict, live
+    )
     assert not same(live, averaged)

@@ -84,7 +84,12 @@ def loader(split, network, count):
 
 def score(path, network):
     """Accuracy of a file, by ``trainer.test(ckpt_path=...)``."""
-    quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    quiet = (
+        "logger",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "enable_checkpointing",
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(accelerator="cpu", **dict.fromkeys(quiet, False))
@@ -122,7 +127,14 @@ CASES = {
         0.955,
         0.95,
     ),
-    "v2.6.5 pair": (CNN, ["v2.6.5-mnist-cnn-a", "v2.6.5-mnist-cnn-b"], 0.97, 0.94, 0.97, 0.97),
+    "v2.6.5 pair": (
+        CNN,
+        ["v2.6.5-mnist-cnn-a", "v2.6.5-mnist-cnn-b"],
+        0.97,
+        0.94,
+        0.97,
+        0.97,
+    ),
 }
 
 
@@ -139,7 +151,11 @@ def test_merged_files_pass_the_trainers_test(tmp_path, case):
     network = kind(10) if kind is CNN else kind()
     data = [batch[0] for batch in loader("train", kind, 2000)]
     scores = {}
-    for method, statistics in (("average", "none"), ("weight", "none"), ("weight", "repair")):
+    for method, statistics in (
+        ("average", "none"),
+        ("weight", "none"),
+        ("weight", "repair"),
+    ):
         out = tmp_path / f"{method}-{statistics}.ckpt"
         report = merge_checkpoints(
             paths, out, module=network, method=method, data=data, statistics=statistics
@@ -147,7 +163,8 @@ def test_merged_files_pass_the_trainers_test(tmp_path, case):
         assert method == "average" or max(report.errors) < 1e-8
         scores[method, statistics] = score(out, network)
     best = min(
-        score(path, kind(10) if kind is CNN else kind()) for path in _readable(paths, tmp_path)
+        score(path, kind(10) if kind is CNN else kind())
+        for path in _readable(paths, tmp_path)
     )
     assert best > ends
     assert scores["average", "none"] < naive
@@ -165,5 +182,7 @@ def _readable(paths, tmp_path):
 
 def test_merged_hyper_parameters_build_the_network(tmp_path):
     paths = [shared_path(f"data/lightning/v2.6.5-mnist-cnn-{x}.ckpt") for x in "ab"]
-    merge_checkpoints(paths, tmp_path / "m.ckpt", module=CNN(10), example=torch.randn(2, 1, 28, 28))
+    merge_checkpoints(
+        paths, tmp_path / "m.ckpt", module=CNN(10), example=torch.randn(2, 1, 28, 28)
+    )
     assert CNN.load_from_checkpoint(tmp_path / "m.ckpt").hparams.num_classes == 10

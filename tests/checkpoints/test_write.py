@@ -32,7 +32,9 @@ class Small(LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
 
     def train_dataloader(self):
-        return DataLoader(TensorDataset(torch.randn(8, 3), torch.randn(8, 2)), batch_size=4)
+        return DataLoader(
+            TensorDataset(torch.randn(8, 3), torch.randn(8, 2)), batch_size=4
+        )
 
     test_dataloader = train_dataloader
 
@@ -73,7 +75,10 @@ def test_lightning_accepts_what_was_written(tmp_path, trained):
         again = Small(5)
         t = trainer(tmp_path, max_epochs=2)
         t.fit(again, ckpt_path=tmp_path / "out.ckpt")
-        assert (again.steps, t.current_epoch) == (4, 2)  # two whole epochs, from the beginning
+        assert (again.steps, t.current_epoch) == (
+            4,
+            2,
+        )  # two whole epochs, from the beginning
 
 
 def test_command_line_entries_and_own_entries_pass_through(tmp_path):
@@ -98,15 +103,21 @@ def test_command_line_entries_and_own_entries_pass_through(tmp_path):
     assert got["hyper_parameters"] == payload["hyper_parameters"]
     assert got["vocabulary"] == ["a", "b"]
     assert got["optimizer_states"] == got["lr_schedulers"] == []
-    assert not {"callbacks", "loops", "current_model_state", "lightning_rebasin"} & set(got)
+    assert not {"callbacks", "loops", "current_model_state", "lightning_rebasin"} & set(
+        got
+    )
 
 
 @pytest.mark.parametrize("wrapper", [None, "model"])
 def test_other_formats_keep_names_and_wrapper(tmp_path, wrapper):
     state = {f"module.{n}": t for n, t in mlp(3, 4, 2).state_dict().items()}
-    torch.save(state if wrapper is None else {wrapper: state, "epoch": 7}, tmp_path / "a.pt")
+    torch.save(
+        state if wrapper is None else {wrapper: state, "epoch": 7}, tmp_path / "a.pt"
+    )
     source = read_checkpoint(tmp_path / "a.pt")
-    write_checkpoint(tmp_path / "b.pt", source.state_dict, like=source, provenance={"method": "x"})
+    write_checkpoint(
+        tmp_path / "b.pt", source.state_dict, like=source, provenance={"method": "x"}
+    )
     got = torch.load(tmp_path / "b.pt", weights_only=True)
     inner = got if wrapper is None else got[wrapper]
     assert list(inner) == list(state)
@@ -114,14 +125,18 @@ def test_other_formats_keep_names_and_wrapper(tmp_path, wrapper):
         "method": "x"
     }
     write_checkpoint(tmp_path / "b.ckpt", source.state_dict, like=source)
-    assert "pytorch-lightning_version" in torch.load(tmp_path / "b.ckpt", weights_only=True)
+    assert "pytorch-lightning_version" in torch.load(
+        tmp_path / "b.ckpt", weights_only=True
+    )
 
 
 def test_safetensors_out_and_back(tmp_path):
     st = pytest.importorskip("safetensors")
     shared = torch.randn(3, 2)
     state = {"a": shared, "b": shared, "t": torch.randn(2, 3).T, "n": torch.tensor(3)}
-    write_checkpoint(tmp_path / "a.safetensors", state, provenance={"p": torch.tensor([1, 0])})
+    write_checkpoint(
+        tmp_path / "a.safetensors", state, provenance={"p": torch.tensor([1, 0])}
+    )
     back = read_checkpoint(tmp_path / "a.safetensors")
     assert all(torch.equal(back.state_dict[n], t) for n, t in state.items())
     with st.safe_open(tmp_path / "a.safetensors", "pt") as file:
@@ -159,7 +174,9 @@ def test_nothing_is_overwritten_or_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(write_module.torch, "save", broken)
     with pytest.raises(OutputError, match="No space left"):
         write_checkpoint(tmp_path / "b.pt", state)
-    monkeypatch.setattr(write_module.torch, "save", lambda payload, file: file.write(b"half"))
+    monkeypatch.setattr(
+        write_module.torch, "save", lambda payload, file: file.write(b"half")
+    )
     with pytest.raises(CheckpointError, match="was not written"):
         write_checkpoint(tmp_path / "b.pt", state)
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
@@ -189,5 +206,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 
 def test_the_same_weights_give_the_same_bytes(tmp_path):
     for name in ("a.pt", "b.pt"):
-        write_checkpoint(tmp_path / name, {"w": torch.ones(3)}, provenance={"method": "x"})
+        write_checkpoint(
+            tmp_path / name, {"w": torch.ones(3)}, provenance={"method": "x"}
+        )
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()

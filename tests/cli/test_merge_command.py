@@ -143,7 +143,9 @@ def test_a_config_file_gives_network_and_data(files, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(
         f"model: {{class_path: {MODULE}}}\ndata: {{class_path: {name}.Nothing}}\n"
     )
-    assert run("merge", "a.ckpt", "b.ckpt", "-o", "o.ckpt", "--config", "config.yaml") == 2
+    assert (
+        run("merge", "a.ckpt", "b.ckpt", "-o", "o.ckpt", "--config", "config.yaml") == 2
+    )
     assert "'data' section of config.yaml" in one_line(capsys)
 
 
@@ -167,7 +169,17 @@ def test_match_apply_and_back(files, capsys):
     )
     assert "same function" in capsys.readouterr().out
     assert (
-        run("apply", "p.perm", "b.ckpt", "-o", "c.ckpt", "--module", MODULE, "--input-shape", "4,6")
+        run(
+            "apply",
+            "p.perm",
+            "b.ckpt",
+            "-o",
+            "c.ckpt",
+            "--module",
+            MODULE,
+            "--input-shape",
+            "4,6",
+        )
         == 0
     )
     assert "relative error" in capsys.readouterr().out
@@ -228,7 +240,9 @@ def test_barrier_measures_and_draws(files, tmp_path, suffix, module, capsys):
     )
     assert matched == pytest.approx(0, abs=1e-3)
     content = (tmp_path / f"b.{suffix}").read_bytes()
-    assert content.startswith({"png": b"\x89PNG", "csv": b"lam,naive_", "json": b"{"}[suffix])
+    assert content.startswith(
+        {"png": b"\x89PNG", "csv": b"lam,naive_", "json": b"{"}[suffix]
+    )
 
 
 def test_dry_run_and_force(files, tmp_path, capsys):
@@ -251,7 +265,16 @@ def test_dry_run_and_force(files, tmp_path, capsys):
     assert {p.name for p in tmp_path.iterdir()} == before
     (tmp_path / "out.ckpt").write_text("mine")
     assert (
-        run("merge", "a.ckpt", "b.ckpt", "-o", "out.ckpt", "--method", "average", "--no-progress")
+        run(
+            "merge",
+            "a.ckpt",
+            "b.ckpt",
+            "-o",
+            "out.ckpt",
+            "--method",
+            "average",
+            "--no-progress",
+        )
         == 2
     )
     assert "--force" in one_line(capsys)
@@ -294,13 +317,22 @@ BAD = {
     "no such command": ("bogus", "there is no command 'bogus'"),
     "no output": ("merge a.ckpt b.ckpt", "-o/--output"),
     "unknown option": ("merge a.ckpt b.ckpt -o x.ckpt --bogus", "--bogus"),
-    "bad choice": ("merge a.ckpt b.ckpt -o x.ckpt --method magic", "'weight', 'activation'"),
+    "bad choice": (
+        "merge a.ckpt b.ckpt -o x.ckpt --method magic",
+        "'weight', 'activation'",
+    ),
     "one file": ("merge a.ckpt -o x.ckpt --method average", "two or more"),
     "missing file": ("merge a.ckpt no.ckpt -o x.ckpt --method average", "no.ckpt"),
-    "not a checkpoint": ("merge a.ckpt text.txt -o x.ckpt --method average", "text.txt"),
+    "not a checkpoint": (
+        "merge a.ckpt text.txt -o x.ckpt --method average",
+        "text.txt",
+    ),
     "no network": ("merge a.ckpt b.ckpt -o x.ckpt", "--module or --config"),
     "bad module": ("merge a.ckpt b.ckpt -o x.ckpt --module no.such.Net", "no.such.Net"),
-    "bad data": (f"merge a.ckpt b.ckpt -o x.ckpt --module {MODULE} --data os.bogus", "os.bogus"),
+    "bad data": (
+        f"merge a.ckpt b.ckpt -o x.ckpt --module {MODULE} --data os.bogus",
+        "os.bogus",
+    ),
     "bad arguments": (
         f"match a.ckpt b.ckpt -o x.p --module {MODULE} --init-args {{",
         "--init-args",
@@ -309,7 +341,10 @@ BAD = {
         f'match a.ckpt b.ckpt -o x.p --module {MODULE} --init-args {{"hidden":7}}',
         "shape",
     ),
-    "missing folder": ("merge a.ckpt b.ckpt -o no/x.ckpt --method average", "folder no"),
+    "missing folder": (
+        "merge a.ckpt b.ckpt -o no/x.ckpt --method average",
+        "folder no",
+    ),
     "wrong weights": (f"{AVERAGE} --weight 1", "1 weights"),
     "live weights": (f"{AVERAGE} --weights current", "Averaging"),
     "bad prefix": (f"{AVERAGE} --prefix zz.", "zz."),
@@ -339,7 +374,18 @@ def test_mistakes_are_one_line_and_leave_nothing(files, tmp_path, case, capsys):
 
 
 def test_one_file_rewritten_needs_no_advice(files, capsys):
-    assert run("merge", "a.ckpt", "-o", "a.safetensors", "--method", "none", "--no-progress") == 0
+    assert (
+        run(
+            "merge",
+            "a.ckpt",
+            "-o",
+            "a.safetensors",
+            "--method",
+            "none",
+            "--no-progress",
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert out.startswith("1 model, method none")
     assert "no data" not in out
@@ -382,7 +428,9 @@ def test_prefix_option(files):
         )
         == 0
     )
-    assert list(torch.load("o.pt", weights_only=True)) == [f"wrapped.{n}" for n in state]
+    assert list(torch.load("o.pt", weights_only=True)) == [
+        f"wrapped.{n}" for n in state
+    ]
 
 
 # A shell starts background jobs with SIGINT ignored, and their children inherit that: the default handler comes first.
@@ -437,7 +485,11 @@ def test_killed_while_writing_leaves_no_broken_output(files, tmp_path):
         "--force",
     ]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+        text=True,
     )
     assert process.stdout.readline() == "half\n"
     process.kill()
@@ -446,7 +498,9 @@ def test_killed_while_writing_leaves_no_broken_output(files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join
+    "arguments",
+    [[], ["--help"], *([command, "--help"] for command in COMMANDS)],
+    ids=" ".join,
 )
 def test_help_does_not_wait_for_heavy_libraries(arguments):
     code = (
@@ -455,7 +509,10 @@ def test_help_does_not_wait_for_heavy_libraries(arguments):
         "sys.exit(', '.join({'torch', 'lightning', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules)) or 0)"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "usage: lightning-rebasin" in run.stdout
     assert (run.returncode, run.stderr) == (0, "")

@@ -108,7 +108,9 @@ def test_prints_table_explains_proves_and_writes(tmp_path, capsys):
         == 0
     )
     out = capsys.readouterr().out
-    assert "acts on (tensor[dimension])" in out and "head.weight: parameter (2, 4)" in out
+    assert (
+        "acts on (tensor[dimension])" in out and "head.weight: parameter (2, 4)" in out
+    )
     assert "proved: a random permutation" in out and f"wrote {target}" in out
     spec = PermutationSpec.load(target)
     assert sorted(g.size for g in spec.groups.values()) == [4, 9]
@@ -138,7 +140,9 @@ def test_lightning_cli_configuration(tmp_path, capsys):
     config.write_text("model: {width: 8}")  # a LightningCLI made for one class
     assert run("--config", config, *TOWER, *INPUT, "--explain", "stem.0.weight") == 0
     assert "stem.0.weight: parameter (8, 3)" in capsys.readouterr().out
-    config.write_text("fit: {model: {class_path: tower_models.Tower, init_args: {width: 11}}}")
+    config.write_text(
+        "fit: {model: {class_path: tower_models.Tower, init_args: {width: 11}}}"
+    )
     assert run("--config", config, *INPUT, "--explain", "stem.0.weight") == 0
     assert "stem.0.weight: parameter (11, 3)" in capsys.readouterr().out
 
@@ -151,12 +155,23 @@ def test_several_inputs_of_several_dtypes(capsys):
 
 def test_example_input_array_and_functions(capsys):
     assert run("--module", "tower_models.Exemplary") == 0
-    assert run("--module", "helpers.models.mnist_mlp", "--input-shape", "1,784", "--no-check") == 0
+    assert (
+        run(
+            "--module",
+            "helpers.models.mnist_mlp",
+            "--input-shape",
+            "1,784",
+            "--no-check",
+        )
+        == 0
+    )
     assert "3 groups" in capsys.readouterr().out
 
 
 def test_data_give_the_example(capsys):
-    assert run("--module", "tower_models.Stepwise", "--data", "tower_models.batches") == 0
+    assert (
+        run("--module", "tower_models.Stepwise", "--data", "tower_models.batches") == 0
+    )
     out = capsys.readouterr().out
     assert "1 group" in out and "proved" in out
     with pytest.raises(ConfigurationError, match="--data"):
@@ -185,10 +200,26 @@ def test_same_seed_same_output(capsys):
             "cannot import 'tower_models.Nothing'",
         ),
         (("--module", "Tower", *INPUT), ConfigurationError, "package.module.Class"),
-        (("--module", "tower_models.not_a_module", *INPUT), ConfigurationError, "makes a int"),
-        ((*TOWER, *INPUT, "--init-args", "{"), ConfigurationError, "--init-args is no JSON"),
-        ((*TOWER, *INPUT, "--init-args", "[1]"), ConfigurationError, "must be a JSON object"),
-        ((*TOWER, *INPUT, "--init-args", '{"colour": 1}'), ConfigurationError, "colour"),
+        (
+            ("--module", "tower_models.not_a_module", *INPUT),
+            ConfigurationError,
+            "makes a int",
+        ),
+        (
+            (*TOWER, *INPUT, "--init-args", "{"),
+            ConfigurationError,
+            "--init-args is no JSON",
+        ),
+        (
+            (*TOWER, *INPUT, "--init-args", "[1]"),
+            ConfigurationError,
+            "must be a JSON object",
+        ),
+        (
+            (*TOWER, *INPUT, "--init-args", '{"colour": 1}'),
+            ConfigurationError,
+            "colour",
+        ),
         (TOWER, ConfigurationError, "--input-shape"),
         (
             (*TOWER, *INPUT, "--input-dtype", "long", "--input-dtype", "long"),
@@ -197,10 +228,18 @@ def test_same_seed_same_output(capsys):
         ),
         ((*TOWER, *INPUT, "--input-high", "0"), ConfigurationError, "--input-high 0"),
         ((*TOWER, "--input-shape", "2,99"), TraceError, "example input"),
-        ((*TOWER, *INPUT, "--explain", "head.wieght"), SpecError, "did you mean 'head.weight'"),
+        (
+            (*TOWER, *INPUT, "--explain", "head.wieght"),
+            SpecError,
+            "did you mean 'head.weight'",
+        ),
         ((*TOWER, *INPUT, "--pin", "nothing"), SpecError, "no tensor 'nothing'"),
         (("--module", "tower_models.Dead", *INPUT), EquivalenceError, "blind"),
-        ((*TOWER, "--config", "missing.yaml", *INPUT), ConfigurationError, "missing.yaml"),
+        (
+            (*TOWER, "--config", "missing.yaml", *INPUT),
+            ConfigurationError,
+            "missing.yaml",
+        ),
     ],
 )
 def test_bad_options_are_named_and_nothing_is_written(
@@ -234,7 +273,10 @@ def test_bad_shapes_end_with_code_two(shape, capsys):
 
 def test_written_file_is_plain_json(tmp_path):
     run(*TOWER, *INPUT, "-o", tmp_path / "spec.json")
-    assert json.loads((tmp_path / "spec.json").read_text())["format"] == "lightning-rebasin-spec"
+    assert (
+        json.loads((tmp_path / "spec.json").read_text())["format"]
+        == "lightning-rebasin-spec"
+    )
 
 
 def test_an_existing_file_is_overwritten_only_by_force(tmp_path):

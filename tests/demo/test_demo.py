@@ -25,9 +25,14 @@ def idx(tmp_path):
     """A tiny MNIST-like folder, one file gzipped, the others plain."""
     generator = torch.Generator().manual_seed(0)
     for stem, n in (("train", 60), ("t10k", 20)):
-        images = torch.randint(0, 256, (n, 4, 4), generator=generator, dtype=torch.uint8)
+        images = torch.randint(
+            0, 256, (n, 4, 4), generator=generator, dtype=torch.uint8
+        )
         write_idx(tmp_path / f"{stem}-images-idx3-ubyte", images)
-        write_idx(tmp_path / f"{stem}-labels-idx1-ubyte", torch.arange(n, dtype=torch.uint8) % 10)
+        write_idx(
+            tmp_path / f"{stem}-labels-idx1-ubyte",
+            torch.arange(n, dtype=torch.uint8) % 10,
+        )
     plain = tmp_path / "t10k-labels-idx1-ubyte"
     plain.with_suffix(".gz").write_bytes(gzip.compress(plain.read_bytes()))
     plain.unlink()
@@ -36,14 +41,24 @@ def idx(tmp_path):
 
 def test_digits_are_split_once_for_all():
     data = digits()
-    assert (len(data.train), len(data.test), data.features, data.classes) == (1438, 359, 64, 10)
+    assert (len(data.train), len(data.test), data.features, data.classes) == (
+        1438,
+        359,
+        64,
+        10,
+    )
     assert float(data.train.tensors[0].max()) == 1.0
     assert torch.equal(data.test.tensors[1], digits().test.tensors[1])
 
 
 def test_idx_files_plain_and_gzipped(idx):
     data = idx_folder(idx)
-    assert (len(data.train), len(data.test), data.features, data.classes) == (60, 20, 16, 10)
+    assert (len(data.train), len(data.test), data.features, data.classes) == (
+        60,
+        20,
+        16,
+        10,
+    )
     assert data.test.tensors[1].tolist() == [i % 10 for i in range(20)]
 
 
@@ -53,7 +68,9 @@ def test_a_missing_file_is_named(idx):
         idx_folder(idx)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", bytes((0, 0, 8, 1)) + b"\0\0\0\x09" + b"\1"])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", bytes((0, 0, 8, 1)) + b"\0\0\0\x09" + b"\1"]
+)
 def test_a_malformed_file_is_named(idx, content):
     (idx / "train-labels-idx1-ubyte").write_bytes(content)
     with pytest.raises(DataError, match="train-labels-idx1-ubyte is not an idx file"):
@@ -113,7 +130,9 @@ def test_everything_is_written(demo):
     with (settings.output / "barrier.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 25
-    assert float(lines[12]["naive_val_loss"]) == pytest.approx(report.rows[2].loss, rel=1e-6)
+    assert float(lines[12]["naive_val_loss"]) == pytest.approx(
+        report.rows[2].loss, rel=1e-6
+    )
     assert (settings.output / "barrier.png").read_bytes().startswith(b"\x89PNG")
     assert list((settings.output / "snapshots").iterdir())
 
@@ -125,12 +144,16 @@ def test_the_merged_file_is_a_normal_lightning_checkpoint(demo):
     assert tested["test_accuracy"] == pytest.approx(report.rows[3].accuracy, abs=1e-6)
     payload = torch.load(settings.output / "merged.ckpt", weights_only=True)
     assert payload["hyper_parameters"]["width"] == 256
-    assert isinstance(Classifier.load_from_checkpoint(settings.output / "merged.ckpt"), Classifier)
+    assert isinstance(
+        Classifier.load_from_checkpoint(settings.output / "merged.ckpt"), Classifier
+    )
 
 
 def test_the_same_seed_gives_the_same_result(tmp_path):
     reports = [
-        run_demo(DemoSettings(tmp_path / name, epochs=2, width=16, seed=3), progress=False)
+        run_demo(
+            DemoSettings(tmp_path / name, epochs=2, width=16, seed=3), progress=False
+        )
         for name in ("a", "b")
     ]
     assert reports[0].rows == reports[1].rows

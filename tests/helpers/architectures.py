@@ -27,7 +27,10 @@ def vgg16() -> tuple[Table, Shapes]:
     widths = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
     for i, width in enumerate(widths):
         shapes[f"c{i}.weight"], shapes[f"c{i}.bias"] = (width, before, 3, 3), (width,)
-        table[f"c{i}.weight"], table[f"c{i}.bias"] = (f"g{i}", group, None, None), (f"g{i}",)
+        table[f"c{i}.weight"], table[f"c{i}.bias"] = (
+            (f"g{i}", group, None, None),
+            (f"g{i}",),
+        )
         before, group = width, f"g{i}"
     for i, (width, own) in enumerate(((512, "f0"), (512, "f1"), (10, None))):
         shapes[f"l{i}.weight"], shapes[f"l{i}.bias"] = (width, before), (width,)
@@ -75,7 +78,9 @@ def resnet20(multiple: int) -> tuple[Table, Shapes]:
         width, out = 16 * multiple * 2**stage, f"stage{stage}"
         for block in range(3):
             name = f"{stage}.{block}"
-            for i, (source, own, inner) in enumerate(((before, name, stream), (width, out, name))):
+            for i, (source, own, inner) in enumerate(
+                ((before, name, stream), (width, out, name))
+            ):
                 shapes[f"{name}.c{i}.weight"] = (width, source, 3, 3)
                 table[f"{name}.c{i}.weight"] = (own, inner, None, None)
                 _norm(table, shapes, f"{name}.bn{i}", width, own)
@@ -101,7 +106,9 @@ def transformer_mlps(
     return table, shapes
 
 
-def random_states(shapes: Shapes, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def random_states(
+    shapes: Shapes, seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Two states: weights and biases ~ N/√fan-in, norms near (1, 0)."""
     generator = torch.Generator().manual_seed(seed)
     found: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})

@@ -9,7 +9,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassF1Score,
+)
 
 from lightning_rebasin import PermutationSpec
 
@@ -20,11 +24,17 @@ class Classifier(LightningModule):
     """A small MLP whose step logs a loss, stateful metrics, a collection and values reduced by max and sum."""
 
     def __init__(
-        self, hidden: int = 8, dropout: float = 0.0, noise: bool = False, batch_norm: bool = False
+        self,
+        hidden: int = 8,
+        dropout: float = 0.0,
+        noise: bool = False,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        layers: OrderedDict[str, nn.Module] = OrderedDict(fc1=nn.Linear(FEATURES, hidden))
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            fc1=nn.Linear(FEATURES, hidden)
+        )
         if batch_norm:
             layers["norm"] = nn.BatchNorm1d(hidden)
         layers["relu"] = nn.ReLU()
@@ -83,7 +93,9 @@ class Classifier(LightningModule):
         }
         names = ("weight", "bias", "running_mean", "running_var")
         table |= {
-            f"net.norm.{name}": ("h",) for name in names if f"net.norm.{name}" in self.state_dict()
+            f"net.norm.{name}": ("h",)
+            for name in names
+            if f"net.norm.{name}" in self.state_dict()
         }
         return PermutationSpec.from_table(table, self.state_dict())
 
@@ -93,7 +105,9 @@ class Classifier(LightningModule):
 
 def blobs(samples: int, seed: int) -> TensorDataset:
     """Points around one centre per class, the same centres for every seed."""
-    centres = torch.randn(CLASSES, FEATURES, generator=torch.Generator().manual_seed(123))
+    centres = torch.randn(
+        CLASSES, FEATURES, generator=torch.Generator().manual_seed(123)
+    )
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (samples,), generator=generator)
     return TensorDataset(
@@ -101,7 +115,9 @@ def blobs(samples: int, seed: int) -> TensorDataset:
     )
 
 
-def train_loader(samples: int = 64, batch_size: int = 16) -> DataLoader[tuple[Tensor, ...]]:
+def train_loader(
+    samples: int = 64, batch_size: int = 16
+) -> DataLoader[tuple[Tensor, ...]]:
     return DataLoader(blobs(samples, 0), batch_size=batch_size, shuffle=True)
 
 

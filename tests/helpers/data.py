@@ -30,7 +30,9 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 def _idx(name: str, header: int) -> Tensor:
     path = shared_path(f"data/{name}")
     with gzip.open(path) as file:
-        return torch.from_numpy(np.frombuffer(file.read(), np.uint8, offset=header).copy())
+        return torch.from_numpy(
+            np.frombuffer(file.read(), np.uint8, offset=header).copy()
+        )
 
 
 @lru_cache(maxsize=4)
@@ -60,11 +62,18 @@ def cifar10(split: Split, limit: int | None = None) -> tuple[Tensor, Tensor]:
             sheets.append(pixels.reshape(500, 32, 32, 3))
         else:
             sheets.append(
-                pixels.reshape(25, 32, 20, 32, 3).transpose(0, 2, 1, 3, 4).reshape(500, 32, 32, 3)
+                pixels.reshape(25, 32, 20, 32, 3)
+                .transpose(0, 2, 1, 3, 4)
+                .reshape(500, 32, 32, 3)
             )
     with lzma.open(folder / "index.csv.xz", "rt") as file:
-        labels = [int(row["label"]) for row in csv.DictReader(file) if row["split"] == split]
-    images = torch.from_numpy(np.concatenate(sheets)[:limit]).permute(0, 3, 1, 2).float() / 255
+        labels = [
+            int(row["label"]) for row in csv.DictReader(file) if row["split"] == split
+        ]
+    images = (
+        torch.from_numpy(np.concatenate(sheets)[:limit]).permute(0, 3, 1, 2).float()
+        / 255
+    )
     return images.contiguous(), torch.tensor(labels[:limit])
 
 

@@ -22,16 +22,21 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
         for tensor in module.parameters():
             fan = max(1, tensor[0].numel()) if tensor.ndim > 1 else 4
             tensor.copy_(
-                torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / fan**0.5
+                torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                / fan**0.5
             )
         for name, tensor in module.named_buffers():
             if name.endswith("running_mean"):
                 tensor.copy_(
-                    0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                    0.1
+                    * torch.randn(
+                        tensor.shape, generator=generator, dtype=torch.float64
+                    )
                 )
             elif name.endswith("running_var"):
                 tensor.copy_(
-                    0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                    0.5
+                    + torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
                 )
     return module
 
@@ -39,7 +44,9 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
 def difference(a: Any, b: Any) -> float:
     """Largest difference of two outputs, relative to the largest value."""
     pairs = zip(_tensors(a), _tensors(b), strict=True)
-    return max(float((x - y).abs().max() / x.abs().max().clamp_min(1e-30)) for x, y in pairs)
+    return max(
+        float((x - y).abs().max() / x.abs().max().clamp_min(1e-30)) for x, y in pairs
+    )
 
 
 def exact(
@@ -55,7 +62,9 @@ def exact(
     with torch.no_grad():
         before = module(*args, **kwargs)
         for seed in range(2):
-            moved = Permutation.random(spec, torch.Generator().manual_seed(seed)).apply(state)
+            moved = Permutation.random(spec, torch.Generator().manual_seed(seed)).apply(
+                state
+            )
             module.load_state_dict(moved)
             assert difference(before, module(*args, **kwargs)) < 1e-10, str(spec)
         changed = []

@@ -43,18 +43,26 @@ def ends() -> list[dict[str, Tensor]]:
     states = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        states.append({name: tensor.clone() for name, tensor in Net().state_dict().items()})
+        states.append(
+            {name: tensor.clone() for name, tensor in Net().state_dict().items()}
+        )
     return states
 
 
-def loader(data: TensorDataset, devices: int, size: int) -> DataLoader[tuple[Tensor, ...]]:
+def loader(
+    data: TensorDataset, devices: int, size: int
+) -> DataLoader[tuple[Tensor, ...]]:
     """In order and without remainder: two ranks with half batches see together what one process sees."""
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    return DataLoader(data, size, sampler=DistributedSampler(data, devices, rank, shuffle=False))
+    return DataLoader(
+        data, size, sampler=DistributedSampler(data, devices, rank, shuffle=False)
+    )
 
 
 def run(out: Path, devices: int, size: int) -> None:
-    module = MergeModule(Net(), *ends(), optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9))
+    module = MergeModule(
+        Net(), *ends(), optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9)
+    )
     trainer = Trainer(
         max_epochs=2,
         accelerator="cpu",
@@ -68,7 +76,9 @@ def run(out: Path, devices: int, size: int) -> None:
         use_distributed_sampler=False,  # Lightning's own always shuffles training data
         precision="64-true",  # rounding must not decide an assignment
     )
-    trainer.fit(module, loader(blobs(64, 0), devices, size), loader(blobs(32, 1), devices, size))
+    trainer.fit(
+        module, loader(blobs(64, 0), devices, size), loader(blobs(32, 1), devices, size)
+    )
     state = {
         "free": [parameter.detach() for parameter in module.free],
         "orders": dict(module.permutation.orders),

@@ -83,7 +83,10 @@ class OptionABlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         shortcut = (
-            F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
+            F.pad(
+                x[:, :, :: self.stride, :: self.stride],
+                (0, 0, 0, 0, self.pad, self.pad),
+            )
             if self.pad
             else x
         )
@@ -133,18 +136,23 @@ class _Attention(nn.Module):
         super().__init__()
         for letter in "QKV":
             setattr(
-                self, f"W_{letter}", nn.Parameter(torch.randn(heads, width, inner) / width**0.5)
+                self,
+                f"W_{letter}",
+                nn.Parameter(torch.randn(heads, width, inner) / width**0.5),
             )
         self.W_O = nn.Parameter(torch.randn(heads, inner, width) / width**0.5)
         for letter in "QKV":
             setattr(self, f"b_{letter}", nn.Parameter(torch.zeros(heads, inner)))
         self.b_O = nn.Parameter(torch.zeros(width))
-        self.register_buffer("mask", torch.ones(length, length, dtype=torch.bool).tril())
+        self.register_buffer(
+            "mask", torch.ones(length, length, dtype=torch.bool).tril()
+        )
         self.register_buffer("IGNORE", torch.tensor(-1e5))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
-            torch.einsum("bpm,hmd->bphd", x, getattr(self, f"W_{c}")) + getattr(self, f"b_{c}")
+            torch.einsum("bpm,hmd->bphd", x, getattr(self, f"W_{c}"))
+            + getattr(self, f"b_{c}")
             for c in "QKV"
         )
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
@@ -265,7 +273,9 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
-def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor, batch: int = 1000) -> float:
+def accuracy(
+    module: nn.Module, inputs: Tensor, labels: Tensor, batch: int = 1000
+) -> float:
     """Fraction of right answers, in eval mode."""
     module.eval()
     with torch.no_grad():

@@ -19,10 +19,14 @@ class _TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
-        split = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads)
+        split = self.qkv(self.norm1(x)).view(
+            batch, length, 3, self.heads, width // self.heads
+        )
         q, k, v = split.permute(2, 0, 3, 1, 4)
         mixed = (
-            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+            F.scaled_dot_product_attention(q, k, v)
+            .transpose(1, 2)
+            .reshape(batch, length, width)
         )
         x = x + self.out(mixed)
         return x + self.down(F.gelu(self.up(self.norm2(x))))
@@ -32,12 +36,19 @@ class Transformer(nn.Module):
     """Pre-norm transformer with fused QKV; input: tokens ``(batch, up to 8)``."""
 
     def __init__(
-        self, width: int = 32, heads: int = 4, hidden: int = 64, layers: int = 4, tokens: int = 20
+        self,
+        width: int = 32,
+        heads: int = 4,
+        hidden: int = 64,
+        layers: int = 4,
+        tokens: int = 20,
     ) -> None:
         super().__init__()
         self.embed = nn.Embedding(tokens, width)
         self.position = nn.Parameter(0.1 * torch.randn(8, width))
-        self.blocks = nn.ModuleList(_TransformerBlock(width, heads, hidden) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            _TransformerBlock(width, heads, hidden) for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, tokens)
 
@@ -88,7 +99,10 @@ class GroupedResidual(nn.Module):
     def __init__(self, width: int = 16, groups: int = 4) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, width, 3, padding=1)
-        self.reduce, self.expand = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
+        self.reduce, self.expand = (
+            nn.Conv2d(width, width, 1),
+            nn.Conv2d(width, width, 1),
+        )
         self.grouped = nn.Conv2d(width, width, 3, padding=1, groups=groups)
         self.head = nn.Linear(width, 10)
 
@@ -115,7 +129,11 @@ def small_vgg() -> nn.Sequential:
     """Three convolutions with BatchNorm, flatten 64×2×2, two linear layers; input ``(batch, 3, 8, 8)``."""
 
     def convolution(before: int, after: int) -> list[nn.Module]:
-        return [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+        return [
+            nn.Conv2d(before, after, 3, padding=1),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+        ]
 
     layers = [
         *convolution(3, 16),
@@ -124,7 +142,9 @@ def small_vgg() -> nn.Sequential:
         nn.MaxPool2d(2),
         *convolution(32, 64),
     ]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 48), nn.ReLU(), nn.Linear(48, 10))
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(256, 48), nn.ReLU(), nn.Linear(48, 10)
+    )
 
 
 def chain(
@@ -137,10 +157,16 @@ def chain(
     states: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     for i, (before, after) in enumerate(itertools.pairwise(sizes)):
         own = f"h{i}" if i < last else None
-        table[f"{i}.weight"], table[f"{i}.bias"] = (own, f"h{i - 1}" if i else None), (own,)
+        table[f"{i}.weight"], table[f"{i}.bias"] = (
+            (own, f"h{i - 1}" if i else None),
+            (own,),
+        )
         for state in states:
             state[f"{i}.weight"] = (
-                torch.randn(after, before, generator=generator, dtype=dtype) / before**0.5
+                torch.randn(after, before, generator=generator, dtype=dtype)
+                / before**0.5
             )
-            state[f"{i}.bias"] = torch.randn(after, generator=generator, dtype=dtype) / before**0.5
+            state[f"{i}.bias"] = (
+                torch.randn(after, generator=generator, dtype=dtype) / before**0.5
+            )
     return table, *states

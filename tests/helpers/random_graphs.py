@@ -71,16 +71,20 @@ class RandomGraph(nn.Module):
         )
 
     def op_conv(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
-        groups = [g for g in (1, 2, 3, x.shape[-1]) if x.shape[-1] % g == 0][size % 3 % 2]
+        groups = [g for g in (1, 2, 3, x.shape[-1]) if x.shape[-1] % g == 0][
+            size % 3 % 2
+        ]
         out = groups * (1 + size % 3)
-        return self.layer(key, lambda: nn.Conv1d(x.shape[-1], out, 3, padding=1, groups=groups))(
-            x.mT
-        ).mT
+        return self.layer(
+            key, lambda: nn.Conv1d(x.shape[-1], out, 3, padding=1, groups=groups)
+        )(x.mT).mT
 
     def op_depthwise(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         width = x.shape[-1]
         out = width * (1 + size % 2)
-        return self.layer(key, lambda: nn.Conv1d(width, out, 3, padding=1, groups=width))(x.mT).mT
+        return self.layer(
+            key, lambda: nn.Conv1d(width, out, 3, padding=1, groups=width)
+        )(x.mT).mT
 
     def op_relu(self, _key: str, x: Tensor, _y: Tensor, _size: int) -> Tensor:
         return torch.tanh(x)
@@ -89,7 +93,9 @@ class RandomGraph(nn.Module):
         return x + (y if x.shape == y.shape else self.linear(key, y, x.shape[-1]))
 
     def op_mul(self, key: str, x: Tensor, y: Tensor, _size: int) -> Tensor:
-        return x * torch.sigmoid(y if x.shape == y.shape else self.linear(key, y, x.shape[-1]))
+        return x * torch.sigmoid(
+            y if x.shape == y.shape else self.linear(key, y, x.shape[-1])
+        )
 
     def op_cat(self, _key: str, x: Tensor, y: Tensor, _size: int) -> Tensor:
         return torch.cat([x, y], -1)
@@ -138,12 +144,16 @@ class RandomGraph(nn.Module):
     def op_fused_attention(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         heads = 1 + size % 2
         q, k, v = (
-            self.linear(key, x, 3 * heads * 3).unflatten(-1, (3, heads, 3)).permute(2, 0, 3, 1, 4)
+            self.linear(key, x, 3 * heads * 3)
+            .unflatten(-1, (3, heads, 3))
+            .permute(2, 0, 3, 1, 4)
         )
         mixed = ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
         return x + self.linear(key + "o", mixed, x.shape[-1])
 
-    def op_grouped_attention(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
+    def op_grouped_attention(
+        self, key: str, x: Tensor, _y: Tensor, size: int
+    ) -> Tensor:
         groups, each = 1 + size % 2, 2
         q = (
             self.linear(key + "q", x, groups * each * 3)
@@ -176,16 +186,25 @@ class RandomGraph(nn.Module):
         if not blocks:
             return x
         view = x.unflatten(-1, (blocks[size % len(blocks)], -1))
-        return [view.sum(-1), view.amax(-2), view.mT.flatten(2), view.softmax(-1).flatten(2)][
-            size % 4
-        ]
+        return [
+            view.sum(-1),
+            view.amax(-2),
+            view.mT.flatten(2),
+            view.softmax(-1).flatten(2),
+        ][size % 4]
 
     def op_flip(self, _key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         return x.flip(-1) if size % 2 else x.roll(1 + size % 3, -1)
 
     def op_gather(self, _key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
-        order = torch.randperm(x.shape[-1], generator=torch.Generator().manual_seed(size))
-        return x[..., order] if size % 2 else x.index_select(-1, order[: 1 + size % x.shape[-1]])
+        order = torch.randperm(
+            x.shape[-1], generator=torch.Generator().manual_seed(size)
+        )
+        return (
+            x[..., order]
+            if size % 2
+            else x.index_select(-1, order[: 1 + size % x.shape[-1]])
+        )
 
     def op_cumsum(self, _key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         return x.cumsum(-1 if size % 3 == 0 else 1)
@@ -219,7 +238,9 @@ class RandomGraph(nn.Module):
         return torch.einsum(
             "bte,btep->btp",
             gate,
-            torch.einsum("bteh,ehp->btep", torch.einsum("bti,eih->bteh", x, weight).relu(), back),
+            torch.einsum(
+                "bteh,ehp->btep", torch.einsum("bti,eih->bteh", x, weight).relu(), back
+            ),
         )
 
     def op_write(self, _key: str, x: Tensor, y: Tensor, _size: int) -> Tensor:
@@ -257,9 +278,13 @@ class RandomGraph(nn.Module):
         ][size % 3]
 
     def op_lstm(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
-        return self.layer(key, lambda: nn.LSTM(x.shape[-1], 2 + size % 4, batch_first=True))(x)[0]
+        return self.layer(
+            key, lambda: nn.LSTM(x.shape[-1], 2 + size % 4, batch_first=True)
+        )(x)[0]
 
 
 OPERATIONS = tuple(
-    sorted(name.removeprefix("op_") for name in vars(RandomGraph) if name.startswith("op_"))
+    sorted(
+        name.removeprefix("op_") for name in vars(RandomGraph) if name.startswith("op_")
+    )
 )

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(os.environ.get("REBASIN_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
+ROOT = Path(
+    os.environ.get(
+        "REBASIN_SHARED", Path(__file__).resolve().parents[2].parent / "shared"
+    )
+)
 
 
 def shared_path(relative: str) -> Path:

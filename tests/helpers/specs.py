@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_rebasin.symmetry import AxisMap, Component, Group, PermutationSpec, TensorInfo
+from lightning_rebasin.symmetry import (
+    AxisMap,
+    Component,
+    Group,
+    PermutationSpec,
+    TensorInfo,
+)
 
 
 def nested_spec(heads: int = 3, inner: int = 4, width: int = 5) -> PermutationSpec:
@@ -31,7 +37,9 @@ def nested_spec(heads: int = 3, inner: int = 4, width: int = 5) -> PermutationSp
             (Component("model", (0,), one), Component("value", (1, 2), both)),
         ),
         "scale": AxisMap(
-            "scale", ((heads,),), (Component("heads", (0,), torch.arange(heads)[:, None]),)
+            "scale",
+            ((heads,),),
+            (Component("heads", (0,), torch.arange(heads)[:, None]),),
         ),
     }
     tensors = {
@@ -39,7 +47,9 @@ def nested_spec(heads: int = 3, inner: int = 4, width: int = 5) -> PermutationSp
         "out.weight": TensorInfo((width, heads * inner)),
         "scale": TensorInfo((heads,)),
     }
-    return PermutationSpec({"heads": outer, "value": units, "model": model}, tensors, maps)
+    return PermutationSpec(
+        {"heads": outer, "value": units, "model": model}, tensors, maps
+    )
 
 
 def grouped_spec(groups: int = 2, inputs: int = 3, outputs: int = 2) -> PermutationSpec:
@@ -80,16 +90,24 @@ def blocks_spec(channels: int = 4, positions: int = 3) -> PermutationSpec:
     index = torch.arange(channels)[:, None]
     twice = torch.stack([torch.arange(channels), torch.arange(channels) + channels], 1)
     maps = {
-        "conv.weight": AxisMap("conv.weight", ((channels,), (2,)), (Component("c", (0,), index),)),
-        "linear.weight": AxisMap(
-            "linear.weight", ((2,), (channels, positions)), (Component("c", (1,), index),)
+        "conv.weight": AxisMap(
+            "conv.weight", ((channels,), (2,)), (Component("c", (0,), index),)
         ),
-        "crelu.weight": AxisMap("crelu.weight", ((2 * channels,),), (Component("c", (0,), twice),)),
+        "linear.weight": AxisMap(
+            "linear.weight",
+            ((2,), (channels, positions)),
+            (Component("c", (1,), index),),
+        ),
+        "crelu.weight": AxisMap(
+            "crelu.weight", ((2 * channels,),), (Component("c", (0,), twice),)
+        ),
         "part.weight": AxisMap(
             "part.weight", ((channels + 2,),), (Component("c", (0,), index + 1),)
         ),
     }
-    tensors = {name: TensorInfo(m.shape) for name, m in maps.items()} | {"rest": TensorInfo((2,))}
+    tensors = {name: TensorInfo(m.shape) for name, m in maps.items()} | {
+        "rest": TensorInfo((2,))
+    }
     return PermutationSpec({"c": group}, tensors, maps)
 
 

@@ -36,12 +36,16 @@ def cost_matrix(table, group, reference, source, permutation):
 def objective(table, reference, source, permutation):
     """``Σ ⟨A, π(B)⟩`` over the tensors of the table, in float64."""
     return sum(
-        (reference[name].double() * permuted(source[name], axes, permutation).double()).sum().item()
+        (reference[name].double() * permuted(source[name], axes, permutation).double())
+        .sum()
+        .item()
         for name, axes in table.items()
     )
 
 
-def weight_matching(table, reference, source, order, init=None, max_sweeps=100, trace=None):
+def weight_matching(
+    table, reference, source, order, init=None, max_sweeps=100, trace=None
+):
     """``order(sweep)`` gives the groups to visit in that sweep; returns the permutation of each group.
 
     ``trace``: a list that receives ``(group, objective gain of the visit)``.

@@ -21,12 +21,16 @@ class Timing:
     ratio: float
     runs: int
 
-    def row(self, name: str, must: float | None = None, stretch: float | None = None) -> str:
+    def row(
+        self, name: str, must: float | None = None, stretch: float | None = None
+    ) -> str:
         """One line of the table in docs/matching.md."""
-        target = "" if must is None else f"{must:g}×" + (f" / {stretch:g}×" if stretch else "")
-        return (
-            f"| {name} | {self.theirs:.4g} | {self.ours:.4g} | **{self.ratio:.1f}×** | {target} |"
+        target = (
+            ""
+            if must is None
+            else f"{must:g}×" + (f" / {stretch:g}×" if stretch else "")
         )
+        return f"| {name} | {self.theirs:.4g} | {self.ours:.4g} | **{self.ratio:.1f}×** | {target} |"
 
 
 def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -46,7 +50,10 @@ def compare(
     ours(0)
     a, b = [], []
     for seed in range(runs):
-        (x, mine), (y, other) = cpu_seconds(lambda: ours(seed)), cpu_seconds(lambda: theirs(seed))  # noqa: B023
+        (x, mine), (y, other) = (
+            cpu_seconds(lambda: ours(seed)),
+            cpu_seconds(lambda: theirs(seed)),
+        )
         check(mine, other)
         a.append(x)
         b.append(y)

@@ -18,7 +18,9 @@ def trained_mlp(seed: int, epochs: int = 8, width: int = 512) -> dict[str, Tenso
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(500):
-            loss = torch.nn.functional.cross_entropy(model(images[batch]), labels[batch])
+            loss = torch.nn.functional.cross_entropy(
+                model(images[batch]), labels[batch]
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -18,7 +18,8 @@ class _Bottleneck(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != 4 * width:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
+                nn.Conv2d(inputs, 4 * width, 1, stride, bias=False),
+                nn.BatchNorm2d(4 * width),
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,8 +57,14 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
-        parts = self.qkv(self.ln1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(*parts.unbind(0), is_causal=True)
+        parts = (
+            self.qkv(self.ln1(x))
+            .view(batch, length, 3, self.heads, -1)
+            .permute(2, 0, 3, 1, 4)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(
+            *parts.unbind(0), is_causal=True
+        )
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return x + self.down(nn.functional.gelu(self.up(self.ln2(x))))
 
@@ -66,10 +73,17 @@ class GPT2Sized(nn.Module):
     """Token and learned position embeddings, pre-norm blocks, a tied head."""
 
     def __init__(
-        self, layers: int = 12, width: int = 768, heads: int = 12, vocabulary: int = 50257
+        self,
+        layers: int = 12,
+        width: int = 768,
+        heads: int = 12,
+        vocabulary: int = 50257,
     ) -> None:
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(1024, width)
+        self.tokens, self.positions = (
+            nn.Embedding(vocabulary, width),
+            nn.Embedding(1024, width),
+        )
         self.blocks = nn.Sequential(*(_Block(width, heads) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
 

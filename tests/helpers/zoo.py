@@ -78,7 +78,9 @@ def judge(name: str) -> Row:
         log10=spec.log10_symmetries,
     )
     state = {
-        key: value.clone() for key, value in model.state_dict().items() if isinstance(value, Tensor)
+        key: value.clone()
+        for key, value in model.state_dict().items()
+        if isinstance(value, Tensor)
     }
     permuted = Permutation.random(spec, torch.Generator().manual_seed(0)).apply(state)
     row = replace(row, error=_error(before, _with(model, permuted, args, kwargs)))
@@ -119,7 +121,8 @@ def _control(
                 if t.data_ptr() == model.state_dict()[tensor].data_ptr()
             ]
             changed |= dict.fromkeys(
-                (n for n in tied if state[n].shape == state[tensor].shape), changed[tensor]
+                (n for n in tied if state[n].shape == state[tensor].shape),
+                changed[tensor],
             )
             found = max(found, _error(before, _with(model, changed, args, kwargs)))
             if found > 1e-4:
@@ -128,7 +131,10 @@ def _control(
 
 
 def _with(
-    model: nn.Module, state: dict[str, Tensor], args: tuple[object, ...], kwargs: dict[str, object]
+    model: nn.Module,
+    state: dict[str, Tensor],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
 ) -> list[Tensor]:
     live = model.state_dict()
     kept = {key: live[key].clone() for key in state}
@@ -141,7 +147,9 @@ def _with(
             live[key].copy_(value)
 
 
-def _outputs(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> list[Tensor]:
+def _outputs(
+    model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> list[Tensor]:
     torch.manual_seed(0)
     with torch.no_grad(), zoo().exact64():
         return [tensor.clone() for tensor in zoo().outputs(model(*args, **kwargs))]

@@ -54,12 +54,17 @@ ATTACKS = {
 @pytest.mark.parametrize("zipped", [True, False])
 def test_calls_in_a_file_are_inert(tmp_path, canary, attack, zipped):
     state = mlp(2, 3).state_dict()
-    payload = {"state_dict": state, "hyper_parameters": {"x": ATTACKS[attack](), "lr": 0.1}}
+    payload = {
+        "state_dict": state,
+        "hyper_parameters": {"x": ATTACKS[attack](), "lr": 0.1},
+    }
     torch.save(payload, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
     c = read_checkpoint(tmp_path / "a.ckpt")
     assert all(torch.equal(c.state_dict[n], t) for n, t in state.items())
     assert c.metadata["hyper_parameters"]["lr"] == 0.1
-    torch.save(ATTACKS[attack](), tmp_path / "b.ckpt", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        ATTACKS[attack](), tmp_path / "b.ckpt", _use_new_zipfile_serialization=zipped
+    )
     with pytest.raises(CheckpointError):
         read_checkpoint(tmp_path / "b.ckpt")
 
@@ -99,7 +104,10 @@ PROGRAMS = {
     "memory by bytes": b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.",
     "deep tuples as a key": b"\x80\x02}N" + b"\x85" * 1_000_000 + b"Ns.",
     "deep lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
-    "deep dicts by memo": b"\x80\x02N" + b"}K\x01" * 0 + b"\x85q\x00h\x00\x86" * 5000 + b".",
+    "deep dicts by memo": b"\x80\x02N"
+    + b"}K\x01" * 0
+    + b"\x85q\x00h\x00\x86" * 5000
+    + b".",
     "endless": b"\x80\x02]q\x00h\x00a.",
     "no stop": b"\x80\x02]",
     "stack underflow": b"\x80\x020000R.",
@@ -130,7 +138,8 @@ def legacy_head():
     from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
     return b"".join(
-        pickle.dumps(x, 2) for x in (MAGIC_NUMBER, PROTOCOL_VERSION, {"little_endian": True})
+        pickle.dumps(x, 2)
+        for x in (MAGIC_NUMBER, PROTOCOL_VERSION, {"little_endian": True})
     )
 
 
@@ -139,7 +148,9 @@ def tar_with(path, data, kind=tarfile.REGTYPE, link=""):
     float_storage = b"ctorch\nFloatStorage\n\x87."
     storages = pickle.dumps(1, 2) + b"\x80\x02K\x00X\x03\x00\x00\x00cpu" + float_storage
     storages += (
-        struct.pack("<q", 6) + struct.pack("<6f", *tensor.flatten().tolist()) + pickle.dumps([], 2)
+        struct.pack("<q", 6)
+        + struct.pack("<6f", *tensor.flatten().tolist())
+        + pickle.dumps([], 2)
     )
     tensors = pickle.dumps(1, 2) + b"\x80\x02K\x07K\x00" + float_storage
     tensors += struct.pack("<i4x2q2qq", 2, 2, 3, 3, 1, 0)
@@ -166,7 +177,10 @@ def test_tar_files_of_the_first_torch_versions_load(tmp_path):
     buffer = io.BytesIO()
     Pickler(buffer, 2).dump({"w": tensor})
     tar_with(tmp_path / "a.pt", buffer.getvalue())
-    assert read_checkpoint(tmp_path / "a.pt").state_dict["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert read_checkpoint(tmp_path / "a.pt").state_dict["w"].tolist() == [
+        [0, 1, 2],
+        [3, 4, 5],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -195,8 +209,13 @@ def test_tensors_that_claim_more_than_the_file_holds(tmp_path):
 
 
 def test_path_tricks_in_names_touch_no_other_file(tmp_path, canary):
-    torch.save({"../canary": torch.zeros(2), "/etc/x": torch.ones(1)}, tmp_path / "a.pt")
-    assert list(read_checkpoint(tmp_path / "a.pt").state_dict) == ["../canary", "/etc/x"]
+    torch.save(
+        {"../canary": torch.zeros(2), "/etc/x": torch.ones(1)}, tmp_path / "a.pt"
+    )
+    assert list(read_checkpoint(tmp_path / "a.pt").state_dict) == [
+        "../canary",
+        "/etc/x",
+    ]
     zip_with(
         tmp_path / "b.ckpt",
         pickle.dumps({}),
@@ -212,7 +231,9 @@ def test_old_containers_write_no_patch_files(tmp_path, canary):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.save(
-            {"net": module, "f": print}, tmp_path / "a.pt", _use_new_zipfile_serialization=False
+            {"net": module, "f": print},
+            tmp_path / "a.pt",
+            _use_new_zipfile_serialization=False,
         )
     read_checkpoint(tmp_path / "a.pt")
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.accumulate import Average, reduction_name
 
-VALUES = st.lists(st.tuples(st.floats(-100, 100), st.integers(1, 50)), min_size=1, max_size=8)
+VALUES = st.lists(
+    st.tuples(st.floats(-100, 100), st.integers(1, 50)), min_size=1, max_size=8
+)
 
 
 def reference(reduction, pairs):
@@ -30,7 +32,9 @@ def test_one_process_or_several_give_the_plain_result(pairs, reduction, processe
         parts[i % processes].update(number, weight)
     started = [part.state() for part in parts if part.state()[2]]
     merged = Average.merge(started)
-    assert merged.value == pytest.approx(reference(reduction, pairs), rel=1e-12, abs=1e-9)
+    assert merged.value == pytest.approx(
+        reference(reduction, pairs), rel=1e-12, abs=1e-9
+    )
 
 
 def test_nothing_is_nan():

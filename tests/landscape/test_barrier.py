@@ -10,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_rebasin.errors import ConfigurationError, DataError, OutputError
-from lightning_rebasin.landscape.barrier import BarrierCurve, is_higher_better, lambda_grid
+from lightning_rebasin.landscape.barrier import (
+    BarrierCurve,
+    is_higher_better,
+    lambda_grid,
+)
 
 CURVE = BarrierCurve(
     (0.0, 0.25, 0.5, 0.75, 1.0),
@@ -30,14 +34,18 @@ def test_heights_of_a_hand_computed_curve():
     assert CURVE.midpoint("val_acc") == 0.3
 
 
-@given(st.lists(st.floats(-50, 50), min_size=3, max_size=9), st.sampled_from(["loss", "accuracy"]))
+@given(
+    st.lists(st.floats(-50, 50), min_size=3, max_size=9),
+    st.sampled_from(["loss", "accuracy"]),
+)
 def test_heights_are_the_definitions(row, name):
     lambdas = tuple(i / (len(row) - 1) for i in range(len(row)))
     curve = BarrierCurve(lambdas, {name: tuple(row)})
     worse = [-v for v in row] if name == "accuracy" else row
     mean = max(worse) - (worse[0] + worse[-1]) / 2
     chord = max(
-        w - ((1 - x) * worse[0] + x * worse[-1]) for w, x in zip(worse, lambdas, strict=True)
+        w - ((1 - x) * worse[0] + x * worse[-1])
+        for w, x in zip(worse, lambdas, strict=True)
     )
     assert curve.height(name) == pytest.approx(mean, abs=1e-9)
     assert curve.height(name, "chord") == pytest.approx(chord, abs=1e-9)
@@ -99,7 +107,12 @@ def test_grid_refuses(points):
 
 @pytest.mark.parametrize(
     ("lambdas", "values"),
-    [((0.0, 0.5), {}), ((0.0,), {}), ((0.0, 0.7, 0.5, 1.0), {}), ((0.0, 1.0), {"loss": (1.0,)})],
+    [
+        ((0.0, 0.5), {}),
+        ((0.0,), {}),
+        ((0.0, 0.7, 0.5, 1.0), {}),
+        ((0.0, 1.0), {"loss": (1.0,)}),
+    ],
 )
 def test_malformed_curves_are_refused(lambdas, values):
     with pytest.raises(DataError):

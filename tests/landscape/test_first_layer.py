@@ -107,7 +107,9 @@ class Functional(nn.Module):
         self.layer = nn.Linear(3, 3)
 
     def forward(self, x):
-        return torch.func.functional_call(self.layer, {"weight": self.layer.weight.square()}, x)
+        return torch.func.functional_call(
+            self.layer, {"weight": self.layer.weight.square()}, x
+        )
 
 
 @pytest.mark.parametrize("make", [Normed, Clipping, Functional])
@@ -121,7 +123,9 @@ def test_weights_that_are_not_those_of_the_point_are_used_as_they_are(make):
         plain = make().double()
         plain.load_state_dict({k: (1 - lam) * a[k] + lam * b[k] for k in a})
         expected.append(float(plain(x.clone()).square().mean().detach()))
-    curve = measure_barrier(module, a, b, [x], points=[0.3], loss=lambda m, x: m(x).square().mean())
+    curve = measure_barrier(
+        module, a, b, [x], points=[0.3], loss=lambda m, x: m(x).square().mean()
+    )
     assert curve.values["loss"] == pytest.approx(expected, rel=1e-12)
 
 

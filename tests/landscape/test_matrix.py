@@ -11,7 +11,12 @@ from helpers.classifier import Classifier, train_loader, val_loader
 from helpers.trainers import trainer_in
 from lightning.pytorch import seed_everything
 
-from lightning_rebasin import CheckpointSnapshot, infer_spec, match_weights, measure_barrier
+from lightning_rebasin import (
+    CheckpointSnapshot,
+    infer_spec,
+    match_weights,
+    measure_barrier,
+)
 from lightning_rebasin.errors import CheckpointError, ConfigurationError, DataError
 from lightning_rebasin.landscape import barrier_matrix, load_trajectory
 
@@ -28,7 +33,8 @@ def runs(tmp_path_factory):
         seed_everything(len(name) + ord(name), verbose=False)
         module = Classifier()
         trainer_in(
-            folder / f"{name}-logs", callbacks=[CheckpointSnapshot(folder / name, **options)]
+            folder / f"{name}-logs",
+            callbacks=[CheckpointSnapshot(folder / name, **options)],
         ).fit(module, train_loader(), val_loader())
         modules.append(module)
     return folder / "a", folder / "b", modules[0]
@@ -37,12 +43,20 @@ def runs(tmp_path_factory):
 def test_every_entry_is_the_barrier_of_its_pair(runs, tmp_path):
     a, b, module = runs
     matrix = barrier_matrix(module, a, b, val_loader(), points=3)
-    assert (matrix.steps_a, matrix.steps_b, matrix.metric) == ((0, 4, 8), (0, 3, 8), "val_loss")
+    assert (matrix.steps_a, matrix.steps_b, matrix.metric) == (
+        (0, 4, 8),
+        (0, 3, 8),
+        "val_loss",
+    )
     for i, one in enumerate(load_trajectory(a)):
         for j, other in enumerate(load_trajectory(b)):
             full = {k: v.float() for k, v in other.state_dict().items()}
-            curve = measure_barrier(module, one.state_dict(), full, val_loader(), points=3)
-            assert matrix.heights[i][j] == pytest.approx(curve.height("val_loss"), rel=1e-9)
+            curve = measure_barrier(
+                module, one.state_dict(), full, val_loader(), points=3
+            )
+            assert matrix.heights[i][j] == pytest.approx(
+                curve.height("val_loss"), rel=1e-9
+            )
     matrix.to_csv(tmp_path / "m.csv")
     assert (tmp_path / "m.csv").read_text().splitlines()[0] == "step,0,3,8"
     matrix.to_json(tmp_path / "m.json")
@@ -60,14 +74,20 @@ def test_a_run_has_no_barrier_with_itself_on_the_diagonal(runs):
 def test_with_a_spec_the_columns_are_re_matched(runs):
     a, b, module = runs
     spec = infer_spec(module)
-    matrix = barrier_matrix(module, a, b, val_loader(), points=3, spec=spec, same_step=True)
+    matrix = barrier_matrix(
+        module, a, b, val_loader(), points=3, spec=spec, same_step=True
+    )
     one = next(s for s in load_trajectory(a) if s.step == 0).state_dict()
     other = {
         k: v.float()
-        for k, v in next(s for s in load_trajectory(b) if s.step == 0).state_dict().items()
+        for k, v in next(s for s in load_trajectory(b) if s.step == 0)
+        .state_dict()
+        .items()
     }
     matched = match_weights(spec, one, other).permutation.apply(other)
-    expected = measure_barrier(module, one, matched, val_loader(), points=3).height("val_loss")
+    expected = measure_barrier(module, one, matched, val_loader(), points=3).height(
+        "val_loss"
+    )
     assert matrix.heights[0][0] == pytest.approx(expected, rel=1e-6)
 
 

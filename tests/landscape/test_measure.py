@@ -32,7 +32,10 @@ def two_classifiers(**kwargs):
     torch.manual_seed(0)
     module = Classifier(**kwargs)
     a = {k: v.clone() for k, v in module.state_dict().items()}
-    b = {k: v + torch.randn_like(v) if v.is_floating_point() else v + 3 for k, v in a.items()}
+    b = {
+        k: v + torch.randn_like(v) if v.is_floating_point() else v + 3
+        for k, v in a.items()
+    }
     return module, a, b
 
 
@@ -50,7 +53,10 @@ def test_every_point_equals_trainer_validate_with_those_weights():
     curve = measure_barrier(module, a, b, val_loader(), points=5)
     assert curve.lambdas == (0.0, 0.25, 0.5, 0.75, 1.0)
     for i, lam in enumerate(curve.lambdas):
-        mixed = {k: (1 - lam) * a[k] + lam * b[k] if a[k].is_floating_point() else a[k] for k in a}
+        mixed = {
+            k: (1 - lam) * a[k] + lam * b[k] if a[k].is_floating_point() else a[k]
+            for k in a
+        }
         expected = validated(module, mixed, val_loader())
         assert {
             "val_loss",
@@ -95,7 +101,11 @@ def test_average_is_weighted_by_samples():
     with torch.no_grad():
         expected = float(cross_entropy(net, data.tensors))
         unweighted = (
-            sum(float(cross_entropy(net, batch)) for batch in DataLoader(data, batch_size=48)) / 2
+            sum(
+                float(cross_entropy(net, batch))
+                for batch in DataLoader(data, batch_size=48)
+            )
+            / 2
         )
     assert curve.values["loss"] == pytest.approx((expected,) * 3, rel=1e-6)
     assert abs(unweighted - expected) > 1e-3
@@ -159,7 +169,13 @@ def test_limit_batches():
     state = net.state_dict()
     assert (
         measure_barrier(
-            net, state, state, val_loader(), points=2, loss=cross_entropy, limit_batches=2
+            net,
+            state,
+            state,
+            val_loader(),
+            points=2,
+            loss=cross_entropy,
+            limit_batches=2,
         ).samples
         == 32
     )
@@ -193,7 +209,10 @@ def test_batch_norm_is_re_estimated_at_every_point():
     torch.manual_seed(3)
     net = BatchNormCNN()
     a = {k: v.clone() for k, v in net.state_dict().items()}
-    b = {k: v + 0.3 * torch.randn_like(v) if v.is_floating_point() else v for k, v in a.items()}
+    b = {
+        k: v + 0.3 * torch.randn_like(v) if v.is_floating_point() else v
+        for k, v in a.items()
+    }
     b = {k: v.abs() + 0.1 if "running_var" in k else v for k, v in b.items()}
     images = [torch.randn(6, 3, 8, 8) for _ in range(3)]
     test = [(torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 2, 3, 4]))]
@@ -206,7 +225,10 @@ def test_batch_norm_is_re_estimated_at_every_point():
     for i, lam in enumerate(curve.lambdas):
         other = copy.deepcopy(net)
         other.load_state_dict(
-            {k: torch.lerp(a[k], b[k], lam) if a[k].is_floating_point() else a[k] for k in a}
+            {
+                k: torch.lerp(a[k], b[k], lam) if a[k].is_floating_point() else a[k]
+                for k in a
+            }
         )
         torch.optim.swa_utils.update_bn(images, other)
         other.eval()
@@ -223,10 +245,16 @@ def test_published_counterexample_has_a_barrier_of_a_quarter_in_every_arrangemen
     a = [[[-1, 0], [0, -1]], [1, 0], [[-1, 0], [0, 1]], [1, 0], [[-1, -1]]]
     b = [[[1, 0], [0, 1]], [0, 1], [[1, 0], [0, -1]], [0, 1], [[-1, -1]]]
     net = nn.Sequential(
-        nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1, bias=False)
+        nn.Linear(2, 2),
+        nn.ReLU(),
+        nn.Linear(2, 2),
+        nn.ReLU(),
+        nn.Linear(2, 1, bias=False),
     )
     names = list(net.state_dict())
-    state_a = {n: torch.tensor(v, dtype=torch.float) for n, v in zip(names, a, strict=True)}
+    state_a = {
+        n: torch.tensor(v, dtype=torch.float) for n, v in zip(names, a, strict=True)
+    }
     grid = torch.linspace(-1, 1, 41) + 1e-3
     points = torch.cartesian_prod(grid, grid)
     target = (points[:, 0] < 0) & (points[:, 1] > 0)

@@ -18,7 +18,9 @@ def probe_and_points(lambdas=(0.0, 0.5, 1.0)):
     net = mlp(3, 4, 2)
     a = {k: v.clone() for k, v in weights_of(net).items()}
     b = {k: v + 1 for k, v in a.items()}
-    probe = FunctionProbe(net, len(lambdas), lambda module, x: module(x).square().mean())
+    probe = FunctionProbe(
+        net, len(lambdas), lambda module, x: module(x).square().mean()
+    )
     return probe, [((a, b), lam) for lam in lambdas]
 
 
@@ -43,7 +45,9 @@ def test_a_cached_cast_is_never_used():
     """The real thing: torch's autocast with its cache, around steps at three points."""
     probe, points = probe_and_points()
     x = torch.randn(5, 3)
-    probe.evaluate(points, x, Place(), context=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    probe.evaluate(
+        points, x, Place(), context=lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+    )
     found = [row["loss"] for row in probe.results()]
     for ((a, b), lam), value in zip(points, found, strict=True):
         fresh = mlp(3, 4, 2)
@@ -59,7 +63,9 @@ def test_results_do_not_depend_on_the_order_of_the_points():
     x = torch.randn(5, 3)
     probe.evaluate(points, x, Place())
     other.evaluate(points[::-1], x, Place())
-    assert [r["loss"] for r in probe.results()] == [r["loss"] for r in other.results()][::-1]
+    assert [r["loss"] for r in probe.results()] == [r["loss"] for r in other.results()][
+        ::-1
+    ]
 
 
 def test_copies_are_frozen_and_independent():
@@ -72,11 +78,14 @@ def test_copies_are_frozen_and_independent():
     assert bool(net[0].weight.any())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 def test_interpolation_is_exact_at_the_ends_and_rounded_once_between(dtype):
     generator = torch.Generator().manual_seed(0)
     a, b = (
-        {"w": torch.randn(50, generator=generator).to(dtype), "n": torch.tensor(k)} for k in (3, 8)
+        {"w": torch.randn(50, generator=generator).to(dtype), "n": torch.tensor(k)}
+        for k in (3, 8)
     )
     target = {"w": torch.empty(50, dtype=dtype), "n": torch.tensor(0)}
     for lam, expected in ((0.0, a), (1.0, b)):
@@ -85,7 +94,10 @@ def test_interpolation_is_exact_at_the_ends_and_rounded_once_between(dtype):
     write_interpolation(target, a, b, 0.3)
     wide = 0.7 * a["w"].double() + 0.3 * b["w"].double()
     assert torch.allclose(
-        target["w"].double(), wide, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps
+        target["w"].double(),
+        wide,
+        rtol=torch.finfo(dtype).eps,
+        atol=torch.finfo(dtype).eps,
     )
     assert int(target["n"]) == 3
 

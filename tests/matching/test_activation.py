@@ -17,7 +17,11 @@ from torch import Tensor, nn
 
 from lightning_rebasin.errors import ConfigurationError, DataError, NonFiniteError
 from lightning_rebasin.matching import match_activations, match_weights
-from lightning_rebasin.matching.activation import CrossMoments, best_permutation, model_inputs
+from lightning_rebasin.matching.activation import (
+    CrossMoments,
+    best_permutation,
+    model_inputs,
+)
 from lightning_rebasin.merging import interpolate
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.infer import infer_spec
@@ -50,7 +54,9 @@ def test_equals_explicit_statistics_over_all_samples_at_once(statistic: str) -> 
     with torch.no_grad():
         layers = list(zip(hidden(a, x), hidden(b, x), strict=True))
     objective = 0.0
-    for (mine, theirs), order in zip(layers, result.permutation.orders.values(), strict=True):
+    for (mine, theirs), order in zip(
+        layers, result.permutation.orders.values(), strict=True
+    ):
         u, v = mine.double().numpy(), theirs.double().numpy()
         if statistic == "inner_product":
             score = u.T @ v / len(x)
@@ -78,11 +84,16 @@ def test_finds_a_planted_permutation(statistic: str) -> None:
 
 def test_streaming_does_not_depend_on_how_the_samples_are_cut() -> None:
     a, b, spec = pair()
-    a, b = a.double(), b.double()  # rounding in the network's own products must not decide
+    a, b = (
+        a.double(),
+        b.double(),
+    )  # rounding in the network's own products must not decide
     x = torch.cat(data())
     whole = match_activations(spec, a, b, [x], statistic="correlation")
     for size in (1, 7, 50):
-        cut = match_activations(spec, a, b, iter(x.split(size)), statistic="correlation")
+        cut = match_activations(
+            spec, a, b, iter(x.split(size)), statistic="correlation"
+        )
         assert cut.permutation == whole.permutation
         assert cut.objective == pytest.approx(whole.objective, rel=1e-9)
 
@@ -111,7 +122,9 @@ def test_dead_units_stay_where_they_are() -> None:
             net[0].bias[:] = -1e3
     spec = infer_spec(a, torch.randn(3, 5))
     for statistic in ("inner_product", "correlation"):
-        assert match_activations(spec, a, b, data(), statistic=statistic).permutation.is_identity
+        assert match_activations(
+            spec, a, b, data(), statistic=statistic
+        ).permutation.is_identity
 
 
 def test_sums_over_processes_equal_one_process() -> None:
@@ -121,10 +134,14 @@ def test_sums_over_processes_equal_one_process() -> None:
     sums: list[list[Tensor]] = []
     for part in (batches[:2], batches[2:]):
         own: list[Tensor] = []
-        match_activations(spec, a, b, part, total=lambda t, own=own: (own.append(t), t)[1])
+        match_activations(
+            spec, a, b, part, total=lambda t, own=own: (own.append(t), t)[1]
+        )
         sums.append(own)
     other = iter(sums[1])
-    reduced = match_activations(spec, a, b, batches[:2], total=lambda t: t + next(other))
+    reduced = match_activations(
+        spec, a, b, batches[:2], total=lambda t: t + next(other)
+    )
     whole = match_activations(spec, a, b, batches)
     assert reduced.permutation == whole.permutation
     assert reduced.objective == pytest.approx(whole.objective, rel=1e-12)
@@ -134,7 +151,9 @@ def nested_spec(heads: int, size: int) -> PermutationSpec:
     outer = Group("heads", heads)
     inner = Group("heads/dims", size, outer)
     index = torch.arange(heads * size)[:, None]
-    maps = {"w": AxisMap("w", ((heads * size,),), (Component("heads/dims", (0,), index),))}
+    maps = {
+        "w": AxisMap("w", ((heads * size,),), (Component("heads/dims", (0,), index),))
+    }
     return PermutationSpec(
         {"heads": outer, "heads/dims": inner}, {"w": TensorInfo((heads * size,))}, maps
     )
@@ -151,11 +170,15 @@ def test_nested_assignment_is_the_best_of_all(seed: int) -> None:
     }
 
     def total(p: Permutation) -> float:
-        return sum(float(s[torch.arange(len(s)), p.flat(g)].sum()) for g, s in scores.items())
+        return sum(
+            float(s[torch.arange(len(s)), p.flat(g)].sum()) for g, s in scores.items()
+        )
 
     rows = list(itertools.permutations(range(3)))
     everything = (
-        Permutation(spec, {"heads": torch.tensor(outer), "heads/dims": torch.tensor(inner)})
+        Permutation(
+            spec, {"heads": torch.tensor(outer), "heads/dims": torch.tensor(inner)}
+        )
         for outer in rows
         for inner in itertools.product(rows, repeat=3)
     )
@@ -190,7 +213,9 @@ def test_finds_planted_heads_and_dimensions_within_them() -> None:
     planted = Permutation.random(spec, torch.Generator().manual_seed(2))
     b = copy.deepcopy(a)
     b.load_state_dict(planted.inverse().apply(a.state_dict()))
-    found = match_activations(spec, a, b, [x, torch.randn(8, 6, 5)], statistic="correlation")
+    found = match_activations(
+        spec, a, b, [x, torch.randn(8, 6, 5)], statistic="correlation"
+    )
     assert found.permutation == planted
 
 
@@ -212,13 +237,20 @@ def test_modules_are_left_as_they_were_and_run_in_eval_mode() -> None:
 
 @pytest.mark.parametrize(
     "form",
-    [lambda x: x, lambda x: (x, torch.zeros(len(x))), lambda x: {"input": x, "label": 0}],
+    [
+        lambda x: x,
+        lambda x: (x, torch.zeros(len(x))),
+        lambda x: {"input": x, "label": 0},
+    ],
     ids=str,
 )
 def test_batches_as_loaders_give_them(form: Callable[[Tensor], object]) -> None:
     a, b, spec = pair()
     expected = match_activations(spec, a, b, data())
-    assert match_activations(spec, a, b, map(form, data())).permutation == expected.permutation
+    assert (
+        match_activations(spec, a, b, map(form, data())).permutation
+        == expected.permutation
+    )
 
 
 def test_bad_input_is_named() -> None:
@@ -231,7 +263,9 @@ def test_bad_input_is_named() -> None:
         model_inputs(a, "text")
     table = {"0.weight": ("h", None), "0.bias": ("h",), "2.weight": (None, "h")}
     with pytest.raises(ConfigurationError, match="infer_spec"):
-        match_activations(PermutationSpec.from_table(table, a.state_dict()), a, b, data())
+        match_activations(
+            PermutationSpec.from_table(table, a.state_dict()), a, b, data()
+        )
     broken = [torch.full((4, 5), torch.nan)]
     with pytest.raises(NonFiniteError, match="group"):
         match_activations(spec, a, b, broken)
@@ -254,7 +288,9 @@ def test_lenets_of_strangers() -> None:
 
     def accuracy(p: Permutation) -> float:
         middle = copy.deepcopy(a)
-        middle.load_state_dict(interpolate(a.state_dict(), p.apply(b.state_dict()), 0.5))
+        middle.load_state_dict(
+            interpolate(a.state_dict(), p.apply(b.state_dict()), 0.5)
+        )
         with torch.no_grad():
             return float((middle(images).argmax(1) == labels).float().mean())
 

@@ -21,7 +21,9 @@ SPECS = {
     "flatten block": blocks_spec,
     "vgg": lambda: infer_spec(small_vgg().eval(), torch.randn(2, 3, 8, 8)),
     "transformer": lambda: infer_spec(Transformer(), torch.randint(0, 20, (2, 8))),
-    "grouped convolution": lambda: infer_spec(GroupedResidual(), torch.randn(2, 3, 8, 8)),
+    "grouped convolution": lambda: infer_spec(
+        GroupedResidual(), torch.randn(2, 3, 8, 8)
+    ),
     "lstm": lambda: infer_spec(Recurrent(), torch.randn(2, 4, 10)),
 }
 
@@ -30,7 +32,9 @@ SPECS = {
 def test_blocks_cut_every_tensor_into_disjoint_parts(name):
     spec = SPECS[name]()
     covered = {
-        n: torch.zeros(spec.tensors[n].shape) for n in objective_tensors(spec) if n in spec.maps
+        n: torch.zeros(spec.tensors[n].shape)
+        for n in objective_tensors(spec)
+        if n in spec.maps
     }
     for block in blocks_of(spec):
         tensor = covered[block.tensor]
@@ -59,9 +63,13 @@ def test_soft_costs_at_permutation_matrices_are_the_hard_costs(name):
     costs = CostCache(TermTable.of(spec), *layouts, torch.float64, cpu)
     p = Permutation.random(spec, generator)
     flats = {g: p.flat(g) for g in spec.groups}
-    soft = {g: torch.eye(len(flat), dtype=torch.float64)[flat] for g, flat in flats.items()}
+    soft = {
+        g: torch.eye(len(flat), dtype=torch.float64)[flat] for g, flat in flats.items()
+    }
     for group in spec.groups:
-        torch.testing.assert_close(costs.soft_matrix(group, soft), costs.matrix(group, flats))
+        torch.testing.assert_close(
+            costs.soft_matrix(group, soft), costs.matrix(group, flats)
+        )
 
 
 def soft_cost(table, group, a, b, soft):
@@ -72,7 +80,9 @@ def soft_cost(table, group, a, b, soft):
             own, mixed = axes.index(group), b[name]
             for axis, other in enumerate(axes):
                 if other and axis != own:
-                    mixed = torch.tensordot(soft[other], mixed, ([1], [axis])).movedim(0, axis)
+                    mixed = torch.tensordot(soft[other], mixed, ([1], [axis])).movedim(
+                        0, axis
+                    )
             total = total + torch.tensordot(
                 a[name].movedim(own, 0), mixed.movedim(own, -1), len(axes) - 1
             )
@@ -96,7 +106,10 @@ def test_soft_costs_of_large_blocks_are_the_definition(keep):
         "cube": (160, 144, 6),
     }
     a, b = (
-        {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
+        {
+            n: torch.randn(s, generator=generator, dtype=torch.float64)
+            for n, s in shapes.items()
+        }
         for _ in range(2)
     )
     spec, cpu = PermutationSpec.from_table(table, a), torch.device("cpu")
@@ -161,24 +174,34 @@ def test_updated_costs_of_large_convolutions_are_the_definition(moved, keep):
 
 
 @pytest.mark.parametrize("units", [128, 192])
-def test_only_groups_with_compiled_assignments_compile_anything_else(units, monkeypatch):
+def test_only_groups_with_compiled_assignments_compile_anything_else(
+    units, monkeypatch
+):
     from lightning_rebasin.matching.costs import gather
 
     compiled, done = gather.gather_differences, []
     monkeypatch.setattr(
         gather, "gather_differences", lambda *arrays: done.append(compiled(*arrays))
     )
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # with many threads torch is faster
+    monkeypatch.setattr(
+        torch, "get_num_threads", lambda: 1
+    )  # with many threads torch is faster
     generator = torch.Generator().manual_seed(0)
     table = {"first": ("g", None), "middle": ("h", "g", None, None)}
     shapes = {"first": (units, 3), "middle": (units, units, 3, 3)}
     a, b = (
-        {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
+        {
+            n: torch.randn(s, generator=generator, dtype=torch.float64)
+            for n, s in shapes.items()
+        }
         for _ in range(2)
     )
     spec, cpu = PermutationSpec.from_table(table, a), torch.device("cpu")
     costs = CostCache(
-        TermTable.of(spec), *(Layouts(s, torch.float64, cpu) for s in (a, b)), torch.float64, cpu
+        TermTable.of(spec),
+        *(Layouts(s, torch.float64, cpu) for s in (a, b)),
+        torch.float64,
+        cpu,
     )
     flats = {"g": torch.arange(units), "h": torch.arange(units)}
     for _ in range(3):
@@ -220,9 +243,14 @@ def test_packed_costs_of_small_groups_are_the_definition(dtype):
     for _ in range(3):
         for group, size in (("g", 24), ("h", 40)):
             expected = textbook.cost_matrix(
-                table, group, *({n: t.to(working) for n, t in s.items()} for s in (a, b)), flats
+                table,
+                group,
+                *({n: t.to(working) for n, t in s.items()} for s in (a, b)),
+                flats,
             )
-            torch.testing.assert_close(costs.matrix(group, flats), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                costs.matrix(group, flats), expected, rtol=1e-4, atol=1e-4
+            )
             flats[group] = torch.randperm(size, generator=generator)
         assert costs.stale("g", flats)
 
@@ -234,19 +262,31 @@ def test_packed_costs_are_updated_by_the_rows_that_changed(monkeypatch):
         "scale": ("g",)
     }
     shapes = {"h.weight": (64, 64, 3, 3), "k.weight": (48, 64, 3, 3), "scale": (64,)}
-    a, b = ({n: torch.randn(s, generator=generator) for n, s in shapes.items()} for _ in range(2))
+    a, b = (
+        {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
+        for _ in range(2)
+    )
     spec, cpu = PermutationSpec.from_table(table, a), torch.device("cpu")
     costs = CostCache(
-        TermTable.of(spec), *(Layouts(s, torch.float32, cpu) for s in (a, b)), torch.float32, cpu
+        TermTable.of(spec),
+        *(Layouts(s, torch.float32, cpu) for s in (a, b)),
+        torch.float32,
+        cpu,
     )
     updated, done = PackedCost._updated, []
     monkeypatch.setattr(
-        PackedCost, "_updated", lambda self, orders: done.append(updated(self, orders)) or done[-1]
+        PackedCost,
+        "_updated",
+        lambda self, orders: done.append(updated(self, orders)) or done[-1],
     )
-    flats = {group: torch.arange(size) for group, size in (("g", 64), ("h", 64), ("k", 48))}
+    flats = {
+        group: torch.arange(size) for group, size in (("g", 64), ("h", 64), ("k", 48))
+    }
     for moved in ((2, 0), (0, 3), (5, 4), (64, 48), (0, 0), (20, 0), *[(9, 7)] * 60):
         expected = textbook.cost_matrix(table, "g", a, b, flats)
-        torch.testing.assert_close(costs.matrix("g", flats), expected, rtol=1e-4, atol=2e-3)
+        torch.testing.assert_close(
+            costs.matrix("g", flats), expected, rtol=1e-4, atol=2e-3
+        )
         for group, count in zip("hk", moved, strict=True):
             where = torch.randperm(len(flats[group]), generator=generator)[:count]
             flats[group] = flats[group].clone()
@@ -259,12 +299,21 @@ def test_packed_costs_are_updated_by_the_rows_that_changed(monkeypatch):
 @pytest.mark.parametrize("change", ["large", "complex", "three groups"])
 def test_what_is_not_packed(change):
     shape = (65, 4) if change == "large" else (8, 4)
-    table = {"w": ("h", None), "v": ("k", "h", "m") if change == "three groups" else ("k", "h")}
-    state = {"w": torch.zeros(shape), "v": torch.zeros((4, shape[0], 2)[: len(table["v"])])}
+    table = {
+        "w": ("h", None),
+        "v": ("k", "h", "m") if change == "three groups" else ("k", "h"),
+    }
+    state = {
+        "w": torch.zeros(shape),
+        "v": torch.zeros((4, shape[0], 2)[: len(table["v"])]),
+    }
     if change == "complex":
         state = {name: tensor.to(torch.complex64) for name, tensor in state.items()}
     spec, cpu = PermutationSpec.from_table(table, state), torch.device("cpu")
-    packing, layouts = TermTable.of(spec).packings["h"], Layouts(state, torch.float32, cpu)
+    packing, layouts = (
+        TermTable.of(spec).packings["h"],
+        Layouts(state, torch.float32, cpu),
+    )
     assert packing is None if change != "complex" else not packing.fits(layouts)
 
 
@@ -291,7 +340,9 @@ def test_copies_of_half_precision_weights_take_half_the_room():
     for _ in range(3):
         for group in ("g", "h"):
             expected = textbook.cost_matrix(table, group, *wide, flats)
-            torch.testing.assert_close(costs.matrix(group, flats), expected, rtol=1e-3, atol=1e-2)
+            torch.testing.assert_close(
+                costs.matrix(group, flats), expected, rtol=1e-3, atol=1e-2
+            )
             flat = flats[group].clone()
             flat[:12] = flat[:12].roll(1)
             flats[group] = flat
@@ -308,10 +359,18 @@ def test_costs_of_large_weights_are_the_definition_and_no_copy_is_kept():
         "dense": ("h", "g"),
         "last": (None, "h"),
     }
-    shapes = {"first": (400, 3), "middle": (192, 400, 3, 3), "dense": (192, 400), "last": (10, 192)}
+    shapes = {
+        "first": (400, 3),
+        "middle": (192, 400, 3, 3),
+        "dense": (192, 400),
+        "last": (10, 192),
+    }
     table["pointwise"], shapes["pointwise"] = table["middle"], (192, 400, 1, 1)
     generator, cpu = torch.Generator().manual_seed(0), torch.device("cpu")
-    a, b = ({n: torch.randn(s, generator=generator) for n, s in shapes.items()} for _ in range(2))
+    a, b = (
+        {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
+        for _ in range(2)
+    )
     spec = PermutationSpec.from_table(table, a)
     layouts = [Layouts(s, torch.float32, cpu) for s in (a, b)]
     costs = CostCache(TermTable.of(spec), *layouts, torch.float32, cpu)
@@ -320,21 +379,30 @@ def test_costs_of_large_weights_are_the_definition_and_no_copy_is_kept():
         for g, of in spec.groups.items()
     }
     flats = {
-        group: torch.randperm(of.members, generator=generator) for group, of in spec.groups.items()
+        group: torch.randperm(of.members, generator=generator)
+        for group, of in spec.groups.items()
     }
     close = {"rtol": 1e-4, "atol": 5e-3}
     for moved in (20, 20, 150, 20):
         for group in spec.groups:
             torch.testing.assert_close(
-                costs.matrix(group, flats), textbook.cost_matrix(table, group, a, b, flats), **close
+                costs.matrix(group, flats),
+                textbook.cost_matrix(table, group, a, b, flats),
+                **close,
             )
             torch.testing.assert_close(
-                costs.soft_matrix(group, soft), soft_cost(table, group, a, b, soft), **close
+                costs.soft_matrix(group, soft),
+                soft_cost(table, group, a, b, soft),
+                **close,
             )
         for group, flat in flats.items():
             flats[group] = torch.cat([flat[:moved].roll(1), flat[moved:]])
     own = {t.untyped_storage().data_ptr() for state in (a, b) for t in state.values()}
-    kept = {t.untyped_storage().data_ptr(): t.numel() for of in layouts for t in of._kept.values()}
+    kept = {
+        t.untyped_storage().data_ptr(): t.numel()
+        for of in layouts
+        for t in of._kept.values()
+    }
     assert all(numel < SMALL for pointer, numel in kept.items() if pointer not in own)
 
 
@@ -356,4 +424,6 @@ def test_costs_on_a_gpu_give_the_same_matching():
     table, a, b = chain((20, 60, 50, 5), 0)
     spec = PermutationSpec.from_table(table, a)
     there = ({n: t.cuda() for n, t in state.items()} for state in (a, b))
-    assert match_weights(spec, *there).permutation == match_weights(spec, a, b).permutation
+    assert (
+        match_weights(spec, *there).permutation == match_weights(spec, a, b).permutation
+    )

@@ -5,7 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from lightning_rebasin.matching.steps.permutation import Family, solve_inside, solve_nested
+from lightning_rebasin.matching.steps.permutation import (
+    Family,
+    solve_inside,
+    solve_nested,
+)
 from lightning_rebasin.symmetry.spec.values import Group
 
 HEADS = Group("heads", 3)
@@ -22,7 +26,13 @@ def flats():
         for inner in itertools.product(itertools.permutations(range(2)), repeat=3):
             yield (
                 np.array(heads),
-                np.array([2 * h + i for h, order in zip(heads, inner, strict=True) for i in order]),
+                np.array(
+                    [
+                        2 * h + i
+                        for h, order in zip(heads, inner, strict=True)
+                        for i in order
+                    ]
+                ),
             )
 
 
@@ -32,7 +42,8 @@ def test_a_nested_family_is_solved_jointly(seed):
     costs = {"heads": rng.standard_normal((3, 3)), "inner": rng.standard_normal((6, 6))}
     found = solve_nested(Family(HEADS, (HEADS, INNER), coupled=False), costs)
     best = max(
-        value(costs["heads"], heads) + value(costs["inner"], inner) for heads, inner in flats()
+        value(costs["heads"], heads) + value(costs["inner"], inner)
+        for heads, inner in flats()
     )
     assert value(costs["heads"], found["heads"]) + value(
         costs["inner"], found["inner"]
@@ -45,7 +56,9 @@ def test_inner_groups_are_solved_where_their_heads_stand(seed):
     rng = np.random.default_rng(seed)
     cost = rng.standard_normal((6, 6))
     heads = rng.permutation(3)
-    found = solve_inside(INNER, cost, (2 * heads[:, None] + rng.permutation(2)).reshape(-1))
+    found = solve_inside(
+        INNER, cost, (2 * heads[:, None] + rng.permutation(2)).reshape(-1)
+    )
     assert (found.reshape(3, 2) // 2 == heads[:, None]).all()
     assert value(cost, found) == pytest.approx(
         max(value(cost, f) for h, f in flats() if (h == heads).all())

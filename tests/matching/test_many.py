@@ -39,7 +39,9 @@ def planted(count, noise=0.0, seed=0):
 def direct_objective(spec, states, permutations, weights):
     moved = [p.apply(s) for p, s in zip(permutations, states, strict=True)]
     return sum(
-        weights[i] * weights[j] * float((moved[i][n].double() * moved[j][n].double()).sum())
+        weights[i]
+        * weights[j]
+        * float((moved[i][n].double() * moved[j][n].double()).sum())
         for i, j in itertools.combinations(range(len(states)), 2)
         for n in states[0]
     )
@@ -63,7 +65,9 @@ def test_consistent_monotone_and_what_it_says(method):
     weights = (1.0, 2.0, 3.0, 4.0)
     result = match_many(spec, states, method=method, weights=weights)
     for a, b, c in itertools.product(range(4), repeat=3):
-        assert result.pairwise(a, b).compose(result.pairwise(b, c)) == result.pairwise(a, c)
+        assert result.pairwise(a, b).compose(result.pairwise(b, c)) == result.pairwise(
+            a, c
+        )
     assert all(y >= x - 1e-6 * abs(x) for x, y in itertools.pairwise(result.objectives))
     assert result.objective >= result.identity_objective
     share = [w / 10 for w in weights]
@@ -141,7 +145,9 @@ def test_nothing_large_is_left_to_the_garbage_collector():
     gc.disable()  # it runs seldom where there are few objects, however large
     try:
         match_many(spec, states)
-        assert not [item for item in gc.get_objects() if type(item) in {Layouts, CostCache}]
+        assert not [
+            item for item in gc.get_objects() if type(item) in {Layouts, CostCache}
+        ]
     finally:
         gc.enable()
 

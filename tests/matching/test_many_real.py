@@ -49,8 +49,13 @@ def textbook_merge_many(states, seed):
         before = summed_products(states)
         for i in torch.randperm(len(states), generator=generator).tolist():
             others = [state for j, state in enumerate(states) if j != i]
-            mean = {name: sum(state[name] for state in others) / len(others) for name in states[i]}
-            order = lambda _: [groups[k] for k in torch.randperm(2, generator=generator).tolist()]
+            mean = {
+                name: sum(state[name] for state in others) / len(others)
+                for name in states[i]
+            }
+            order = lambda _: [
+                groups[k] for k in torch.randperm(2, generator=generator).tolist()
+            ]
             found = textbook.weight_matching(TABLE, mean, states[i], order)
             states[i] = {
                 name: textbook.permuted(states[i][name], axes, found)
@@ -67,11 +72,15 @@ def test_far_above_the_textbook_and_above_every_single_start(method):
     reached = summed_products(
         [p.apply(s) for p, s in zip(result.permutations, states, strict=True)]
     )
-    assert result.objective * 16 == pytest.approx(reached, rel=1e-5)  # weights of a quarter each
+    assert result.objective * 16 == pytest.approx(
+        reached, rel=1e-5
+    )  # weights of a quarter each
     # 24 runs of the textbook, each with other orders of visits, end between 215.2 and 220.0; this one at 222.0.
     assert reached > 1.01 * max(textbook_merge_many(states, seed) for seed in range(4))
     assert result.objective == max(result.starts.values()) == result.objectives[-1]
-    assert result.starts["annealed together, frame 0"] > result.starts["one after another"]
+    assert (
+        result.starts["annealed together, frame 0"] > result.starts["one after another"]
+    )
 
 
 def test_the_same_seed_gives_the_same_permutations():
@@ -93,13 +102,17 @@ def test_no_network_can_be_matched_better_to_the_others():
     result = match_many(spec, states)
     moved = [p.apply(s) for p, s in zip(result.permutations, states, strict=True)]
     for i, state in enumerate(moved):
-        others = {n: sum(m[n].double() for k, m in enumerate(moved) if k != i) for n in state}
+        others = {
+            n: sum(m[n].double() for k, m in enumerate(moved) if k != i) for n in state
+        }
         source = {n: t.double() for n, t in state.items()}
         for group, size in (("p1", 64), ("p2", 64)):
             still = {"p1": torch.arange(64), "p2": torch.arange(64)}
             cost = textbook.cost_matrix(TABLE, group, others, source, still).numpy()
             rows, columns = linear_sum_assignment(cost, maximize=True)
-            assert cost[rows, columns].sum() <= cost[range(size), range(size)].sum() * (1 + 1e-6)
+            assert cost[rows, columns].sum() <= cost[range(size), range(size)].sum() * (
+                1 + 1e-6
+            )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -107,7 +120,10 @@ def test_copies_of_one_basin_stay_where_they_are(method):
     spec, (base, *_) = networks((0,))
     generator = torch.Generator().manual_seed(0)
     tuned = [
-        {n: t + 0.05 * t.std() * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+        {
+            n: t + 0.05 * t.std() * torch.randn(t.shape, generator=generator)
+            for n, t in base.items()
+        }
         for _ in range(3)
     ]
     result = match_many(spec, tuned, method=method)
@@ -119,7 +135,10 @@ def test_one_basin_is_seen_where_the_copies_have_gone_apart():
     spec, (base, *_) = networks((0,))
     generator = torch.Generator().manual_seed(0)
     tuned = [
-        {n: t + 0.5 * t.std() * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+        {
+            n: t + 0.5 * t.std() * torch.randn(t.shape, generator=generator)
+            for n, t in base.items()
+        }
         for _ in "abc"
     ]
     cosines = [

@@ -7,7 +7,11 @@ import torch
 from helpers.planted import chain
 
 from lightning_rebasin.matching import match_weights
-from lightning_rebasin.matching.objective import group_similarity, inner_product, inner_products
+from lightning_rebasin.matching.objective import (
+    group_similarity,
+    inner_product,
+    inner_products,
+)
 from lightning_rebasin.matching.parameters import Parameters
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -23,7 +27,9 @@ def test_numbers_are_consistent(pair):
     spec, a, b = pair
     result = match_weights(spec, a, b, restarts=4)
     assert result.gain == result.objective - result.identity_objective > 0
-    assert [d.objective for d in result.descents] == [d.objectives[-1] for d in result.descents]
+    assert [d.objective for d in result.descents] == [
+        d.objectives[-1] for d in result.descents
+    ]
     assert result.spread == max(d.objective for d in result.descents) - min(
         d.objective for d in result.descents
     )
@@ -46,7 +52,8 @@ def test_similarity_is_the_cosine_of_a_groups_weights(pair):
     moved = result.permutation.apply(b)
     for group in spec.groups:
         x, y = (
-            torch.cat([s[n].flatten() for n in spec.tensors_of(group)]).double() for s in (a, moved)
+            torch.cat([s[n].flatten() for n in spec.tensors_of(group)]).double()
+            for s in (a, moved)
         )
         assert result.similarity[group] == pytest.approx(
             float(torch.dot(x, y) / (x.norm() * y.norm()))
@@ -96,7 +103,10 @@ def test_inner_product_in_every_dtype():
 def test_products_and_norms_by_definition(pair):
     spec, a, b = pair
     p = Permutation.random(spec, torch.Generator().manual_seed(0))
-    products, moved = inner_products(spec, Parameters(a, a), Parameters(b, b), p), p.apply(b)
+    products, moved = (
+        inner_products(spec, Parameters(a, a), Parameters(b, b), p),
+        p.apply(b),
+    )
     for name in a:
         assert products[name] == pytest.approx(
             float((a[name].double() * moved[name].double()).sum())
@@ -115,18 +125,32 @@ def test_products_and_norms_by_definition(pair):
         "y": torch.tensor([3e-30, 4e-30]),
         "z": torch.zeros(3),
     }
-    extreme |= {f"{name} with two axes": tensor[None] for name, tensor in extreme.items()}
+    extreme |= {
+        f"{name} with two axes": tensor[None] for name, tensor in extreme.items()
+    }
     expected = {name: {"x": 5e30, "y": 5e-30, "z": 0.0}[name[0]] for name in extreme}
-    assert Parameters(extreme, extreme).norms == pytest.approx(expected, rel=1e-6, abs=0.0)
+    assert Parameters(extreme, extreme).norms == pytest.approx(
+        expected, rel=1e-6, abs=0.0
+    )
     norms = Parameters(a, a).norms, Parameters(b, b).norms
-    assert norms[0] == pytest.approx({name: float(a[name].double().norm()) for name in a}, rel=1e-6)
+    assert norms[0] == pytest.approx(
+        {name: float(a[name].double().norm()) for name in a}, rel=1e-6
+    )
     assert group_similarity(spec, dict.fromkeys(a, 0.0), norms)["h0"] == 0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_products_of_large_tensors_are_taken_slice_by_slice(dtype):
-    shapes = {"convolution": (120, 260, 3, 3), "dense": (700, 500), "thin": (1, 300_000)}
-    table = {"convolution": ("o", "i", None, None), "dense": ("p", "q"), "thin": (None, "r")}
+    shapes = {
+        "convolution": (120, 260, 3, 3),
+        "dense": (700, 500),
+        "thin": (1, 300_000),
+    }
+    table = {
+        "convolution": ("o", "i", None, None),
+        "dense": ("p", "q"),
+        "thin": (None, "r"),
+    }
     generator = torch.Generator().manual_seed(0)
     a, b = (
         {n: torch.randn(s, generator=generator).to(dtype) for n, s in shapes.items()}
@@ -134,7 +158,10 @@ def test_products_of_large_tensors_are_taken_slice_by_slice(dtype):
     )
     spec = PermutationSpec.from_table(table, a)
     p = Permutation.random(spec, generator)
-    moved, products = p.apply(b), inner_products(spec, Parameters(a, a), Parameters(b, b), p)
+    moved, products = (
+        p.apply(b),
+        inner_products(spec, Parameters(a, a), Parameters(b, b), p),
+    )
     for name in shapes:
         assert products[name] == pytest.approx(
             float((a[name].double() * moved[name].double()).sum()), rel=1e-10

@@ -37,7 +37,9 @@ def mlp_spec(state: dict[str, Tensor]) -> PermutationSpec:
     return PermutationSpec.from_table(mlp_table(state), state)
 
 
-def random_state(*sizes: int, seed: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+def random_state(
+    *sizes: int, seed: int, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
         n: torch.randn(t.shape, generator=generator, dtype=dtype)
@@ -53,11 +55,15 @@ def textbook_projection(
     groups = list(start.spec.groups)
 
     def order(_sweep: int) -> list[str]:
-        return [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+        return [
+            groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()
+        ]
 
     return Permutation(
         start.spec,
-        textbook.weight_matching(mlp_table(target), target, source, order, dict(start.orders)),
+        textbook.weight_matching(
+            mlp_table(target), target, source, order, dict(start.orders)
+        ),
     )
 
 
@@ -82,7 +88,10 @@ def test_gradient_equals_the_one_derived_by_hand(stands_for: str, lam: float) ->
     a, b, free = (random_state(*sizes, seed=seed) for seed in (1, 2, 3))
     free = {name: tensor.requires_grad_() for name, tensor in free.items()}
     aligned = Permutation(mlp_spec(a), {"h0": torch.tensor([2, 0, 3, 1])}).apply(b)
-    x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    x, y = (
+        torch.randn(5, 3, dtype=torch.float64),
+        torch.randn(5, 2, dtype=torch.float64),
+    )
 
     point = straight_through_point(free, aligned, a, lam, stands_for)
     hidden = torch.tanh(x @ point["0.weight"].T + point["0.bias"])
@@ -103,7 +112,9 @@ def test_gradient_equals_the_one_derived_by_hand(stands_for: str, lam: float) ->
     }
     factor = lam if stands_for == "endpoint" else 2 * lam
     for name, gradient in expected.items():
-        torch.testing.assert_close(free[name].grad, factor * gradient, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            free[name].grad, factor * gradient, rtol=1e-12, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("stands_for", ["endpoint", "midpoint"])
@@ -117,14 +128,22 @@ def test_target_agrees_with_the_definition_over_all_permutations(
     target = projection_target(free, a, stands_for, projection)
     scores, definition = [], []
     for orders in itertools.product(itertools.permutations(range(3)), repeat=2):
-        p = Permutation(spec, {f"h{i}": torch.tensor(order) for i, order in enumerate(orders)})
+        p = Permutation(
+            spec, {f"h{i}": torch.tensor(order) for i, order in enumerate(orders)}
+        )
         aligned = p.apply(b)
-        stands = aligned if stands_for == "endpoint" else {n: (a[n] + aligned[n]) / 2 for n in a}
+        stands = (
+            aligned
+            if stands_for == "endpoint"
+            else {n: (a[n] + aligned[n]) / 2 for n in a}
+        )
         scores.append(inner(target, aligned))
         if projection == "inner_product":
             definition.append(inner(free, stands))
         else:
-            definition.append(-sum(float((free[n] - stands[n]).square().sum()) for n in free))
+            definition.append(
+                -sum(float((free[n] - stands[n]).square().sum()) for n in free)
+            )
     ranking = torch.tensor(scores).argsort()
     assert torch.equal(ranking, torch.tensor(definition).argsort())
 
@@ -137,7 +156,9 @@ def test_endpoint_projections_coincide_and_midpoint_ones_do_not() -> None:
         for p in ("inner_product", "l2")
     }
     assert torch.equal(targets["endpoint", "inner_product"], targets["endpoint", "l2"])
-    assert not torch.equal(targets["midpoint", "inner_product"], targets["midpoint", "l2"])
+    assert not torch.equal(
+        targets["midpoint", "inner_product"], targets["midpoint", "l2"]
+    )
 
 
 @pytest.mark.parametrize("projection", ["inner_product", "l2"])
@@ -148,16 +169,23 @@ def test_every_projection_of_a_run_is_the_textbook_one(projection: str) -> None:
     spec, model = mlp_spec(a), mlp(*sizes)
     free = {name: tensor.clone().requires_grad_() for name, tensor in a.items()}
     optimizer = torch.optim.SGD(free.values(), lr=0.3, momentum=0.9)
-    projector = Projector(spec, a, b, stands_for="midpoint", projection=projection, seed=7)
+    projector = Projector(
+        spec, a, b, stands_for="midpoint", projection=projection, seed=7
+    )
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(64, 6, generator=generator), torch.randint(3, (64,), generator=generator)
+    x, y = (
+        torch.randn(64, 6, generator=generator),
+        torch.randint(3, (64,), generator=generator),
+    )
     seen = []
     for step in range(30):
         target = projection_target(free, a, "midpoint", projection)
         expected = textbook_projection(target, b, projector.permutation, seed=7 + step)
         result = projector.project(free, step)
         assert result.permutation == expected, f"step {step}"
-        assert result.objective == pytest.approx(inner(target, expected.apply(b)), rel=1e-6)
+        assert result.objective == pytest.approx(
+            inner(target, expected.apply(b)), rel=1e-6
+        )
         seen.append(expected)
         point = straight_through_point(free, expected.apply(b), a, 0.5, "midpoint")
         loss = torch.nn.functional.cross_entropy(functional_call(model, point, (x,)), y)
@@ -177,7 +205,9 @@ def decoy_problem() -> tuple[
     prefers the identity (by 0.5) to the planted order.
     """
     planted = torch.tensor([1, 2, 0])
-    live = torch.tensor([[1.54, -0.29], [-2.18, 0.57], [-1.08, -1.40]], dtype=torch.float64)
+    live = torch.tensor(
+        [[1.54, -0.29], [-2.18, 0.57], [-1.08, -1.40]], dtype=torch.float64
+    )
     out, back = torch.eye(3, dtype=torch.float64), torch.argsort(planted)
     gap = float((live * (live - live[back])).sum() + (out * (out - out[:, back])).sum())
     decoy = ((gap + 0.5) / 3) ** 0.5 * torch.eye(3, dtype=torch.float64)
@@ -190,7 +220,9 @@ def decoy_problem() -> tuple[
     a = {name: tensor.double() for name, tensor in a.items()}
     b = {**a, "0.weight": torch.cat([live[back], decoy], 1), "2.weight": out[:, back]}
     spec = mlp_spec(a)
-    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.randn(
+        64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     return (
         spec,
         a,
@@ -211,7 +243,8 @@ def test_finds_the_best_permutation_that_weight_matching_misses() -> None:
         return float((functional_call(model, middle, (x,)) - y).square().mean())
 
     everything = [
-        Permutation(spec, {"h0": torch.tensor(p)}) for p in itertools.permutations(range(3))
+        Permutation(spec, {"h0": torch.tensor(p)})
+        for p in itertools.permutations(range(3))
     ]
     by_weights = max(everything, key=lambda p: inner(a, p.apply(b)))
     best = min(everything, key=midpoint_loss)

@@ -7,7 +7,14 @@ import pytest
 import torch
 from helpers import textbook
 from helpers.models import ResNet20, mlp, randomise
-from helpers.planted import GroupedResidual, Recurrent, ResidualMLP, Transformer, chain, small_vgg
+from helpers.planted import (
+    GroupedResidual,
+    Recurrent,
+    ResidualMLP,
+    Transformer,
+    chain,
+    small_vgg,
+)
 from helpers.specs import blocks_spec, grouped_spec, nested_spec, random_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,12 +52,18 @@ def cache(spec, a, b):
 
 @pytest.mark.parametrize(
     "make",
-    [nested_spec, blocks_spec, lambda: PermutationSpec.from_table(*chain((5, 7, 6, 4), 0)[:2])],
+    [
+        nested_spec,
+        blocks_spec,
+        lambda: PermutationSpec.from_table(*chain((5, 7, 6, 4), 0)[:2]),
+    ],
 )
 def test_cost_is_the_change_of_the_objective_by_definition(make):
     """Summed over a permutation of one group, ``C`` is the exact objective up to what the group does not touch."""
     spec = make()
-    a, b = ({n: t.double() for n, t in random_state(spec, seed).items()} for seed in (0, 1))
+    a, b = (
+        {n: t.double() for n, t in random_state(spec, seed).items()} for seed in (0, 1)
+    )
     generator = torch.Generator().manual_seed(0)
     costs = cache(spec, a, b)
     for _ in range(4):
@@ -62,12 +75,17 @@ def test_cost_is_the_change_of_the_objective_by_definition(make):
             matrix = costs.matrix(name, flats)
             rows = torch.arange(group.members)
             inner = torch.stack(
-                [torch.randperm(group.size, generator=generator) for _ in range(group.instances)]
+                [
+                    torch.randperm(group.size, generator=generator)
+                    for _ in range(group.instances)
+                ]
             )
             moved = {**p.orders, name: inner.reshape(group.shape)}
             q = Permutation(spec, moved)
             before, after = objective(spec, a, b, p), objective(spec, a, b, q)
-            predicted = (matrix[rows, q.flat(name)] - matrix[rows, p.flat(name)]).sum().item()
+            predicted = (
+                (matrix[rows, q.flat(name)] - matrix[rows, p.flat(name)]).sum().item()
+            )
             assert after - before == pytest.approx(predicted, abs=1e-9)
 
 
@@ -86,19 +104,24 @@ def test_updated_costs_equal_costs_built_anew():
         for name in flats:
             permutation = Permutation.from_flat(spec, flats)
             expected = textbook.cost_matrix(table, name, a, b, permutation.orders)
-            torch.testing.assert_close(costs.matrix(name, flats), expected, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(
+                costs.matrix(name, flats), expected, rtol=1e-10, atol=1e-10
+            )
 
 
 # --- trajectory ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("sizes", "seed"), [((6, 20, 15, 4), 0), ((10, 30, 30, 30, 5), 1), ((8, 200, 170, 3), 2)]
+    ("sizes", "seed"),
+    [((6, 20, 15, 4), 0), ((10, 30, 30, 30, 5), 1), ((8, 200, 170, 3), 2)],
 )
 def test_same_trajectory_as_the_textbook(sizes, seed):
     table, a, b = chain(sizes, seed, F64)
     spec = PermutationSpec.from_table(table, a)
-    visits = list(orders("random", len(spec.groups), 100, torch.Generator().manual_seed(seed)))
+    visits = list(
+        orders("random", len(spec.groups), 100, torch.Generator().manual_seed(seed))
+    )
     groups = list(spec.groups)
     trace = []
     expected = textbook.weight_matching(
@@ -113,7 +136,9 @@ def test_same_trajectory_as_the_textbook(sizes, seed):
         for k in range(0, len(trace), len(groups))
     ]
     np.testing.assert_allclose(gains, per_sweep, atol=1e-9)
-    assert result.objective == pytest.approx(textbook.objective(table, a, b, expected), rel=1e-12)
+    assert result.objective == pytest.approx(
+        textbook.objective(table, a, b, expected), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("solver", ["scipy", "lap", "numba"])
@@ -121,7 +146,10 @@ def test_solvers_agree(solver):
     table, a, b = chain((10, 50, 40, 5), 5, F64)
     spec = PermutationSpec.from_table(table, a)
     auto = match_weights(spec, a, b, init="identity")
-    assert match_weights(spec, a, b, init="identity", solver=solver).permutation == auto.permutation
+    assert (
+        match_weights(spec, a, b, init="identity", solver=solver).permutation
+        == auto.permutation
+    )
 
 
 def test_brute_force_never_beaten_by_much_and_found_mostly():
@@ -129,9 +157,13 @@ def test_brute_force_never_beaten_by_much_and_found_mostly():
     for seed in range(12):
         table, a, b = chain((3, 4, 3, 2), seed, F64)
         spec = PermutationSpec.from_table(table, a)
-        of_4, of_3 = ([torch.tensor(p) for p in itertools.permutations(range(n))] for n in (4, 3))
+        of_4, of_3 = (
+            [torch.tensor(p) for p in itertools.permutations(range(n))] for n in (4, 3)
+        )
         best = max(
-            objective(spec, a, b, Permutation(spec, {"h0": p, "h1": q})) for p in of_4 for q in of_3
+            objective(spec, a, b, Permutation(spec, {"h0": p, "h1": q}))
+            for p in of_4
+            for q in of_3
         )
         result = match_weights(spec, a, b, seed=seed)
         assert result.objective <= best + 1e-9
@@ -153,13 +185,17 @@ def test_monotone_and_never_below_the_identity(seed, init, make):
     a, b = random_state(spec, seed), random_state(spec, seed + 1)
     result = match_weights(spec, a, b, init=init, seed=seed)
     assert result.objective >= result.identity_objective
-    assert result.objective == pytest.approx(objective(spec, a, b, result.permutation), rel=1e-12)
+    assert result.objective == pytest.approx(
+        objective(spec, a, b, result.permutation), rel=1e-12
+    )
     for descent in result.descents:
         assert all(y >= x for x, y in itertools.pairwise(descent.objectives))
         assert result.objective >= descent.objective or result.same_basin
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 def test_dtypes(dtype):
     table, a, b = chain((10, 40, 30, 5), 1)
     a, b = ({n: t.to(dtype) for n, t in state.items()} for state in (a, b))
@@ -172,7 +208,11 @@ def test_dtypes(dtype):
 
 def test_complex_weights():
     spec = PermutationSpec.from_table({"w": ("h", None)}, {"w": (6, 3)})
-    b = {"w": torch.randn(6, 3, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))}
+    b = {
+        "w": torch.randn(
+            6, 3, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)
+        )
+    }
     p = Permutation.random(spec, torch.Generator().manual_seed(1))
     assert match_weights(spec, p.apply(b), b).permutation == p
 
@@ -183,11 +223,17 @@ def test_same_seed_same_result_and_inputs_untouched():
     start = Permutation.random(spec, torch.Generator().manual_seed(3))
     copies = [{n: t.clone() for n, t in state.items()} for state in (a, b)]
     kept = {g: o.clone() for g, o in start.orders.items()}
-    first, second = (match_weights(spec, a, b, seed=7, init=start, restarts=2) for _ in range(2))
+    first, second = (
+        match_weights(spec, a, b, seed=7, init=start, restarts=2) for _ in range(2)
+    )
     assert first.permutation == second.permutation
-    assert [d.objectives for d in first.descents] == [d.objectives for d in second.descents]
+    assert [d.objectives for d in first.descents] == [
+        d.objectives for d in second.descents
+    ]
     assert all(torch.equal(o, kept[g]) for g, o in start.orders.items())
-    assert all(torch.equal(x[n], y[n]) for x, y in zip((a, b), copies, strict=True) for n in x)
+    assert all(
+        torch.equal(x[n], y[n]) for x, y in zip((a, b), copies, strict=True) for n in x
+    )
 
 
 def test_stopped_and_resumed_ends_where_it_would_have_ended():
@@ -222,17 +268,24 @@ def test_an_interrupted_matcher_knows_where_it_stands(monkeypatch):
     monkeypatch.undo()
     assert matcher.state.sweeps == 2
     resumed = matcher.match(a, matcher.state)
-    assert resumed.permutation == match_weights(spec, a, b, init="identity", seed=5).permutation
+    assert (
+        resumed.permutation
+        == match_weights(spec, a, b, init="identity", seed=5).permutation
+    )
 
 
 def test_moving_reference_stays_exact_with_warm_duals():
     table, a, b = chain((20, 200, 180, 5), 6, F64)
     spec = PermutationSpec.from_table(table, a)
     matcher = WeightMatcher(spec, b)
-    permutation, generator = Permutation.identity(spec), torch.Generator().manual_seed(0)
+    permutation, generator = (
+        Permutation.identity(spec),
+        torch.Generator().manual_seed(0),
+    )
     for step in range(6):
         a = {
-            n: t + 0.02 * torch.randn(t.shape, generator=generator, dtype=F64) for n, t in a.items()
+            n: t + 0.02 * torch.randn(t.shape, generator=generator, dtype=F64)
+            for n, t in a.items()
         }
         warm = matcher.match(a, permutation, seed=step)
         cold = match_weights(spec, a, b, init=permutation, seed=step)
@@ -248,7 +301,10 @@ def test_one_basin_is_recognised(noise):
     table, a, _ = chain((20, 60, 40, 5), 0)
     spec = PermutationSpec.from_table(table, a)
     generator = torch.Generator().manual_seed(0)
-    b = {n: t + noise * t.std() * torch.randn(t.shape, generator=generator) for n, t in a.items()}
+    b = {
+        n: t + noise * t.std() * torch.randn(t.shape, generator=generator)
+        for n, t in a.items()
+    }
     result = match_weights(spec, a, b)
     assert result.same_basin
     assert result.permutation.is_identity
@@ -278,7 +334,8 @@ def recovered(make, example, seeds, **kwargs):
         state = randomise(make(), seed).state_dict()
         p = Permutation.random(spec, torch.Generator().manual_seed(seed))
         found.append(
-            match_weights(spec, p.apply(state), state, seed=seed, **kwargs).permutation == p
+            match_weights(spec, p.apply(state), state, seed=seed, **kwargs).permutation
+            == p
         )
     return found
 
@@ -296,7 +353,9 @@ def test_planted_permutation_is_recovered_exactly_for_20_seeds(name):
 
 @pytest.mark.slow
 def test_planted_permutation_of_a_wide_resnet_for_20_seeds():
-    assert all(recovered(lambda: ResNet20(64), lambda: torch.randn(2, 3, 32, 32), range(20)))
+    assert all(
+        recovered(lambda: ResNet20(64), lambda: torch.randn(2, 3, 32, 32), range(20))
+    )
 
 
 def test_textbook_rarely_recovers_the_residual_mlp():
@@ -312,7 +371,9 @@ def test_textbook_rarely_recovers_the_residual_mlp():
             table,
             p.apply(state),
             state,
-            lambda _: [groups[i] for i in torch.randperm(len(groups), generator=generator)],  # noqa: B023
+            lambda _: [
+                groups[i] for i in torch.randperm(len(groups), generator=generator)
+            ],
         )
         hits += all(torch.equal(found[g], p[g]) for g in groups)
     assert hits <= 3
@@ -338,7 +399,14 @@ def test_bad_states_are_named():
 
 
 @pytest.mark.parametrize(
-    "option", [{"init": "best"}, {"restarts": 0}, {"max_sweeps": 0}, {"solver": "gpu"}, {"init": 3}]
+    "option",
+    [
+        {"init": "best"},
+        {"restarts": 0},
+        {"max_sweeps": 0},
+        {"solver": "gpu"},
+        {"init": 3},
+    ],
 )
 def test_bad_options(option):
     table, a, b = chain((4, 5, 3), 0)
@@ -350,14 +418,18 @@ def test_init_of_another_spec():
     table, a, b = chain((4, 5, 3), 0)
     other = PermutationSpec.from_table({"w": ("h", None)}, {"w": (3, 1)})
     with pytest.raises(PermutationError):
-        match_weights(PermutationSpec.from_table(table, a), a, b, init=Permutation.identity(other))
+        match_weights(
+            PermutationSpec.from_table(table, a), a, b, init=Permutation.identity(other)
+        )
 
 
 def test_running_statistics_and_ties_do_not_count_twice():
     shapes = {"w": (4, 2), "tied": (4, 2), "bn.running_mean": (4,)}
     table = {"w": ("h", None), "bn.running_mean": ("h",)}
     plain = PermutationSpec.from_table(table, shapes)
-    spec = PermutationSpec(plain.groups, plain.tensors, plain.maps, aliases={"tied": "w"})
+    spec = PermutationSpec(
+        plain.groups, plain.tensors, plain.maps, aliases={"tied": "w"}
+    )
     w = torch.randn(4, 2)
     a = {"w": w, "tied": w, "bn.running_mean": 1e6 * torch.randn(4)}
     b = {"w": w.flip(0), "tied": w.flip(0), "bn.running_mean": 1e6 * torch.randn(4)}
@@ -367,7 +439,9 @@ def test_running_statistics_and_ties_do_not_count_twice():
 
 
 def test_nothing_to_permute():
-    spec = PermutationSpec({}, PermutationSpec.from_table({}, {"w": (2, 2)}).tensors, {})
+    spec = PermutationSpec(
+        {}, PermutationSpec.from_table({}, {"w": (2, 2)}).tensors, {}
+    )
     result = match_weights(spec, {"w": torch.ones(2, 2)}, {"w": torch.ones(2, 2)})
     assert result.permutation.is_identity
     assert result.objective == 4.0

@@ -50,14 +50,20 @@ def check_lenet(lenet, seed):
     # 33.7 is the best of the textbook's seeds, 34.9 what activation matching followed by a descent reaches.
     assert result.objective >= 34.9
     assert not result.same_basin
-    assert midpoint_accuracy(LeNet(), a, result.permutation.apply(b), "mnist-lenet") >= 0.97
+    assert (
+        midpoint_accuracy(LeNet(), a, result.permutation.apply(b), "mnist-lenet")
+        >= 0.97
+    )
 
 
 def check_perceptron(perceptron, seed):
     spec, a, b = perceptron
     result = match_weights(spec, a, b, seed=seed)
     assert result.objective >= 67.5
-    assert midpoint_accuracy(mnist_mlp(), a, result.permutation.apply(b), "mnist-mlp") >= 0.969
+    assert (
+        midpoint_accuracy(mnist_mlp(), a, result.permutation.apply(b), "mnist-mlp")
+        >= 0.969
+    )
 
 
 def test_lenet_midpoint(lenet):
@@ -94,7 +100,10 @@ def test_textbook_falls_below_doing_nothing(lenet):
     }
     split = [{**s, "fc1.weight": s["fc1.weight"].reshape(500, 50, 16)} for s in (a, b)]
     found = textbook.weight_matching(table, *split, lambda _: ["fc1", "conv2", "conv1"])
-    assert textbook.objective(table, *split, found) < match_weights(spec, a, b).objective - 4.0
+    assert (
+        textbook.objective(table, *split, found)
+        < match_weights(spec, a, b).objective - 4.0
+    )
 
 
 def test_twin_is_left_in_place(lenet):
@@ -108,7 +117,10 @@ def test_twin_is_left_in_place(lenet):
 @pytest.fixture(scope="module")
 def residual():
     model = ResNet20()
-    states = {n: {**model.state_dict(), **checkpoint(f"cifar10-resnet20/{n}.th")} for n in "abcde"}
+    states = {
+        n: {**model.state_dict(), **checkpoint(f"cifar10-resnet20/{n}.th")}
+        for n in "abcde"
+    }
     return infer_spec(model, torch.zeros(1, 3, 32, 32)), states
 
 
@@ -119,7 +131,9 @@ def check_residual(residual, pair):
     # The textbook cannot express option A shortcuts; our descent from random starts takes its place (same trajectory).
     many = match_weights(spec, a, b, init="random", restarts=24)
     assert ours.objective >= many.objective
-    assert ours.objective == pytest.approx(objective(spec, a, b, ours.permutation), rel=1e-12)
+    assert ours.objective == pytest.approx(
+        objective(spec, a, b, ours.permutation), rel=1e-12
+    )
     assert not ours.same_basin
 
 
@@ -144,7 +158,9 @@ HELD_OUT = [
 def perceptron_table(state):
     """The classical table of a perceptron whose layers stand in the state dict in order."""
     table, before = {}, None
-    for name in [name for name in state if name.endswith("weight") and state[name].ndim == 2]:
+    for name in [
+        name for name in state if name.endswith("weight") and state[name].ndim == 2
+    ]:
         table[name] = (name, before)
         table[name.removesuffix("weight") + "bias"] = (name,)
         before = name
@@ -171,7 +187,9 @@ def test_default_call_beats_textbook_restarts_where_nothing_was_tuned(first, sec
             table,
             a,
             b,
-            lambda _: [groups[i] for i in torch.randperm(len(groups), generator=generator)],  # noqa: B023
+            lambda _: [
+                groups[i] for i in torch.randperm(len(groups), generator=generator)
+            ],
         )
         best = max(best, textbook.objective(table, a, b, found))
     result = match_weights(spec, a, b)

@@ -52,12 +52,17 @@ def test_ends_come_back_bitwise_and_fresh(pair):
 )
 def test_interpolation_is_the_formula_in_float64(lam, values, seed):
     a = torch.tensor(values, dtype=torch.float64)
-    b = torch.randn(len(values), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    b = torch.randn(
+        len(values), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     got = interpolate({"w": a}, {"w": b}, lam)["w"]
     torch.testing.assert_close(
         got,
         torch.tensor(
-            [(1 - lam) * x + lam * y for x, y in zip(a.tolist(), b.tolist(), strict=True)],
+            [
+                (1 - lam) * x + lam * y
+                for x, y in zip(a.tolist(), b.tolist(), strict=True)
+            ],
             dtype=torch.float64,
         ),
         rtol=1e-12,
@@ -76,19 +81,28 @@ def test_half_precision_is_rounded_once(dtype):
     assert got.dtype == dtype
     exact = (0.7 * a.double() + 0.3 * b.double()).to(dtype)
     # float32 then half rounds twice, which shows only at near-ties; arithmetic in half precision differs far more
-    assert (got != exact).double().mean() < 0.02 < (0.7 * a + 0.3 * b != exact).double().mean()
+    assert (
+        (got != exact).double().mean()
+        < 0.02
+        < (0.7 * a + 0.3 * b != exact).double().mean()
+    )
     assert torch.equal(average([{"w": a}, {"w": b}], [7, 3])["w"], exact)
 
 
 def test_mixed_precision_takes_the_wider():
-    a, b = {"w": torch.ones(2, dtype=torch.float16)}, {"w": torch.full((2,), 1 + 2**-20)}
+    a, b = (
+        {"w": torch.ones(2, dtype=torch.float16)},
+        {"w": torch.full((2,), 1 + 2**-20)},
+    )
     assert interpolate(a, b, 1)["w"].dtype == torch.float32
     assert interpolate(a, b, 0)["w"].dtype == torch.float32
     assert average([a, b])["w"].tolist() == [1 + 2**-21] * 2
 
 
 def test_integers_come_from_the_nearer_end(pair):
-    assert [int(interpolate(*pair, lam)["n"]) for lam in (0, 0.4, 0.5, 0.6, 1, -3, 4)] == [
+    assert [
+        int(interpolate(*pair, lam)["n"]) for lam in (0, 0.4, 0.5, 0.6, 1, -3, 4)
+    ] == [
         3,
         3,
         3,
@@ -115,21 +129,34 @@ def test_tied_weights_stay_tied_only_where_both_tie():
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(0.0, 10), min_size=1, max_size=6).filter(lambda w: sum(w) > 1e-3))
+@given(
+    st.lists(st.floats(0.0, 10), min_size=1, max_size=6).filter(lambda w: sum(w) > 1e-3)
+)
 def test_average_is_the_weighted_mean(weights):
     g = torch.Generator().manual_seed(len(weights))
     states = [{"w": torch.randn(7, generator=g, dtype=torch.float64)} for _ in weights]
-    expected = sum(w * s["w"] for w, s in zip(weights, states, strict=True)) / sum(weights)
-    torch.testing.assert_close(average(states, weights)["w"], expected, rtol=1e-12, atol=1e-12)
-    assert torch.equal(average([states[0]] * len(weights), weights)["w"], states[0]["w"])
+    expected = sum(w * s["w"] for w, s in zip(weights, states, strict=True)) / sum(
+        weights
+    )
+    torch.testing.assert_close(
+        average(states, weights)["w"], expected, rtol=1e-12, atol=1e-12
+    )
+    assert torch.equal(
+        average([states[0]] * len(weights), weights)["w"], states[0]["w"]
+    )
 
 
 def test_average_agrees_with_interpolate_and_ignores_weight_zero(pair):
     a, b = {"w": pair[0]["w"]}, {"w": pair[1]["w"]}
     torch.testing.assert_close(
-        average([a, b], [0.75, 0.25])["w"], interpolate(a, b, 0.25)["w"], rtol=1e-6, atol=1e-7
+        average([a, b], [0.75, 0.25])["w"],
+        interpolate(a, b, 0.25)["w"],
+        rtol=1e-6,
+        atol=1e-7,
     )
-    assert torch.equal(average([a, {"w": torch.full((3, 4), float("nan"))}], [1, 0])["w"], a["w"])
+    assert torch.equal(
+        average([a, {"w": torch.full((3, 4), float("nan"))}], [1, 0])["w"], a["w"]
+    )
 
 
 def test_complex_tensors_mix():
@@ -174,6 +201,13 @@ def test_mappings_that_make_their_tensors_on_the_fly():
         def __getitem__(self, name):
             return super().__getitem__(name).clone()
 
-    states = [Lazy({str(i): torch.full((50,), float(i * k)) for i in range(20)}) for k in (1, 3)]
-    assert [t[0].item() for t in average(states).values()] == [2.0 * i for i in range(20)]
-    assert [t[0].item() for t in interpolate(*states, 0.5).values()] == [2.0 * i for i in range(20)]
+    states = [
+        Lazy({str(i): torch.full((50,), float(i * k)) for i in range(20)})
+        for k in (1, 3)
+    ]
+    assert [t[0].item() for t in average(states).values()] == [
+        2.0 * i for i in range(20)
+    ]
+    assert [t[0].item() for t in interpolate(*states, 0.5).values()] == [
+        2.0 * i for i in range(20)
+    ]

@@ -19,13 +19,17 @@ def pair(build):
 
 
 def data(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def statistics(module, name, x):
     """Mean and std per channel of one layer's output, measured by hand."""
     seen = []
-    handle = module.get_submodule(name).register_forward_hook(lambda m, i, o: seen.append(o))
+    handle = module.get_submodule(name).register_forward_hook(
+        lambda m, i, o: seen.append(o)
+    )
     with torch.no_grad():
         module.eval()(x)
     handle.remove()
@@ -44,7 +48,9 @@ def test_every_layer_gets_the_mixed_mean_and_standard_deviation(shares):
             net.load_state_dict(state)
             ends.append(statistics(net, name, x))
         mean, std = statistics(result.module, name, x)
-        torch.testing.assert_close(mean, shares[0] * ends[0][0] + shares[1] * ends[1][0])
+        torch.testing.assert_close(
+            mean, shares[0] * ends[0][0] + shares[1] * ends[1][0]
+        )
         torch.testing.assert_close(std, shares[0] * ends[0][1] + shares[1] * ends[1][1])
     assert result.variance_ratio[0] < 0.9
     assert result.variance_ratio[1] == pytest.approx(1)
@@ -129,7 +135,9 @@ def test_folding_scales_and_shifts_the_output(kind):
     site.fold(scale, shift)
     with torch.no_grad():
         after = layer(x)
-    torch.testing.assert_close(after.movedim(dim, -1), before.movedim(dim, -1) * scale + shift)
+    torch.testing.assert_close(
+        after.movedim(dim, -1), before.movedim(dim, -1) * scale + shift
+    )
     torch.testing.assert_close(
         after, before * site.along(scale, before) + site.along(shift, before)
     )
@@ -144,7 +152,9 @@ def test_moments_are_those_of_everything_together():
     for part in values.split([1, 20, 29]):
         moments.update(part)
     torch.testing.assert_close(moments.mean, values.mean(0))
-    torch.testing.assert_close(moments.variance, values.var(0, correction=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        moments.variance, values.var(0, correction=0), rtol=1e-6, atol=0
+    )
 
 
 class Awkward(nn.Module):
@@ -160,11 +170,16 @@ class Awkward(nn.Module):
         self.head = nn.Linear(4, 2)
 
     def forward(self, x):
-        return self.head(self.norm(self.absorbed(self.tied(self.first(self.twice(self.twice(x)))))))
+        return self.head(
+            self.norm(self.absorbed(self.tied(self.first(self.twice(self.twice(x))))))
+        )
 
 
 def test_layers_that_cannot_be_corrected_alone_are_left_out():
-    assert [s.name for s in find_sites(Awkward(), [torch.zeros(3, 4)])] == ["norm", "head"]
+    assert [s.name for s in find_sites(Awkward(), [torch.zeros(3, 4)])] == [
+        "norm",
+        "head",
+    ]
 
 
 def test_dead_channels_are_only_shifted():

@@ -18,12 +18,16 @@ def test_statistics_help_a_batch_norm_network(names, monkeypatch):
     path = Path(__file__).resolve().parents[2] / "examples" / "merge_resnet20.py"
     spec = importlib.util.spec_from_file_location("merge_resnet20", path)
     example = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "merge_resnet20", example)  # dataclasses look their module up
+    monkeypatch.setitem(
+        sys.modules, "merge_resnet20", example
+    )  # dataclasses look their module up
     spec.loader.exec_module(example)
     images, labels = cifar10("test", 1000)
     batches = normalise(cifar10("train", 500)[0], "cifar10-resnet20").split(250)
     states = {name: example.load(name) for name in names}
-    row = example.measure(names, states, batches, normalise(images, "cifar10-resnet20"), labels)
+    row = example.measure(
+        names, states, batches, normalise(images, "cifar10-resnet20"), labels
+    )
     assert row.ends > 0.9
     assert row.naive < 0.2
     assert row.reset > row.matched + 0.05

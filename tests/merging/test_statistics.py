@@ -67,7 +67,9 @@ def test_batches_may_be_tuples_dicts_and_of_another_dtype():
     data = torch.tensor([[0.0, 1.0], [2.0, 5.0]])
     new = reset_batch_norm(Keywords(), [{"x": data, "scale": 2}])
     assert new.bn.running_mean.tolist() == [2, 6]
-    assert reset_batch_norm(nn.BatchNorm1d(2), [(data, "label")]).running_mean.tolist() == [1, 3]
+    assert reset_batch_norm(
+        nn.BatchNorm1d(2), [(data, "label")]
+    ).running_mean.tolist() == [1, 3]
 
 
 def test_synchronised_batch_norm_works_on_one_cpu():

@@ -57,7 +57,9 @@ def nets() -> list[Net]:
 
 def learned(accelerator: str, precision: str) -> MergeModule:
     a, b = (copy.deepcopy(net.state_dict()) for net in nets())
-    module = MergeModule(Net(), a, b, optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9))
+    module = MergeModule(
+        Net(), a, b, optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9)
+    )
     trainer = Trainer(
         max_epochs=3,
         accelerator=accelerator,
@@ -88,10 +90,14 @@ def test_double_precision_run_equals_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_runs_in_every_precision_and_keeps_float32_free_parameters(precision: str) -> None:
+def test_runs_in_every_precision_and_keeps_float32_free_parameters(
+    precision: str,
+) -> None:
     module = learned("gpu", precision)
     assert module.free[0].dtype == torch.float32
-    assert module.loss_found == pytest.approx(learned("cpu", "32-true").loss_found, rel=0.2)
+    assert module.loss_found == pytest.approx(
+        learned("cpu", "32-true").loss_found, rel=0.2
+    )
 
 
 def test_weight_matching_of_device_tensors_equals_the_cpu() -> None:

@@ -27,7 +27,12 @@ def launch(out: Path, devices: int, size: int) -> None:
         str(size),
     ]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=280, check=False
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -40,13 +45,16 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     launch(tmp_path, 2, 8)
     launch(tmp_path, 1, 16)
     one, first, second = (
-        torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
+        torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        for name in ("1-0", "2-0", "2-1")
     )
     for group, order in first["orders"].items():
         assert torch.equal(order, second["orders"][group])
         assert torch.equal(order, one["orders"][group])
     assert first["best"] == second["best"] == pytest.approx(one["best"], rel=1e-5)
-    for mine, theirs, alone in zip(first["free"], second["free"], one["free"], strict=True):
+    for mine, theirs, alone in zip(
+        first["free"], second["free"], one["free"], strict=True
+    ):
         assert torch.equal(mine, theirs)
         # DistributedSampler deals samples out in turn, so each pair of half batches is one whole batch.
         torch.testing.assert_close(mine, alone, rtol=1e-4, atol=1e-5)

@@ -40,7 +40,9 @@ State = dict[str, Tensor]
 
 def train_data(*, shuffle: bool = True) -> DataLoader[tuple[Tensor, ...]]:
     generator = torch.Generator().manual_seed(0)
-    return DataLoader(blobs(192, 0), batch_size=32, shuffle=shuffle, generator=generator)
+    return DataLoader(
+        blobs(192, 0), batch_size=32, shuffle=shuffle, generator=generator
+    )
 
 
 def held_out() -> DataLoader[tuple[Tensor, ...]]:
@@ -93,13 +95,23 @@ def fit(
         "default_root_dir": folder,
     }
     trainer = Trainer(
-        **{**defaults, **quiet, "num_sanity_val_steps": 0, "log_every_n_steps": 1, **options}
+        **{
+            **defaults,
+            **quiet,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            **options,
+        }
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*is deprecated.*")
-        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
-        trainer.fit(module, train_data(shuffle=shuffle), held_out(), ckpt_path=ckpt_path)
+        warnings.filterwarnings(
+            "ignore", message=".*callbacks used to create the checkpoint.*"
+        )
+        trainer.fit(
+            module, train_data(shuffle=shuffle), held_out(), ckpt_path=ckpt_path
+        )
     return trainer
 
 
@@ -118,7 +130,12 @@ def test_a_permuted_copy_is_found_and_merging_it_changes_nothing(
     spec = infer_spec(Classifier(hidden=16), torch.zeros(2, FEATURES))
     planted = Permutation.random(spec, torch.Generator().manual_seed(3))
     module = make(
-        (a, planted.inverse().apply({n: t for n, t in a.items() if n in spec.tensors} | {}))
+        (
+            a,
+            planted.inverse().apply(
+                {n: t for n, t in a.items() if n in spec.tensors} | {}
+            ),
+        )
     )
     fit(module, tmp_path, max_epochs=1)
     assert module.permutation == planted
@@ -160,7 +177,9 @@ def test_logs_what_it_promises_and_redirects_the_users_own_log(
     )
 
 
-def test_the_users_model_is_left_alone(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_the_users_model_is_left_alone(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     model = Classifier(hidden=16)
     before = copy.deepcopy(model.state_dict())
     fit(MergeModule(model, *ends), tmp_path, max_epochs=1)
@@ -186,11 +205,16 @@ def test_checkpoint_loads_with_weights_only_and_holds_no_weights_but_the_free_on
     assert all(order.dtype == torch.long for order in orders.values())
     model = Classifier(hidden=16)
     loaded = MergeModule.load_from_checkpoint(
-        tmp_path / "merge.ckpt", model=model, reference=ends[0], source=ends[1], weights_only=True
+        tmp_path / "merge.ckpt",
+        model=model,
+        reference=ends[0],
+        source=ends[1],
+        weights_only=True,
     )
     assert loaded.permutation == module.permutation
     assert all(
-        torch.equal(t, module.merged_state_dict()[n]) for n, t in loaded.merged_state_dict().items()
+        torch.equal(t, module.merged_state_dict()[n])
+        for n, t in loaded.merged_state_dict().items()
     )
     assert trainer.checkpoint_callback is not None
 
@@ -205,9 +229,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     fit(whole, tmp_path, max_epochs=4, shuffle=False)
     saving = ModelCheckpoint(tmp_path, filename="half")
     first = make(ends, **options)
-    fit(first, tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[saving], shuffle=False)
+    fit(
+        first,
+        tmp_path,
+        max_epochs=2,
+        enable_checkpointing=True,
+        callbacks=[saving],
+        shuffle=False,
+    )
     resumed = make(ends, **options)
-    fit(resumed, tmp_path, max_epochs=4, shuffle=False, ckpt_path=str(tmp_path / "half.ckpt"))
+    fit(
+        resumed,
+        tmp_path,
+        max_epochs=4,
+        shuffle=False,
+        ckpt_path=str(tmp_path / "half.ckpt"),
+    )
     for mine, theirs in zip(resumed.free, whole.free, strict=True):
         assert torch.equal(mine, theirs)
     assert resumed.permutation == whole.permutation
@@ -219,7 +256,10 @@ def test_same_seed_same_result(ends: tuple[State, State], tmp_path: Path) -> Non
         seed_everything(5, verbose=False)
         runs.append(make(ends, lam=(0.2, 0.8)))
         fit(runs[-1], tmp_path)
-    assert all(torch.equal(one, two) for one, two in zip(runs[0].free, runs[1].free, strict=True))
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(runs[0].free, runs[1].free, strict=True)
+    )
 
 
 def test_projects_once_per_optimizer_step_and_every_kth_if_asked(
@@ -234,12 +274,17 @@ def test_projects_once_per_optimizer_step_and_every_kth_if_asked(
 def _count_projections(module: MergeModule, folder: Path, **options: Any) -> int:
     steps = []
     real = module._project_on_rank_zero
-    module._project_on_rank_zero = lambda step, start: (steps.append(step), real(step, start))[1]
+    module._project_on_rank_zero = lambda step, start: (
+        steps.append(step),
+        real(step, start),
+    )[1]
     fit(module, folder, max_epochs=2, **options)
     return len(steps)
 
 
-def test_optimizer_scheduler_and_early_stopping(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_optimizer_scheduler_and_early_stopping(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     stop = EarlyStopping("val_midpoint_loss", patience=1, min_delta=10.0)
     module = make(
         ends,
@@ -259,17 +304,23 @@ def test_optimizer_scheduler_and_early_stopping(ends: tuple[State, State], tmp_p
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.005)
 
 
-def test_gradient_clipping_bounds_the_step(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_gradient_clipping_bounds_the_step(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     module = make(ends, optimizer=partial(torch.optim.SGD, lr=1.0))
     fit(module, tmp_path, max_steps=1, gradient_clip_val=1e-3)
     steps = [
         p.detach() - ends[0][name]
         for name, p in zip(module.ends.parameters, module.free, strict=True)
     ]
-    assert torch.cat([step.flatten() for step in steps]).norm() == pytest.approx(1e-3, rel=1e-3)
+    assert torch.cat([step.flatten() for step in steps]).norm() == pytest.approx(
+        1e-3, rel=1e-3
+    )
 
 
-def test_default_optimizer_is_the_papers(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_default_optimizer_is_the_papers(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     module = MergeModule(
         Classifier(hidden=16),
         *ends,
@@ -293,7 +344,11 @@ def test_mixed_precision_does_not_round_the_projection(
     def spy(step: int, start: Permutation) -> Any:
         result = real(step, start)
         target = dict(
-            zip(module.ends.parameters, (p.detach().clone() for p in module.free), strict=True)
+            zip(
+                module.ends.parameters,
+                (p.detach().clone() for p in module.free),
+                strict=True,
+            )
         )
         targets.append((target, start, step, result[0]))
         return result
@@ -306,7 +361,10 @@ def test_mixed_precision_does_not_round_the_projection(
             .match({**ends[0], **target}, start, seed=step)
             .permutation
         )
-        assert all(torch.equal(order, orders[group]) for group, order in expected.orders.items())
+        assert all(
+            torch.equal(order, orders[group])
+            for group, order in expected.orders.items()
+        )
     assert module.free[0].dtype == torch.float32
 
 
@@ -361,11 +419,15 @@ def test_batch_norm_statistics_are_those_of_the_midpoint(tmp_path: Path) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(
-            module, DataLoader(batches, batch_size=None), DataLoader(batches[:2], batch_size=None)
+            module,
+            DataLoader(batches, batch_size=None),
+            DataLoader(batches[:2], batch_size=None),
         )
     merged = module.merged_state_dict()
     model = BatchNormNet()
-    model.load_state_dict(interpolate(states[0], module.permutation.apply(states[1]), 0.5))
+    model.load_state_dict(
+        interpolate(states[0], module.permutation.apply(states[1]), 0.5)
+    )
     expected = reset_batch_norm(model, batches[-4:]).state_dict()
     assert merged.keys() == expected.keys()
     for name, tensor in merged.items():
@@ -373,7 +435,9 @@ def test_batch_norm_statistics_are_those_of_the_midpoint(tmp_path: Path) -> None
     # The score belongs to these very weights.
     model.load_state_dict(merged)
     with torch.no_grad():
-        loss = torch.stack([cross_entropy(model.eval()(x), y) for x, y in batches[:2]]).mean()
+        loss = torch.stack(
+            [cross_entropy(model.eval()(x), y) for x, y in batches[:2]]
+        ).mean()
     assert float(trainer.callback_metrics["best_midpoint_loss"]) == pytest.approx(
         float(loss), rel=1e-5
     )
@@ -402,7 +466,9 @@ def test_a_module_without_usable_forward_is_traced_and_proved_through_its_step(
     assert [group.size for group in module.spec.groups.values()] == [16]
     module.export(tmp_path / "merged.ckpt")
     merged = torch.load(tmp_path / "merged.ckpt", weights_only=True)["state_dict"]
-    assert torch.equal(merged["net.fc1.weight"], module.merged_state_dict()["net.fc1.weight"])
+    assert torch.equal(
+        merged["net.fc1.weight"], module.merged_state_dict()["net.fc1.weight"]
+    )
 
 
 class Offset(Classifier):
@@ -427,7 +493,8 @@ def test_buffers_that_both_ends_share_stay(tmp_path: Path) -> None:
     assert torch.equal(module.merged_state_dict()["table"], states[0]["table"])
     other = {**states[1], "table": states[1]["table"] + 1}
     assert [
-        g.size for g in MergeModule(Offset(), states[0], other, spec=full).spec.groups.values()
+        g.size
+        for g in MergeModule(Offset(), states[0], other, spec=full).spec.groups.values()
     ] == [16]
 
 
@@ -443,13 +510,16 @@ def test_any_module_with_a_loss_function(tmp_path: Path) -> None:
     model.load_state_dict(torch.load(tmp_path / "merged.pt", weights_only=True))
 
 
-def test_export_writes_proved_weights_only(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_export_writes_proved_weights_only(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     module = make(ends)
     fit(module, tmp_path, max_epochs=1)
     module.export(tmp_path / "merged.ckpt")
     content = torch.load(tmp_path / "merged.ckpt", weights_only=True)
     assert all(
-        torch.equal(t, content["state_dict"][n]) for n, t in module.merged_state_dict().items()
+        torch.equal(t, content["state_dict"][n])
+        for n, t in module.merged_state_dict().items()
     )
     assert content["lightning_rebasin"]["equivalence_error"] < 1e-8
     with pytest.raises(OutputError, match="force"):
@@ -457,7 +527,9 @@ def test_export_writes_proved_weights_only(ends: tuple[State, State], tmp_path: 
     module.export(tmp_path / "merged.ckpt", force=True)
 
 
-def test_export_refuses_a_spec_that_is_wrong(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_export_refuses_a_spec_that_is_wrong(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     wrong = PermutationSpec.from_table(
         {"net.fc1.weight": ("h", None), "net.fc1.bias": ("h",)}, ends[0]
     )
@@ -468,7 +540,9 @@ def test_export_refuses_a_spec_that_is_wrong(ends: tuple[State, State], tmp_path
     assert not (tmp_path / "merged.ckpt").exists()
 
 
-def test_weights_and_spec_may_be_files(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_weights_and_spec_may_be_files(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     paths = [tmp_path / f"{name}.ckpt" for name in "ab"]
     for path, state in zip(paths, ends, strict=True):
         torch.save({"state_dict": state, "pytorch-lightning_version": "2.6.6"}, path)
@@ -480,15 +554,18 @@ def test_weights_and_spec_may_be_files(ends: tuple[State, State], tmp_path: Path
     assert module.permutation == given.permutation
 
 
-def test_starts_from_a_given_permutation(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_starts_from_a_given_permutation(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     spec = infer_spec(Classifier(hidden=16), torch.zeros(2, FEATURES))
     start = Permutation.random(spec, torch.Generator().manual_seed(0))
     module = make(ends, init=start, spec=spec)
     starts = []
     real = module._project_on_rank_zero
-    module._project_on_rank_zero = lambda step, before: (starts.append(before), real(step, before))[
-        1
-    ]
+    module._project_on_rank_zero = lambda step, before: (
+        starts.append(before),
+        real(step, before),
+    )[1]
     fit(module, tmp_path, max_epochs=1)
     assert starts[0] == start
 
@@ -498,9 +575,10 @@ def test_starts_from_activations(ends: tuple[State, State], tmp_path: Path) -> N
     module = make(ends, init="activations")
     starts = []
     real = module._project_on_rank_zero
-    module._project_on_rank_zero = lambda step, before: (starts.append(before), real(step, before))[
-        1
-    ]
+    module._project_on_rank_zero = lambda step, before: (
+        starts.append(before),
+        real(step, before),
+    )[1]
     fit(module, tmp_path, max_epochs=1)
     nets = [Classifier(hidden=16), Classifier(hidden=16)]
     for net, state in zip(nets, ends, strict=True):
@@ -550,7 +628,9 @@ class Whisper(Callback):
     on_train_epoch_start = on_train_epoch_end
 
 
-def test_one_lucky_minibatch_does_not_decide(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_one_lucky_minibatch_does_not_decide(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     spec = infer_spec(Classifier(hidden=16), torch.zeros(2, FEATURES))
     lucky = Permutation.random(spec, torch.Generator().manual_seed(0))
     lucky_loss = held_out_loss(
@@ -571,7 +651,10 @@ def test_one_lucky_minibatch_does_not_decide(ends: tuple[State, State], tmp_path
 
 def test_validate_alone_scores_the_start(ends: tuple[State, State]) -> None:
     trainer = Trainer(
-        logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False
+        logger=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -609,7 +692,9 @@ def test_options_that_cannot_work_are_named(
         make(ends, **options)
 
 
-def test_models_without_a_loss_are_refused(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_models_without_a_loss_are_refused(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     with pytest.raises(ConfigurationError, match="pass loss="):
         MergeModule(mlp(FEATURES, 16, CLASSES), *ends)
     with pytest.raises(ConfigurationError, match="optimises manually"):
@@ -618,11 +703,14 @@ def test_models_without_a_loss_are_refused(ends: tuple[State, State], tmp_path: 
         fit(MergeModule(Silent(16), *ends), tmp_path)
 
 
-def test_weights_that_do_not_fit_are_named(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_named(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     with pytest.raises(StateDictError, match=r"net\.fc1\.weight"):
         make((ends[0], {n: t for n, t in ends[1].items() if n != "net.fc1.weight"}))
     broken = {
-        n: torch.full_like(t, torch.nan) if n == "net.fc1.bias" else t for n, t in ends[1].items()
+        n: torch.full_like(t, torch.nan) if n == "net.fc1.bias" else t
+        for n, t in ends[1].items()
     }
     with pytest.raises(NonFiniteError, match=r"net\.fc1\.bias"):
         fit(make((ends[0], broken)), tmp_path)

@@ -14,7 +14,9 @@ import torch
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "merge_module"
 
 
-def test_train_twice_then_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_twice_then_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("sklearn", reason="the example's data come with scikit-learn")
     pytest.importorskip("jsonargparse")
     monkeypatch.chdir(tmp_path)
@@ -38,11 +40,16 @@ def test_train_twice_then_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 "--trainer.max_epochs=3",
             ]
             cli(args=["fit", f"--config={FOLDER / 'train.yaml'}", *arguments, *quiet])
-        arguments = ["--trainer.max_epochs=2", "--trainer.logger=false", "--merged=merged.ckpt"]
+        arguments = [
+            "--trainer.max_epochs=2",
+            "--trainer.logger=false",
+            "--merged=merged.ckpt",
+        ]
         run = cli(args=["fit", f"--config={FOLDER / 'merge.yaml'}", *arguments, *quiet])
     assert type(run.trainer.optimizers[0]) is torch.optim.SGD
     assert isinstance(
-        run.trainer.lr_scheduler_configs[0].scheduler, torch.optim.lr_scheduler.CosineAnnealingLR
+        run.trainer.lr_scheduler_configs[0].scheduler,
+        torch.optim.lr_scheduler.CosineAnnealingLR,
     )
     own = torch.load(run.trainer.checkpoint_callback.best_model_path, weights_only=True)
     assert own["hyper_parameters"]["stands_for"] == "endpoint"

@@ -27,9 +27,12 @@ class Attention(nn.Module):
 
     def forward(self, x):
         x = self.i(x)
-        q, k, v = (y.unflatten(-1, (3, 2)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        q, k, v = (
+            y.unflatten(-1, (3, 2)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1)
+        )
         return self.o(
-            x + self.p(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            x
+            + self.p(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         )
 
 
@@ -54,7 +57,9 @@ def observe(spec, net, x):
     seen = []
     with (
         torch.no_grad(),
-        record_activations(spec, lambda site, t: seen.append((site, site.units(t).clone()))),
+        record_activations(
+            spec, lambda site, t: seen.append((site, site.units(t).clone()))
+        ),
     ):
         net(x)
     return seen
@@ -65,7 +70,9 @@ def test_units_move_with_their_group(name):
     net, shape = NETWORKS[name]()
     net = randomised(net)
     spec = infer_spec(net, torch.zeros(2, *shape, dtype=torch.float64))
-    x = torch.randn(3, *shape, dtype=torch.float64)  # another batch size than the traced one
+    x = torch.randn(
+        3, *shape, dtype=torch.float64
+    )  # another batch size than the traced one
     permutation = Permutation.random(spec, torch.Generator().manual_seed(0))
     before = observe(spec, net, x)
     net.load_state_dict(permutation.apply(net.state_dict()))
@@ -92,16 +99,24 @@ def test_sites_survive_json():
     again = PermutationSpec.from_dict(spec.to_dict())
     assert again == spec
     x = torch.randn(2, *shape)
-    for (_, a), (_, b) in zip(observe(spec, net, x), observe(again, net, x), strict=True):
+    for (_, a), (_, b) in zip(
+        observe(spec, net, x), observe(again, net, x), strict=True
+    ):
         assert torch.equal(a, b)
 
 
 def test_another_path_is_refused():
     net, _ = NETWORKS["mlp"]()
     spec = infer_spec(net, torch.zeros(1, 4))
-    with pytest.raises(TraceError, match="contractions"), record_activations(spec, lambda *_: None):
+    with (
+        pytest.raises(TraceError, match="contractions"),
+        record_activations(spec, lambda *_: None),
+    ):
         net[0](torch.zeros(1, 4))
-    with pytest.raises(TraceError, match="another path"), record_activations(spec, lambda *_: None):
+    with (
+        pytest.raises(TraceError, match="another path"),
+        record_activations(spec, lambda *_: None),
+    ):
         nn.Sequential(nn.Linear(4, 7), nn.Unflatten(1, (7, 1)), nn.Conv1d(7, 2, 1))(
             torch.zeros(1, 4)
         )

@@ -46,8 +46,14 @@ class Positions(nn.Module):
 
     def __init__(self, seed=0, persistent=True):
         super().__init__()
-        self.embed, self.inner, self.head = nn.Linear(3, 6), nn.Linear(6, 8), nn.Linear(8, 2)
-        self.register_buffer("table", torch.arange(24.0).reshape(4, 6).sin(), persistent=persistent)
+        self.embed, self.inner, self.head = (
+            nn.Linear(3, 6),
+            nn.Linear(6, 8),
+            nn.Linear(8, 2),
+        )
+        self.register_buffer(
+            "table", torch.arange(24.0).reshape(4, 6).sin(), persistent=persistent
+        )
         randomise(self, seed)
         self.table.copy_(torch.arange(24.0).reshape(4, 6).sin())
 
@@ -66,7 +72,9 @@ class Slopes(nn.Module):
         self.slopes.copy_(torch.tensor([0.5, 0.25])[:, None, None])
 
     def forward(self, x):
-        q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k, v = (
+            f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.q, self.k, self.v)
+        )
         distance = torch.arange(5)[:, None] - torch.arange(5)
         weights = (q @ k.mT - self.slopes * distance.abs()).softmax(-1)
         return self.o((weights @ v).transpose(1, 2).flatten(2))
@@ -84,7 +92,11 @@ def test_different_buffers_are_matched_like_weights():
     """Their features are different draws; the second network is the first one in another order, plus noise."""
     net = RandomFeatures()
     spec = infer_spec(net, X)
-    assert sizes(spec) == [12] and set(spec.maps) == {"features", "phase", "head.weight"}
+    assert sizes(spec) == [12] and set(spec.maps) == {
+        "features",
+        "phase",
+        "head.weight",
+    }
     planted = randomly(spec)
     assert check_equivalence(net, planted, X) < 1e-12
     a = net.state_dict()
@@ -108,11 +120,19 @@ def test_identical_tables_stay_and_the_spec_says_why():
     pinned = spec.pin_identical_buffers(a, b)
     assert sizes(pinned) == [8] and sizes(spec) == [6, 8]
     for name, dim in (("table", 1), ("embed.weight", 0), ("inner.weight", 1)):
-        assert "buffer 'table'" in pinned.explain(name) and SHARED in pinned.explain(name)
-        assert any(p.tensor == name and p.dim == dim and SHARED in p.reason for p in pinned.pinned)
+        assert "buffer 'table'" in pinned.explain(name) and SHARED in pinned.explain(
+            name
+        )
+        assert any(
+            p.tensor == name and p.dim == dim and SHARED in p.reason
+            for p in pinned.pinned
+        )
     assert SHARED in str(pinned)
     results = [match_weights(spec, a, b), match_activations(spec, one, two, [Z])]
-    for p in (*(r.permutation for r in results), *match_many(spec, [a, b, lambda: a]).permutations):
+    for p in (
+        *(r.permutation for r in results),
+        *match_many(spec, [a, b, lambda: a]).permutations,
+    ):
         assert p.spec == pinned
         assert torch.equal(p.apply(b)["table"], a["table"])
     assert check_equivalence(two, results[0].permutation, Z) < 1e-12
@@ -140,7 +160,9 @@ def test_heads_are_pinned_and_what_is_inside_them_stays_free():
     assert pinned.log10_symmetries == pytest.approx(math.log10(24**4))
     p = randomly(pinned)
     assert check_equivalence(net, p, x) < 1e-12
-    assert not torch.equal(p.apply(net.state_dict())["v.weight"], net.state_dict()["v.weight"])
+    assert not torch.equal(
+        p.apply(net.state_dict())["v.weight"], net.state_dict()["v.weight"]
+    )
 
 
 def test_values_that_no_permutation_changes_pin_nothing():
@@ -165,14 +187,19 @@ def test_statistics_move_though_two_models_share_them():
             self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
             self.norm = nn.Module()
             for i, name in enumerate(("weight", "bias", "running_mean", "running_var")):
-                self.norm.register_buffer(name, torch.rand(6, generator=generator(i)) + 0.5)
+                self.norm.register_buffer(
+                    name, torch.rand(6, generator=generator(i)) + 0.5
+                )
             randomise(self.a, seed)
             randomise(self.b, seed)
 
         def forward(self, x):
             n = self.norm
             return self.b(
-                ((self.a(x) - n.running_mean) * n.running_var.rsqrt() * n.weight + n.bias).relu()
+                (
+                    (self.a(x) - n.running_mean) * n.running_var.rsqrt() * n.weight
+                    + n.bias
+                ).relu()
             )
 
     one, two = Frozen(1), Frozen(2)
@@ -199,7 +226,9 @@ def test_tables_outside_of_the_state_dict_never_move():
 @pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
 def test_power_iteration_vectors_move_with_their_channels():
     net = nn.Sequential(
-        nn.utils.spectral_norm(nn.Linear(3, 7)), nn.ReLU(), nn.utils.spectral_norm(nn.Linear(7, 2))
+        nn.utils.spectral_norm(nn.Linear(3, 7)),
+        nn.ReLU(),
+        nn.utils.spectral_norm(nn.Linear(7, 2)),
     )
     spec = infer_spec(net, X)
     assert sizes(spec) == [7] and {"0.weight_u", "2.weight_v"} <= set(spec.maps)
@@ -216,7 +245,9 @@ def test_an_earlier_permutation_starts_the_next_matching():
     started = match_weights(spec, a, b, init=full, max_sweeps=1)
     assert torch.equal(started.permutation.apply(b)["table"], a["table"])
     kept = restrict(full, spec, first.spec)
-    assert {g: o.tolist() for g, o in kept.orders.items()} == {"inner": full["inner"].tolist()}
+    assert {g: o.tolist() for g, o in kept.orders.items()} == {
+        "inner": full["inner"].tolist()
+    }
     other = infer_spec(RandomFeatures(), X)
     assert restrict(randomly(other), spec, first.spec).spec is other
     with pytest.raises(PermutationError, match="another spec"):

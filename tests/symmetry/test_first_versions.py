@@ -30,7 +30,9 @@ def proved(module, *args):
     """The spec of a module, after the gate."""
     randomise(module)
     spec = infer_spec(module, *args)
-    check_equivalence(module, Permutation.random(spec, torch.Generator().manual_seed(0)), *args)
+    check_equivalence(
+        module, Permutation.random(spec, torch.Generator().manual_seed(0)), *args
+    )
     return spec
 
 
@@ -49,10 +51,14 @@ def test_fused_qkv_keeps_the_three_parts_apart():
         q, k, v = m.qkv(z).chunk(3, -1)
         return m.out((q @ k.mT).softmax(-1) @ v)
 
-    spec = proved(Module(forward, qkv=nn.Linear(5, 18), out=nn.Linear(6, 2)), x(2, 4, 5))
+    spec = proved(
+        Module(forward, qkv=nn.Linear(5, 18), out=nn.Linear(6, 2)), x(2, 4, 5)
+    )
     assert sizes(spec) == [(6,), (6,)]
     both = next(c for c in spec.maps["qkv.weight"].components if c.index.shape[1] == 2)
-    assert (both.index[:, 1] - both.index[:, 0]).tolist() == [6] * 6 and both.index.min() == 0
+    assert (both.index[:, 1] - both.index[:, 0]).tolist() == [
+        6
+    ] * 6 and both.index.min() == 0
     assert spec.maps["out.weight"].components[0].group != both.group
 
 
@@ -66,7 +72,12 @@ def test_flattened_channels_and_positions_are_not_confused(channels):
     assert sizes(spec) == [(channels,)]
     p = Permutation(spec, {"0": torch.arange(channels).roll(1)})
     columns = p.apply(module.state_dict())["3.weight"][0]
-    expected = module.state_dict()["3.weight"][0].unflatten(0, (channels, 4)).roll(1, 0).flatten()
+    expected = (
+        module.state_dict()["3.weight"][0]
+        .unflatten(0, (channels, 4))
+        .roll(1, 0)
+        .flatten()
+    )
     assert torch.equal(columns, expected)
 
 
@@ -83,13 +94,19 @@ def test_rotary_positions_fix_queries_and_keys_but_not_values():
 
     layers = {name: nn.Linear(5, 6) for name in "qkv"}
     spec = proved(Module(forward, **layers, out=nn.Linear(6, 2)), x(2, 4, 5))
-    assert sizes(spec) == [(6,)] and "q.weight" not in spec.maps and "k.weight" not in spec.maps
+    assert (
+        sizes(spec) == [(6,)]
+        and "q.weight" not in spec.maps
+        and "k.weight" not in spec.maps
+    )
 
 
 def test_cyclic_copies_fix_the_order():
     """Rolled by one and multiplied: the only symmetries are rotations, which are no permutation group of ours."""
     forward = lambda m, z: m.b(m.a(z) * m.a(z).roll(1, -1))
-    assert not proved(Module(forward, a=nn.Linear(3, 5), b=nn.Linear(5, 2)), x(2, 3)).groups
+    assert not proved(
+        Module(forward, a=nn.Linear(3, 5), b=nn.Linear(5, 2)), x(2, 3)
+    ).groups
 
 
 def test_slice_of_one_marks_its_unit():
@@ -107,7 +124,9 @@ def test_dead_slices_and_unused_results_do_not_constrain():
         h.sort(-1)
         return m.b(h * values)
 
-    assert sizes(proved(Module(forward, a=nn.Linear(3, 5), b=nn.Linear(5, 2)), x(2, 3))) == [(5,)]
+    assert sizes(
+        proved(Module(forward, a=nn.Linear(3, 5), b=nn.Linear(5, 2)), x(2, 3))
+    ) == [(5,)]
 
 
 def test_pinned_classes_may_repeat_within_an_axis():
@@ -116,7 +135,9 @@ def test_pinned_classes_may_repeat_within_an_axis():
     module = Module(forward, a=nn.Linear(6, 5), b=nn.Linear(5, 2))
     spec = proved(module, x(2, 3))
     assert sizes(spec) == [(5,)]
-    moved = Permutation(spec, {"a": torch.tensor([1, 0, 2, 3, 4])}).apply(module.state_dict())
+    moved = Permutation(spec, {"a": torch.tensor([1, 0, 2, 3, 4])}).apply(
+        module.state_dict()
+    )
     assert torch.equal(moved["a.weight"], module.a.weight[[1, 0, 2, 3, 4]])
 
 
@@ -125,7 +146,9 @@ def test_as_strided_on_an_unchanged_shape_is_the_identity():
         h = m.a(z)
         return m.b(torch.as_strided(h, h.shape, h.stride()).relu())
 
-    assert sizes(proved(Module(forward, a=nn.Linear(3, 5), b=nn.Linear(5, 2)), x(2, 3))) == [(5,)]
+    assert sizes(
+        proved(Module(forward, a=nn.Linear(3, 5), b=nn.Linear(5, 2)), x(2, 3))
+    ) == [(5,)]
 
 
 def branches(m, z, *, right=False):
@@ -140,7 +163,10 @@ def test_a_branch_not_taken_is_reported_and_a_second_example_takes_it():
     with pytest.warns(UntracedWarning) as caught:
         half = infer_spec(module, example)
     assert any("right.weight" in str(warning.message) for warning in caught)
-    assert any("right.weight" in note for note in half.notes) and "right.weight" not in half.maps
+    assert (
+        any("right.weight" in note for note in half.notes)
+        and "right.weight" not in half.maps
+    )
     p = Permutation.random(half, torch.Generator().manual_seed(0))
     check_equivalence(module, p, example)
     with pytest.raises(EquivalenceError, match=r"right\.weight"):
@@ -149,7 +175,9 @@ def test_a_branch_not_taken_is_reported_and_a_second_example_takes_it():
     spec = infer_spec_many(module, both)
     assert sizes(spec) == [(5,)] and "right.weight" in spec.maps
     check_equivalence(
-        module, Permutation.random(spec, torch.Generator().manual_seed(0)), examples=both
+        module,
+        Permutation.random(spec, torch.Generator().manual_seed(0)),
+        examples=both,
     )
 
 
@@ -160,18 +188,26 @@ def test_unused_units_stay():
     randomise(module)
     spec = infer_spec(module, x(2, 3))
     assert sizes(spec) in ([(4,)], [(2,), (4,)])
-    check_equivalence(module, Permutation.random(spec, torch.Generator().manual_seed(0)), x(2, 3))
+    check_equivalence(
+        module, Permutation.random(spec, torch.Generator().manual_seed(0)), x(2, 3)
+    )
 
 
 def test_tables_in_buffers_stay_where_models_share_them_and_statistics_move():
     class Positions(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.norm, self.b = nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+            self.a, self.norm, self.b = (
+                nn.Linear(3, 6),
+                nn.BatchNorm1d(6),
+                nn.Linear(6, 2),
+            )
             self.register_buffer("table", torch.arange(24.0).reshape(4, 6).sin())
 
         def forward(self, z):
-            return self.b(torch.relu(self.norm((self.a(z)).mT).mT) + 0 * self.table.sum())
+            return self.b(
+                torch.relu(self.norm((self.a(z)).mT).mT) + 0 * self.table.sum()
+            )
 
     class Added(Positions):
         def forward(self, z):
@@ -179,9 +215,9 @@ def test_tables_in_buffers_stay_where_models_share_them_and_statistics_move():
 
     assert "norm.running_mean" in proved(Positions(), x(2, 4, 3)).maps
     free = proved(Added(), x(2, 4, 3))
-    assert free.log10_symmetries == pytest.approx(math.log10(720)) and "moves" in free.explain(
-        "table"
-    )
+    assert free.log10_symmetries == pytest.approx(
+        math.log10(720)
+    ) and "moves" in free.explain("table")
     state = Added().state_dict()
     pinned = free.pin_identical_buffers(state, state)
     assert not pinned.groups and "pinned" in pinned.explain("table")

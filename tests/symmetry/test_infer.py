@@ -13,7 +13,9 @@ from lightning_rebasin.symmetry.infer import infer_spec, infer_spec_many
 
 
 def x(*shape, seed=1):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 class FusedAttention(nn.Module):
@@ -21,7 +23,12 @@ class FusedAttention(nn.Module):
 
     def __init__(self, dim=12, heads=3, kv_heads=3, rotary=False, norm=False):
         super().__init__()
-        self.heads, self.kv, self.size, self.rotary = heads, kv_heads, dim // heads, rotary
+        self.heads, self.kv, self.size, self.rotary = (
+            heads,
+            kv_heads,
+            dim // heads,
+            rotary,
+        )
         self.i = nn.Linear(5, dim)
         self.qkv = nn.Linear(dim, self.size * (heads + 2 * kv_heads))
         self.norm = nn.LayerNorm(self.size) if norm else nn.Identity()
@@ -47,7 +54,12 @@ class FusedAttention(nn.Module):
         q, k = self.turn(self.norm(q)), self.turn(self.norm(k))
         k, v = (y.repeat_interleave(self.heads // self.kv, 1) for y in (k, v))
         return self.out(
-            x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, -1))
+            x
+            + self.o(
+                F.scaled_dot_product_attention(q, k, v)
+                .transpose(1, 2)
+                .reshape(b, t, -1)
+            )
         )
 
 
@@ -62,7 +74,9 @@ def test_fused_qkv_puts_two_elements_of_one_axis_into_one_class():
 
 def test_norm_of_heads_ties_the_dims_of_all_heads():
     spec = exact(FusedAttention(norm=True), x(2, 6, 5))
-    assert spec.log10_symmetries == pytest.approx(log10((12, 1), (3, 1), (4, 1), (4, 3)))
+    assert spec.log10_symmetries == pytest.approx(
+        log10((12, 1), (3, 1), (4, 1), (4, 3))
+    )
 
 
 def test_rotary_positions_pin_the_dims_of_q_and_k_but_not_the_heads():
@@ -73,13 +87,20 @@ def test_rotary_positions_pin_the_dims_of_q_and_k_but_not_the_heads():
 def test_grouped_queries_nest_in_key_heads():
     spec = exact(FusedAttention(dim=16, heads=4, kv_heads=2, rotary=True), x(2, 6, 5))
     # 2 key heads, 2 queries inside each, 4 dims of v inside each key head
-    assert spec.log10_symmetries == pytest.approx(log10((16, 1), (2, 1), (2, 2), (4, 2)))
+    assert spec.log10_symmetries == pytest.approx(
+        log10((16, 1), (2, 1), (2, 2), (4, 2))
+    )
 
 
 def test_position_marks_are_per_relation():
     """Conv → flatten → linear: channel 1 at place 2 is not channel 2 at place 1."""
     net = nn.Sequential(
-        nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 6), nn.ReLU(), nn.Linear(6, 2)
+        nn.Conv2d(1, 3, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(27, 6),
+        nn.ReLU(),
+        nn.Linear(6, 2),
     )
     spec = exact(net, x(2, 1, 4, 4))
     assert [g.size for g in spec.groups.values()] == [3, 6]
@@ -104,7 +125,9 @@ class Sliced(nn.Module):
         return self.b(F.relu(y))
 
 
-@pytest.mark.parametrize(("mode", "sizes"), [("dead", [8]), ("one", [7]), ("some", [5])])
+@pytest.mark.parametrize(
+    ("mode", "sizes"), [("dead", [8]), ("one", [7]), ("some", [5])]
+)
 def test_slices_mark_only_what_is_used(mode, sizes):
     """A slice of size 1 still marks its element; one that nothing uses constrains nothing."""
     assert [g.size for g in exact(Sliced(mode), x(3, 4)).groups.values()] == sizes
@@ -128,7 +151,9 @@ class Verbose(nn.Module):
 
 
 def test_unused_outputs_cost_nothing():
-    assert [g.size for g in infer_spec(Verbose(), torch.zeros(2, 4)).groups.values()] == [8]
+    assert [
+        g.size for g in infer_spec(Verbose(), torch.zeros(2, 4)).groups.values()
+    ] == [8]
 
 
 def test_cyclic_copies_are_equalities():
@@ -162,7 +187,11 @@ def test_as_strided_on_an_unchanged_shape_is_the_identity():
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.left, self.right = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+        self.a, self.left, self.right = (
+            nn.Linear(4, 6),
+            nn.Linear(6, 2),
+            nn.Linear(6, 2),
+        )
 
     def forward(self, x, right=False):
         h = F.relu(self.a(x))
@@ -187,7 +216,9 @@ def test_several_examples_give_one_spec_for_all_branches():
 
 
 def test_pin_on_request():
-    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    net = nn.Sequential(
+        nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)
+    )
     spec = infer_spec_many(net, [torch.zeros(1, 3)], pin=["0.bias"])
     assert [g.size for g in spec.groups.values()] == [4]
     with pytest.raises(TraceError, match="no such tensor"):
@@ -207,11 +238,15 @@ class Sinusoidal(nn.Module):
 def test_persistent_tables_are_pinned_where_shared_and_statistics_move():
     free = exact(Sinusoidal(), x(2, 5, 4))
     assert "table" in free.maps
-    spec = free.pin_identical_buffers(Sinusoidal().state_dict(), Sinusoidal().state_dict())
+    spec = free.pin_identical_buffers(
+        Sinusoidal().state_dict(), Sinusoidal().state_dict()
+    )
     assert "table" not in spec.maps
     assert [g.size for g in spec.groups.values()] == [7]
     spec = exact(
-        nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 3)),
+        nn.Sequential(
+            nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 3)
+        ),
         x(2, 2, 7, 7),
     )
     assert {"1.running_mean", "1.running_var"} <= set(spec.maps)
@@ -255,7 +290,9 @@ def test_tied_weights_are_aliases():
 
 def test_reasons_name_the_operation_and_the_submodule():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
-    reasons = {(p.tensor, p.dim): p for p in infer_spec(net, torch.zeros(1, 3, 8, 8)).pinned}
+    reasons = {
+        (p.tensor, p.dim): p for p in infer_spec(net, torch.zeros(1, 3, 8, 8)).pinned
+    }
     assert reasons["0.weight", 2].reason == "position in the kernel"
     assert reasons["0.weight", 2].where == "aten.convolution in 0"
     assert reasons["2.weight", 0].reason == "it is an output"

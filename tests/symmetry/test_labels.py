@@ -14,7 +14,11 @@ def test_fused_positions_stay_fixed_element_by_element(joint):
     elements = store.fresh((3,) if joint else (2, 3))
     part = Part((1,) if joint else (0, 1), elements)
     fused = fuse_sites(Label(((0, 1),), (2, 3), (part,), frozenset({0})), 0, 2, store)
-    assert fused.sizes == (6,) and not fused.pinned and [p.sites for p in fused.parts] == [(0,)]
+    assert (
+        fused.sizes == (6,)
+        and not fused.pinned
+        and [p.sites for p in fused.parts] == [(0,)]
+    )
     ids = fused.parts[0].elements.ids
     (table,) = [t for t in store.tables if t.kind == "position"]
     assert (
@@ -25,5 +29,7 @@ def test_fused_positions_stay_fixed_element_by_element(joint):
 
 
 def test_a_fused_site_without_elements_stays_pinned():
-    fused = fuse_sites(Label(((0, 1),), (2, 3), (), frozenset({0})), 0, 2, Constraints())
+    fused = fuse_sites(
+        Label(((0, 1),), (2, 3), (), frozenset({0})), 0, 2, Constraints()
+    )
     assert fused.pinned == {0}

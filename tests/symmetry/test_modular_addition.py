@@ -31,7 +31,9 @@ def trained(request):
     build, data = KINDS[kind]
     module = build()
     module.load_state_dict(
-        load_weights(shared_path(f"data/checkpoints/modular-addition/{kind}-{number}.pt"))
+        load_weights(
+            shared_path(f"data/checkpoints/modular-addition/{kind}-{number}.pt")
+        )
     )
     inputs, sums = data()
     return kind, module.eval(), inputs, sums
@@ -69,11 +71,16 @@ def test_symmetries_are_the_known_ones(trained):
         if group.parent
     }
     assert {name for shape, name in acting if shape == (4, 32)} == {
-        f"blocks.0.attn.{letter}" for letter in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
+        f"blocks.0.attn.{letter}"
+        for letter in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
     }
 
 
 def test_embeddings_are_tied():
     spec = infer_spec(ModularAdditionTransformer(), modular_addition_tokens()[0][:5])
-    assert set(spec.aliases) | set(spec.aliases.values()) == {"x_embed", "y_embed", "embed.W_E"}
+    assert set(spec.aliases) | set(spec.aliases.values()) == {
+        "x_embed",
+        "y_embed",
+        "embed.W_E",
+    }
     assert "blocks.0.attn.mask" not in spec.maps

@@ -4,7 +4,12 @@ import math
 
 import pytest
 import torch
-from helpers.models import ModularAdditionTransformer, mlp, modular_addition_tokens, randomise
+from helpers.models import (
+    ModularAdditionTransformer,
+    mlp,
+    modular_addition_tokens,
+    randomise,
+)
 from helpers.specs import blocks_spec, grouped_spec, nested_spec, random_state
 
 from lightning_rebasin.errors import EquivalenceError, SpecError
@@ -53,7 +58,9 @@ def test_pin_group_keeps_the_others_and_says_why():
         ("2.weight", 1, 6, "layer is frozen"),
     }
     p = randomly(pinned)
-    assert torch.equal(p.apply(module.state_dict())["0.weight"], module.state_dict()["0.weight"])
+    assert torch.equal(
+        p.apply(module.state_dict())["0.weight"], module.state_dict()["0.weight"]
+    )
     assert check_equivalence(module, p, torch.randn(4, 3)) < 1e-12
     with pytest.raises(SpecError, match="no group 'z'; it has 'a', 'b'"):
         pin_group(spec, "z")
@@ -68,7 +75,9 @@ def test_pin_parent_splits_its_children():
         "value[2]": (4,),
         "model": (5,),
     }
-    assert pinned.log10_symmetries == pytest.approx(spec.log10_symmetries - math.log10(6))
+    assert pinned.log10_symmetries == pytest.approx(
+        spec.log10_symmetries - math.log10(6)
+    )
     order = torch.tensor([3, 1, 0, 2])
     state = random_state(spec)
     new = Permutation(pinned, {"value[1]": order}).apply(state)
@@ -101,11 +110,15 @@ def test_pin_in_the_middle_of_three_levels():
     a = Group("a", 2)
     b = Group("b", 3, a)
     c = Group("c", 2, b)
-    axis_map = AxisMap("w", ((2, 3, 2),), (Component("c", (0, 1, 2), torch.arange(12)[:, None]),))
+    axis_map = AxisMap(
+        "w", ((2, 3, 2),), (Component("c", (0, 1, 2), torch.arange(12)[:, None]),)
+    )
     spec = PermutationSpec.from_table({}, {"w": (12,)})
     spec = PermutationSpec({"a": a, "b": b, "c": c}, spec.tensors, {"w": axis_map})
     pinned = pin_group(spec, "b")
-    assert {g.id: (g.shape, g.parent and g.parent.id) for g in pinned.groups.values()} == {
+    assert {
+        g.id: (g.shape, g.parent and g.parent.id) for g in pinned.groups.values()
+    } == {
         "a": ((2,), None),
         "c[0]": ((2, 2), "a"),
         "c[1]": ((2, 2), "a"),
@@ -128,13 +141,18 @@ def test_pin_in_the_middle_of_three_levels():
         5,
     ]
     outer = pin_group(spec, "a")
-    assert {g.id: (g.shape, g.parent and g.parent.id) for g in outer.groups.values()} == {
+    assert {
+        g.id: (g.shape, g.parent and g.parent.id) for g in outer.groups.values()
+    } == {
         "b[0]": ((3,), None),
         "b[1]": ((3,), None),
         "c[0]": ((3, 2), "b[0]"),
         "c[1]": ((3, 2), "b[1]"),
     }
-    order = {"b[1]": torch.tensor([2, 0, 1]), "c[1]": torch.tensor([[1, 0], [0, 1], [0, 1]])}
+    order = {
+        "b[1]": torch.tensor([2, 0, 1]),
+        "c[1]": torch.tensor([[1, 0], [0, 1], [0, 1]]),
+    }
     assert Permutation(outer, order).apply(state)["w"].tolist() == [
         0,
         1,
@@ -152,7 +170,9 @@ def test_pin_in_the_middle_of_three_levels():
 
 
 @pytest.mark.parametrize(
-    "spec", [nested_spec(), grouped_spec(), blocks_spec()], ids=["nested", "grouped", "blocks"]
+    "spec",
+    [nested_spec(), grouped_spec(), blocks_spec()],
+    ids=["nested", "grouped", "blocks"],
 )
 def test_pinned_tensor_never_moves(spec):
     for name in spec.tensors:
@@ -184,11 +204,14 @@ def test_pin_alias_pins_its_origin():
 def test_tie_groups():
     module, spec = network()
     tied = tie_groups(spec, "a", "b")
-    assert list(tied.groups) == ["a"] and tied.log10_symmetries == pytest.approx(math.log10(720))
+    assert list(tied.groups) == ["a"] and tied.log10_symmetries == pytest.approx(
+        math.log10(720)
+    )
     p = randomly(tied)
     both = Permutation(spec, {"a": p["a"], "b": p["a"]}).apply(module.state_dict())
     assert all(
-        torch.equal(tensor, both[name]) for name, tensor in p.apply(module.state_dict()).items()
+        torch.equal(tensor, both[name])
+        for name, tensor in p.apply(module.state_dict()).items()
     )
     assert check_equivalence(module, p, torch.randn(4, 3)) < 1e-12
     assert list(tie_groups(spec, "b", "a").groups) == ["b"]
@@ -199,7 +222,9 @@ def test_tie_carries_the_children_along():
     inner = Group("inner", 3, b)
     tensors = PermutationSpec.from_table({}, {"w": (6,), "v": (2,)}).tensors
     maps = {
-        "w": AxisMap("w", ((2, 3),), (Component("inner", (0, 1), torch.arange(6)[:, None]),)),
+        "w": AxisMap(
+            "w", ((2, 3),), (Component("inner", (0, 1), torch.arange(6)[:, None]),)
+        ),
         "v": AxisMap("v", ((2,),), (Component("a", (0,), torch.arange(2)[:, None]),)),
     }
     spec = PermutationSpec({"b": b, "inner": inner, "a": a}, tensors, maps)
@@ -268,7 +293,9 @@ def test_activation_sites_follow_the_groups():
         spec.activations[second]
     )
     assert {site.component.group for site in tied.activations[first]} == {first}
-    attention = infer_spec(ModularAdditionTransformer(), modular_addition_tokens()[0][:5])
+    attention = infer_spec(
+        ModularAdditionTransformer(), modular_addition_tokens()[0][:5]
+    )
     heads = next(g for g in attention.groups.values() if g.size == 4)
     pinned = pin_group(attention, heads.id)
     assert set(pinned.activations) <= set(pinned.groups)

@@ -9,7 +9,12 @@ from helpers.specs import blocks_spec, grouped_spec, nested_spec, random_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_rebasin.errors import OutputError, PermutationError, RebasinError, StateDictError
+from lightning_rebasin.errors import (
+    OutputError,
+    PermutationError,
+    RebasinError,
+    StateDictError,
+)
 from lightning_rebasin.symmetry import Group, Permutation, PermutationSpec
 
 sizes = st.integers(1, 5)
@@ -50,7 +55,9 @@ def test_apply_is_an_action(spec, s1, s2):
     assert same(p.inverse().apply(p.apply(state)), state)
     assert same(Permutation.identity(spec).apply(state), state)
     for name, tensor in p.apply(state).items():  # nothing is lost or invented
-        assert torch.equal(tensor.flatten().sort().values, state[name].flatten().sort().values)
+        assert torch.equal(
+            tensor.flatten().sort().values, state[name].flatten().sort().values
+        )
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), seeds)
@@ -67,7 +74,8 @@ def test_nested_groups_against_plain_loops(heads, inner, width, seed):
             == state["value.weight"][old_h * inner + old_i, old_c]
         )
         assert (
-            new["out.weight"][c, h * inner + i] == state["out.weight"][old_c, old_h * inner + old_i]
+            new["out.weight"][c, h * inner + i]
+            == state["out.weight"][old_c, old_h * inner + old_i]
         )
         assert new["scale"][h] == state["scale"][old_h]
 
@@ -81,7 +89,8 @@ def test_grouped_convolution_against_plain_loops(groups, inputs, outputs, seed):
     for g, o, i in itertools.product(range(groups), range(outputs), range(inputs)):
         old = int(p["g"][g]) * outputs + int(p["out"][g, o])
         assert torch.equal(
-            new["conv.weight"][g * outputs + o, i], state["conv.weight"][old, int(p["in"][g, i])]
+            new["conv.weight"][g * outputs + o, i],
+            state["conv.weight"][old, int(p["in"][g, i])],
         )
         assert new["conv.bias"][g * outputs + o] == state["conv.bias"][old]
 
@@ -93,7 +102,9 @@ def test_grouped_convolution_computes_the_same():
 
     def run(s):
         hidden = torch.nn.functional.conv1d(x, s["before.weight"][:, :, None])
-        out = torch.nn.functional.conv1d(hidden, s["conv.weight"], s["conv.bias"], groups=3)
+        out = torch.nn.functional.conv1d(
+            hidden, s["conv.weight"], s["conv.bias"], groups=3
+        )
         return out.sum(1)
 
     assert torch.allclose(run(state), run(p.apply(state)), atol=1e-12)
@@ -105,7 +116,8 @@ def test_blocks_copies_and_pinned_positions():
     spec = blocks_spec(3, 2)
     p = Permutation(spec, {"c": torch.tensor([2, 0, 1])})
     state = {
-        name: torch.arange(math.prod(i.shape)).reshape(i.shape) for name, i in spec.tensors.items()
+        name: torch.arange(math.prod(i.shape)).reshape(i.shape)
+        for name, i in spec.tensors.items()
     }
     new = p.apply(state)
     assert new["linear.weight"].tolist() == [[4, 5, 0, 1, 2, 3], [10, 11, 6, 7, 8, 9]]
@@ -133,7 +145,8 @@ def test_apply_keeps_dtype(dtype):
         {"w": torch.tensor([0, 1, 0]).to(dtype)}
     )
     assert (
-        new["w"].dtype is dtype and new["w"].tolist() == torch.tensor([1, 0, 0]).to(dtype).tolist()
+        new["w"].dtype is dtype
+        and new["w"].tolist() == torch.tensor([1, 0, 0]).to(dtype).tolist()
     )
 
 
@@ -141,7 +154,10 @@ def test_module_versions_are_kept():
     module = torch.nn.BatchNorm1d(3)
     spec = PermutationSpec.from_table({"weight": ("h",)}, module.state_dict())
     new = randomly(spec).apply(module.state_dict())
-    assert new._metadata == module.state_dict()._metadata and new._metadata[""]["version"] == 2
+    assert (
+        new._metadata == module.state_dict()._metadata
+        and new._metadata[""]["version"] == 2
+    )
     assert type(new).__mro__[1] is dict and not hasattr(
         randomly(spec).apply(dict(module.state_dict())), "_metadata"
     )
@@ -163,7 +179,9 @@ def test_random_is_seeded_and_uniform():
     spec = PermutationSpec.from_table({"w": ("h",)}, {"w": (3,)})
     assert randomly(spec, 5) == randomly(spec, 5)
     generator = torch.Generator().manual_seed(0)
-    drawn = [tuple(Permutation.random(spec, generator)["h"].tolist()) for _ in range(600)]
+    drawn = [
+        tuple(Permutation.random(spec, generator)["h"].tolist()) for _ in range(600)
+    ]
     counts = [drawn.count(order) for order in itertools.permutations(range(3))]
     assert min(counts) > 60 and sum(counts) == 600  # 100 each, standard deviation 9
 
@@ -220,7 +238,9 @@ def test_from_flat_refuses_broken_nesting():
 
 def test_compose_refuses_another_spec():
     with pytest.raises(PermutationError, match="different specs"):
-        Permutation.identity(nested_spec(2)).compose(Permutation.identity(nested_spec(3)))
+        Permutation.identity(nested_spec(2)).compose(
+            Permutation.identity(nested_spec(3))
+        )
     assert (
         Permutation.identity(nested_spec(2))
         .compose(Permutation.identity(nested_spec(2)))

@@ -11,7 +11,12 @@ from helpers.models import LeNet, ResNet20, accuracy, load_weights, mlp, mnist_m
 from helpers.shared import shared_path
 from torch import nn
 
-from lightning_rebasin.symmetry import Permutation, PermutationSpec, check_equivalence, infer_spec
+from lightning_rebasin.symmetry import (
+    Permutation,
+    PermutationSpec,
+    check_equivalence,
+    infer_spec,
+)
 
 NETWORK_A = {
     "0.weight": [[-1.0, 0.0], [0.0, -1.0]],
@@ -66,11 +71,17 @@ def test_counterexample_every_permutation_meets_a_barrier():
     products, barriers = [], []
     for first, second in itertools.product(([0, 1], [1, 0]), repeat=2):
         orders = dict(
-            zip(case.spec.groups, (torch.tensor(first), torch.tensor(second)), strict=True)
+            zip(
+                case.spec.groups,
+                (torch.tensor(first), torch.tensor(second)),
+                strict=True,
+            )
         )
         permuted = Permutation(case.spec, orders).apply(case.b)
         assert torch.allclose(case.outputs(permuted), function)
-        products.append(sum(float((case.a[name] * permuted[name]).sum()) for name in case.a))
+        products.append(
+            sum(float((case.a[name] * permuted[name]).sum()) for name in case.a)
+        )
         path = [
             {n: torch.lerp(case.a[n], permuted[n], lam) for n in case.a}
             for lam in torch.linspace(0, 1, 25).tolist()
@@ -104,7 +115,26 @@ class ChannelNorm(nn.Module):
 
 def vgg16():
     layers, before = [], 3
-    for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+    for width in (
+        64,
+        64,
+        0,
+        128,
+        128,
+        0,
+        256,
+        256,
+        256,
+        0,
+        512,
+        512,
+        512,
+        0,
+        512,
+        512,
+        512,
+        0,
+    ):
         layers += (
             [nn.Conv2d(before, width, 3, padding=1), ChannelNorm(width), nn.ReLU()]
             if width
@@ -135,7 +165,10 @@ class ConvShortcutBlock(nn.Module):
             nn.Conv2d(before, after, 3, stride, 1, bias=False),
             ChannelNorm(after),
         )
-        self.conv2, self.norm2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), ChannelNorm(after)
+        self.conv2, self.norm2 = (
+            nn.Conv2d(after, after, 3, 1, 1, bias=False),
+            ChannelNorm(after),
+        )
         self.short = None
         if before != after:
             self.short = nn.Sequential(
@@ -155,15 +188,21 @@ def resnet20(width):
     )
     for stage, after in enumerate((width, 2 * width, 4 * width)):
         for block in range(3):
-            blocks.append(ConvShortcutBlock(before, after, 2 if stage and not block else 1))
+            blocks.append(
+                ConvShortcutBlock(before, after, 2 if stage and not block else 1)
+            )
             before = after
-    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10))
+    return nn.Sequential(
+        *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10)
+    )
 
 
 def test_count_of_the_papers_resnet20_ties_the_residual_streams():
     module = resnet20(16)
     spec = infer_spec(module, torch.zeros(1, 3, 32, 32))
-    assert sorted(g.size for g in spec.groups.values()) == [16] * 4 + [32] * 4 + [64] * 4
+    assert (
+        sorted(g.size for g in spec.groups.values()) == [16] * 4 + [32] * 4 + [64] * 4
+    )
     assert spec.log10_symmetries == pytest.approx(551.38, abs=0.01)
 
 
@@ -181,7 +220,9 @@ def test_untied_count_would_be_another():
 
 
 def trained(folder, name, module):
-    module.load_state_dict(load_weights(shared_path(f"data/checkpoints/{folder}/{name}")))
+    module.load_state_dict(
+        load_weights(shared_path(f"data/checkpoints/{folder}/{name}"))
+    )
     return module.eval()
 
 
@@ -218,11 +259,16 @@ def test_trained_resnet20_with_option_a_shortcuts():
     assert check_equivalence(module, p, images[:8]) < 1e-10
     # Nine inner groups, and the residual stream: 16 of stage one, 16 new in stage two, 32 new in stage three (padding
     # puts half of them on either side).
-    assert sorted(g.size for g in spec.groups.values()) == [16] * 5 + [32] * 4 + [64] * 3
+    assert (
+        sorted(g.size for g in spec.groups.values()) == [16] * 5 + [32] * 4 + [64] * 3
+    )
     assert spec.maps["layer3.0.conv2.weight"].dims_of(
         spec.maps["layer3.0.bn2.weight"].components[0].group
     ) == (0,)
-    assert all(tensor in spec.maps for tensor in ("bn1.running_mean", "layer3.2.bn2.running_var"))
+    assert all(
+        tensor in spec.maps
+        for tensor in ("bn1.running_mean", "layer3.2.bn2.running_var")
+    )
 
 
 @pytest.mark.slow
@@ -230,13 +276,18 @@ def test_trained_resnet20_with_option_a_shortcuts():
 def test_trained_resnet20_reaches_its_accuracy(name):
     module = trained("cifar10-resnet20", f"{name}.th", ResNet20())
     images, labels = cifar10("test")
-    assert 0.91 <= accuracy(module, normalise(images, "cifar10-resnet20"), labels) <= 0.926
+    assert (
+        0.91 <= accuracy(module, normalise(images, "cifar10-resnet20"), labels) <= 0.926
+    )
 
 
 def test_table_of_the_papers_mlp_equals_the_inferred_groups():
     table = {}
     for i in range(4):
-        table[f"{2 * i}.weight"] = (f"P_{i}" if i < 3 else None, f"P_{i - 1}" if i else None)
+        table[f"{2 * i}.weight"] = (
+            f"P_{i}" if i < 3 else None,
+            f"P_{i - 1}" if i else None,
+        )
         table[f"{2 * i}.bias"] = (f"P_{i}" if i < 3 else None,)
     module = mlp(784, 512, 512, 512, 10)
     written = PermutationSpec.from_table(table, module.state_dict())

@@ -9,14 +9,21 @@ from hypothesis import strategies as st
 from lightning_rebasin.symmetry import Permutation, infer_spec, measure_equivalence
 
 steps = st.tuples(
-    st.sampled_from(OPERATIONS), st.integers(0, 4), st.integers(0, 4), st.integers(0, 11)
+    st.sampled_from(OPERATIONS),
+    st.integers(0, 4),
+    st.integers(0, 4),
+    st.integers(0, 11),
 )
 
 
 def judge(program, seed):
     module = RandomGraph(program, seed)
     x = torch.randn(
-        2, TIME, INPUT, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        2,
+        TIME,
+        INPUT,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(seed),
     )
     spec = infer_spec(module, x)
     measured = measure_equivalence(
@@ -38,7 +45,13 @@ def test_random_networks_are_exact(program, seed):
 def test_every_operation_between_two_linear_layers(name):
     """Each alone is exact, and something may be permuted around it."""
     spec, measured = judge(
-        [("linear", 0, 0, 4), (name, 0, 0, 3), ("linear", 0, 0, 4), ("linear", 0, 0, 4)], 1
+        [
+            ("linear", 0, 0, 4),
+            (name, 0, 0, 3),
+            ("linear", 0, 0, 4),
+            ("linear", 0, 0, 4),
+        ],
+        1,
     )
     assert measured.error < 1e-10 and measured.sees, spec
     assert spec.log10_symmetries > 2, spec

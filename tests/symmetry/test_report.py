@@ -5,7 +5,14 @@ import torch
 from helpers.specs import blocks_spec, grouped_spec, nested_spec
 
 from lightning_rebasin.errors import SpecError
-from lightning_rebasin.symmetry import AxisMap, Component, Group, PermutationSpec, Pin, TensorInfo
+from lightning_rebasin.symmetry import (
+    AxisMap,
+    Component,
+    Group,
+    PermutationSpec,
+    Pin,
+    TensorInfo,
+)
 from lightning_rebasin.symmetry.spec.moved import moved_positions
 
 IN = "moves with group 'in' (2×3 units inside 'g')"
@@ -27,7 +34,10 @@ def test_table_shortens_counts_pins_and_prints_notes():
     spec = PermutationSpec(
         {"h": Group("h", 3)},
         {name: TensorInfo((3, 2)) for name in [*names, "tied"]},
-        {name: AxisMap(name, ((3,), (2,)), (Component("h", (0,), index),)) for name in names},
+        {
+            name: AxisMap(name, ((3,), (2,)), (Component("h", (0,), index),))
+            for name in names
+        },
         (
             *(Pin(name, 1, 2, 2, "input of the model") for name in names),
             Pin("layer0.weight", 0, 1, 3, "unused"),
@@ -68,7 +78,9 @@ def test_empty_spec():
             [
                 "conv.weight: parameter (4, 3, 3)",
                 "  dimension 0 (4): moves with group 'out' (2×2 units inside 'g')",
-                "  dimension 0 (4): " + IN + ", together with dimension 1, in blocks of 2",
+                "  dimension 0 (4): "
+                + IN
+                + ", together with dimension 1, in blocks of 2",
                 "  dimension 1 (3): " + IN + ", together with dimension 0",
                 "  dimension 2 (3): pinned",
             ],
@@ -122,7 +134,9 @@ def test_explain_gives_reason_place_and_ties():
 
 
 def test_unknown_tensor_gets_near_names():
-    with pytest.raises(SpecError, match=r"no tensor 'value.wieght'; did you mean 'value.weight'"):
+    with pytest.raises(
+        SpecError, match=r"no tensor 'value.wieght'; did you mean 'value.weight'"
+    ):
         nested_spec().explain("value.wieght")
     with pytest.raises(SpecError, match=r"did you mean 'scale'"):
         nested_spec().explain("cal")
@@ -132,11 +146,15 @@ def test_unknown_tensor_gets_near_names():
 
 def test_moved_positions_over_sites():
     spec = grouped_spec(2, 3, 2)
-    assert [moved_positions(spec.maps["conv.weight"], dim).tolist() for dim in range(3)] == [
+    assert [
+        moved_positions(spec.maps["conv.weight"], dim).tolist() for dim in range(3)
+    ] == [
         [True] * 4,
         [True] * 3,
         [False] * 3,
     ]
-    part = AxisMap("w", ((2, 3), (2,)), (Component("h", (1,), torch.tensor([[0], [2]])),))
+    part = AxisMap(
+        "w", ((2, 3), (2,)), (Component("h", (1,), torch.tensor([[0], [2]])),)
+    )
     assert moved_positions(part, 0).tolist() == [True, False, True, True, False, True]
     assert moved_positions(part, 1).tolist() == [False, False]

@@ -14,7 +14,9 @@ from lightning_rebasin.symmetry import Permutation, PermutationSpec, infer_spec
 
 
 def x(*shape, seed=1):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 class Between(nn.Module):
@@ -51,8 +53,12 @@ def test_convolutions_of_every_kind(dims, transposed):
 
 
 def test_group_norm_nests_and_follows():
-    net = nn.Sequential(nn.Conv2d(2, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 2, 3))
-    assert exact(net, x(2, 2, 7, 7)).log10_symmetries == pytest.approx(log10((4, 1), (2, 4)))
+    net = nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 2, 3)
+    )
+    assert exact(net, x(2, 2, 7, 7)).log10_symmetries == pytest.approx(
+        log10((4, 1), (2, 4))
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +76,10 @@ def test_group_norm_nests_and_follows():
         (lambda h: h.sort(1).values, []),
         (lambda h: h * (h > h.mean(1, keepdim=True)), [(8, 1)]),
         (lambda h: h.clone().index_add_(0, torch.tensor([0, 2]), h[:2]), [(8, 1)]),
-        (lambda h: torch.zeros_like(h).scatter_(1, torch.arange(8).expand(3, -1), h), []),
+        (
+            lambda h: torch.zeros_like(h).scatter_(1, torch.arange(8).expand(3, -1), h),
+            [],
+        ),
         (lambda h: torch.fft.fft(h, dim=1).real, []),
         (lambda h: F.normalize(h, dim=1) + h.logsumexp(1, keepdim=True), [(8, 1)]),
     ],
@@ -93,7 +102,9 @@ def test_writes_into_views():
             rest += self.b(x)
             return self.c(buffer[0].relu_())
 
-    assert exact(Writes(), x(3, 4)).log10_symmetries == pytest.approx(log10((3, 1), (5, 1)))
+    assert exact(Writes(), x(3, 4)).log10_symmetries == pytest.approx(
+        log10((3, 1), (5, 1))
+    )
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
@@ -120,7 +131,9 @@ class Stacked(nn.Module):
 
     def forward(self, x):
         x = self.i(x)
-        q, k, v = (torch.einsum("btd,hdk->bhtk", x, w) for w in (self.q, self.k, self.v))
+        q, k, v = (
+            torch.einsum("btd,hdk->bhtk", x, w) for w in (self.q, self.k, self.v)
+        )
         a = torch.einsum("bhtk,bhsk->bhts", q, k).tril().softmax(-1)
         return self.o(x + torch.einsum("bhts,bhsk,hkd->btd", a, v, self.w))
 
@@ -136,7 +149,10 @@ def test_stacked_experts_are_ordered_one_by_one():
         def __init__(self):
             super().__init__()
             self.a, self.o = nn.Linear(4, 5), nn.Linear(5, 2)
-            self.up, self.bias = nn.Parameter(torch.zeros(3, 5, 4)), nn.Parameter(torch.zeros(3, 4))
+            self.up, self.bias = (
+                nn.Parameter(torch.zeros(3, 5, 4)),
+                nn.Parameter(torch.zeros(3, 4)),
+            )
             self.down = nn.Parameter(torch.zeros(3, 4, 5))
 
         def forward(self, x):
@@ -145,7 +161,9 @@ def test_stacked_experts_are_ordered_one_by_one():
                 x = x + F.relu(x @ self.up[e] + self.bias[e]) @ self.down[e]
             return self.o(x)
 
-    assert exact(Experts(), x(2, 4)).log10_symmetries == pytest.approx(log10((5, 1), (4, 3)))
+    assert exact(Experts(), x(2, 4)).log10_symmetries == pytest.approx(
+        log10((5, 1), (4, 3))
+    )
 
 
 def test_grouped_queries_in_the_kernel():
@@ -161,7 +179,8 @@ def test_grouped_queries_in_the_kernel():
 
         def forward(self, x):
             q, k, v = (
-                f(x).unflatten(-1, (-1, 3)).transpose(1, 2) for f in (self.q, self.k, self.v)
+                f(x).unflatten(-1, (-1, 3)).transpose(1, 2)
+                for f in (self.q, self.k, self.v)
             )
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
             return self.o(y.transpose(1, 2).flatten(2))
@@ -233,7 +252,11 @@ def test_weights_mixed_from_several_convolutions():
     class Conditional(nn.Module):
         def __init__(self):
             super().__init__()
-            self.i, self.r, self.o = nn.Conv2d(3, 6, 3), nn.Linear(6, 4), nn.Conv2d(8, 2, 1)
+            self.i, self.r, self.o = (
+                nn.Conv2d(3, 6, 3),
+                nn.Linear(6, 4),
+                nn.Conv2d(8, 2, 1),
+            )
             self.w = nn.Parameter(torch.zeros(4, 8 * 6 * 9))
 
         def forward(self, x):
@@ -265,7 +288,9 @@ class FusedGroupedQueries(nn.Module):
             q = z[..., :3, :]
             k, v = (torch.broadcast_to(z[..., [n], :], q.shape) for n in (3, 4))
             return (y.flatten(2, 3).transpose(1, 2) for y in (q, k, v))
-        q, k, v = (y.unflatten(-1, (-1, 4)).transpose(1, 2) for y in z.split([24, 8, 8], -1))
+        q, k, v = (
+            y.unflatten(-1, (-1, 4)).transpose(1, 2) for y in z.split([24, 8, 8], -1)
+        )
         return (
             (q, k, v)
             if self.layout == "kernel"
@@ -286,7 +311,9 @@ class FusedGroupedQueries(nn.Module):
 def test_fused_projection_with_fewer_key_heads(layout):
     spec = exact(FusedGroupedQueries(layout), x(2, 5, 5))
     # model width, key heads, query heads inside each, query-key and value units inside each key head
-    assert spec.log10_symmetries == pytest.approx(log10((10, 1), (2, 1), (3, 2), (4, 2), (4, 2)))
+    assert spec.log10_symmetries == pytest.approx(
+        log10((10, 1), (2, 1), (3, 2), (4, 2), (4, 2))
+    )
 
 
 class Powers(nn.Module):
@@ -321,7 +348,10 @@ def test_outer_product_with_itself_is_matched():
     spec = infer_spec(net, x(6, 4).float())
     planted = Permutation.random(spec, torch.Generator().manual_seed(5))
     state = net.state_dict()
-    assert match_weights(spec, state, planted.apply(state)).permutation == planted.inverse()
+    assert (
+        match_weights(spec, state, planted.apply(state)).permutation
+        == planted.inverse()
+    )
 
 
 def test_gram_matrix_of_channels():

@@ -86,7 +86,9 @@ def test_weights_in_their_own_precision_are_judged_in_float64(build, inputs, dty
 def test_narrow_and_wide_weights_give_the_same_outputs():
     module = randomise(Reader())
     example = sandbox_module.Example((tokens(),))
-    narrow, wide = (Sandbox(module, narrow=narrow).run(example)[""] for narrow in (True, False))
+    narrow, wide = (
+        Sandbox(module, narrow=narrow).run(example)[""] for narrow in (True, False)
+    )
     assert narrow.dtype == torch.float64
     torch.testing.assert_close(narrow, wide, rtol=1e-12, atol=1e-12)
     # What is computed in float32 differs in the eighth digit.
@@ -117,7 +119,9 @@ def test_check_in_place_puts_everything_back(build, inputs, fresh):
     kept = copy.deepcopy(module.state_dict())
     memory = [p.data_ptr() for p in module.parameters()]
     assert check_in_place(module, randomly(spec), inputs()) < 1e-12
-    assert all(torch.equal(kept[name], tensor) for name, tensor in module.state_dict().items())
+    assert all(
+        torch.equal(kept[name], tensor) for name, tensor in module.state_dict().items()
+    )
     assert memory == [p.data_ptr() for p in module.parameters()] and module.training
     assert not module._forward_pre_hooks and type(module) is build
 
@@ -171,11 +175,18 @@ def test_a_tied_name_that_a_table_forgot_is_noticed():
             return self.o((self.a(x) * self.b(x)).relu())
 
     module = randomise(Tied())
-    table = {"a.weight": ("h", None), "a.bias": ("h",), "b.bias": ("h",), "o.weight": (None, "h")}
+    table = {
+        "a.weight": ("h", None),
+        "a.bias": ("h",),
+        "b.bias": ("h",),
+        "o.weight": (None, "h"),
+    }
     shapes = {
         name: tuple(tensor.shape) for name, tensor in module.state_dict().items()
     }  # which say nothing of ties
-    p = Permutation(PermutationSpec.from_table(table, shapes), {"h": torch.tensor([1, 2, 3, 0])})
+    p = Permutation(
+        PermutationSpec.from_table(table, shapes), {"h": torch.tensor([1, 2, 3, 0])}
+    )
     x = torch.randn(5, 3)
     with pytest.raises(EquivalenceError):
         check_equivalence(module, p, x)

@@ -10,7 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_rebasin.symmetry.permutations.cells import element_map, random_automorphism, solve
+from lightning_rebasin.symmetry.permutations.cells import (
+    element_map,
+    random_automorphism,
+    solve,
+)
 from lightning_rebasin.symmetry.permutations.elements import Constraints, Elements
 from lightning_rebasin.symmetry.permutations.shared_axes import factorise
 
@@ -30,7 +34,8 @@ def automorphisms(store: Constraints) -> set[tuple[int, ...]]:
     for parts in itertools.product(*(itertools.permutations(axis) for axis in axes)):
         move = [m for part in parts for m in part]
         if all(
-            {(move[a], b if plain else move[b]) for a, b in pairs} == pairs for plain, pairs in rows
+            {(move[a], b if plain else move[b]) for a, b in pairs} == pairs
+            for plain, pairs in rows
         ):
             found.add(tuple(move))
     return found
@@ -81,7 +86,10 @@ def test_blocks_nest():
     store.project(a, (0,), commit=True)
     solution = solve(store.size, store.blocks, store.active_tables())
     cells = sorted(solution.cells.values(), key=lambda cell: len(cell.members))
-    assert [(c.kind, c.size, len(c.members)) for c in cells] == [("group", 2, 2), ("group", 3, 6)]
+    assert [(c.kind, c.size, len(c.members)) for c in cells] == [
+        ("group", 2, 2),
+        ("group", 3, 6),
+    ]
     assert cells[1].parents == (cells[0].number,)
     assert count(store) == 2 * 6**2
 
@@ -132,7 +140,9 @@ def test_random_automorphisms_are_automorphisms(data):
     pool = np.concatenate([a.ids for a in arrays])
     for _ in range(data.draw(st.integers(1, 4))):
         size = data.draw(st.integers(1, min(3, len(pool))))
-        pick = lambda: Elements(pool[data.draw(st.permutations(range(len(pool))))[:size]])  # noqa: B023
+        pick = lambda: Elements(
+            pool[data.draw(st.permutations(range(len(pool))))[:size]]
+        )
         kind = data.draw(st.sampled_from(["equal", "relation", "mark", "position"]))
         if kind == "equal":
             store.equal(pick(), pick())

@@ -36,7 +36,10 @@ def paper_table(layers):
     """``mlp_permutation_spec`` of the paper's code, in PyTorch's (out, in) layout."""
     table = {}
     for i in range(layers + 1):
-        table[f"{2 * i}.weight"] = (f"P_{i}" if i < layers else None, f"P_{i - 1}" if i else None)
+        table[f"{2 * i}.weight"] = (
+            f"P_{i}" if i < layers else None,
+            f"P_{i - 1}" if i else None,
+        )
         table[f"{2 * i}.bias"] = (f"P_{i}" if i < layers else None,)
     return table
 
@@ -44,7 +47,11 @@ def paper_table(layers):
 def test_papers_mlp_table_is_exact():
     module = randomise(mlp(6, 8, 7, 9, 3))
     spec = PermutationSpec.from_table(paper_table(3), module.state_dict())
-    assert {g.id: g.size for g in spec.groups.values()} == {"P_0": 8, "P_1": 7, "P_2": 9}
+    assert {g.id: g.size for g in spec.groups.values()} == {
+        "P_0": 8,
+        "P_1": 7,
+        "P_2": 9,
+    }
     p = Permutation.random(spec, torch.Generator().manual_seed(0))
     assert check_equivalence(module, p, torch.randn(5, 6)) < 1e-12
 
@@ -53,9 +60,13 @@ def test_papers_convolution_table_is_exact():
     """``conv``, ``norm`` and ``dense`` axes as the VGG and ResNet specs of the paper's code write them."""
     conv = lambda name, p_in, p_out: {f"{name}.weight": (p_out, p_in, None, None)}
     norm = lambda name, p: {
-        f"{name}.{leaf}": (p,) for leaf in ("weight", "bias", "running_mean", "running_var")
+        f"{name}.{leaf}": (p,)
+        for leaf in ("weight", "bias", "running_mean", "running_var")
     }
-    dense = lambda name, p_in, p_out: {f"{name}.weight": (p_out, p_in), f"{name}.bias": (p_out,)}
+    dense = lambda name, p_in, p_out: {
+        f"{name}.weight": (p_out, p_in),
+        f"{name}.bias": (p_out,),
+    }
     table = {
         **conv("conv1", None, "P_1"),
         **norm("bn1", "P_1"),
@@ -88,7 +99,11 @@ def test_square_recurrent_table_moves_both_axes_alike():
         ({"a": ("h",)}, {}, "'a', which the model does not have"),
         ({"a": ("h", None)}, {"a": (3,)}, "'a' has 1 dimensions"),
         ({"a": "h"}, {"a": (3,)}, "'a' has 1 dimensions"),
-        ({"a": ("h",), "b": ("h",)}, {"a": (3,), "b": (4,)}, "'h' has size 3, but 'b' dim 0 has 4"),
+        (
+            {"a": ("h",), "b": ("h",)},
+            {"a": (3,), "b": (4,)},
+            "'h' has size 3, but 'b' dim 0 has 4",
+        ),
         ({"a": (1,)}, {"a": (3,)}, "1 is no group name"),
         ({"a": ("h",)}, {"a": (0,)}, "'h' has 0 units"),
     ],
@@ -109,7 +124,8 @@ def test_tied_tensors_of_a_table():
 
 @given(
     st.one_of(
-        st.builds(nested_spec, sizes, sizes, sizes), st.builds(grouped_spec, sizes, sizes, sizes)
+        st.builds(nested_spec, sizes, sizes, sizes),
+        st.builds(grouped_spec, sizes, sizes, sizes),
     )
 )
 @settings(deadline=None, max_examples=30)
@@ -130,7 +146,9 @@ def test_json_round_trip(spec):
 def test_irregular_index_survives_json(order):
     index = torch.tensor(order)[:4, None]
     axis_map = AxisMap("w", ((6,),), (Component("h", (0,), index),))
-    spec = PermutationSpec({"h": Group("h", 4)}, {"w": TensorInfo((6,))}, {"w": axis_map})
+    spec = PermutationSpec(
+        {"h": Group("h", 4)}, {"w": TensorInfo((6,))}, {"w": axis_map}
+    )
     again = PermutationSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
     assert torch.equal(again.maps["w"].components[0].index, index)
 
@@ -150,13 +168,19 @@ def test_save_and_load(tmp_path, name):
 def test_pins_aliases_and_notes_survive(tmp_path):
     pin = Pin("w", 1, 2, 2, "input", "aten.mm in 'a'")
     infos = {"w": TensorInfo((3, 2)), "v": TensorInfo((3, 2), "buffer")}
-    axis_map = AxisMap("w", ((3,), (2,)), (Component("h", (0,), torch.arange(3)[:, None]),))
+    axis_map = AxisMap(
+        "w", ((3,), (2,)), (Component("h", (0,), torch.arange(3)[:, None]),)
+    )
     spec = PermutationSpec(
         {"h": Group("h", 3)}, infos, {"w": axis_map}, (pin,), {"v": "w"}, ("a note",)
     )
     spec.save(tmp_path / "spec.json")
     again = PermutationSpec.load(tmp_path / "spec.json")
-    assert (again.pinned, dict(again.aliases), again.notes) == ((pin,), {"v": "w"}, ("a note",))
+    assert (again.pinned, dict(again.aliases), again.notes) == (
+        (pin,),
+        {"v": "w"},
+        ("a note",),
+    )
     assert again.tensors["v"].kind == "buffer"
 
 
@@ -238,10 +262,14 @@ def test_missing_file_and_missing_folder(tmp_path):
 
 def test_overlapping_units_are_refused():
     index = torch.arange(3)[:, None]
-    axis_map = AxisMap("w", ((4,),), (Component("a", (0,), index), Component("b", (0,), index + 1)))
+    axis_map = AxisMap(
+        "w", ((4,),), (Component("a", (0,), index), Component("b", (0,), index + 1))
+    )
     with pytest.raises(SpecError, match="belongs to two units"):
         PermutationSpec(
-            {"a": Group("a", 3), "b": Group("b", 3)}, {"w": TensorInfo((4,))}, {"w": axis_map}
+            {"a": Group("a", 3), "b": Group("b", 3)},
+            {"w": TensorInfo((4,))},
+            {"w": axis_map},
         )
 
 
@@ -264,13 +292,18 @@ def test_copies_are_equal_and_specs_hash():
 
 def test_look_ups():
     spec = nested_spec()
-    assert [g.id for g in spec.children("heads")] == ["value"] and spec.children("model") == ()
+    assert [g.id for g in spec.children("heads")] == ["value"] and spec.children(
+        "model"
+    ) == ()
     assert spec.tensors_of("heads") == ("scale",) and spec.tensors_of("value") == (
         "value.weight",
         "out.weight",
     )
     assert spec.maps["value.weight"].dims_of("model") == (1,)
-    assert repr(spec) == "PermutationSpec(3 groups, 10^7.0 symmetries, 3 of 3 tensors permutable)"
+    assert (
+        repr(spec)
+        == "PermutationSpec(3 groups, 10^7.0 symmetries, 3 of 3 tensors permutable)"
+    )
 
 
 def test_check_state_names_the_culprit():
@@ -278,7 +311,9 @@ def test_check_state_names_the_culprit():
     state = random_state(spec)
     spec.check_state(state, finite=True)
     missing = {name: tensor for name, tensor in state.items() if name != "scale"}
-    with pytest.raises(StateDictError, match=r"b\.ckpt does not fit the spec: missing 'scale'"):
+    with pytest.raises(
+        StateDictError, match=r"b\.ckpt does not fit the spec: missing 'scale'"
+    ):
         spec.check_state(missing, "b.ckpt")
     with pytest.raises(StateDictError, match=r"unexpected 'module.scale'"):
         spec.check_state(state | {"module.scale": torch.zeros(3)})

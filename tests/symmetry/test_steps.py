@@ -53,13 +53,16 @@ class Classifier(LightningModule):
         self.accuracy(logits, y)
         self.log("val_acc", self.accuracy, prog_bar=True)
         self.log_dict(
-            {"val_loss": loss, "margin": logits.std(), "epoch": self.current_epoch}, on_epoch=True
+            {"val_loss": loss, "margin": logits.std(), "epoch": self.current_epoch},
+            on_epoch=True,
         )
         self.print("seen", len(self.seen))
         self.logger.experiment.add_histogram("logits", logits, self.global_step)
         if self.trainer.sanity_checking:
             self.seen.append(batch_idx)
-        return {"loss": loss, "logits": {"logits": logits, "loss": loss}, None: None}[self.returns]
+        return {"loss": loss, "logits": {"logits": logits, "loss": loss}, None: None}[
+            self.returns
+        ]
 
 
 STEP = Example((labelled(),), method="validation_step")
@@ -74,7 +77,9 @@ def test_step_is_traced_and_proved(returns):
     module = Classifier(returns)
     spec = infer_spec(module, STEP)
     assert sorted(g.size for g in spec.groups.values()) == [6, 8]
-    assert "head.bias" not in spec.maps, "the classes of a batch with labels are no free units"
+    assert "head.bias" not in spec.maps, (
+        "the classes of a batch with labels are no free units"
+    )
     measured = measure_equivalence(module, randomly(spec), STEP)
     assert measured.error < 1e-12 and measured.control > 1e-4
     assert check_equivalence(module, randomly(spec), STEP) < 1e-12
@@ -99,7 +104,9 @@ def test_nothing_of_the_module_changes():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_equivalence(module, randomly(infer_spec(module, STEP)), STEP)
-    assert all(torch.equal(kept[name], tensor) for name, tensor in module.state_dict().items())
+    assert all(
+        torch.equal(kept[name], tensor) for name, tensor in module.state_dict().items()
+    )
     assert torch.equal(random_state, torch.get_rng_state())
     assert module.training and module._trainer is None and module.seen == []
     assert module.accuracy.update_count == 0 and type(module) is Classifier
@@ -170,7 +177,9 @@ def test_missing_method_and_failing_step_are_named():
     with pytest.raises(TraceError, match="no method 'evaluation_step'"):
         infer_spec(Classifier(), Example((labelled(),), method="evaluation_step"))
     with pytest.raises(TraceError, match=r"validation_step\(\) expects"):
-        infer_spec(Classifier(), Example((torch.zeros(2, 9),), method="validation_step"))
+        infer_spec(
+            Classifier(), Example((torch.zeros(2, 9),), method="validation_step")
+        )
 
     class Mute(LightningModule):
         def __init__(self):
@@ -208,7 +217,12 @@ def test_batch_example_prefers_forward_and_falls_back_to_the_step():
 
 
 def test_few_cuts_what_belongs_to_the_batch():
-    batch = {"x": torch.zeros(9, 2), "y": torch.zeros(9), "scale": torch.zeros(3), "name": "a"}
+    batch = {
+        "x": torch.zeros(9, 2),
+        "y": torch.zeros(9),
+        "scale": torch.zeros(3),
+        "name": "a",
+    }
     cut = few(batch, 4)
     assert (
         cut["x"].shape == (4, 2)
@@ -222,4 +236,7 @@ def test_compiled_module_is_traced_through_its_step():
     module = Classifier()
     spec = infer_spec(torch.compile(module, backend="eager"), STEP)
     assert len(spec.groups) == 2
-    assert check_equivalence(torch.compile(module, backend="eager"), randomly(spec), STEP) < 1e-12
+    assert (
+        check_equivalence(torch.compile(module, backend="eager"), randomly(spec), STEP)
+        < 1e-12
+    )

@@ -25,7 +25,9 @@ class Nosy(nn.Module):
         x.mul_(2)
         self.calls.add_(1)
         self.calls[1] = 7
-        return self.b(F.dropout(self.n(self.a(x)), training=self.training)) + 0 * torch.rand(1)
+        return self.b(
+            F.dropout(self.n(self.a(x)), training=self.training)
+        ) + 0 * torch.rand(1)
 
 
 def test_nothing_of_the_model_changes():
@@ -41,10 +43,15 @@ def test_nothing_of_the_model_changes():
     kernels = torch.backends.cudnn.enabled, torch.backends.mha.get_fastpath_enabled()
     infer_spec(module, example)
     assert {name: sub.training for name, sub in module.named_modules()} == modes
-    assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+    assert all(
+        torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items()
+    )
     assert torch.equal(example, copy)
     assert torch.equal(torch.get_rng_state(), seed)
-    assert (torch.backends.cudnn.enabled, torch.backends.mha.get_fastpath_enabled()) == kernels
+    assert (
+        torch.backends.cudnn.enabled,
+        torch.backends.mha.get_fastpath_enabled(),
+    ) == kernels
     assert len(module.a._forward_hooks) == 1
     assert fired == [1]
     assert not module.b.weight.requires_grad
@@ -75,7 +82,9 @@ def test_wrong_input_is_named():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_any_dtype(dtype):
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).to(dtype)
-    assert [g.size for g in infer_spec(net, torch.zeros(2, 4, dtype=dtype)).groups.values()] == [5]
+    assert [
+        g.size for g in infer_spec(net, torch.zeros(2, 4, dtype=dtype)).groups.values()
+    ] == [5]
 
 
 def test_compiled_modules_are_looked_through():
@@ -85,7 +94,9 @@ def test_compiled_modules_are_looked_through():
 
 
 def test_inner_compiled_modules_keep_their_names():
-    net = nn.Sequential(torch.compile(nn.Linear(4, 5), backend="eager"), nn.ReLU(), nn.Linear(5, 2))
+    net = nn.Sequential(
+        torch.compile(nn.Linear(4, 5), backend="eager"), nn.ReLU(), nn.Linear(5, 2)
+    )
     spec = infer_spec(net, torch.zeros(2, 4))
     assert set(spec.tensors) == set(net.state_dict())
     assert len(spec.groups) == 1
@@ -105,14 +116,23 @@ def test_keyword_and_nested_inputs():
 
 
 def test_example_input_array_may_be_a_tensor_a_tuple_or_a_dict():
-    for example in (torch.zeros(2, 4), (torch.zeros(2, 4),), {"input": torch.zeros(2, 4)}):
+    for example in (
+        torch.zeros(2, 4),
+        (torch.zeros(2, 4),),
+        {"input": torch.zeros(2, 4)},
+    ):
         net = nn.Linear(4, 3)
         net.example_input_array = example
-        assert [p.reason for p in infer_spec(net).pinned if p.dim == 0] == ["it is an output"] * 2
+        assert [p.reason for p in infer_spec(net).pinned if p.dim == 0] == [
+            "it is an output"
+        ] * 2
 
 
 def test_recurrent_networks_and_transformers_arrive_decomposed():
-    ops = {node.op for node in record(nn.LSTM(3, 4), Example((torch.zeros(5, 2, 3),))).nodes}
+    ops = {
+        node.op
+        for node in record(nn.LSTM(3, 4), Example((torch.zeros(5, 2, 3),))).nodes
+    }
     assert not any("lstm" in op or "rnn" in op for op in ops)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     ops = {node.op for node in record(layer, Example((torch.zeros(2, 3, 8),))).nodes}

@@ -31,7 +31,9 @@ def image(*shape):
 
 
 def tokens(high, *shape):
-    return lambda: torch.randint(0, high, shape, generator=torch.Generator().manual_seed(1))
+    return lambda: torch.randint(
+        0, high, shape, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def log10(*groups):
@@ -59,7 +61,13 @@ class UNet(nn.Module):
         d = F.relu(self.join1(torch.cat([self.up1(c), b], 1)))
         return self.out(
             torch.cat(
-                [F.interpolate(d, scale_factor=2, mode="bilinear", align_corners=False), a], 1
+                [
+                    F.interpolate(
+                        d, scale_factor=2, mode="bilinear", align_corners=False
+                    ),
+                    a,
+                ],
+                1,
             )
         )
 
@@ -106,7 +114,12 @@ class Inception(nn.Module):
         self.mix, self.head = conv(19, 6, 1), nn.Linear(6 * 64, 4)
 
     def forward(self, x):
-        branches = [self.one(x), self.three(x), self.five(x), self.pool(F.max_pool2d(x, 3, 1, 1))]
+        branches = [
+            self.one(x),
+            self.three(x),
+            self.five(x),
+            self.pool(F.max_pool2d(x, 3, 1, 1)),
+        ]
         return self.head(F.relu(self.mix(F.relu(torch.cat(branches, 1)))).flatten(1))
 
 
@@ -117,12 +130,17 @@ class SoftMixture(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.router = nn.Linear(5, 8), nn.Linear(8, 3)
-        self.w1, self.w2 = nn.Parameter(torch.randn(3, 8, 7)), nn.Parameter(torch.randn(3, 7, 2))
+        self.w1, self.w2 = (
+            nn.Parameter(torch.randn(3, 8, 7)),
+            nn.Parameter(torch.randn(3, 7, 2)),
+        )
 
     def forward(self, x):
         x = F.relu(self.stem(x))
         hidden = F.gelu(torch.einsum("bi,eih->beh", x, self.w1))
-        return torch.einsum("be,beh,eho->bo", self.router(x).softmax(-1), hidden, self.w2)
+        return torch.einsum(
+            "be,beh,eho->bo", self.router(x).softmax(-1), hidden, self.w2
+        )
 
 
 @case(image(9, 5), least=[(8, 1), (7, 4)])
@@ -133,7 +151,10 @@ class TopKMixture(nn.Module):
         super().__init__()
         self.stem, self.router = nn.Linear(5, 8), nn.Linear(8, 4)
         self.experts = nn.ModuleList(
-            [nn.Sequential(nn.Linear(8, 7), nn.SiLU(), nn.Linear(7, 8)) for _ in range(4)]
+            [
+                nn.Sequential(nn.Linear(8, 7), nn.SiLU(), nn.Linear(7, 8))
+                for _ in range(4)
+            ]
         )
         self.head = nn.Linear(8, 3)
 
@@ -153,27 +174,44 @@ class GroupedQueryRoPE(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embed, self.n1, self.n2 = nn.Embedding(11, 16), nn.RMSNorm(16), nn.RMSNorm(16)
+        self.embed, self.n1, self.n2 = (
+            nn.Embedding(11, 16),
+            nn.RMSNorm(16),
+            nn.RMSNorm(16),
+        )
         self.q, self.k, self.v = (
             nn.Linear(16, 16, bias=False),
             nn.Linear(16, 8, bias=False),
             nn.Linear(16, 8, bias=False),
         )
         self.o = nn.Linear(16, 16, bias=False)
-        self.gate, self.up, self.down = nn.Linear(16, 20), nn.Linear(16, 20), nn.Linear(20, 16)
+        self.gate, self.up, self.down = (
+            nn.Linear(16, 20),
+            nn.Linear(16, 20),
+            nn.Linear(20, 16),
+        )
         self.head = nn.Linear(16, 11)
 
     @staticmethod
     def rotate(x):
-        angle = torch.arange(x.shape[2]).double()[:, None] * 10.0 ** -torch.arange(2).double()
-        cos, sin = angle.cos().to(x.dtype).repeat(1, 2), angle.sin().to(x.dtype).repeat(1, 2)
+        angle = (
+            torch.arange(x.shape[2]).double()[:, None]
+            * 10.0 ** -torch.arange(2).double()
+        )
+        cos, sin = (
+            angle.cos().to(x.dtype).repeat(1, 2),
+            angle.sin().to(x.dtype).repeat(1, 2),
+        )
         first, second = x.chunk(2, -1)
         return x * cos + torch.cat([-second, first], -1) * sin
 
     def forward(self, ids):
         x = self.embed(ids)
         h = self.n1(x)
-        q, k, v = (w(h).unflatten(-1, (-1, 4)).transpose(1, 2) for w in (self.q, self.k, self.v))
+        q, k, v = (
+            w(h).unflatten(-1, (-1, 4)).transpose(1, 2)
+            for w in (self.q, self.k, self.v)
+        )
         k, v = self.rotate(k).repeat_interleave(2, 1), v.repeat_interleave(2, 1)
         y = F.scaled_dot_product_attention(self.rotate(q), k, v, is_causal=True)
         x = x + self.o(y.transpose(1, 2).flatten(2))
@@ -188,12 +226,16 @@ class RelativeBias(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed, self.bias = nn.Embedding(11, 12), nn.Embedding(11, 3)
-        self.q, self.k, self.v, self.o = (nn.Linear(12, 12, bias=False) for _ in range(4))
+        self.q, self.k, self.v, self.o = (
+            nn.Linear(12, 12, bias=False) for _ in range(4)
+        )
         self.head = nn.Linear(12, 2)
 
     def forward(self, ids):
         x = self.embed(ids)
-        q, k, v = (w(x).unflatten(-1, (3, 4)).transpose(1, 2) for w in (self.q, self.k, self.v))
+        q, k, v = (
+            w(x).unflatten(-1, (3, 4)).transpose(1, 2) for w in (self.q, self.k, self.v)
+        )
         place = torch.arange(ids.shape[1])
         bias = self.bias(place[:, None] - place[None] + 5).permute(2, 0, 1)
         y = ((q @ k.mT + bias).softmax(-1) @ v).transpose(1, 2).flatten(2)
@@ -206,7 +248,11 @@ class SelectiveScan(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.inner, self.gate = nn.Linear(4, 6), nn.Linear(6, 10), nn.Linear(6, 10)
+        self.stem, self.inner, self.gate = (
+            nn.Linear(4, 6),
+            nn.Linear(6, 10),
+            nn.Linear(6, 10),
+        )
         self.conv = nn.Conv1d(10, 10, 3, padding=2, groups=10)
         self.dt, self.b, self.c = nn.Linear(10, 10), nn.Linear(10, 3), nn.Linear(10, 3)
         self.a, self.d, self.out = (
@@ -298,7 +344,11 @@ class SpectralNorm(nn.Module):
         super().__init__()
         norm = nn.utils.parametrizations.spectral_norm
         self.net = nn.Sequential(
-            norm(nn.Linear(5, 9)), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 2)
+            norm(nn.Linear(5, 9)),
+            nn.ReLU(),
+            nn.Linear(9, 7),
+            nn.ReLU(),
+            nn.Linear(7, 2),
         )
 
     def forward(self, x):
@@ -318,7 +368,9 @@ class Siamese(nn.Module):
 
     def forward(self, a, b):
         a, b = self.tower(a), self.tower(2 * b)
-        return self.head(torch.cat([(a - b).abs(), a * b], 1)), F.cosine_similarity(a, b, 1)
+        return self.head(torch.cat([(a - b).abs(), a * b], 1)), F.cosine_similarity(
+            a, b, 1
+        )
 
 
 @case(image(4, 7), least=[(6, 1), (4, 1)])
@@ -333,7 +385,8 @@ class TiedAutoencoder(nn.Module):
     def forward(self, x):
         code = torch.sigmoid(self.second(torch.sigmoid(self.first(x))))
         return F.linear(
-            torch.sigmoid(F.linear(code, self.second.weight.T, self.bias)), self.first.weight.T
+            torch.sigmoid(F.linear(code, self.second.weight.T, self.bias)),
+            self.first.weight.T,
         )
 
 
@@ -350,7 +403,9 @@ class FiLM(nn.Module):
     def forward(self, x, z):
         scale, shift = self.conditioner(z)[:, :, None, None].chunk(2, 1)
         return self.head(
-            F.relu(self.last(F.relu(self.norm(self.stem(x)) * (1 + scale) + shift))).amax((2, 3))
+            F.relu(
+                self.last(F.relu(self.norm(self.stem(x)) * (1 + scale) + shift))
+            ).amax((2, 3))
         )
 
 
@@ -361,7 +416,10 @@ class GraphAttention(nn.Module):
     def __init__(self):
         super().__init__()
         self.w, self.head = nn.Linear(4, 15, bias=False), nn.Linear(15, 2)
-        self.left, self.right = nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(3, 5))
+        self.left, self.right = (
+            nn.Parameter(torch.randn(3, 5)),
+            nn.Parameter(torch.randn(3, 5)),
+        )
 
     def forward(self, x, edges):
         h = self.w(x).view(-1, 3, 5)
@@ -370,7 +428,9 @@ class GraphAttention(nn.Module):
         ).exp()
         total = torch.zeros(len(x), 3, dtype=x.dtype).index_add(0, edges[1], score)
         message = h[edges[0]] * (score / (total[edges[1]] + 1e-9))[..., None]
-        return self.head(F.elu(torch.zeros_like(h).index_add(0, edges[1], message).flatten(1)))
+        return self.head(
+            F.elu(torch.zeros_like(h).index_add(0, edges[1], message).flatten(1))
+        )
 
 
 @case(image(4, 5), least=[(6, 1), (2, 6)])
@@ -438,7 +498,11 @@ class Bilinear(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.product, self.head = nn.Linear(5, 6), nn.Bilinear(6, 4, 7), nn.Linear(7, 2)
+        self.a, self.product, self.head = (
+            nn.Linear(5, 6),
+            nn.Bilinear(6, 4, 7),
+            nn.Linear(7, 2),
+        )
 
     def forward(self, x, y):
         return self.head(torch.tanh(self.product(torch.tanh(self.a(x)), y)))
@@ -501,7 +565,11 @@ class FourierOverUnits(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.after, self.head = nn.Linear(8, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+        self.stem, self.after, self.head = (
+            nn.Linear(8, 6),
+            nn.Linear(6, 5),
+            nn.Linear(5, 2),
+        )
 
     def forward(self, x):
         return self.head(torch.relu(self.after(torch.fft.fft(self.stem(x)).real)))
@@ -513,7 +581,11 @@ class SortedUnits(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.after, self.head = nn.Linear(8, 6), nn.Linear(6, 10), nn.Linear(10, 2)
+        self.stem, self.after, self.head = (
+            nn.Linear(8, 6),
+            nn.Linear(6, 10),
+            nn.Linear(10, 2),
+        )
 
     def forward(self, x):
         return self.head(torch.relu(self.after(self.stem(x).sort(-1).values)))
@@ -536,7 +608,9 @@ class SpatialTransformer(nn.Module):
         theta = 0.3 * self.locate(h.mean((2, 3))).view(-1, 2, 3)
         return self.head(
             F.grid_sample(
-                h, F.affine_grid(theta, list(h.shape), align_corners=False), align_corners=False
+                h,
+                F.affine_grid(theta, list(h.shape), align_corners=False),
+                align_corners=False,
             )
         )
 
@@ -573,7 +647,9 @@ class TemporalConvolution(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv1d(3, 8, 1)
-        self.filters = nn.ModuleList([nn.Conv1d(8, 10, 2, dilation=2**i) for i in range(2)])
+        self.filters = nn.ModuleList(
+            [nn.Conv1d(8, 10, 2, dilation=2**i) for i in range(2)]
+        )
         self.mixes = nn.ModuleList([nn.Conv1d(5, 8, 1) for _ in range(2)])
         self.head = nn.Conv1d(8, 2, 1)
 

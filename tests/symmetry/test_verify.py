@@ -59,27 +59,32 @@ def test_true_symmetry_passes_and_the_control_moves():
     assert measured.equal and measured.sees and measured.control > 1e-3
 
 
-@pytest.mark.parametrize("name", ["bn1.running_mean", "bn1.running_var", "bn1.bias", "bn1.weight"])
+@pytest.mark.parametrize(
+    "name", ["bn1.running_mean", "bn1.running_var", "bn1.bias", "bn1.weight"]
+)
 def test_forgotten_tensor_is_named_with_group_and_submodule(name):
     module, p = cnn(without(name))
     with pytest.raises(EquivalenceError) as caught:
         check_equivalence(module, p, images())
     assert f"'{name}' must move" in str(caught.value)
-    assert "group 'a' (8 units)" in str(caught.value) and "submodule 'bn1' (BatchNorm2d)" in str(
+    assert "group 'a' (8 units)" in str(
         caught.value
-    )
+    ) and "submodule 'bn1' (BatchNorm2d)" in str(caught.value)
 
 
 def test_forgotten_consumer_axis_is_named():
     module, p = cnn(CNN_TABLE | {"conv2.weight": ("b", None, None, None)})
     with pytest.raises(
-        EquivalenceError, match=r"'conv2.weight' must move .* dimension 1.*submodule 'conv2'"
+        EquivalenceError,
+        match=r"'conv2.weight' must move .* dimension 1.*submodule 'conv2'",
     ):
         check_equivalence(module, p, images())
 
 
 def test_permuted_output_classes_are_refused():
-    module, p = cnn(CNN_TABLE | {"fc.weight": ("classes", "b"), "fc.bias": ("classes",)})
+    module, p = cnn(
+        CNN_TABLE | {"fc.weight": ("classes", "b"), "fc.bias": ("classes",)}
+    )
     with pytest.raises(EquivalenceError, match="group 'classes'"):
         check_equivalence(module, p, images())
 
@@ -95,7 +100,9 @@ def test_tensor_that_must_stay_is_named():
 def test_wrong_batch_norm_statistics_are_seen_on_a_fresh_network():
     """Fresh statistics are constant: without noise in the copy, moving or not moving them looks the same."""
     module = BatchNormCNN()
-    wrong = randomly(PermutationSpec.from_table(without("bn2.running_var"), module.state_dict()))
+    wrong = randomly(
+        PermutationSpec.from_table(without("bn2.running_var"), module.state_dict())
+    )
     with pytest.raises(EquivalenceError, match=r"bn2.running_var"):
         check_equivalence(module, wrong, images())
     right = randomly(PermutationSpec.from_table(CNN_TABLE, module.state_dict()))
@@ -148,7 +155,10 @@ def test_nothing_of_the_callers_changes():
     kept = x.clone()
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     check_equivalence(module, p, x)
-    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    assert all(
+        torch.equal(before[name], tensor)
+        for name, tensor in module.state_dict().items()
+    )
     assert module.training and module.bn1.training and not module.fc.training
     assert torch.equal(x, kept) and torch.equal(states[0], torch.get_rng_state())
     assert states[1:] == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
@@ -176,13 +186,20 @@ class UpCasting(nn.Module):
     def forward(self, x):
         h = self.a(x).to(self.cast)
         h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
-        return self.b((self.scale * h.to(x.dtype)).relu() + torch.zeros(16, dtype=torch.float32))
+        return self.b(
+            (self.scale * h.to(x.dtype)).relu() + torch.zeros(16, dtype=torch.float32)
+        )
 
 
 @pytest.mark.parametrize("cast", [torch.float32, torch.bfloat16, torch.float16])
 def test_hard_coded_casts_do_not_hide_errors(cast):
     module = randomise(UpCasting(cast))
-    table = {"a.weight": ("h", None), "a.bias": ("h",), "scale": ("h",), "b.weight": (None, "h")}
+    table = {
+        "a.weight": ("h", None),
+        "a.bias": ("h",),
+        "scale": ("h",),
+        "b.weight": (None, "h"),
+    }
     p = randomly(PermutationSpec.from_table(table, module.state_dict()))
     measured = measure_equivalence(module, p, torch.randn(3, 4))
     assert measured.error < 1e-12 and not measured.rounded
@@ -215,7 +232,9 @@ def test_rounding_that_cannot_be_rewritten_falls_back_to_the_looser_tolerance():
 def test_any_dtype_of_the_model(dtype):
     module = randomise(mlp(4, 8, 2)).to(dtype)
     spec = PermutationSpec.from_table(MLP_TABLE, module.state_dict())
-    assert check_equivalence(module, randomly(spec), torch.randn(3, 4).to(dtype)) < 1e-12
+    assert (
+        check_equivalence(module, randomly(spec), torch.randn(3, 4).to(dtype)) < 1e-12
+    )
 
 
 class Tokens(nn.Module):
@@ -256,7 +275,11 @@ def test_several_examples_reach_other_branches():
     class Branches(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.left, self.right = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+            self.a, self.left, self.right = (
+                nn.Linear(3, 8),
+                nn.Linear(8, 2),
+                nn.Linear(8, 2),
+            )
 
         def forward(self, x, *, right=False):
             return (self.right if right else self.left)(self.a(x).relu())
@@ -287,7 +310,10 @@ def test_distributed_wrapper_is_looked_through(tmp_path):
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         module, p = cnn()
-        assert check_equivalence(nn.parallel.DistributedDataParallel(module), p, images()) < 1e-12
+        assert (
+            check_equivalence(nn.parallel.DistributedDataParallel(module), p, images())
+            < 1e-12
+        )
     finally:
         distributed.destroy_process_group()
 
@@ -310,14 +336,18 @@ def test_compiled_lightning_module_runs_its_copy():
     table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
     spec = PermutationSpec.from_table(table, plain.state_dict())
     assert check_equivalence(module, randomly(spec), torch.randn(4, 3)) < 1e-12
-    wrong = PermutationSpec.from_table({"net.0.weight": ("h", None)}, plain.state_dict())
+    wrong = PermutationSpec.from_table(
+        {"net.0.weight": ("h", None)}, plain.state_dict()
+    )
     with pytest.raises(EquivalenceError, match=r"net\.0\."):
         check_equivalence(module, randomly(wrong), torch.randn(4, 3))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_hook_style_weight_norm_can_be_copied():
-    module = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 6)), nn.Tanh(), nn.Linear(6, 2))
+    module = nn.Sequential(
+        nn.utils.weight_norm(nn.Linear(3, 6)), nn.Tanh(), nn.Linear(6, 2)
+    )
     module(torch.ones(1, 3))
     table = {
         "0.weight_g": ("h", None),
@@ -344,7 +374,9 @@ def test_lightning_module_with_example_input_array():
     module = Model()
     table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}
     spec = PermutationSpec.from_table(table, module.state_dict())
-    module.trainer = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    module.trainer = lightning.Trainer(
+        logger=False, enable_checkpointing=False, accelerator="cpu"
+    )
     assert check_equivalence(module, randomly(spec)) < 1e-12
     module.example_input_array = None
     with pytest.raises(TraceError, match="example_input_array"):
@@ -407,7 +439,9 @@ def test_random_numbers_in_the_forward_pass_are_the_same_in_every_run():
             self.net = mlp(3, 5, 2)
 
         def forward(self, x):
-            return self.net(x + torch.randn_like(x)) + F.dropout(torch.ones(2), 0.5, training=True)
+            return self.net(x + torch.randn_like(x)) + F.dropout(
+                torch.ones(2), 0.5, training=True
+            )
 
     module = Noisy()
     table = {f"net.{name}": axes for name, axes in MLP_TABLE.items()}

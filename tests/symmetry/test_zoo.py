@@ -16,7 +16,8 @@ def test_the_core_set_is_complete():
 
 
 @pytest.mark.parametrize(
-    "name", CORE or [pytest.param("", marks=pytest.mark.skip(reason="needs the shared zoo"))]
+    "name",
+    CORE or [pytest.param("", marks=pytest.mark.skip(reason="needs the shared zoo"))],
 )
 def test_core_architecture(name):
     row = zoo.judge(name)

@@ -15,7 +15,10 @@ import warnings
 from pathlib import Path
 from queue import Empty
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[1]),
+    str(Path(__file__).resolve().parents[2]),
+]
 
 from helpers.zoo import Row, floors, judge, names  # noqa: E402  found through the path above
 
@@ -75,7 +78,11 @@ def run_one(name: str, limit: float) -> Row:
     process = context.Process(target=_work, args=(name, results))
     process.start()
     deadline = time.monotonic() + limit
-    row = Row(name, floor=float(floors()[name]["log10"]), failure=f"no answer within {limit:.0f} s")
+    row = Row(
+        name,
+        floor=float(floors()[name]["log10"]),
+        failure=f"no answer within {limit:.0f} s",
+    )
     while time.monotonic() < deadline:
         try:
             row = results.get(timeout=0.5)
@@ -83,7 +90,9 @@ def run_one(name: str, limit: float) -> Row:
         except Empty:
             if not process.is_alive():
                 row = Row(
-                    name, floor=row.floor, failure=f"the process died with code {process.exitcode}"
+                    name,
+                    floor=row.floor,
+                    failure=f"the process died with code {process.exitcode}",
                 )
                 break
     process.kill()
@@ -95,16 +104,23 @@ def main() -> int:
     """Run, print, and write; the exit status is the number of failures (at most 100)."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--tags", nargs="*", default=[], help="only architectures with one of these tags"
+        "--tags",
+        nargs="*",
+        default=[],
+        help="only architectures with one of these tags",
     )
     parser.add_argument("--match", default="", help="only names that contain this")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds per architecture")
+    parser.add_argument(
+        "--timeout", type=float, default=300.0, help="seconds per architecture"
+    )
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     options = parser.parse_args()
     chosen = [name for name in names(*options.tags) if options.match in name]
     families = {"tv": "torchvision", "timm": "timm", "hf": "transformers"}
     for package in {
-        families[name.split("/")[0]] for name in chosen if name.split("/")[0] in families
+        families[name.split("/")[0]]
+        for name in chosen
+        if name.split("/")[0] in families
     }:
         # Imported once here, shared by the forks.
         importlib.import_module(package)

@@ -116,7 +116,10 @@ class Block:
         order = tuple(site for sites in self.merged for site in sites)
         split = tensor.reshape(self.site_shape).permute(order)
         split = split.reshape(
-            [math.prod(self.site_shape[site] for site in sites) for sites in self.merged]
+            [
+                math.prod(self.site_shape[site] for site in sites)
+                for sites in self.merged
+            ]
         )
         for dim, segment in enumerate(self.segments):
             split = split if segment.whole else _select(split, dim, segment.positions)
@@ -128,7 +131,9 @@ class Block:
         if segment is None or segment.joint is None:
             return flats[self.axes[axis][0]]
         axis_map, sites, components = segment.joint
-        return cluster_index(axis_map, sites, components, lambda group: flats[group].cpu())
+        return cluster_index(
+            axis_map, sites, components, lambda group: flats[group].cpu()
+        )
 
 
 def objective_tensors(spec: PermutationSpec) -> tuple[str, ...]:
@@ -177,7 +182,11 @@ def _segments(
     if any(c.sites != sites for c in components):
         groups = tuple(dict.fromkeys(c.group for c in components))
         yield Segment(
-            groups, torch.arange(total), 1, whole=True, joint=(axis_map, sites, components)
+            groups,
+            torch.arange(total),
+            1,
+            whole=True,
+            joint=(axis_map, sites, components),
         )
         return
     rest = torch.ones(total, dtype=torch.bool)

@@ -57,9 +57,13 @@ class TermTable:
         self._roots: dict[str, frozenset[str]] = {}
         for block in self.blocks:
             roots = frozenset(self._root(group) for group in block.groups)
-            self._roots[block.tensor] = self._roots.get(block.tensor, frozenset()) | roots
+            self._roots[block.tensor] = (
+                self._roots.get(block.tensor, frozenset()) | roots
+            )
         self.depends_on = {name: _partners(terms) for name, terms in by_group.items()}
-        self.coupled = frozenset(root for block in self.blocks for root in _twice(spec, block))
+        self.coupled = frozenset(
+            root for block in self.blocks for root in _twice(spec, block)
+        )
 
     @classmethod
     def of(cls, spec: PermutationSpec) -> TermTable:
@@ -74,7 +78,9 @@ class TermTable:
         """Tensors of the objective on which the family of ``root`` acts."""
         return tuple(
             dict.fromkeys(
-                b.tensor for b in self.blocks if any(self._root(g) == root for g in b.groups)
+                b.tensor
+                for b in self.blocks
+                if any(self._root(g) == root for g in b.groups)
             )
         )
 
@@ -128,7 +134,8 @@ class CostCache:
         """Whether the cost of ``group`` differs from the one last returned."""
         made_with = self._made_with.get(group)
         return made_with is None or any(
-            a is not b for a, b in zip(made_with, self._state(group, flats), strict=True)
+            a is not b
+            for a, b in zip(made_with, self._state(group, flats), strict=True)
         )
 
     def forget(self) -> None:
@@ -157,7 +164,9 @@ class CostCache:
         if self.stale(group, flats):
             packed = self._packed_cost(group)
             self._cost[group] = (
-                self._linear_and_general(group, flats) if packed is None else packed.matrix(flats)
+                self._linear_and_general(group, flats)
+                if packed is None
+                else packed.matrix(flats)
             )
             self._made_with[group] = self._state(group, flats)
         return self._cost[group]
@@ -205,9 +214,14 @@ class CostCache:
 
     def _packed_cost(self, group: str) -> PackedCost | None:
         if group not in self._packed:
-            packing, models = self._table.packings[group], (self._reference, self._source)
+            packing, models = (
+                self._table.packings[group],
+                (self._reference, self._source),
+            )
             self._packed[group] = (
-                PackedCost(packing, *models) if packing and packing.fits(*models) else None
+                PackedCost(packing, *models)
+                if packing and packing.fits(*models)
+                else None
             )
         return self._packed[group]
 
@@ -220,7 +234,9 @@ class CostCache:
         """The bilinear terms whose partner moved, with where; ``None`` if building anew is cheaper or overdue."""
         if group not in self._made_with:
             return None
-        seen = dict(zip(self._table.depends_on[group], self._made_with[group], strict=True))
+        seen = dict(
+            zip(self._table.depends_on[group], self._made_with[group], strict=True)
+        )
         changes, rank, full = [], 0, 0
         where: dict[str, Tensor] = {}
         for term in self._table.by_group[group]:
@@ -233,7 +249,9 @@ class CostCache:
                     moved = where[term.partner]
                     rank += term.rank * len(moved) // max(len(after), 1)
                     device = self.device
-                    changes.append((term, before.to(device), after.to(device), moved.to(device)))
+                    changes.append(
+                        (term, before.to(device), after.to(device), moved.to(device))
+                    )
         self._drift[group] += rank / max(full, 1)
         # Every update adds rounding errors of its own, so they may not pile up for ever.
         overdue = self._drift[group] > _MOST_DRIFT
@@ -252,7 +270,8 @@ class CostCache:
             )
             parts = torch.split(room, [n * n for n in sizes.values()])
             self._linear = {
-                name: part.view(n, n) for (name, n), part in zip(sizes.items(), parts, strict=True)
+                name: part.view(n, n)
+                for (name, n), part in zip(sizes.items(), parts, strict=True)
             }
         cost = self._linear[group].zero_()
         if group in self._made_with:
@@ -264,14 +283,20 @@ class CostCache:
         for term in self._table.by_group[group]:
             if term.kind == "bilinear":
                 moved = self._moved(term.partner, flats[term.partner])
-                add_bilinear(cost, term, self._reference, self._source, moved, self._scratch)
+                add_bilinear(
+                    cost, term, self._reference, self._source, moved, self._scratch
+                )
         self._drift[group] = 0.0
 
     def _moved(self, group: str, flat: Tensor) -> Tensor | None:
         """``flat`` on the device; ``None`` if it moves nothing."""
         known = self._at_work.get(group)
         if known is None or known[0] is not flat:
-            moved = None if torch.equal(flat, torch.arange(len(flat))) else flat.to(self.device)
+            moved = (
+                None
+                if torch.equal(flat, torch.arange(len(flat)))
+                else flat.to(self.device)
+            )
             known = self._at_work[group] = (flat, moved)
         return known[1]
 

@@ -20,7 +20,9 @@ Parts = NDArray[np.int64]
 
 
 @compiled()
-def gather_differences(out: NDArray[Any], block: NDArray[Any], after: Parts, before: Parts) -> None:
+def gather_differences(
+    out: NDArray[Any], block: NDArray[Any], after: Parts, before: Parts
+) -> None:
     """``out[i, j] = block[i, after[j]] − block[i, before[j]]``.
 
     Args:

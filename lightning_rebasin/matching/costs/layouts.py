@@ -93,7 +93,9 @@ class Layouts:
         if key in self._kept:
             return self._kept[key]
         taken = block.take(self._state[block.tensor])
-        made = (torch.view_as_real(taken) if taken.is_complex() else taken).to(self._device)
+        made = (torch.view_as_real(taken) if taken.is_complex() else taken).to(
+            self._device
+        )
         if (
             self.keep
             and made.untyped_storage().data_ptr()
@@ -134,9 +136,9 @@ class Layouts:
     def _ordered(self, block: Block, order: tuple[int, ...]) -> Tensor:
         taken = block.take(self._state[block.tensor]).permute(order)
         # The real part of ⟨a, b⟩ is the inner product of real and imaginary parts taken as two numbers.
-        return (torch.view_as_real(taken).movedim(-1, -2) if taken.is_complex() else taken).to(
-            self._device
-        )
+        return (
+            torch.view_as_real(taken).movedim(-1, -2) if taken.is_complex() else taken
+        ).to(self._device)
 
 
 @final
@@ -160,7 +162,9 @@ class Scratch:
 
     def gather(self, room: str, tensor: Tensor, axis: int, index: Tensor) -> Tensor:
         """``tensor.index_select(axis, index)`` in the working dtype, valid until the next call for ``room``."""
-        out = self._room(room, (*tensor.shape[:axis], len(index), *tensor.shape[axis + 1 :]))
+        out = self._room(
+            room, (*tensor.shape[:axis], len(index), *tensor.shape[axis + 1 :])
+        )
         if out is None:
             return self.working(room, tensor.index_select(axis, index))
         if tensor.dtype is out.dtype:
@@ -172,7 +176,9 @@ class Scratch:
     ) -> Tensor:
         """``after`` gathered less ``before`` gathered, in the working dtype; valid as long."""
         out = (
-            self._room(room, (*tensor.shape[:axis], len(after), *tensor.shape[axis + 1 :]))
+            self._room(
+                room, (*tensor.shape[:axis], len(after), *tensor.shape[axis + 1 :])
+            )
             if axis == 1
             else None
         )
@@ -180,7 +186,9 @@ class Scratch:
             from lightning_rebasin.matching.costs.gather import gather_differences
 
             gather_differences(
-                *(t.flatten(2).numpy() for t in (out, tensor)), after.numpy(), before.numpy()
+                *(t.flatten(2).numpy() for t in (out, tensor)),
+                after.numpy(),
+                before.numpy(),
             )
             return out
         return self.gather(room, tensor, axis, after).sub_(
@@ -190,8 +198,17 @@ class Scratch:
     def _compiles(self, tensor: Tensor, parts: int) -> bool:
         # Smaller groups have SciPy solve their assignments: compiling for them would pay for neither.
         large = len(tensor) >= COMPILED_FROM and torch.get_num_threads() <= _FEW_THREADS
-        plain = tensor.is_cpu and tensor.is_contiguous() and tensor.dtype is self._empty.dtype
-        return large and plain and tensor.ndim > 2 and parts * _FEW_PARTS >= tensor.shape[1]
+        plain = (
+            tensor.is_cpu
+            and tensor.is_contiguous()
+            and tensor.dtype is self._empty.dtype
+        )
+        return (
+            large
+            and plain
+            and tensor.ndim > 2
+            and parts * _FEW_PARTS >= tensor.shape[1]
+        )
 
     def swapped(self, room: str, tensor: Tensor) -> Tensor:
         """``tensor`` in the working dtype, its first two axes exchanged in memory; valid as long."""

@@ -60,14 +60,18 @@ class Packing:
     def __init__(self, terms: Sequence[Term], members: int) -> None:
         self.members = members
         #: Biases and the like, one row each: the first rows.
-        self.vectors = tuple(term.block for term in terms if term.block.lengths == (members,))
+        self.vectors = tuple(
+            term.block for term in terms if term.block.lengths == (members,)
+        )
         self.parts: list[_Part] = []
         stop = len(self.vectors)
         for term in terms:
             if term.block not in self.vectors:
                 start, stop = stop, stop + term.rank
                 partner = term.partner if term.partners else None
-                self.parts.append(_Part(term.block, term.order, slice(start, stop), partner))
+                self.parts.append(
+                    _Part(term.block, term.order, slice(start, stop), partner)
+                )
         self.rank = stop
 
     def fits(self, *models: Layouts) -> bool:
@@ -78,7 +82,8 @@ class Packing:
     def of(cls, terms: Sequence[Term], members: int) -> Packing | None:
         """The packing; ``None`` if the terms are too large, or neither static nor bilinear."""
         large = (
-            members > _MEMBERS or sum(math.prod(term.block.lengths) for term in terms) > _NUMBERS
+            members > _MEMBERS
+            or sum(math.prod(term.block.lengths) for term in terms) > _NUMBERS
         )
         return (
             None
@@ -116,7 +121,10 @@ class PackedCost:
             if partner is None:
                 self._moved[rows].reshape(b.shape)[...] = b
                 continue
-            ordered, moved = packed[rows].reshape(b.shape), self._moved[rows].reshape(b.shape)
+            ordered, moved = (
+                packed[rows].reshape(b.shape),
+                self._moved[rows].reshape(b.shape),
+            )
             ordered[...] = b
             self._moving.append(_Moving(partner, units, ordered, moved))
         self._made_with: list[Tensor] = []
@@ -138,7 +146,9 @@ class PackedCost:
     def _updated(self, orders: list[Tensor]) -> bool:
         """Bring the cost up to date by the rows that changed; ``False`` if a whole product takes less time."""
         members, rank, changes, changed = len(self._cost), len(self._units), [], 0
-        for part, before, order in zip(self._moving, self._made_with, orders, strict=True):
+        for part, before, order in zip(
+            self._moving, self._made_with, orders, strict=True
+        ):
             if before is not order:
                 now = order.numpy()
                 (where,) = (before.numpy() != now).nonzero()
@@ -152,5 +162,7 @@ class PackedCost:
         for part, where, order in changes:
             change = part.packed[order]
             part.gathered[where], change = change, change - part.gathered[where]
-            self._cost += part.units[where].reshape(-1, members).T @ change.reshape(-1, members)
+            self._cost += part.units[where].reshape(-1, members).T @ change.reshape(
+                -1, members
+            )
         return True

@@ -57,18 +57,25 @@ class Term:
     def joint(self) -> bool:
         """Whether a joint axis is involved."""
         return any(
-            self.block.joint_segment(axis) is not None for axis in (self.axis, *self.partners)
+            self.block.joint_segment(axis) is not None
+            for axis in (self.axis, *self.partners)
         )
 
     @cached_property
     def rank(self) -> int:
         """Length of the sums behind each entry: everything in the block but the group's own axis."""
-        return math.prod(size for axis, size in enumerate(self.block.lengths) if axis != self.axis)
+        return math.prod(
+            size for axis, size in enumerate(self.block.lengths) if axis != self.axis
+        )
 
     @cached_property
     def order(self) -> tuple[int, ...]:
         """The block's axes with the partners first and the group's own axis last."""
-        rest = (a for a in range(len(self.block.axes)) if a != self.axis and a not in self.partners)
+        rest = (
+            a
+            for a in range(len(self.block.axes))
+            if a != self.axis and a not in self.partners
+        )
         return (*self.partners, *rest, self.axis)
 
     @cached_property
@@ -100,7 +107,9 @@ def terms_of(spec: PermutationSpec, blocks: Iterable[Block]) -> tuple[Term, ...]
     found = []
     for block in blocks:
         for axis, groups in enumerate(block.axes):
-            partners = tuple(a for a, other in enumerate(block.axes) if other and a != axis)
+            partners = tuple(
+                a for a, other in enumerate(block.axes) if other and a != axis
+            )
             found += [
                 Term(group, block, axis, partners, _kind(spec, block, axis, partners))
                 for group in groups
@@ -108,16 +117,27 @@ def terms_of(spec: PermutationSpec, blocks: Iterable[Block]) -> tuple[Term, ...]
     return tuple(found)
 
 
-def _kind(spec: PermutationSpec, block: Block, axis: int, partners: tuple[int, ...]) -> TermKind:
-    if any(block.joint_segment(a) is not None for a in (axis, *partners)) or len(partners) > 1:
+def _kind(
+    spec: PermutationSpec, block: Block, axis: int, partners: tuple[int, ...]
+) -> TermKind:
+    if (
+        any(block.joint_segment(a) is not None for a in (axis, *partners))
+        or len(partners) > 1
+    ):
         return "general"
     if not partners:
         return "static"
     root = spec.groups[block.axes[axis][0]].root
-    return "general" if spec.groups[block.axes[partners[0]][0]].root == root else "bilinear"
+    return (
+        "general"
+        if spec.groups[block.axes[partners[0]][0]].root == root
+        else "bilinear"
+    )
 
 
-def add_static(cost: Tensor, terms: Sequence[Term], reference: Layouts, source: Layouts) -> None:
+def add_static(
+    cost: Tensor, terms: Sequence[Term], reference: Layouts, source: Layouts
+) -> None:
     """Add all static terms of one group, the many small ones in one product."""
     small = [term for term in terms if term.rank < _OWN_PRODUCT]
     if small:
@@ -128,7 +148,10 @@ def add_static(cost: Tensor, terms: Sequence[Term], reference: Layouts, source: 
         cost.addmm_(a.t(), b)
     for term in terms:
         if term.rank >= _OWN_PRODUCT:
-            a, b = (of.view(term.block, term.order).to(cost.dtype) for of in (reference, source))
+            a, b = (
+                of.view(term.block, term.order).to(cost.dtype)
+                for of in (reference, source)
+            )
             cost.addmm_(a.t(), b)
 
 
@@ -196,7 +219,12 @@ def _units(  # noqa: PLR0917
 
 
 def _taken(  # noqa: PLR0917
-    block: Tensor, axis: int, index: Tensor | None, less: Tensor | None, room: str, scratch: Scratch
+    block: Tensor,
+    axis: int,
+    index: Tensor | None,
+    less: Tensor | None,
+    room: str,
+    scratch: Scratch,
 ) -> Tensor:
     if index is None:
         return scratch.working(room, block)
@@ -227,13 +255,17 @@ def _mixed_units(
         if block.shape[2:].numel() == 1:
             return scratch.product("mixed", block.flatten(1), soft[term.partner].t())
         front = block if term.following else scratch.swapped("taken", block)
-        mixed = scratch.product("mixed", soft[term.partner], front.flatten(1)).view(front.shape)
+        mixed = scratch.product("mixed", soft[term.partner], front.flatten(1)).view(
+            front.shape
+        )
         return scratch.swapped("moved", mixed).flatten(1)
     moved = scratch.working("moved", source.contiguous(term.block, term.order))
     for position, axis in enumerate(term.partners):
         front = moved.movedim(position, 0)
         mixed = scratch.product(
-            f"mixed {position}", soft[term.block.axes[axis][0]], front.reshape(len(front), -1)
+            f"mixed {position}",
+            soft[term.block.axes[axis][0]],
+            front.reshape(len(front), -1),
         )
         moved = mixed.reshape(front.shape).movedim(0, position)
     return moved.flatten(0, -2).t()

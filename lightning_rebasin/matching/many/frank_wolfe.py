@@ -88,7 +88,9 @@ class _FrankWolfe:
         for i, soft in enumerate(softs):
             source = networks.source(i)
             mine = networks.applied(source, soft)
-            others = {name: total[name] - self._u.weights[i] * mine[name] for name in total}
+            others = {
+                name: total[name] - self._u.weights[i] * mine[name] for name in total
+            }
             costs = networks.costs(others, source)
             target: dict[str, torch.Tensor] = {}
             for family in networks.families:
@@ -97,17 +99,23 @@ class _FrankWolfe:
         return found
 
     def _vertex(self, family: Family, costs: CostCache, soft: Soft) -> Soft:
-        matrices = {group.id: costs.soft_matrix(group.id, soft).numpy() for group in family.groups}
+        matrices = {
+            group.id: costs.soft_matrix(group.id, soft).numpy()
+            for group in family.groups
+        }
         flats = solve_nested(family, matrices)
         return {
             name: permutation_matrix(torch.from_numpy(flat), self._networks.dtype)
             for name, flat in flats.items()
         }
 
-    def _line(self, softs: Sequence[Soft], target: Sequence[Soft]) -> tuple[float, float]:
+    def _line(
+        self, softs: Sequence[Soft], target: Sequence[Soft]
+    ) -> tuple[float, float]:
         """Exact line search: ``f`` is a polynomial in the step, of twice the most axes of a tensor in degree."""
         degree = 2 * max(
-            sum(bool(axis) for axis in block.axes) for block in self._networks.table.blocks
+            sum(bool(axis) for axis in block.axes)
+            for block in self._networks.table.blocks
         )
         steps = np.linspace(0.0, 1.0, degree + 1)
         values = [

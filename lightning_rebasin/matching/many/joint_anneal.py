@@ -36,14 +36,17 @@ def joint_anneal(universe: Universe, frame: int, schedule: Schedule, seed: int) 
 
 
 class _JointAnnealing:
-    def __init__(self, universe: Universe, frame: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, universe: Universe, frame: int, generator: torch.Generator
+    ) -> None:
         self._u = universe
         self._networks = networks = SoftNetworks(universe)
         self._generator = generator
         self._free = [i for i in range(len(universe.permutations)) if i != frame]
         device = torch.device("cpu")
         self._orders = {
-            i: SoftOrders(networks.families, networks.dtype, device, generator) for i in self._free
+            i: SoftOrders(networks.families, networks.dtype, device, generator)
+            for i in self._free
         }
         eye: Soft = {
             g.id: permutation_matrix(torch.arange(g.members), networks.dtype)
@@ -60,10 +63,15 @@ class _JointAnnealing:
         for sweep in range(sweeps):
             # Adding and taking away leaves rounding errors behind: every sweep starts from a clean sum.
             total, _ = self._networks.total(self._softs)
-            for k in torch.randperm(len(self._free), generator=self._generator).tolist():
+            for k in torch.randperm(
+                len(self._free), generator=self._generator
+            ).tolist():
                 i = self._free[k]
                 costs = self._visit(
-                    i, total, schedule.temperature(sweep, sweeps), backward=sweep % 2 == 1
+                    i,
+                    total,
+                    schedule.temperature(sweep, sweeps),
+                    backward=sweep % 2 == 1,
                 )
                 if sweep == sweeps - 1:
                     found[i] = self._networks.rounded(i, costs)
@@ -80,7 +88,10 @@ class _JointAnnealing:
         cache = networks.costs(total, source)
         costs: dict[str, Tensor] = {}
         for family in networks.families[::-1] if backward else networks.families:
-            own = {group.id: cache.soft_matrix(group.id, orders.soft) for group in family.groups}
+            own = {
+                group.id: cache.soft_matrix(group.id, orders.soft)
+                for group in family.groups
+            }
             orders.cool(family, own, temperature)
             costs.update(own)
         for name, tensor in networks.applied(source, orders.soft).items():

@@ -198,7 +198,9 @@ class _Trace:
 class _Search:
     """Starts, and the sweeps from each until nothing improves."""
 
-    def __init__(self, universe: Universe, seed: int, max_sweeps: int, floor: float) -> None:
+    def __init__(
+        self, universe: Universe, seed: int, max_sweeps: int, floor: float
+    ) -> None:
         self._u = universe
         self._seed = seed
         self._max_sweeps = max_sweeps
@@ -206,7 +208,9 @@ class _Search:
         networks = SoftNetworks(universe)
         self._work = max(networks.work, 1.0)
         self._soft = bool(networks.families) and not universe.large
-        self._schedule = FAST if 2 * SLOW.affordable(self._work) <= SLOW.sweeps else SLOW
+        self._schedule = (
+            FAST if 2 * SLOW.affordable(self._work) <= SLOW.sweeps else SLOW
+        )
         self._generator = torch.Generator().manual_seed(seed)
         self.best = _Trace((), (-float("inf"),))
         self.ends: dict[str, float] = {}
@@ -222,7 +226,9 @@ class _Search:
             return
         weights, schedule = self._u.weights, self._schedule
         frames = sorted(range(len(weights)), key=lambda i: -weights[i])[:_MOST_FRAMES]
-        affordable = int(_BUDGET / (len(weights) * self._work * schedule.affordable(self._work)))
+        affordable = int(
+            _BUDGET / (len(weights) * self._work * schedule.affordable(self._work))
+        )
         for frame in frames[: max(affordable, 1)]:
             joint_anneal(self._u, frame, schedule, self._seed)
             self._finish(f"annealed together, frame {frame}", (), bar)
@@ -238,18 +244,29 @@ class _Search:
         if self._schedule is not FAST and not self._u.large:
             self._u.move(self.best.permutations)
             self._finish(
-                max(self.ends, key=lambda name: self.ends[name]), self.best.objectives, bar, _FINE
+                max(self.ends, key=lambda name: self.ends[name]),
+                self.best.objectives,
+                bar,
+                _FINE,
             )
 
     def _finish(
-        self, name: str, before: tuple[float, ...], bar: tqdm[None], tolerance: float = _COARSE
+        self,
+        name: str,
+        before: tuple[float, ...],
+        bar: tqdm[None],
+        tolerance: float = _COARSE,
     ) -> None:
         objectives = [*before, self._u.objective]
         for sweep in range(self._max_sweeps):
-            order = torch.randperm(len(self._u.weights), generator=self._generator).tolist()
+            order = torch.randperm(
+                len(self._u.weights), generator=self._generator
+            ).tolist()
             objectives.append(self._u.sweep(order, self._seed + sweep))
             bar.set_postfix(start=name, objective=f"{objectives[-1]:.6g}")
-            if objectives[-1] - objectives[-2] <= tolerance * abs(objectives[-1] - self._floor):
+            if objectives[-1] - objectives[-2] <= tolerance * abs(
+                objectives[-1] - self._floor
+            ):
                 break
         self.ends[name] = objectives[-1]
         if objectives[-1] > self.best.objectives[-1]:
@@ -259,7 +276,9 @@ class _Search:
 
 def _normalised(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     if count < 2:
-        raise ConfigurationError(f"matching many needs at least two networks, not {count}")
+        raise ConfigurationError(
+            f"matching many needs at least two networks, not {count}"
+        )
     if weights is None:
         return (1.0 / count,) * count
     if len(weights) != count or not all(0.0 < w < float("inf") for w in weights):

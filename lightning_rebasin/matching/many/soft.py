@@ -44,10 +44,14 @@ class SoftNetworks:
             for g in t.block.groups
         }
         families = families_of(universe.spec, self.table.coupled)
-        self.families = tuple(family for family in families if family.root.id not in joint)
+        self.families = tuple(
+            family for family in families if family.root.id not in joint
+        )
         self.groups = [group for family in self.families for group in family.groups]
         self._names = objective_tensors(universe.spec)
-        self.dtype = torch.promote_types(next(iter(universe.sum.values())).dtype, torch.float32)
+        self.dtype = torch.promote_types(
+            next(iter(universe.sum.values())).dtype, torch.float32
+        )
 
     def source(self, i: int) -> State:
         """Network ``i`` with the groups that have no soft order already in place."""
@@ -58,12 +62,16 @@ class SoftNetworks:
             if name not in moved
         }
         return (
-            Permutation(self._u.spec, orders).apply(self._u.load(i)) if orders else self._u.load(i)
+            Permutation(self._u.spec, orders).apply(self._u.load(i))
+            if orders
+            else self._u.load(i)
         )
 
     def applied(self, state: State, soft: Soft) -> dict[str, Tensor]:
         """``P(Θ)``: every axis mixed by its group's matrix; only the tensors of the objective."""
-        result = {name: state[name].detach().to(self.dtype).clone() for name in self._names}
+        result = {
+            name: state[name].detach().to(self.dtype).clone() for name in self._names
+        }
         for block in self.table.blocks:
             if not any(group in soft for axis in block.axes for group in axis):
                 continue
@@ -89,7 +97,9 @@ class SoftNetworks:
             weight = self._u.weights[i]
             for name, tensor in self.applied(self.source(i), soft).items():
                 squares += weight**2 * inner_product(tensor, tensor)
-                total[name] = total[name] + weight * tensor if name in total else weight * tensor
+                total[name] = (
+                    total[name] + weight * tensor if name in total else weight * tensor
+                )
         return total, squares
 
     def value(self, softs: Sequence[Soft]) -> float:
@@ -100,7 +110,10 @@ class SoftNetworks:
     def costs(self, reference: State, source: State) -> CostCache:
         """Cost matrices of one network against a sum of others."""
         device = torch.device("cpu")
-        layouts = (Layouts(reference, self.dtype, device), Layouts(source, self.dtype, device))
+        layouts = (
+            Layouts(reference, self.dtype, device),
+            Layouts(source, self.dtype, device),
+        )
         return CostCache(self.table, *layouts, self.dtype, device)
 
     @property
@@ -114,17 +127,24 @@ class SoftNetworks:
     def rounded(self, i: int, costs: Mapping[str, Tensor]) -> Permutation:
         """The permutation of network ``i`` whose matrices have the largest inner products with ``costs``."""
         flats = {
-            name: self._u.permutations[i].flat(name) for name in self._u.permutations[i].orders
+            name: self._u.permutations[i].flat(name)
+            for name in self._u.permutations[i].orders
         }
         for family in self.families:
-            solved = solve_nested(family, {g.id: costs[g.id].numpy() for g in family.groups})
-            flats.update({name: torch.from_numpy(flat) for name, flat in solved.items()})
+            solved = solve_nested(
+                family, {g.id: costs[g.id].numpy() for g in family.groups}
+            )
+            flats.update(
+                {name: torch.from_numpy(flat) for name, flat in solved.items()}
+            )
         return Permutation.from_flat(self._u.spec, flats)
 
 
 def permutation_matrix(flat: Tensor, dtype: torch.dtype) -> Tensor:
     """``P[i, flat[i]] = 1``."""
-    return torch.zeros(len(flat), len(flat), dtype=dtype).scatter_(1, flat[:, None], 1.0)
+    return torch.zeros(len(flat), len(flat), dtype=dtype).scatter_(
+        1, flat[:, None], 1.0
+    )
 
 
 def uniform_matrix(size: int, dtype: torch.dtype) -> Tensor:

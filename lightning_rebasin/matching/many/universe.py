@@ -51,7 +51,8 @@ class Universe:
         for i in range(len(states)):
             state = self.load(i, checked=True)
             lengths.append(
-                weights[i] * sum(inner_product(state[n], state[n]) for n in self._names) ** 0.5
+                weights[i]
+                * sum(inner_product(state[n], state[n]) for n in self._names) ** 0.5
             )
         self._squares = float(sum(length**2 for length in lengths))
         #: What the objective would be if all networks pointed the same way: no permutations reach more.
@@ -79,7 +80,8 @@ class Universe:
     def objective(self) -> float:
         """``Σ_{i<j} w_i w_j ⟨π_i(Θ_i), π_j(Θ_j)⟩ = ½(‖Σ w_i π_i(Θ_i)‖² − Σ w_i² ‖Θ_i‖²)``."""
         return 0.5 * (
-            sum(inner_product(self.sum[n], self.sum[n]) for n in self._names) - self._squares
+            sum(inner_product(self.sum[n], self.sum[n]) for n in self._names)
+            - self._squares
         )
 
     def move(self, permutations: Sequence[Permutation]) -> None:
@@ -93,7 +95,9 @@ class Universe:
         self._add(total, self.load(0), self.weights[0])
         for i in range(1, len(self.permutations)):
             state = self.load(i)
-            found = WeightMatcher(self.spec, state, solver=self.solver).match(total, seed=seed)
+            found = WeightMatcher(self.spec, state, solver=self.solver).match(
+                total, seed=seed
+            )
             self.permutations[i] = found.permutation
             self._add(total, found.permutation.apply(state), self.weights[i])
         self.sum = total
@@ -120,4 +124,6 @@ class Universe:
                 total.setdefault(name, tensor)
                 continue
             wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
-            total[name] = total[name] + weight * wide if name in total else weight * wide
+            total[name] = (
+                total[name] + weight * wide if name in total else weight * wide
+            )

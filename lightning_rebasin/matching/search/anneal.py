@@ -77,7 +77,9 @@ class Annealing:
         self._families = families
         self._schedule = schedule
         self._costs = costs
-        self._orders = SoftOrders(families, costs.dtype, costs.device, generator, schedule.noise)
+        self._orders = SoftOrders(
+            families, costs.dtype, costs.device, generator, schedule.noise
+        )
 
     def run(self) -> dict[str, Tensor]:
         """Anneal and round.
@@ -86,7 +88,10 @@ class Annealing:
             Flat order of each group.
         """
         flats: dict[str, Tensor] = {}
-        schedule, sweeps = self._schedule, self._schedule.affordable(self._costs.soft_work)
+        schedule, sweeps = (
+            self._schedule,
+            self._schedule.affordable(self._costs.soft_work),
+        )
         for sweep in range(sweeps):
             temperature = schedule.temperature(sweep, sweeps)
             for family in self._families if sweep % 2 == 0 else self._families[::-1]:
@@ -97,9 +102,15 @@ class Annealing:
                 self._orders.cool(family, costs, temperature)
                 if sweep == sweeps - 1:
                     solved = solve_nested(
-                        family, {name: cost.cpu().numpy() for name, cost in costs.items()}
+                        family,
+                        {name: cost.cpu().numpy() for name, cost in costs.items()},
                     )
-                    flats.update({name: torch.from_numpy(order) for name, order in solved.items()})
+                    flats.update(
+                        {
+                            name: torch.from_numpy(order)
+                            for name, order in solved.items()
+                        }
+                    )
         return flats
 
 
@@ -127,17 +138,23 @@ class SoftOrders:
         self._potentials: dict[str, tuple[Tensor, Tensor]] = {}
         groups = [group for family in families for group in family.groups]
         # One allocation: matrices that live long would scatter among temporary ones and leave memory full of holes.
-        room = torch.empty(sum(group.members**2 for group in groups), dtype=dtype, device=device)
+        room = torch.empty(
+            sum(group.members**2 for group in groups), dtype=dtype, device=device
+        )
         parts = torch.split(room, [group.members**2 for group in groups])
         for group, part in zip(groups, parts, strict=True):
-            uniform = torch.full((group.members, group.members), 1.0 / group.members, dtype=dtype)
+            uniform = torch.full(
+                (group.members, group.members), 1.0 / group.members, dtype=dtype
+            )
             if noise:
                 uniform *= 1.0 + noise * torch.randn(
                     uniform.shape, generator=generator, dtype=dtype
                 )
             self.soft[group.id] = part.view(uniform.shape).copy_(uniform)
 
-    def cool(self, family: Family, costs: Mapping[str, Tensor], temperature: float) -> None:
+    def cool(
+        self, family: Family, costs: Mapping[str, Tensor], temperature: float
+    ) -> None:
         """Replace the soft orders of one family by those of its costs, the inner groups for every pair of parents."""
         inner: dict[str, Tensor] = {}
         total: dict[str, Tensor] = dict(costs)
@@ -156,7 +173,9 @@ class SoftOrders:
             soft = inner[group.id]
             if group.parent is not None:
                 soft = soft * self.soft[group.parent.id][:, :, None, None]
-            self.soft[group.id].copy_(soft.transpose(1, 2).reshape(group.members, group.members))
+            self.soft[group.id].copy_(
+                soft.transpose(1, 2).reshape(group.members, group.members)
+            )
 
     def _sinkhorn(self, name: str, cost: Tensor, temperature: float) -> Tensor:
         """Doubly stochastic matrices nearest to ``exp(cost / T)``; potentials are kept from visit to visit."""

@@ -17,7 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_rebasin.assignment.solve import Solver, solve_columns, solve_in_place, uses_compiled
+from lightning_rebasin.assignment.solve import (
+    Solver,
+    solve_columns,
+    solve_in_place,
+    uses_compiled,
+)
 from lightning_rebasin.matching.costs.cache import CostCache
 from lightning_rebasin.matching.steps.permutation import (
     Family,
@@ -90,14 +95,18 @@ class CoordinateDescent:
     def visit(self, family: Family) -> float:
         """Move one family to its best permutation; returns the gain, 0 if it stays."""
         fresh = family.root.id in self._settled
-        if fresh and not any(self._costs.stale(group.id, self.flats) for group in family.groups):
+        if fresh and not any(
+            self._costs.stale(group.id, self.flats) for group in family.groups
+        ):
             return 0.0
         self._settled.add(family.root.id)
         costs = {group.id: self._matrix(group.id) for group in family.groups}
         if family.nested:
             proposed = solve_nested(family, costs, self._solver)
         else:
-            proposed = {family.root.id: self._solve(family.root.id, costs[family.root.id])}
+            proposed = {
+                family.root.id: self._solve(family.root.id, costs[family.root.id])
+            }
         gain = self._accept(family, costs, proposed)
         if not gain and family.coupled and family.nested:
             gain = self._visit_inside(family)
@@ -109,12 +118,17 @@ class CoordinateDescent:
         for group in family.groups:
             cost = self._matrix(group.id)
             if group.parent is not None:
-                order = solve_inside(group, cost, self.flats[group.id].numpy(), self._solver)
+                order = solve_inside(
+                    group, cost, self.flats[group.id].numpy(), self._solver
+                )
                 total += self._accept(family, {group.id: cost}, {group.id: order})
         return total
 
     def _accept(
-        self, family: Family, costs: Mapping[str, Matrix], proposed: Mapping[str, FlatOrder]
+        self,
+        family: Family,
+        costs: Mapping[str, Matrix],
+        proposed: Mapping[str, FlatOrder],
     ) -> float:
         """Take the proposed orders if the objective gains more than rounding could explain."""
         gain, moved = 0.0, 0.0
@@ -137,7 +151,9 @@ class CoordinateDescent:
             return gain
         after = _carry_children(family, self.flats, after, proposed)
         if family.coupled:
-            gain = self._local_objective(family, after) - self._local_objective(family, self.flats)
+            gain = self._local_objective(family, after) - self._local_objective(
+                family, self.flats
+            )
         if gain <= noise:
             return 0.0
         self.flats = {
@@ -155,7 +171,9 @@ class CoordinateDescent:
             return solve_columns(cost, self._solver)
         warm = group in self.duals
         if not warm:
-            self.duals[group] = Duals(np.zeros(len(cost)), np.full(len(cost), -1, np.int64))
+            self.duals[group] = Duals(
+                np.zeros(len(cost)), np.full(len(cost), -1, np.int64)
+            )
         prices, held = self.duals[group]
         solve_in_place(cost, prices, held, warm=warm)
         return held.copy()
@@ -169,7 +187,13 @@ def _carry_children(
 ) -> dict[str, Tensor]:
     """Children that were not proposed keep their inner order and follow their parents."""
     for group in family.groups:
-        if group.parent is not None and group.id not in proposed and group.parent.id in after:
+        if (
+            group.parent is not None
+            and group.id not in proposed
+            and group.parent.id in after
+        ):
             inner = before[group.id].reshape(-1, group.size) % group.size
-            after[group.id] = (after[group.parent.id][:, None] * group.size + inner).reshape(-1)
+            after[group.id] = (
+                after[group.parent.id][:, None] * group.size + inner
+            ).reshape(-1)
     return after

@@ -55,7 +55,11 @@ class GeneralMatcher:
     """
 
     def __init__(
-        self, spec: PermutationSpec, reference: State, source: State, solver: Solver = "auto"
+        self,
+        spec: PermutationSpec,
+        reference: State,
+        source: State,
+        solver: Solver = "auto",
     ) -> None:
         spec.check_state(reference, "reference", finite=True)
         spec.check_state(source, "source", finite=True)
@@ -63,7 +67,9 @@ class GeneralMatcher:
         self._families = families_of(spec)
         self._solver = solver
         names = objective_tensors(spec)
-        self._reference = {name: reference[name].detach().double().cpu() for name in names}
+        self._reference = {
+            name: reference[name].detach().double().cpu() for name in names
+        }
         self._source = {name: source[name].detach().double().cpu() for name in names}
 
     def match(
@@ -87,7 +93,9 @@ class GeneralMatcher:
         at_identity = self.objective(identity)
         best, objective = identity, at_identity
         descents = []
-        for init in tqdm(inits, "weight matching", unit="descent", disable=not progress):
+        for init in tqdm(
+            inits, "weight matching", unit="descent", disable=not progress
+        ):
             start = self._start(init, generator)
             found, descent = self._descend(start, sweeps(), name=_name(init))
             descents.append(descent)
@@ -118,7 +126,9 @@ class GeneralMatcher:
             return Transform.random(self._spec, generator)
         return Transform.identity(self._spec)
 
-    def _descend(self, start: Transform, sweeps: Sweeps, name: str) -> tuple[Transform, Descent]:
+    def _descend(
+        self, start: Transform, sweeps: Sweeps, name: str
+    ) -> tuple[Transform, Descent]:
         begin = time.perf_counter()
         current = start
         objectives = [self.objective(start)]
@@ -134,10 +144,15 @@ class GeneralMatcher:
         seconds = time.perf_counter() - begin
         return current, Descent(name, tuple(objectives), converged, seconds)
 
-    def _visit(self, family: Family, current: Transform, value: float) -> tuple[Transform, float]:
+    def _visit(
+        self, family: Family, current: Transform, value: float
+    ) -> tuple[Transform, float]:
         """Move one family to its best elements; keep what it had if that gains nothing."""
         costs = self._costs(family, current)
-        elements = {**current.elements, **best_elements(family.groups, costs, self._solver)}
+        elements = {
+            **current.elements,
+            **best_elements(family.groups, costs, self._solver),
+        }
         proposed = Transform.of(self._spec, elements)
         after = self.objective(proposed)
         if after - value <= _NOISE * abs(value):
@@ -190,7 +205,9 @@ def match_generally(
     Raises:
         ConfigurationError: ``init`` is the state of a permutation matching, or belongs to another spec.
     """
-    if not (init is None or isinstance(init, Transform) or init in ("identity", "random")):
+    if not (
+        init is None or isinstance(init, Transform) or init in ("identity", "random")
+    ):
         raise ConfigurationError(
             f"init must be None, 'identity', 'random' or a Transform for this spec, not {init!r}"
         )
@@ -215,7 +232,9 @@ def _without(axis_map: AxisMap, component: Component, family: set[str]) -> AxisM
     return replace(axis_map, components=tuple(kept))
 
 
-def _row_products(a: Tensor, b: Tensor, axis_map: AxisMap, component: Component) -> Tensor:
+def _row_products(
+    a: Tensor, b: Tensor, axis_map: AxisMap, component: Component
+) -> Tensor:
     """``⟨A_i, B_j⟩``: each unit is a row of everything it holds in the tensor."""
     rows = []
     for tensor in (a, b):

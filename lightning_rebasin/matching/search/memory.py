@@ -30,7 +30,10 @@ def reuse_small_blocks() -> None:
     """
     library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     if library is not None and hasattr(library, "mallopt"):
-        library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        library.malloc.restype, library.malloc.argtypes = (
+            ctypes.c_void_p,
+            [ctypes.c_size_t],
+        )
         library.free.restype, library.free.argtypes = None, [ctypes.c_void_p]
         library.free(library.malloc(16 * _MEBIBYTE))
 
@@ -38,7 +41,9 @@ def reuse_small_blocks() -> None:
 def return_large_blocks() -> None:
     """Give freed blocks of a mebibyte or more back at once, from now on; does nothing where there is no glibc."""
     mallopt = (
-        getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+        getattr(ctypes.CDLL(None), "mallopt", None)
+        if sys.platform.startswith("linux")
+        else None
     )
     if mallopt is not None:
         # Setting it also stops glibc from raising it by itself. Just below, for blocks of exactly one mebibyte.

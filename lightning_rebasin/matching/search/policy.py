@@ -52,7 +52,9 @@ class Start:
     schedule: Schedule = SLOW
 
 
-def plan(init: Init | None, restarts: int | None, order: Order | None) -> tuple[Start, ...]:
+def plan(
+    init: Init | None, restarts: int | None, order: Order | None
+) -> tuple[Start, ...]:
     """The descents to run.
 
     Args:
@@ -65,15 +67,18 @@ def plan(init: Init | None, restarts: int | None, order: Order | None) -> tuple[
         # From a good start (activations, the last measurement) input to output ends higher than a random order does.
         tours = [order or ("random" if n else "forward") for n in range(restarts or 1)]
         return tuple(
-            Start(f"given, {tour} order {n}", "given", tour) for n, tour in enumerate(tours)
+            Start(f"given, {tour} order {n}", "given", tour)
+            for n, tour in enumerate(tours)
         )
     if isinstance(init, MatchState):
         return tuple(
-            Start(f"given, {visits} order {n}", "given", visits) for n in range(restarts or 1)
+            Start(f"given, {visits} order {n}", "given", visits)
+            for n in range(restarts or 1)
         )
     if init is not None:
         return tuple(
-            Start(f"{init}, {visits} order {n}", init, visits) for n in range(restarts or 1)
+            Start(f"{init}, {visits} order {n}", init, visits)
+            for n in range(restarts or 1)
         )
     starts = [
         Start("identity", "identity", order or "forward"),
@@ -82,9 +87,16 @@ def plan(init: Init | None, restarts: int | None, order: Order | None) -> tuple[
     ]
     total = restarts or DEFAULT_DESCENTS
     varied = itertools.product((0.5, 2.0, 0.3, 3.0), (20, 15, 12, 10, 25))
-    for n, (hot, sweeps) in zip(range(total - len(starts)), itertools.cycle(varied), strict=False):
+    for n, (hot, sweeps) in zip(
+        range(total - len(starts)), itertools.cycle(varied), strict=False
+    ):
         starts.append(
-            Start(f"annealed, variant {n}", "annealed", visits, Schedule(sweeps, hot, 0.05, NOISE))
+            Start(
+                f"annealed, variant {n}",
+                "annealed",
+                visits,
+                Schedule(sweeps, hot, 0.05, NOISE),
+            )
         )
     return tuple(starts[:total])
 
@@ -125,4 +137,6 @@ def check_options(
     if max_sweeps < 1:
         raise ConfigurationError(f"max_sweeps must be at least 1, not {max_sweeps}")
     if order is not None and order not in ORDERS:
-        raise ConfigurationError(f"order must be one of {', '.join(ORDERS)}, not {order!r}")
+        raise ConfigurationError(
+            f"order must be one of {', '.join(ORDERS)}, not {order!r}"
+        )

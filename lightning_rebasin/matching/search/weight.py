@@ -30,7 +30,11 @@ from lightning_rebasin.matching.result import Descent, MatchResult, MatchState
 from lightning_rebasin.matching.search.anneal import SLOW, Annealing
 from lightning_rebasin.matching.search.descent import CoordinateDescent, Duals
 from lightning_rebasin.matching.search.general import GeneralInit, match_generally
-from lightning_rebasin.matching.search.memory import LARGE, return_large_blocks, reuse_small_blocks
+from lightning_rebasin.matching.search.memory import (
+    LARGE,
+    return_large_blocks,
+    reuse_small_blocks,
+)
 from lightning_rebasin.matching.search.policy import (
     OBVIOUS,
     SAME_BASIN,
@@ -112,7 +116,12 @@ def match_weights(
     if isinstance(init, Permutation):
         init = restrict(init, spec, pinned)
     return WeightMatcher(pinned, source, solver=solver).match(
-        reference, init, seed=seed, restarts=restarts, max_sweeps=max_sweeps, progress=progress
+        reference,
+        init,
+        seed=seed,
+        restarts=restarts,
+        max_sweeps=max_sweeps,
+        progress=progress,
     )
 
 
@@ -152,7 +161,8 @@ class WeightMatcher:
         self._device = torch.device(device) if device is not None else first.device
         self._table = TermTable.of(spec)
         size = (
-            sum(tensor.numel() for tensor in self._source.tensors.values()) * self._dtype.itemsize
+            sum(tensor.numel() for tensor in self._source.tensors.values())
+            * self._dtype.itemsize
         )
         self._frugal = size >= LARGE
         if self._frugal:
@@ -203,10 +213,15 @@ class WeightMatcher:
         starts = plan(init, restarts, order)
         if init is None and restarts is None and pair.costly:
             starts = tuple(
-                start for start in starts if start.schedule is not SLOW or start.kind != "annealed"
+                start
+                for start in starts
+                if start.schedule is not SLOW or start.kind != "annealed"
             )
         with tqdm(
-            total=len(starts), desc="weight matching", unit="descent", disable=not progress
+            total=len(starts),
+            desc="weight matching",
+            unit="descent",
+            disable=not progress,
         ) as bar:
             for start in starts:
                 pair.descend(start, init, bar)
@@ -219,7 +234,11 @@ class WeightMatcher:
 
     def _layouts_of(self, model: Parameters) -> Layouts:
         return Layouts(
-            model.tensors, self._dtype, self._device, keep=not self._frugal, small=model.small
+            model.tensors,
+            self._dtype,
+            self._device,
+            keep=not self._frugal,
+            small=model.small,
         )
 
 
@@ -228,7 +247,11 @@ class _Pair:
     """The descents of one call: one reference, the matcher's source."""
 
     def __init__(
-        self, matcher: WeightMatcher, reference: Mapping[str, Tensor], seed: int, max_sweeps: int
+        self,
+        matcher: WeightMatcher,
+        reference: Mapping[str, Tensor],
+        seed: int,
+        max_sweeps: int,
     ) -> None:
         self._m = matcher
         self._reference = _checked(matcher.spec, reference, "reference", matcher._names)
@@ -241,7 +264,9 @@ class _Pair:
         scales = dict.fromkeys((family.root.id for family in matcher._families), 0.0)
         for name in matcher._names:
             for root in matcher._table.roots_of(name):
-                scales[root] += self._reference.norms[name] * matcher._source.norms[name]
+                scales[root] += (
+                    self._reference.norms[name] * matcher._source.norms[name]
+                )
         epsilon = torch.finfo(matcher._dtype).eps
         self._run = CoordinateDescent(
             matcher._families,
@@ -254,7 +279,11 @@ class _Pair:
         )
         self._identity = Permutation.identity(matcher.spec)
         self._at_identity = self._products(None)
-        self._best = (self._identity, self._at_identity, sum(self._at_identity.values()))
+        self._best = (
+            self._identity,
+            self._at_identity,
+            sum(self._at_identity.values()),
+        )
         self._from_identity = self._best
         self._descents: list[Descent] = []
 
@@ -276,9 +305,13 @@ class _Pair:
         """Run one descent and keep its end if it is the best so far."""
         begin = time.perf_counter()
         first, warm, sweeps = self._begin(start, init)
-        self._run.start({group: first.flat(group) for group in self._m.spec.groups}, warm=warm)
+        self._run.start(
+            {group: first.flat(group) for group in self._m.spec.groups}, warm=warm
+        )
         gains: list[float] = []
-        for order in orders(start.order, len(self._m._families), self._max_sweeps, self._generator):
+        for order in orders(
+            start.order, len(self._m._families), self._max_sweeps, self._generator
+        ):
             gains.append(self._run.sweep(order))
             sweeps += 1
             self._m.state = self._state(sweeps)
@@ -315,7 +348,11 @@ class _Pair:
         if same_basin and choose_basin:
             permutation, products, best = self._from_identity
             if best - at_identity < _NEGLIGIBLE * best:
-                permutation, products, best = self._identity, self._at_identity, at_identity
+                permutation, products, best = (
+                    self._identity,
+                    self._at_identity,
+                    at_identity,
+                )
         norms = (self._reference.norms, m._source.norms)
         a, b = (sum(norm**2 for norm in of.values()) ** 0.5 for of in norms)
         return MatchResult(
@@ -344,32 +381,48 @@ class _Pair:
             return Permutation.random(spec, self._generator), False, 0
         if start.kind == "annealed":
             self._costs.forget()  # nothing of it would be of use to a descent from elsewhere
-            annealing = Annealing(self._m._families, self._costs, start.schedule, self._generator)
+            annealing = Annealing(
+                self._m._families, self._costs, start.schedule, self._generator
+            )
             return Permutation.from_flat(spec, annealing.run()), False, 0
         if isinstance(init, MatchState):
             self._generator.set_state(init.generator)
             self._m._duals.update(
-                {group: Duals(p.copy(), held.copy()) for group, (p, held) in init.duals.items()}
+                {
+                    group: Duals(p.copy(), held.copy())
+                    for group, (p, held) in init.duals.items()
+                }
             )
             return init.permutation, True, init.sweeps
         return cast(Permutation, init), True, 0
 
     def _state(self, sweeps: int) -> MatchState:
         duals = {
-            group: (prices.copy(), held.copy()) for group, (prices, held) in self._m._duals.items()
+            group: (prices.copy(), held.copy())
+            for group, (prices, held) in self._m._duals.items()
         }
         return MatchState(
-            self._m.spec, dict(self._run.flats), duals, self._generator.get_state(), sweeps
+            self._m.spec,
+            dict(self._run.flats),
+            duals,
+            self._generator.get_state(),
+            sweeps,
         )
 
     def _products(
         self, permutation: Permutation | None, names: Iterable[str] | None = None
     ) -> dict[str, float]:
-        return inner_products(self._m.spec, self._reference, self._m._source, permutation, names)
+        return inner_products(
+            self._m.spec, self._reference, self._m._source, permutation, names
+        )
 
     def _local_objective(self, family: Family, flats: Mapping[str, Tensor]) -> float:
         permutation = Permutation.from_flat(self._m.spec, flats)
-        return sum(self._products(permutation, self._m._table.tensors_of(family.root.id)).values())
+        return sum(
+            self._products(
+                permutation, self._m._table.tensors_of(family.root.id)
+            ).values()
+        )
 
 
 def _checked(
@@ -389,7 +442,9 @@ def _checked(
 
 def _check_solver(solver: str) -> Solver:
     if solver not in SOLVERS:
-        raise ConfigurationError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
+        raise ConfigurationError(
+            f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}"
+        )
     return solver
 
 

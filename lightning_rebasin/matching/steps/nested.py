@@ -48,18 +48,24 @@ def best_elements(
         elements, values = step_of(group).best(problems, solver)
         candidates[group.id] = elements.reshape(count, count, *elements.shape[1:])
         if group.parent is not None:
-            total[group.parent.id] = total[group.parent.id] + values.reshape(count, count)
+            total[group.parent.id] = total[group.parent.id] + values.reshape(
+                count, count
+            )
     return _choose(groups, candidates)
 
 
-def _choose(groups: Sequence[Group], candidates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _choose(
+    groups: Sequence[Group], candidates: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """From the outside in: each instance takes the element of the pair that its parent decided on."""
     found: dict[str, Tensor] = {}
     flats: dict[str, Tensor] = {}
     for group in groups:
         # At the top there is one instance, paired with itself.
         parent = (
-            torch.zeros(1, dtype=torch.long) if group.parent is None else flats[group.parent.id]
+            torch.zeros(1, dtype=torch.long)
+            if group.parent is None
+            else flats[group.parent.id]
         )
         chosen = candidates[group.id][torch.arange(len(parent)), parent]
         outer = group.shape[:-1]

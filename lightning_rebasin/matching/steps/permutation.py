@@ -82,7 +82,11 @@ def families_of(spec: SpecFields, coupled: Collection[str] = ()) -> tuple[Family
 
 
 def solve_nested(
-    family: Family, costs: Mapping[str, Matrix], solver: Solver = "auto", *, stay: bool = False
+    family: Family,
+    costs: Mapping[str, Matrix],
+    solver: Solver = "auto",
+    *,
+    stay: bool = False,
 ) -> dict[str, FlatOrder]:
     """Best flat orders of a family for the given costs, all its groups jointly.
 
@@ -100,7 +104,9 @@ def solve_nested(
     for group in family.groups:
         known = costs.get(group.id)
         zeros = np.zeros((group.members, group.members))
-        total[group.id] = zeros if known is None else np.asarray(known, dtype=np.float64)
+        total[group.id] = (
+            zeros if known is None else np.asarray(known, dtype=np.float64)
+        )
     inner: dict[str, NDArray[np.int64]] = {}
     for group in reversed(family.groups):
         blocks = pair_blocks(total[group.id], group)
@@ -112,13 +118,17 @@ def solve_nested(
     flats: dict[str, FlatOrder] = {}
     for group in family.groups:
         # At the top there is one instance, paired with itself.
-        parent = np.zeros(1, np.int64) if group.parent is None else flats[group.parent.id]
+        parent = (
+            np.zeros(1, np.int64) if group.parent is None else flats[group.parent.id]
+        )
         chosen = inner[group.id][np.arange(len(parent)), parent]
         flats[group.id] = (parent[:, None] * group.size + chosen).reshape(-1)
     return flats
 
 
-def solve_inside(group: Group, cost: Matrix, flat: FlatOrder, solver: Solver = "auto") -> FlatOrder:
+def solve_inside(
+    group: Group, cost: Matrix, flat: FlatOrder, solver: Solver = "auto"
+) -> FlatOrder:
     """Best flat order of one group while its ancestors stay where ``flat`` puts them."""
     blocks = pair_blocks(np.asarray(cost), group)
     parents = flat.reshape(group.instances, group.size)[:, 0] // group.size
@@ -135,7 +145,9 @@ def pair_blocks(cost: Matrix, group: Group) -> Matrix:
 def _best_columns(blocks: Matrix, solver: Solver, *, stay: bool) -> NDArray[np.int64]:
     """The best assignment of every pair of instances, ``(instances, instances, size)``."""
     count, size = blocks.shape[0], blocks.shape[-1]
-    columns = solve_batch(blocks.reshape(-1, size, size), solver).reshape(count, count, size)
+    columns = solve_batch(blocks.reshape(-1, size, size), solver).reshape(
+        count, count, size
+    )
     if stay:
         best = np.take_along_axis(blocks, columns[..., None], 3)[..., 0].sum(-1)
         in_place = np.trace(blocks, axis1=2, axis2=3)

@@ -97,9 +97,13 @@ def cluster_index(
         index, named = _index_over(axis_map, own, members, flat)
         sizes = tuple(axis_map.site_shape[site] for site in own)
         view = [axis_map.site_shape[site] if site in own else 1 for site in sites]
-        for site, coordinate in zip(own, torch.unravel_index(index, sizes), strict=True):
+        for site, coordinate in zip(
+            own, torch.unravel_index(index, sizes), strict=True
+        ):
             # Positions that these components do not name are left to the others.
-            found = torch.where(named.reshape(view), coordinate.reshape(view), coordinates[site])
+            found = torch.where(
+                named.reshape(view), coordinate.reshape(view), coordinates[site]
+            )
             coordinates[site] = found
     result = torch.zeros((), dtype=torch.long)
     for site, size in zip(sites, shape, strict=True):
@@ -108,7 +112,10 @@ def cluster_index(
 
 
 def _index_over(
-    axis_map: AxisMap, sites: tuple[int, ...], components: Sequence[Component], flat: FlatOrders
+    axis_map: AxisMap,
+    sites: tuple[int, ...],
+    components: Sequence[Component],
+    flat: FlatOrders,
 ) -> tuple[Tensor, Tensor]:
     """Gather index of components that share exactly these sites, and which positions they name."""
     count = math.prod(axis_map.site_shape[site] for site in sites)

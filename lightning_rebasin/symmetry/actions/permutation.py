@@ -41,7 +41,10 @@ class PermutationAction(Action):
 
     def random(self, group: Group, generator: torch.Generator) -> Tensor:
         """A uniformly random order in each instance."""
-        rows = [torch.randperm(group.size, generator=generator) for _ in range(group.instances)]
+        rows = [
+            torch.randperm(group.size, generator=generator)
+            for _ in range(group.instances)
+        ]
         return torch.stack(rows).reshape(group.shape)
 
     def check(self, group: Group, element: Tensor) -> Tensor:
@@ -51,7 +54,9 @@ class PermutationAction(Action):
             PermutationError: Not a LongTensor of the group's shape that holds permutations of ``range(size)``.
         """
         if not _holds_integers(element):
-            given = element.dtype if isinstance(element, Tensor) else type(element).__name__
+            given = (
+                element.dtype if isinstance(element, Tensor) else type(element).__name__
+            )
             raise PermutationError(
                 f"group {group.id!r}: the order must be a LongTensor, not {given}"
             )
@@ -134,7 +139,9 @@ class Permutation(Transform, kinds=("permutation",)):
         return self.elements
 
     @classmethod
-    def from_flat(cls, spec: PermutationSpec, flat: Mapping[str, Tensor]) -> Permutation:
+    def from_flat(
+        cls, spec: PermutationSpec, flat: Mapping[str, Tensor]
+    ) -> Permutation:
         """Inverse of :meth:`flat`: build a permutation from one flat index per group.
 
         Raises:
@@ -143,11 +150,15 @@ class Permutation(Transform, kinds=("permutation",)):
         if unknown := set(flat) - set(spec.groups):
             raise PermutationError(f"the spec has no group {sorted(unknown)[0]!r}")
         given = [group for group in spec.groups.values() if group.id in flat]
-        permutation = cls(spec, {group.id: _order_of(group, flat[group.id]) for group in given})
+        permutation = cls(
+            spec, {group.id: _order_of(group, flat[group.id]) for group in given}
+        )
         for group in given:
             if group.parent is None:
                 continue  # checked as an order already
-            if not torch.equal(permutation.flat(group.id), flat[group.id].reshape(-1).cpu()):
+            if not torch.equal(
+                permutation.flat(group.id), flat[group.id].reshape(-1).cpu()
+            ):
                 raise _torn(group)
         return permutation
 

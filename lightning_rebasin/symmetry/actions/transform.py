@@ -114,7 +114,8 @@ class Transform(ABC):
         """
         groups = spec.groups.values()
         return cls.of(
-            spec, {group.id: action_of(group).random(group, generator) for group in groups}
+            spec,
+            {group.id: action_of(group).random(group, generator) for group in groups},
         )
 
     def only(self, groups: Iterable[str]) -> Self:
@@ -167,7 +168,9 @@ class Transform(ABC):
         for group in self.spec.groups.values():
             undone = action_of(group).inverse(group, self.elements[group.id])
             # The inverse works in the old order: the instance that is now at h was at flat[h].
-            found[group.id] = _instances(group, undone, self._parent_order(group, inverse=True))
+            found[group.id] = _instances(
+                group, undone, self._parent_order(group, inverse=True)
+            )
         return type(self)(self.spec, found)
 
     def compose(self, other: Transform) -> Self:
@@ -181,8 +184,12 @@ class Transform(ABC):
             raise self.error(f"{word}s of different specs cannot be composed")
         found = {}
         for group in self.spec.groups.values():
-            carried = _instances(group, other.elements[group.id], self._parent_order(group))
-            found[group.id] = action_of(group).compose(group, self.elements[group.id], carried)
+            carried = _instances(
+                group, other.elements[group.id], self._parent_order(group)
+            )
+            found[group.id] = action_of(group).compose(
+                group, self.elements[group.id], carried
+            )
         return type(self)(self.spec, found)
 
     def _parent_order(self, group: Group, *, inverse: bool = False) -> Tensor | None:
@@ -236,16 +243,23 @@ class Transform(ABC):
         """Transform one tensor whose units lie where ``axis_map`` says, into a new one."""
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Transform) or self.elements.keys() != other.elements.keys():
+        if (
+            not isinstance(other, Transform)
+            or self.elements.keys() != other.elements.keys()
+        ):
             return False
-        return all(torch.equal(own, other.elements[g]) for g, own in self.elements.items())
+        return all(
+            torch.equal(own, other.elements[g]) for g, own in self.elements.items()
+        )
 
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         moved = self.moved
         total = sum(g.members for g in self.spec.groups.values())
-        share = sum(moved[g.id] * g.members for g in self.spec.groups.values()) / max(total, 1)
+        share = sum(moved[g.id] * g.members for g in self.spec.groups.values()) / max(
+            total, 1
+        )
         return f"{type(self).__name__}({len(moved)} groups, {share:.1%} of {total} units moved)"
 
     def save(self, path: str | Path) -> None:
@@ -275,7 +289,9 @@ class Transform(ABC):
         """
         stored, elements = _read(path, cls)
         if spec is not None and stored != spec:
-            raise cls.error(f"the {cls.__name__.lower()} in {path} belongs to another spec")
+            raise cls.error(
+                f"the {cls.__name__.lower()} in {path} belongs to another spec"
+            )
         return cls.of(spec or stored, elements)
 
 
@@ -292,19 +308,29 @@ class MixedTransform(Transform):
                 result = self._act(result, axis_map, component, group)
         return result
 
-    def _act(self, tensor: Tensor, axis_map: AxisMap, component: Component, group: Group) -> Tensor:
+    def _act(
+        self, tensor: Tensor, axis_map: AxisMap, component: Component, group: Group
+    ) -> Tensor:
         """One group acts on its units, in place where they lie."""
         sites = component.sites
-        front = tensor.reshape(axis_map.site_shape).movedim(sites, tuple(range(len(sites))))
+        front = tensor.reshape(axis_map.site_shape).movedim(
+            sites, tuple(range(len(sites)))
+        )
         flat = front.reshape(-1, *front.shape[len(sites) :]).contiguous()
         # (positions, rest): e.g. a 2×3 weight whose 3 columns are units becomes 3 rows of 2
         rows = flat.reshape(len(flat), -1)
         index = component.index.to(tensor.device)
-        units = rows.index_select(0, index.reshape(-1)).reshape(group.instances, group.size, -1)
-        changed = action_of(group).apply(group, self.elements[group.id], units, component.power)
+        units = rows.index_select(0, index.reshape(-1)).reshape(
+            group.instances, group.size, -1
+        )
+        changed = action_of(group).apply(
+            group, self.elements[group.id], units, component.power
+        )
         rows = rows.index_copy(0, index.reshape(-1), changed.reshape(index.numel(), -1))
         return (
-            rows.reshape(front.shape).movedim(tuple(range(len(sites))), sites).reshape(tensor.shape)
+            rows.reshape(front.shape)
+            .movedim(tuple(range(len(sites))), sites)
+            .reshape(tensor.shape)
         )
 
 
@@ -316,12 +342,16 @@ def _instances(group: Group, element: Tensor, order: Tensor | None) -> Tensor:
     return element.reshape(group.instances, *inner)[order].reshape(element.shape)
 
 
-def _read(path: str | Path, wanted: type[Transform]) -> tuple[PermutationSpec, dict[str, Tensor]]:
+def _read(
+    path: str | Path, wanted: type[Transform]
+) -> tuple[PermutationSpec, dict[str, Tensor]]:
     """The spec and the elements in a file of a transform or a permutation, not yet checked against each other."""
     word = wanted.__name__.lower()
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a dozen unrelated types on foreign files
+    except (
+        Exception
+    ) as error:  # torch.load raises a dozen unrelated types on foreign files
         raise wanted.error(f"cannot read a {word} from {path}: {error}") from error
     kept_as = {MixedTransform.format: MixedTransform.kept_as}
     kept_as.update({cls.format: cls.kept_as for cls in Transform._classes.values()})

@@ -14,12 +14,19 @@ import torch
 
 from lightning_rebasin.errors import SpecError
 from lightning_rebasin.symmetry.spec.moved import moved_positions
-from lightning_rebasin.symmetry.spec.pin import BY_USER, pin_group, rebuilt, require_group
+from lightning_rebasin.symmetry.spec.pin import (
+    BY_USER,
+    pin_group,
+    rebuilt,
+    require_group,
+)
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group
 
 
-def pin_tensor(spec: PermutationSpec, tensor: str, reason: str = BY_USER) -> PermutationSpec:
+def pin_tensor(
+    spec: PermutationSpec, tensor: str, reason: str = BY_USER
+) -> PermutationSpec:
     """Keep one tensor as it is, by pinning every group that moves any of its axes.
 
     Args:
@@ -88,7 +95,8 @@ def tie_groups(spec: PermutationSpec, first: str, second: str) -> PermutationSpe
         name: replace(
             m,
             components=tuple(
-                replace(c, group=first) if c.group == second else c for c in m.components
+                replace(c, group=first) if c.group == second else c
+                for c in m.components
             ),
         )
         for name, m in spec.maps.items()
@@ -97,10 +105,16 @@ def tie_groups(spec: PermutationSpec, first: str, second: str) -> PermutationSpe
         replace(x, component=replace(x.component, group=first))
         for x in spec.activations.get(second, ())
     )
-    watched = {name: sites for name, sites in spec.activations.items() if name != second}
+    watched = {
+        name: sites for name, sites in spec.activations.items() if name != second
+    }
     watched[first] = (*watched.get(first, ()), *moved)
     return rebuilt(
-        replace(spec, activations={g: x for g, x in watched.items() if x}), groups, maps, set(), ""
+        replace(spec, activations={g: x for g, x in watched.items() if x}),
+        groups,
+        maps,
+        set(),
+        "",
     )
 
 
@@ -136,7 +150,9 @@ def free_group(
                 raise SpecError(
                     f"dimension {dim} of {name!r} has size {shape[dim]}, group {group!r} has {size}"
                 )
-            if len(axis_map.sites[dim]) > 1 or bool(moved_positions(axis_map, dim).any()):
+            if len(axis_map.sites[dim]) > 1 or bool(
+                moved_positions(axis_map, dim).any()
+            ):
                 raise SpecError(
                     f"dimension {dim} of {name!r} is moved by another group already; pin that one first"
                 )
@@ -148,4 +164,6 @@ def free_group(
     if not freed:
         raise SpecError(f"group {group!r} needs at least one axis")
     kept = tuple(pin for pin in spec.pinned if (pin.tensor, pin.dim) not in freed)
-    return replace(spec, groups={**spec.groups, group: Group(group, size)}, maps=maps, pinned=kept)
+    return replace(
+        spec, groups={**spec.groups, group: Group(group, size)}, maps=maps, pinned=kept
+    )

@@ -16,11 +16,16 @@ def restrict(
         before: The spec before pinning; a permutation of any other spec is returned as it is.
         after: The spec after pinning.
     """
-    if before is after or not (permutation.spec is before or permutation.spec == before):
+    if before is after or not (
+        permutation.spec is before or permutation.spec == before
+    ):
         return permutation
     kept = {
-        g.id for g in after.groups.values() if g.id in before.groups and before.groups[g.id] == g
+        g.id
+        for g in after.groups.values()
+        if g.id in before.groups and before.groups[g.id] == g
     }
     return Permutation(
-        after, {name: order for name, order in permutation.orders.items() if name in kept}
+        after,
+        {name: order for name, order in permutation.orders.items() if name in kept},
     )

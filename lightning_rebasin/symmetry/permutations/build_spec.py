@@ -14,7 +14,13 @@ from lightning_rebasin.symmetry.permutations.labels import Label, Part
 from lightning_rebasin.symmetry.permutations.reasons import Reasons, pins_of
 from lightning_rebasin.symmetry.permutations.rules.base import Contraction
 from lightning_rebasin.symmetry.permutations.shared_axes import Products
-from lightning_rebasin.symmetry.spec.values import ActivationAddress, AxisMap, Component, Group, Pin
+from lightning_rebasin.symmetry.spec.values import (
+    ActivationAddress,
+    AxisMap,
+    Component,
+    Group,
+    Pin,
+)
 
 
 @dataclass
@@ -50,7 +56,9 @@ class Namer:
         self.is_group = np.zeros(int(colouring.cells.max(initial=0)) + 1, dtype=bool)
         self.follows = self.is_group.copy()
         for cell in solution.cells.values():
-            (self.is_group if cell.kind == "group" else self.follows)[cell.number] = True
+            (self.is_group if cell.kind == "group" else self.follows)[cell.number] = (
+                True
+            )
         self.products = Products(solution)
         self.groups = self._name(states)
 
@@ -71,11 +79,15 @@ class Namer:
                         self._add(group, tensor, found, taken)
         return found
 
-    def _add(self, number: int, tensor: str, found: dict[int, Group], taken: set[str]) -> Group:
+    def _add(
+        self, number: int, tensor: str, found: dict[int, Group], taken: set[str]
+    ) -> Group:
         if number in found:
             return found[number]
         cell = self.solution.cells[number]
-        parent = self._add(cell.parents[0], tensor, found, taken) if cell.parents else None
+        parent = (
+            self._add(cell.parents[0], tensor, found, taken) if cell.parents else None
+        )
         base = tensor.rpartition(".")[0] or tensor
         name, count = base, 1
         while name in taken:
@@ -133,7 +145,9 @@ def _observe(namer: Namer, seen: Contraction, result: Assembly) -> None:
             continue
         sites, number = _run_time_sites(label, set(part.sites))
         for cell in np.unique(cells[namer.is_group[cells]]):
-            if np.count_nonzero(cells == cell) % len(namer.solution.cells[int(cell)].members):
+            if np.count_nonzero(cells == cell) % len(
+                namer.solution.cells[int(cell)].members
+            ):
                 continue
             component = _component(
                 namer,
@@ -141,7 +155,9 @@ def _observe(namer: Namer, seen: Contraction, result: Assembly) -> None:
                 tuple(number[s] for s in part.sites),
                 part.elements.ids.reshape(-1),
             )
-            site = ActivationAddress(seen.ordinal, seen.op, seen.argument, sites, component)
+            site = ActivationAddress(
+                seen.ordinal, seen.op, seen.argument, sites, component
+            )
             result.activations.setdefault(component.group, []).append(site)
 
 
@@ -181,7 +197,9 @@ def _parents_first(groups: Iterable[Group]) -> list[Group]:
     return done
 
 
-def _axis_map(namer: Namer, tensor: str, label: Label, result: Assembly) -> AxisMap | None:
+def _axis_map(
+    namer: Namer, tensor: str, label: Label, result: Assembly
+) -> AxisMap | None:
     layout = _Layout(label)
     for part in label.parts:
         flat = part.elements.ids.reshape(-1)
@@ -208,7 +226,9 @@ class _Layout:
 
     def add(self, sites: tuple[int, ...], component: Component) -> None:
         """A component over whole sites."""
-        self.components.append((component.group, [(s, -1) for s in sites], component.index))
+        self.components.append(
+            (component.group, [(s, -1) for s in sites], component.index)
+        )
 
     def add_product(self, namer: Namer, part: Part) -> bool:
         """Components of a part that several groups move; whether that can be expressed."""
@@ -227,7 +247,11 @@ class _Layout:
         ]
         for cell, own, index in found.components:
             self.components.append(
-                (namer.groups[cell].id, [places[k] for k in own], torch.from_numpy(index))
+                (
+                    namer.groups[cell].id,
+                    [places[k] for k in own],
+                    torch.from_numpy(index),
+                )
             )
         return True
 
@@ -257,7 +281,9 @@ class _Layout:
         return AxisMap(tensor, tuple(sites), tuple(components))
 
 
-def _component(namer: Namer, cell: int, sites: tuple[int, ...], flat: IntArray) -> Component:
+def _component(
+    namer: Namer, cell: int, sites: tuple[int, ...], flat: IntArray
+) -> Component:
     """Positions of the members of one group, the copies of each in the order of their colours."""
     positions = np.flatnonzero(namer.cell_of[flat] == cell)
     elements = flat[positions]
@@ -266,7 +292,9 @@ def _component(namer: Namer, cell: int, sites: tuple[int, ...], flat: IntArray) 
     count = len(namer.solution.cells[cell].members)
     index = positions[order].reshape(count, -1)
     index = index[:, np.argsort(index[0], kind="stable")]
-    return Component(namer.groups[cell].id, sites, torch.from_numpy(np.ascontiguousarray(index)))
+    return Component(
+        namer.groups[cell].id, sites, torch.from_numpy(np.ascontiguousarray(index))
+    )
 
 
 def _simplify(axis_map: AxisMap) -> AxisMap:
@@ -290,7 +318,8 @@ def _simplify(axis_map: AxisMap) -> AxisMap:
     for run in glued:
         sites[dims[run[0]]].append(int(np.prod([shape[s] for s in run])))
     joined = [
-        Component(c.group, tuple(sorted({number[s] for s in c.sites})), c.index) for c in components
+        Component(c.group, tuple(sorted({number[s] for s in c.sites})), c.index)
+        for c in components
     ]
     return AxisMap(axis_map.tensor, tuple(tuple(s) for s in sites), tuple(joined))
 
@@ -306,7 +335,9 @@ def _without_idle_sites(component: Component, shape: tuple[int, ...]) -> Compone
             continue
         coordinates = np.unravel_index(component.index.numpy(), sizes)
         rest = [s for i, s in enumerate(sizes) if i != k]
-        flat = np.ravel_multi_index([c for i, c in enumerate(coordinates) if i != k], rest)
+        flat = np.ravel_multi_index(
+            [c for i, c in enumerate(coordinates) if i != k], rest
+        )
         order = np.lexsort((flat, coordinates[k]), axis=1)
         flat = np.take_along_axis(flat, order, 1).reshape(len(flat), sizes[k], -1)
         even = (
@@ -316,6 +347,7 @@ def _without_idle_sites(component: Component, shape: tuple[int, ...]) -> Compone
         if bool(even.all()) and bool((flat == flat[:, :1]).all()):
             others = tuple(s for s in component.sites if s != site)
             return _without_idle_sites(
-                Component(component.group, others, torch.from_numpy(flat[:, 0].copy())), shape
+                Component(component.group, others, torch.from_numpy(flat[:, 0].copy())),
+                shape,
             )
     return component

@@ -71,7 +71,9 @@ class _Closure:
         )
 
 
-def solve(size: int, blocks: Sequence[Block], tables: Sequence[Table], seed: int = 0) -> Solution:
+def solve(
+    size: int, blocks: Sequence[Block], tables: Sequence[Table], seed: int = 0
+) -> Solution:
     """Find the cells.
 
     Args:
@@ -100,10 +102,14 @@ def solve(size: int, blocks: Sequence[Block], tables: Sequence[Table], seed: int
 Maps = dict[int, list[IntArray]]
 
 
-def _close(refiner: Refiner, closure: _Closure, forced: IntArray) -> tuple[Colouring, Maps]:
+def _close(
+    refiner: Refiner, closure: _Closure, forced: IntArray
+) -> tuple[Colouring, Maps]:
     """Refine and add implied constraints until there are no more; returns the parent maps of every cell."""
     while True:
-        colouring = refiner.colour(closure.arrays("equal"), closure.arrays("relation"), forced)
+        colouring = refiner.colour(
+            closure.arrays("equal"), closure.arrays("relation"), forced
+        )
         members = _members(colouring)
         raw = _parent_maps(refiner, closure, colouring, members)
         before = len(closure.equal) + len(closure.relation)
@@ -131,12 +137,17 @@ def _members(colouring: Colouring) -> dict[int, IntArray]:
     for start, stop in zip(starts, stops, strict=True):
         if stop - start > 1:
             classes = order[start:stop]
-            result[int(cells[start])] = classes[np.argsort(first[classes], kind="stable")]
+            result[int(cells[start])] = classes[
+                np.argsort(first[classes], kind="stable")
+            ]
     return result
 
 
 def _parent_maps(
-    refiner: Refiner, closure: _Closure, colouring: Colouring, members: dict[int, IntArray]
+    refiner: Refiner,
+    closure: _Closure,
+    colouring: Colouring,
+    members: dict[int, IntArray],
 ) -> dict[int, list[IntArray]]:
     """For every cell the functions member → parent class that the relations define."""
     extra_child, extra_parent = closure.arrays("relation")
@@ -145,13 +156,17 @@ def _parent_maps(
     colours = colouring.colours
     key = np.r_[
         mix(
-            refiner.relation.table, colours[refiner.relation.left], colours[refiner.relation.right]
+            refiner.relation.table,
+            colours[refiner.relation.left],
+            colours[refiner.relation.right],
         ),
         np.broadcast_to(mix(5, np.zeros(1, dtype=np.int64)), len(extra_child)),
     ]
     a, b = colouring.classes[child], colouring.classes[parent]
     cell = colouring.cells[a]
-    size = np.bincount(colouring.cells, minlength=int(colouring.cells.max(initial=0)) + 1)
+    size = np.bincount(
+        colouring.cells, minlength=int(colouring.cells.max(initial=0)) + 1
+    )
     keep = (size[cell] > 1) & (a != b)
     a, b, cell, key = a[keep], b[keep], cell[keep], key[keep]
     key = mix(key, colouring.cells[b])
@@ -159,11 +174,16 @@ def _parent_maps(
     cell, key, a, b = cell[order], key[order], a[order], b[order]
     fresh = np.r_[
         True,
-        (cell[1:] != cell[:-1]) | (key[1:] != key[:-1]) | (a[1:] != a[:-1]) | (b[1:] != b[:-1]),
+        (cell[1:] != cell[:-1])
+        | (key[1:] != key[:-1])
+        | (a[1:] != a[:-1])
+        | (b[1:] != b[:-1]),
     ]
     fresh = fresh[: len(cell)]
     cell, key, a, b = cell[fresh], key[fresh], a[fresh], b[fresh]
-    cuts = np.flatnonzero(np.r_[True, (cell[1:] != cell[:-1]) | (key[1:] != key[:-1])][: len(cell)])
+    cuts = np.flatnonzero(
+        np.r_[True, (cell[1:] != cell[:-1]) | (key[1:] != key[:-1])][: len(cell)]
+    )
     rank = np.zeros(len(colouring.cells), dtype=np.int64)
     for classes in members.values():
         rank[classes] = np.arange(len(classes))
@@ -196,7 +216,9 @@ def _imply(
         partition = np.argsort(np.argsort(first))[inverse]
         known = by_partition.setdefault(partition.tobytes(), (partition, image))
         if known[1] is not image:
-            closure.equal.append((representative[known[1][first]], representative[image[first]]))
+            closure.equal.append(
+                (representative[known[1][first]], representative[image[first]])
+            )
     for fine, fine_image in by_partition.values():
         for coarse, coarse_image in by_partition.values():
             blocks = int(fine.max()) + 1
@@ -206,7 +228,9 @@ def _imply(
             key = representative[pairs].tobytes()
             if pairs.shape[1] == blocks and key not in closure.seen:
                 closure.seen.add(key)
-                closure.relation.append((representative[pairs[0]], representative[pairs[1]]))
+                closure.relation.append(
+                    (representative[pairs[0]], representative[pairs[1]])
+                )
     return [image for _, image in by_partition.values()]
 
 
@@ -231,7 +255,9 @@ def _cell(
         return Cell(number, "group", classes, len(classes))
     fine, *coarse = sorted(maps, key=lambda image: -len(np.unique(image)))
     blocks = len(np.unique(fine))
-    nested = all(len(np.unique(np.stack([fine, image]), axis=1).T) == blocks for image in coarse)
+    nested = all(
+        len(np.unique(np.stack([fine, image]), axis=1).T) == blocks for image in coarse
+    )
     parent = known.get(int(colouring.cells[fine[0]]))
     even = len(classes) % blocks == 0 and bool(
         (np.unique(fine, return_counts=True)[1] == len(classes) // blocks).all()
@@ -286,7 +312,9 @@ def _followed(cell: Cell, move: IntArray) -> IntArray:
     return result
 
 
-def _broken_elements(solution: Solution, refiner: Refiner, rng: np.random.Generator) -> IntArray:
+def _broken_elements(
+    solution: Solution, refiner: Refiner, rng: np.random.Generator
+) -> IntArray:
     """Elements to pin because a random automorphism breaks a table; empty if all is well."""
     colouring = solution.colouring
     broken: list[IntArray] = []
@@ -297,7 +325,11 @@ def _broken_elements(solution: Solution, refiner: Refiner, rng: np.random.Genera
             broken.append(_parents_of(solution, colouring.cells[lost]))
             continue
         image = element_map(colouring, move)
-        for rows, kind in ((refiner.equal, 0), (refiner.relation, 1), (refiner.position, 2)):
+        for rows, kind in (
+            (refiner.equal, 0),
+            (refiner.relation, 1),
+            (refiner.position, 2),
+        ):
             right = rows.right if kind == 2 else image[rows.right]
             before = np.sort(mix(rows.table, rows.left, rows.right))
             after = mix(rows.table, image[rows.left], right)
@@ -319,7 +351,9 @@ def _whole_cells(colouring: Colouring, elements: IntArray) -> IntArray:
 
 def _parents_of(solution: Solution, cells: IntArray) -> IntArray:
     """All elements of the parents of some following cells."""
-    parents = {p for number in np.unique(cells) for p in solution.cells[int(number)].parents}
+    parents = {
+        p for number in np.unique(cells) for p in solution.cells[int(number)].parents
+    }
     of_element = solution.colouring.cells[solution.colouring.classes]
     return np.flatnonzero(np.isin(of_element, sorted(parents)))
 
@@ -338,5 +372,7 @@ def moving(solution: Solution) -> NDArray[np.bool_]:
     """Which elements belong to a cell that moves."""
     kinds = np.zeros(int(solution.colouring.cells.max(initial=0)) + 1, dtype=bool)
     kinds[list(solution.cells)] = True
-    result: NDArray[np.bool_] = kinds[solution.colouring.cells[solution.colouring.classes]]
+    result: NDArray[np.bool_] = kinds[
+        solution.colouring.cells[solution.colouring.classes]
+    ]
     return result

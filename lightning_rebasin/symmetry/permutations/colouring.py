@@ -50,7 +50,9 @@ class Rows:
         chosen = [(i, t) for i, t in enumerate(tables) if t.kind in kinds]
         empty = np.zeros(0, dtype=np.int64)
         return cls(
-            np.concatenate([empty, *(np.full(len(t.left), i, dtype=np.int64) for i, t in chosen)]),
+            np.concatenate(
+                [empty, *(np.full(len(t.left), i, dtype=np.int64) for i, t in chosen)]
+            ),
             np.concatenate([empty, *(t.left for _, t in chosen)]),
             np.concatenate([empty, *(t.right for _, t in chosen)]),
         )
@@ -84,7 +86,9 @@ class Refiner:
         tables: The constraints.
     """
 
-    def __init__(self, size: int, blocks: Sequence[Block], tables: Sequence[Table]) -> None:
+    def __init__(
+        self, size: int, blocks: Sequence[Block], tables: Sequence[Table]
+    ) -> None:
         self.size = size
         self.equal = Rows.gather(tables, "equal")
         self.relation = Rows.gather(tables, "relation")
@@ -98,7 +102,11 @@ class Refiner:
             for side, column in enumerate((rows.left, rows.right)):
                 np.add.at(colours, column, mix(rows.table, side))
                 used[column] = True
-        np.add.at(colours, self.position.left, mix(self.position.table, self.position.right, 7))
+        np.add.at(
+            colours,
+            self.position.left,
+            mix(self.position.table, self.position.right, 7),
+        )
         used[self.position.left] = True
         self.used = used
         colours[~used] = mix(np.arange(size, dtype=np.int64)[~used], 99)
@@ -120,7 +128,8 @@ class Refiner:
         left = np.concatenate([self.equal.left, equal[0]])
         right = np.concatenate([self.equal.right, equal[1]])
         graph = coo_array(
-            (np.ones(len(left), dtype=np.int8), (left, right)), shape=(self.size, self.size)
+            (np.ones(len(left), dtype=np.int8), (left, right)),
+            shape=(self.size, self.size),
         )
         count, classes = connected_components(graph, directed=False)
         classes = classes.astype(np.int64)
@@ -140,7 +149,11 @@ class Refiner:
         return Colouring(classes, colours, cells, order, starts)
 
     def _round(
-        self, colours: Hash, of_class: Hash, classes: IntArray, extra: tuple[IntArray, IntArray]
+        self,
+        colours: Hash,
+        of_class: Hash,
+        classes: IntArray,
+        extra: tuple[IntArray, IntArray],
     ) -> Hash:
         both = mix(colours, of_class[classes])
         new = both.copy()

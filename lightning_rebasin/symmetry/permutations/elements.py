@@ -77,7 +77,9 @@ class Constraints:
         self._seen: set[tuple[object, ...]] = set()
         self._projection: dict[tuple[bytes, tuple[int, ...]], Elements] = {}
 
-    def fresh(self, shape: tuple[int, ...], tensor: str = "", axis: int = -1) -> Elements:
+    def fresh(
+        self, shape: tuple[int, ...], tensor: str = "", axis: int = -1
+    ) -> Elements:
         """New elements, for an axis of ``tensor`` or for an intermediate result."""
         count = int(np.prod(shape, dtype=np.int64))
         self.blocks.append(Block(self.size, self.size + count, tensor, axis))
@@ -106,7 +108,12 @@ class Constraints:
         return a
 
     def relation(
-        self, child: Elements, parent: Elements, axes: tuple[int, ...], *, defines: bool = False
+        self,
+        child: Elements,
+        parent: Elements,
+        axes: tuple[int, ...],
+        *,
+        defines: bool = False,
     ) -> None:
         """Every element of ``child`` lies under that of ``parent`` at the same place; ``axes`` are the parent's."""
         key = ("relation", child.key, parent.key, axes)
@@ -115,9 +122,13 @@ class Constraints:
             if key in self._seen:
                 return
             self._seen.add(key)
-        self._add("relation", child.ids, along(parent.ids, axes, child.shape), defines=defines)
+        self._add(
+            "relation", child.ids, along(parent.ids, axes, child.shape), defines=defines
+        )
 
-    def position(self, e: Elements, axis: int, reason: str, *, defines: bool = False) -> None:
+    def position(
+        self, e: Elements, axis: int, reason: str, *, defines: bool = False
+    ) -> None:
         """Elements keep their coordinate along ``axis``."""
         key = ("position", e.key, axis)
         if key in self._seen and not defines:
@@ -140,9 +151,13 @@ class Constraints:
         if key not in self._seen or defines:
             if not defines:
                 self._seen.add(key)
-            self._add("mark", e.ids, np.zeros(e.ids.size, dtype=np.int64), defines=defines)
+            self._add(
+                "mark", e.ids, np.zeros(e.ids.size, dtype=np.int64), defines=defines
+            )
 
-    def project(self, e: Elements, axes: tuple[int, ...], *, commit: bool = False) -> Elements:
+    def project(
+        self, e: Elements, axes: tuple[int, ...], *, commit: bool = False
+    ) -> Elements:
         """The blocks of ``e`` that remain when only ``axes`` are kept.
 
         Args:
@@ -170,7 +185,9 @@ class Constraints:
         defines: bool = False,
     ) -> None:
         self.tables.append(
-            Table(kind, left.reshape(-1), right.reshape(-1), self.where, reason, defines)
+            Table(
+                kind, left.reshape(-1), right.reshape(-1), self.where, reason, defines
+            )
         )
 
     def active_tables(self) -> list[Table]:
@@ -180,7 +197,9 @@ class Constraints:
         for table in reversed(self.tables):
             # the left column of a definition holds what is defined, except for blocks, where it is the right one
             if table.defines and not (
-                used[table.left].any() if self._defines_left(table) else used[table.right].any()
+                used[table.left].any()
+                if self._defines_left(table)
+                else used[table.right].any()
             ):
                 continue
             active.append(table)

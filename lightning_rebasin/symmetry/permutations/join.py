@@ -58,7 +58,9 @@ class Wishes:
 
     found: dict[tuple[bytes, bytes, int], Refinement] = field(default_factory=dict)
 
-    def ask(self, inner: Elements, outer: Elements, blocks: int, *, stack: bool = False) -> None:
+    def ask(
+        self, inner: Elements, outer: Elements, blocks: int, *, stack: bool = False
+    ) -> None:
         """Ask that ``inner`` depend on the blocks of ``outer``."""
         key = (inner.key, outer.key, blocks)
         # A wish without conditions counts more than the same one with a condition.
@@ -75,7 +77,11 @@ class Operand:
 
     def sites_of(self, letter: Letter) -> tuple[int, ...]:
         """Sites of a letter in this operand."""
-        return self.label.dims[self.letters.index(letter)] if letter in self.letters else ()
+        return (
+            self.label.dims[self.letters.index(letter)]
+            if letter in self.letters
+            else ()
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,9 @@ class _Joint:
 
     def sites_of(self, letters: Collection[Letter]) -> set[int]:
         """Site numbers of some letters."""
-        return {number for (letter, _), number in self.numbers.items() if letter in letters}
+        return {
+            number for (letter, _), number in self.numbers.items() if letter in letters
+        }
 
 
 def join(
@@ -113,7 +121,9 @@ def join(
     Returns:
         The label of the result.
     """
-    taking_part = [Operand(canonical(label, store), tuple(own)) for label, own in operands]
+    taking_part = [
+        Operand(canonical(label, store), tuple(own)) for label, own in operands
+    ]
     joint = _with_common_sites(store, taking_part, out)
     summed = [letter for letter, _ in joint.numbers if letter not in out]
     reduced = joint.sites_of(summed)
@@ -131,7 +141,9 @@ def join(
     return _without(joint, reduced, reduce_sites(store, parts, reduced), out)
 
 
-def _without(joint: _Joint, reduced: set[int], parts: list[Part], out: Sequence[Letter]) -> Label:
+def _without(
+    joint: _Joint, reduced: set[int], parts: list[Part], out: Sequence[Letter]
+) -> Label:
     """The label that is left when some sites are gone."""
     kept = [site for site in range(len(joint.sizes)) if site not in reduced]
     new = {site: i for i, site in enumerate(kept)}
@@ -139,7 +151,9 @@ def _without(joint: _Joint, reduced: set[int], parts: list[Part], out: Sequence[
     for (letter, _), site in joint.numbers.items():
         if letter in dims:
             dims[letter].append(new[site])
-    found = [Part(tuple(new[site] for site in part.sites), part.elements) for part in parts]
+    found = [
+        Part(tuple(new[site] for site in part.sites), part.elements) for part in parts
+    ]
     return Label(
         tuple(tuple(dims[letter]) for letter in out),
         tuple(joint.sizes[site] for site in kept),
@@ -181,7 +195,9 @@ def _with_common_sites(
     return _Joint(numbers, tuple(sizes), parts, pinned, pending)
 
 
-def _agree(store: Constraints, operands: list[Operand], letter: Letter) -> tuple[int, ...]:
+def _agree(
+    store: Constraints, operands: list[Operand], letter: Letter
+) -> tuple[int, ...]:
     """Split the sites of a letter until all operands agree; returns the sizes of its sites.
 
     Layouts ``(6,)`` and ``(2, 3)`` agree on ``(2, 3)``; ``(2, 3)`` and ``(3, 2)`` only on ``(6,)``.
@@ -239,7 +255,9 @@ def _split_letter(operand: Operand, letter: Letter, common: tuple[int, ...]) -> 
         position += len(factors)
 
 
-def _wish(wishes: Wishes, parts: list[list[Part]], batch: set[int], summed: set[int]) -> None:
+def _wish(
+    wishes: Wishes, parts: list[list[Part]], batch: set[int], summed: set[int]
+) -> None:
     """Ask for finer axes where an operand's axes are independent but the operation stacks them."""
     spanning = [set(part.sites) for own in parts for part in own if len(part.sites) > 1]
     for own in parts:
@@ -304,12 +322,16 @@ def _relate(
     return [Part(sites, store.canonical(found)) for sites, found in left]
 
 
-def _equated(store: Constraints, parts: Iterable[Part]) -> dict[tuple[int, ...], Elements]:
+def _equated(
+    store: Constraints, parts: Iterable[Part]
+) -> dict[tuple[int, ...], Elements]:
     """One part for each set of sites; elements that meet there are the same."""
     by_sites: dict[tuple[int, ...], Elements] = {}
     for part in parts:
         known = by_sites.get(part.sites)
-        by_sites[part.sites] = part.elements if known is None else store.equal(known, part.elements)
+        by_sites[part.sites] = (
+            part.elements if known is None else store.equal(known, part.elements)
+        )
     return by_sites
 
 

@@ -24,7 +24,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lightning_rebasin.symmetry.permutations.elements import Constraints, Elements, IntArray
+from lightning_rebasin.symmetry.permutations.elements import (
+    Constraints,
+    Elements,
+    IntArray,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +146,10 @@ def drop_dim(label: Label, dim: int) -> Label:
 
 
 def _with_sites(
-    label: Label, new: Sequence[tuple[int, ...]], sizes: Sequence[int], parts: Iterable[Part]
+    label: Label,
+    new: Sequence[tuple[int, ...]],
+    sizes: Sequence[int],
+    parts: Iterable[Part],
 ) -> Label:
     """The label after its sites were split, fused or dropped: old site ``s`` is now the sites ``new[s]``."""
     pinned = {site for old in label.pinned for site in new[old]}
@@ -199,14 +206,18 @@ def fuse_sites(label: Label, first: int, count: int, store: Constraints) -> Labe
     return _with_fused(label, first, count, touching)
 
 
-def _keep_pinned_positions(label: Label, fused: set[int], part: Part, store: Constraints) -> None:
+def _keep_pinned_positions(
+    label: Label, fused: set[int], part: Part, store: Constraints
+) -> None:
     """A site that is pinned stays so inside a fused one: its coordinate becomes a property of the elements."""
     for site in label.pinned.intersection(fused):
         axis = part.sites.index(site)
         store.position(part.elements, axis, "its position matters", defines=True)
 
 
-def _with_fused(label: Label, first: int, count: int, touching: Sequence[Part]) -> Label:
+def _with_fused(
+    label: Label, first: int, count: int, touching: Sequence[Part]
+) -> Label:
     """Renumber after fusing; ``touching`` are the parts that cover all of the fused sites."""
     last = first + count - 1
     new = [(min(max(first, s - count + 1), s),) for s in range(len(label.sizes))]
@@ -223,7 +234,9 @@ def _with_fused(label: Label, first: int, count: int, touching: Sequence[Part]) 
     return _with_sites(label, new, sizes, parts)
 
 
-def _joint(label: Label, fused: set[int], touching: list[Part], store: Constraints) -> Label:
+def _joint(
+    label: Label, fused: set[int], touching: list[Part], store: Constraints
+) -> Label:
     """Replace the parts that touch ``fused`` by one over all their sites, made of new elements below the old ones.
 
     For the rows ``[0, 1]`` and columns ``[2, 3, 4]`` of a 2×3 weight the new elements are ``[[5, 6, 7], [8, 9, 10]]``;
@@ -369,7 +382,9 @@ def _drop_unit(label: Label, site: int) -> Label:
     return replace(_with_sites(label, new, sizes, kept), pending=tuple(pending))
 
 
-def pin_dims(label: Label, dims: Iterable[int], store: Constraints, reason: str) -> Label:
+def pin_dims(
+    label: Label, dims: Iterable[int], store: Constraints, reason: str
+) -> Label:
     """Fix the order along some dimensions."""
     sites = {site for dim in dims for site in label.dims[dim]}
     parts = []

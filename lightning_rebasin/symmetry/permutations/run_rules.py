@@ -16,8 +16,16 @@ from scipy.sparse.csgraph import connected_components
 
 from lightning_rebasin.errors import InternalError, RebasinError
 from lightning_rebasin.symmetry.permutations import labels
-from lightning_rebasin.symmetry.permutations.elements import Block, Constraints, IntArray
-from lightning_rebasin.symmetry.permutations.join import Refinement, Wishes, combine_label
+from lightning_rebasin.symmetry.permutations.elements import (
+    Block,
+    Constraints,
+    IntArray,
+)
+from lightning_rebasin.symmetry.permutations.join import (
+    Refinement,
+    Wishes,
+    combine_label,
+)
 from lightning_rebasin.symmetry.permutations.labels import Label, Part
 from lightning_rebasin.symmetry.permutations.rules import RULES
 from lightning_rebasin.symmetry.permutations.rules.base import (
@@ -47,7 +55,9 @@ class Propagation:
 
 
 def propagate(
-    tapes: Sequence[Tape], shapes: Mapping[str, tuple[int, ...]], pinned: Mapping[str, str]
+    tapes: Sequence[Tape],
+    shapes: Mapping[str, tuple[int, ...]],
+    pinned: Mapping[str, str],
 ) -> Propagation:
     """Run the rules over all tapes until no axis has to be refined.
 
@@ -73,7 +83,10 @@ def _one_pass(
     wishes: Wishes,
 ) -> Propagation:
     store = Constraints()
-    states = {name: state_label(store, name, shape, dependence) for name, shape in shapes.items()}
+    states = {
+        name: state_label(store, name, shape, dependence)
+        for name, shape in shapes.items()
+    }
     result = Propagation(store, states)
     for name, reason in pinned.items():
         for part in states[name].parts:
@@ -81,7 +94,13 @@ def _one_pass(
     for example, tape in enumerate(tapes):
         nodes, needed = tape.live_nodes()
         ctx = Context(
-            store, tape, states, wishes, example, needed=needed, from_data=tape.from_data()
+            store,
+            tape,
+            states,
+            wishes,
+            example,
+            needed=needed,
+            from_data=tape.from_data(),
         )
         for node in nodes:
             run_rule(ctx, node)
@@ -107,7 +126,9 @@ def run_rule(ctx: Context, node: Node) -> None:
             ctx.known[value] = labels.fixed(shape) if 0 in shape else label
 
 
-def _labels(ctx: Context, node: Node, shapes: Sequence[tuple[int, ...]]) -> Sequence[Label]:
+def _labels(
+    ctx: Context, node: Node, shapes: Sequence[tuple[int, ...]]
+) -> Sequence[Label]:
     """The labels that the rule of an operation gives, or those of an operation without a rule."""
     function = RULES.get(node.op)
     if function is None and node.pointwise:
@@ -161,9 +182,16 @@ def state_label(
         if not sites:
             continue
         own = tuple(
-            sorted({*sites, *(label.dims[base][0] for base in dependence.get((name, dim), {}))})
+            sorted(
+                {
+                    *sites,
+                    *(label.dims[base][0] for base in dependence.get((name, dim), {})),
+                }
+            )
         )
-        parts.append(Part(own, store.fresh(tuple(label.sizes[s] for s in own), name, dim)))
+        parts.append(
+            Part(own, store.fresh(tuple(label.sizes[s] for s in own), name, dim))
+        )
     label = Label(label.dims, label.sizes, tuple(parts))
     return combine_label(store, label) if factors else label
 
@@ -208,7 +236,9 @@ def _grant(
     return granted
 
 
-def _owners(ids: IntArray, blocks: list[Block], starts: IntArray) -> set[tuple[str, int]]:
+def _owners(
+    ids: IntArray, blocks: list[Block], starts: IntArray
+) -> set[tuple[str, int]]:
     """Tensor axes to which some elements belong."""
     flat = ids.reshape(-1)
     where = np.searchsorted(starts, flat, side="right") - 1
@@ -222,10 +252,19 @@ def _owners(ids: IntArray, blocks: list[Block], starts: IntArray) -> set[tuple[s
 def _classes(store: Constraints) -> IntArray:
     """Connected components of the equalities."""
     tables = [t for t in store.tables if t.kind == "equal"]
-    left = np.concatenate([t.left for t in tables]) if tables else np.zeros(0, dtype=np.int64)
-    right = np.concatenate([t.right for t in tables]) if tables else np.zeros(0, dtype=np.int64)
+    left = (
+        np.concatenate([t.left for t in tables])
+        if tables
+        else np.zeros(0, dtype=np.int64)
+    )
+    right = (
+        np.concatenate([t.right for t in tables])
+        if tables
+        else np.zeros(0, dtype=np.int64)
+    )
     graph = coo_array(
-        (np.ones(len(left), dtype=np.int8), (left, right)), shape=(store.size, store.size)
+        (np.ones(len(left), dtype=np.int8), (left, right)),
+        shape=(store.size, store.size),
     )
     result: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
     return result

@@ -12,7 +12,11 @@ from functools import cached_property
 
 import numpy as np
 
-from lightning_rebasin.symmetry.permutations.cells import Solution, element_map, random_automorphism
+from lightning_rebasin.symmetry.permutations.cells import (
+    Solution,
+    element_map,
+    random_automorphism,
+)
 from lightning_rebasin.symmetry.permutations.elements import IntArray
 
 #: Random automorphisms under which a product must hold.  Two groups of two units move together in a quarter of the
@@ -85,7 +89,8 @@ class Products:
         for ((cell, _), member), own in zip(members.items(), depends, strict=True):
             window = tuple(slice(None) if k in own else 0 for k in range(len(flat)))
             index = _positions(
-                member.reshape(flat)[window].reshape(-1), len(self._solution.cells[cell].members)
+                member.reshape(flat)[window].reshape(-1),
+                len(self._solution.cells[cell].members),
             )
             if index is None or not own:
                 return None
@@ -102,18 +107,23 @@ class Products:
         for cell in np.unique(cells).tolist():
             here = cells == cell
             for role, member in self._coordinates.get(cell, {}).items():
-                found.setdefault(role, np.full(ids.shape, -1, dtype=np.int64))[here] = member[
-                    self._place[classes[here]]
-                ]
+                found.setdefault(role, np.full(ids.shape, -1, dtype=np.int64))[here] = (
+                    member[self._place[classes[here]]]
+                )
         return found
 
-    def _ancestor(self, number: int, member: IntArray, ancestor: int) -> IntArray | None:
+    def _ancestor(
+        self, number: int, member: IntArray, ancestor: int
+    ) -> IntArray | None:
         """The members of ``ancestor`` around some members of a group; ``None`` if it is not around that group."""
         while number != ancestor:
             cell = self._solution.cells[number]
             if not cell.parents:
                 return None
-            number, member = cell.parents[0], np.where(member >= 0, member // cell.size, -1)
+            number, member = (
+                cell.parents[0],
+                np.where(member >= 0, member // cell.size, -1),
+            )
         return member
 
     def _deepest(self, members: dict[Role, IntArray]) -> dict[Role, IntArray]:
@@ -122,7 +132,9 @@ class Products:
         for (group, role), member in members.items():
             own = member.copy()
             for (other, _), theirs in members.items():
-                around = None if other == group else self._ancestor(other, theirs, group)
+                around = (
+                    None if other == group else self._ancestor(other, theirs, group)
+                )
                 if around is not None:
                     own[(theirs >= 0) & (around == member)] = -1
             if (own >= 0).any():
@@ -152,7 +164,9 @@ class Products:
                 moved = np.zeros(sizes, dtype=bool).reshape(-1)
                 moved[index] = True
                 new = np.broadcast_to(coordinate.reshape(view), flat)
-                target[k] = np.where(np.broadcast_to(moved.reshape(view), flat), new, target[k])
+                target[k] = np.where(
+                    np.broadcast_to(moved.reshape(view), flat), new, target[k]
+                )
         place = np.ravel_multi_index(tuple(target), flat).reshape(-1)
         image = element_map(self._solution.colouring, move)
         elements = ids.reshape(-1)
@@ -177,7 +191,9 @@ def _positions(member: IntArray, count: int) -> IntArray | None:
     return positions[np.argsort(which, kind="stable")].reshape(count, -1)
 
 
-def factorise(members: list[IntArray]) -> tuple[tuple[tuple[int, ...], ...], list[tuple[int, ...]]]:
+def factorise(
+    members: list[IntArray],
+) -> tuple[tuple[tuple[int, ...], ...], list[tuple[int, ...]]]:
     """Split axes until each array depends on whole sites only.
 
     Args:
@@ -198,7 +214,8 @@ def factorise(members: list[IntArray]) -> tuple[tuple[tuple[int, ...], ...], lis
         flat = [n for factors in sites for n in factors]
         for k, size in enumerate(flat):
             split = next(
-                (f for f in (_split(m.reshape(flat), k, size) for m in members) if f), None
+                (f for f in (_split(m.reshape(flat), k, size) for m in members) if f),
+                None,
             )
             if split:
                 axis, position = _locate(sites, k)
@@ -206,7 +223,10 @@ def factorise(members: list[IntArray]) -> tuple[tuple[tuple[int, ...], ...], lis
                 grown = True
                 break
     flat = [n for factors in sites for n in factors]
-    depends = [tuple(k for k in range(len(flat)) if _varies(m.reshape(flat), k)) for m in members]
+    depends = [
+        tuple(k for k in range(len(flat)) if _varies(m.reshape(flat), k))
+        for m in members
+    ]
     return tuple(tuple(f) for f in sites), depends
 
 

@@ -32,7 +32,9 @@ def relative_error(
 
 
 def run_all(
-    sandbox: Sandbox, examples: Sequence[Example], state: Mapping[str, Tensor] | None = None
+    sandbox: Sandbox,
+    examples: Sequence[Example],
+    state: Mapping[str, Tensor] | None = None,
 ) -> Outputs:
     """The outputs for every example with some weights."""
     return tuple(sandbox.run(example, state) for example in examples)

@@ -56,7 +56,9 @@ def explain_failure(
     head = f"the permuted network computes another function: relative output error {error:.2e}, allowed {limit:.0e}"
     if (noise := relative_error(baseline, run_all(sandbox, examples))) >= limit:
         return f"{head}; the module is not deterministic: the same weights twice already differ by {noise:.2e}"
-    culprit = _failing_group(transform, lambda p: error_of(p.apply(sandbox.state)) >= limit)
+    culprit = _failing_group(
+        transform, lambda p: error_of(p.apply(sandbox.state)) >= limit
+    )
     alone = transform.only([culprit])
     group = transform.spec.groups[culprit]
     lines = [head, f"group {culprit!r} ({group.size} units) is wrong"]
@@ -67,7 +69,11 @@ def explain_failure(
     where = _first_difference(sandbox, examples, state) if rearranged else None
     names = transform.spec.tensors_of(culprit)
     if fault is None:
-        inside = [name for name in names if where is not None and name.startswith(f"{where[0]}.")]
+        inside = [
+            name
+            for name in names
+            if where is not None and name.startswith(f"{where[0]}.")
+        ]
         first = (inside or names)[0]
         fault = f"tensor {first!r} is the first of the {len(names)} that it moves, no single one explains it"
     lines.append(fault)
@@ -87,7 +93,11 @@ def _failing_group(transform: Transform, fails: Any) -> str:
 
 
 def _wrong_tensor(
-    sandbox: Sandbox, alone: Transform, culprit: str, state: dict[str, Tensor], mends: Any
+    sandbox: Sandbox,
+    alone: Transform,
+    culprit: str,
+    state: dict[str, Tensor],
+    mends: Any,
 ) -> str | None:
     spec = alone.spec
     names = spec.tensors_of(culprit)
@@ -101,9 +111,13 @@ def _wrong_tensor(
             break
         size = spec.tensors[name].shape[dim]
         sites = tuple((n,) for n in spec.tensors[name].shape)
-        whole = AxisMap(name, sites, (Component(culprit, (dim,), torch.arange(size)[:, None]),))
+        whole = AxisMap(
+            name, sites, (Component(culprit, (dim,), torch.arange(size)[:, None]),)
+        )
         if mends(sandbox.changed(state, {name: alone.apply_map(state[name], whole)})):
-            return f"tensor {name!r} must move with it along dimension {dim} and does not"
+            return (
+                f"tensor {name!r} must move with it along dimension {dim} and does not"
+            )
     return None
 
 
@@ -143,13 +157,18 @@ def _signatures(
 
     def watch(name: str, kind: str) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            leaves = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.numel()]
+            leaves = [
+                t for t in tree_leaves(output) if isinstance(t, Tensor) and t.numel()
+            ]
             tensors = [
-                (torch.view_as_real(t) if t.is_complex() else t.double()).flatten() for t in leaves
+                (torch.view_as_real(t) if t.is_complex() else t.double()).flatten()
+                for t in leaves
             ]
             if tensors:
                 moments = [
-                    torch.stack([t.min(), t.max(), t.mean(), (t * t).mean(), (t**3).mean()])
+                    torch.stack(
+                        [t.min(), t.max(), t.mean(), (t * t).mean(), (t**3).mean()]
+                    )
                     for t in tensors
                 ]
                 found.append((name, kind, torch.cat(moments).cpu()))

@@ -121,7 +121,9 @@ def check_in_place(module: nn.Module, transform: Transform, *args: Any) -> float
     Raises:
         EquivalenceError: The outputs differ, or the check is blind.
     """
-    with _sandbox(module, resolve_examples(unwrap(module), args, {}, None), share=True) as (
+    with _sandbox(
+        module, resolve_examples(unwrap(module), args, {}, None), share=True
+    ) as (
         sandbox,
         found,
     ):
@@ -152,9 +154,13 @@ def _check(sandbox: Sandbox, transform: Transform, found: tuple[Example, ...]) -
     if not result.equal:
         limit = result.tolerance * max(1.0, result.control)
         raise EquivalenceError(
-            explain_failure(sandbox, transform, found, baseline, error=result.error, limit=limit)
+            explain_failure(
+                sandbox, transform, found, baseline, error=result.error, limit=limit
+            )
         )
-    if not result.sees and any(_can_move(group) for group in transform.spec.groups.values()):
+    if not result.sees and any(
+        _can_move(group) for group in transform.spec.groups.values()
+    ):
         raise EquivalenceError(
             f"the check is blind: permuting one tensor alone changes the output by {result.control:.1e} at most, so "
             f"the error of {result.error:.1e} proves nothing; use an example input that the output depends on, or "
@@ -193,18 +199,24 @@ def measure_equivalence(
 def _prepare(sandbox: Sandbox, spec: PermutationSpec) -> None:
     spec.check_state(sandbox.state, "the module's state dict")
     generator = torch.Generator().manual_seed(0)
-    trainable = {name for name, _ in sandbox.module.named_parameters(remove_duplicate=False)}
+    trainable = {
+        name for name, _ in sandbox.module.named_parameters(remove_duplicate=False)
+    }
     for name, tensor in sandbox.state.items():
-        if name not in trainable and name not in spec.maps and not name.endswith(_STATISTICS):
+        if (
+            name not in trainable
+            and name not in spec.maps
+            and not name.endswith(_STATISTICS)
+        ):
             continue
         if (
             tensor.is_floating_point()
             and tensor.numel() > 1
             and bool((tensor == tensor.flatten()[0]).all())
         ):
-            noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(
-                tensor.device
-            )
+            noise = torch.rand(
+                tensor.shape, generator=generator, dtype=tensor.dtype
+            ).to(tensor.device)
             # In place, so that tied names follow; a positive tensor (a variance) stays positive.
             sandbox.disturb(name, noise * (0.3 * tensor if bool(tensor.any()) else 0.1))
 
@@ -239,32 +251,43 @@ def _measure(
 
 def _controls(sandbox: Sandbox, spec: PermutationSpec) -> Iterator[dict[str, Tensor]]:
     """Weights with one axis of one tensor permuted alone: changes that must show."""
-    movable = [g for g in spec.groups.values() if _can_move(g) and spec.tensors_of(g.id)]
+    movable = [
+        g for g in spec.groups.values() if _can_move(g) and spec.tensors_of(g.id)
+    ]
     groups = _spread(movable)
     # Second pass, the last tensor: an input of zeros hides the weights that read it, not those that read the units.
     for position in (0, -1):
         for group in groups:
             moving = spec.tensors_of(group.id)
-            parameters = [name for name in moving if spec.tensors[name].kind == "parameter"]
+            parameters = [
+                name for name in moving if spec.tensors[name].kind == "parameter"
+            ]
             name = (parameters or moving)[position]
             axis_map = spec.maps[name]
             one = next(c for c in axis_map.components if c.group == group.id)
             alone = Transform.of(spec, {group.id: action_of(group).far(group)})
-            moved = alone.apply_map(sandbox.state[name], replace(axis_map, components=(one,)))
+            moved = alone.apply_map(
+                sandbox.state[name], replace(axis_map, components=(one,))
+            )
             yield sandbox.changed(sandbox.state, {name: moved})
     for group in groups:
         # Where one (tied) tensor is all that a group moves, moving it alone is the symmetry itself: take another axis.
         name = spec.tensors_of(group.id)[0]
         acting = spec.maps[name].dims_of(group.id)
         for dim in set(range(sandbox.state[name].ndim)) - set(acting):
-            yield sandbox.changed(sandbox.state, {name: sandbox.state[name].roll(1, dim)})
+            yield sandbox.changed(
+                sandbox.state, {name: sandbox.state[name].roll(1, dim)}
+            )
 
 
 def _spread(groups: list[Group]) -> list[Group]:
     """The first group, whose signal has the longest way to the output, the last one, and some between."""
     if len(groups) <= CONTROL_TRIES:
         return groups
-    return [groups[i * (len(groups) - 1) // (CONTROL_TRIES - 1)] for i in range(CONTROL_TRIES)]
+    return [
+        groups[i * (len(groups) - 1) // (CONTROL_TRIES - 1)]
+        for i in range(CONTROL_TRIES)
+    ]
 
 
 def _can_move(group: Group) -> bool:

@@ -42,7 +42,9 @@ class ExactMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.rounded = False
         self._narrow = narrow
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         if kwargs.get("dtype") in WIDE and func is not torch.ops.aten.view.dtype:
             kwargs["dtype"] = WIDE[kwargs["dtype"]]
@@ -51,11 +53,20 @@ class ExactMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._narrow and not func._schema.is_mutable and not func.is_view:
             args = tree_map_only(Tensor, widen, args)
         elif mixed and not func._schema.is_mutable:
-            args = tuple(widen(value) if isinstance(value, Tensor) else value for value in args)
+            args = tuple(
+                widen(value) if isinstance(value, Tensor) else value for value in args
+            )
         result = func(*args, **kwargs)
         # a view of a weight in its own precision rounds nothing
-        view_of_weight = self._narrow and func.is_view and bool(inputs) and inputs[0].dtype in WIDE
-        if isinstance(result, Tensor) and result.dtype in WIDE and inputs and not view_of_weight:
+        view_of_weight = (
+            self._narrow and func.is_view and bool(inputs) and inputs[0].dtype in WIDE
+        )
+        if (
+            isinstance(result, Tensor)
+            and result.dtype in WIDE
+            and inputs
+            and not view_of_weight
+        ):
             self.rounded = True
         return result
 
@@ -65,7 +76,11 @@ def widen_while_running(module: nn.Module) -> None:
     for buffer in module.buffers():
         buffer.data = widen(buffer.data)
     for part in module.modules():
-        own = [parameter for parameter in part.parameters(recurse=False) if parameter.dtype in WIDE]
+        own = [
+            parameter
+            for parameter in part.parameters(recurse=False)
+            if parameter.dtype in WIDE
+        ]
         if own:
             swap = _Swap(own)
             # first of all, before hooks that compute with the weights (weight norm)
@@ -86,7 +101,11 @@ class _Swap:
         """Widen."""
         self._depth += 1
         if self._depth == 1:
-            self._kept = [(tensor, tensor.data) for tensor in self._tensors if tensor.dtype in WIDE]
+            self._kept = [
+                (tensor, tensor.data)
+                for tensor in self._tensors
+                if tensor.dtype in WIDE
+            ]
             for tensor, narrow in self._kept:
                 tensor.data = widen(narrow)
 

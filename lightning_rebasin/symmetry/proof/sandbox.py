@@ -19,7 +19,12 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_rebasin.errors import TraceError
 from lightning_rebasin.symmetry.actions.transform import Transform
-from lightning_rebasin.symmetry.proof.precision import WIDE, ExactMode, widen, widen_while_running
+from lightning_rebasin.symmetry.proof.precision import (
+    WIDE,
+    ExactMode,
+    widen,
+    widen_while_running,
+)
 from lightning_rebasin.symmetry.run.copy import private_copy, tensor_state, unwrap
 from lightning_rebasin.symmetry.run.examples import Example, output_tensors
 from lightning_rebasin.symmetry.run.lightning import call, silence
@@ -48,7 +53,9 @@ class Sandbox:
         self, module: nn.Module, *, share: bool = False, narrow: bool | None = None
     ) -> None:
         given = [p for p in unwrap(module).parameters() if not is_lazy(p)]
-        large = sum(p.nbytes for p in given) >= LARGE and all(p.device.type != "mps" for p in given)
+        large = sum(p.nbytes for p in given) >= LARGE and all(
+            p.device.type != "mps" for p in given
+        )
         #: Whether the weights stay in their own precision.
         self.narrow = large if narrow is None else narrow
         self.module = private_copy(module, share=share and self.narrow)
@@ -64,7 +71,9 @@ class Sandbox:
         if self.narrow:
             widen_while_running(self.module)
         else:
-            self.module._apply(lambda t: widen(t.to("cpu") if t.device.type == "mps" else t))  # type: ignore[no-untyped-call]
+            self.module._apply(
+                lambda t: widen(t.to("cpu") if t.device.type == "mps" else t)
+            )  # type: ignore[no-untyped-call]
         for part in self.module.modules():
             for name, value in list(vars(part).items()):
                 if type(value) is Tensor and value.dtype in WIDE:
@@ -73,12 +82,16 @@ class Sandbox:
         self._parameters = {id(parameter) for parameter in self.module.parameters()}
         _separate(self._live.values())
         #: The weights of the copy: float64, or the model's own precision if it is large.
-        self.state: dict[str, Tensor] = {name: value.detach() for name, value in self._live.items()}
+        self.state: dict[str, Tensor] = {
+            name: value.detach() for name, value in self._live.items()
+        }
         self._constant: list[tuple[Tensor, Tensor]] = []
         #: Whether some operation rounded to less than float64 in spite of all.
         self.rounded = False
 
-    def run(self, example: Example, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def run(
+        self, example: Example, state: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """One forward pass in eval mode under a fixed seed.
 
         Args:
@@ -96,11 +109,17 @@ class Sandbox:
         mode = ExactMode(narrow=self.narrow)
         # Caches in non-persistent buffers must not leak from one run into the next.
         persistent = {id(value) for value in self._live.values()}
-        caches = [(b, b.detach().clone()) for b in self.module.buffers() if id(b) not in persistent]
+        caches = [
+            (b, b.detach().clone())
+            for b in self.module.buffers()
+            if id(b) not in persistent
+        ]
         self._assign(self.state if state is None else state)
         try:
             with _isolated(self.device), mode:
-                output = call(self.module, Example(args, kwargs, example.method), self._logged)
+                output = call(
+                    self.module, Example(args, kwargs, example.method), self._logged
+                )
         except Exception as error:  # whatever the user's code raises
             raise TraceError(
                 f"{example.method} of {type(self.module).__name__} failed on the example input: "
@@ -111,13 +130,17 @@ class Sandbox:
                 buffer.data = value
             self._assign(self.state)
         self.rounded |= mode.rounded
-        return {path: tensor.detach() for path, tensor in output_tensors(output).items()}
+        return {
+            path: tensor.detach() for path, tensor in output_tensors(output).items()
+        }
 
     def changed(
         self, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """``state`` with some tensors replaced, under every name that the model ties to them."""
-        pointers = {self.state[name].data_ptr(): tensor for name, tensor in tensors.items()}
+        pointers = {
+            self.state[name].data_ptr(): tensor for name, tensor in tensors.items()
+        }
         tied = {
             name: pointers[own.data_ptr()]
             for name, own in self.state.items()
@@ -130,7 +153,11 @@ class Sandbox:
     @contextmanager
     def transformed(self, transform: Transform) -> Iterator[None]:
         """Other weights inside the context, tensor by tensor in their own memory."""
-        kept = {} if transform.exact else {n: t.clone() for n, t in self._own_tensors().items()}
+        kept = (
+            {}
+            if transform.exact
+            else {n: t.clone() for n, t in self._own_tensors().items()}
+        )
         self._transform(transform)
         try:
             yield
@@ -159,7 +186,11 @@ class Sandbox:
 
     def _own_tensors(self) -> dict[str, Tensor]:
         """Every tensor once.  Of several names the last one counts, as it does when a state dict is loaded."""
-        last = {tensor.data_ptr(): name for name, tensor in self.state.items() if tensor.numel()}
+        last = {
+            tensor.data_ptr(): name
+            for name, tensor in self.state.items()
+            if tensor.numel()
+        }
         return {name: self.state[name] for name in last.values()}
 
     def _own(self, tensor: Tensor) -> Tensor:
@@ -187,7 +218,11 @@ def _separate(tensors: Iterable[Tensor]) -> None:
 def _isolated(device: torch.device) -> Iterator[None]:
     """No gradients, a fixed seed in every generator, float64 as default; all restored afterwards."""
     devices = [device] if device.type == "cuda" else []
-    default, python, numpy = torch.get_default_dtype(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    default, python, numpy = (
+        torch.get_default_dtype(),
+        random.getstate(),
+        np.random.get_state(),  # noqa: NPY002
+    )
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.inference_mode(mode=False))

@@ -16,7 +16,9 @@ def unwrap(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module
-        elif isinstance(inner := vars(module).get("_modules", {}).get("_orig_mod"), nn.Module):
+        elif isinstance(
+            inner := vars(module).get("_modules", {}).get("_orig_mod"), nn.Module
+        ):
             module = inner
         else:
             return module
@@ -32,7 +34,12 @@ def private_copy(module: nn.Module, *, share: bool = False) -> nn.Module:
     module = unwrap(module)
     memo: dict[int, Any] = {}
     if share:
-        memo.update({id(p): nn.Parameter(p.detach(), p.requires_grad) for p in module.parameters()})
+        memo.update(
+            {
+                id(p): nn.Parameter(p.detach(), p.requires_grad)
+                for p in module.parameters()
+            }
+        )
     for part in module.modules():
         for value in vars(part).values():
             # Hook-style weight norm leaves a computed, non-leaf weight on the module, which deepcopy refuses.
@@ -41,11 +48,17 @@ def private_copy(module: nn.Module, *, share: bool = False) -> nn.Module:
         # Where logging was redirected before, a bound method would drag its owner along.
         if is_lightning(part):
             memo.update(
-                {id(vars(part)[name]): None for name in ("log", "log_dict") if name in vars(part)}
+                {
+                    id(vars(part)[name]): None
+                    for name in ("log", "log_dict")
+                    if name in vars(part)
+                }
             )
     try:
         duplicate = copy.deepcopy(module, memo)
-    except Exception as error:  # user modules may hold anything: locks, generators, open files
+    except (
+        Exception
+    ) as error:  # user modules may hold anything: locks, generators, open files
         raise TraceError(
             f"cannot copy {type(module).__name__}: {type(error).__name__}: {error}"
         ) from error

@@ -58,7 +58,11 @@ def as_example(value: Any) -> Example:
     if isinstance(value, Mapping):
         return Example((), dict(value))
     if isinstance(value, tuple | list):
-        if len(value) == 2 and isinstance(value[0], tuple | list) and isinstance(value[1], Mapping):
+        if (
+            len(value) == 2
+            and isinstance(value[0], tuple | list)
+            and isinstance(value[1], Mapping)
+        ):
             return Example(tuple(value[0]), dict(value[1]))
         return Example(tuple(value))
     return Example((value,))
@@ -111,7 +115,9 @@ def output_tensors(output: Any) -> dict[str, Tensor]:
         and isinstance(output, Mapping)
     ):
         kept = {
-            key: value for key, value in output.items() if not any(word in key for word in _CACHES)
+            key: value
+            for key, value in output.items()
+            if not any(word in key for word in _CACHES)
         }
         if any(word in key for key in kept for word in _PREDICTIONS):
             kept = {
@@ -122,5 +128,7 @@ def output_tensors(output: Any) -> dict[str, Tensor]:
         output = kept
     leaves, _ = tree_flatten_with_path(output)
     return {
-        keystr(path): leaf for path, leaf in cast("list[Any]", leaves) if isinstance(leaf, Tensor)
+        keystr(path): leaf
+        for path, leaf in cast("list[Any]", leaves)
+        if isinstance(leaf, Tensor)
     }

@@ -100,7 +100,10 @@ def call(module: nn.Module, example: Example, logged: dict[str, Any]) -> Any:
         raise TraceError(f"{type(module).__name__} has no method {example.method!r}")
     for part in module.modules():
         # Metrics add up what they see, so the second run would not log what the first did.
-        if all(callable(getattr(part, name, None)) for name in ("update", "compute", "reset")):
+        if all(
+            callable(getattr(part, name, None))
+            for name in ("update", "compute", "reset")
+        ):
             part.reset()  # type: ignore[operator]
     logged.clear()
     output = step(*_with_indices(step, example), **example.kwargs)
@@ -109,22 +112,33 @@ def call(module: nn.Module, example: Example, logged: dict[str, Any]) -> Any:
 
 def few(batch: Any, count: int) -> Any:
     """The first samples of a batch: every tensor in it as long as the first one is cut."""
-    tensors = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor) and leaf.ndim]
+    tensors = [
+        leaf
+        for leaf in tree_flatten(batch)[0]
+        if isinstance(leaf, Tensor) and leaf.ndim
+    ]
     size = len(tensors[0]) if tensors else 0
-    return tree_map_only(Tensor, lambda t: t[:count] if t.ndim and len(t) == size else t, batch)
+    return tree_map_only(
+        Tensor, lambda t: t[:count] if t.ndim and len(t) == size else t, batch
+    )
 
 
 def _is_own(module: nn.Module, name: str) -> bool:
     """Whether a method was written for this module, and not inherited as a placeholder."""
     method = getattr(type(module), name, None)
-    return callable(method) and not str(getattr(method, "__module__", "")).startswith(_FRAMEWORKS)
+    return callable(method) and not str(getattr(method, "__module__", "")).startswith(
+        _FRAMEWORKS
+    )
 
 
 def _with_indices(step: Callable[..., Any], example: Example) -> tuple[Any, ...]:
     """Positional arguments, with 0 for the indices of batch and loader if the step asks for them."""
     signature = inspect.signature(step)
     given = signature.bind_partial(*example.args, **example.kwargs).arguments
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
     parameters = signature.parameters.values()
     missing = [
         p
@@ -145,7 +159,9 @@ def _redirect(part: nn.Module, logged: dict[str, Any], trainer: Any) -> None:
     def log(_self: Any, name: str, value: Any, *_args: Any, **_kwargs: Any) -> None:
         logged[name] = _as_tensors(value)
 
-    def log_dict(_self: Any, dictionary: Mapping[str, Any], *_args: Any, **_kwargs: Any) -> None:
+    def log_dict(
+        _self: Any, dictionary: Mapping[str, Any], *_args: Any, **_kwargs: Any
+    ) -> None:
         logged.update({name: _as_tensors(value) for name, value in dictionary.items()})
 
     def quiet(_self: Any, *_args: Any, **_kwargs: Any) -> None:
@@ -167,7 +183,9 @@ def _redirect(part: nn.Module, logged: dict[str, Any], trainer: Any) -> None:
     }
     for name in ("log", "log_dict"):  # redirected already, on the instance
         vars(part).pop(name, None)
-    part.__class__ = type(cls.__name__, (cls,), {"__module__": cls.__module__, **replaced})
+    part.__class__ = type(
+        cls.__name__, (cls,), {"__module__": cls.__module__, **replaced}
+    )
 
 
 def _as_tensors(value: Any) -> Any:

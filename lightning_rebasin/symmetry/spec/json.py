@@ -44,7 +44,9 @@ def spec_to_dict(spec: SpecFields) -> dict[str, Any]:
     """
     activations = {}
     for group, addresses in spec.activations.items():
-        activations[group] = [_address_to_dict(address, spec.groups) for address in addresses]
+        activations[group] = [
+            _address_to_dict(address, spec.groups) for address in addresses
+        ]
     tensors = {}
     for name, info in spec.tensors.items():
         tensors[name] = {"shape": list(info.shape), "kind": info.kind}
@@ -74,13 +76,22 @@ def arguments_from_dict(data: Mapping[str, Any]) -> SpecArguments:
         SpecError: ``data`` is not a spec, is malformed, or is of another version.
     """
     if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-        raise SpecError("this is not a permutation spec (no 'format': 'lightning-rebasin-spec')")
+        raise SpecError(
+            "this is not a permutation spec (no 'format': 'lightning-rebasin-spec')"
+        )
     if data.get("version") not in READABLE:
         expected = " or ".join(map(str, READABLE))
         raise SpecError(
             f"spec version {data.get('version')!r} is not supported, expected {expected}"
         )
-    malformed = (KeyError, TypeError, AttributeError, RuntimeError, LookupError, ArithmeticError)
+    malformed = (
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        LookupError,
+        ArithmeticError,
+    )
     try:
         return _read(data)
     except SpecError:
@@ -99,7 +110,9 @@ def _read(data: Mapping[str, Any]) -> SpecArguments:
         groups[group.id] = group
     tensors = {}
     for name, entry in data["tensors"].items():
-        tensors[name] = TensorInfo(tuple(_whole(n) for n in entry["shape"]), entry["kind"])
+        tensors[name] = TensorInfo(
+            tuple(_whole(n) for n in entry["shape"]), entry["kind"]
+        )
     maps = {}
     for name, entry in data["maps"].items():
         maps[name] = _map_from_dict(name, entry, groups, tensors[name])
@@ -135,10 +148,15 @@ def _group_from_dict(data: Mapping[str, Any], known: Mapping[str, Group]) -> Gro
 
 def _map_to_dict(axis_map: AxisMap, groups: Mapping[str, Group]) -> dict[str, Any]:
     components = [_component_to_dict(c, groups) for c in axis_map.components]
-    return {"sites": [list(factors) for factors in axis_map.sites], "components": components}
+    return {
+        "sites": [list(factors) for factors in axis_map.sites],
+        "components": components,
+    }
 
 
-def _component_to_dict(component: Component, groups: Mapping[str, Group]) -> dict[str, Any]:
+def _component_to_dict(
+    component: Component, groups: Mapping[str, Group]
+) -> dict[str, Any]:
     index = _encode_index(component.index, groups[component.group].shape)
     data = {"group": component.group, "sites": list(component.sites), "index": index}
     # Only kinds that act differently on readers have a power, so that files of permutations stay as they were.
@@ -160,7 +178,9 @@ def _map_from_dict(
             )
         power = entry.get("power", 1)
         if power not in (1, -1):
-            raise SpecError(f"tensor {name!r}: power {power!r} of group {group!r} is not 1 or -1")
+            raise SpecError(
+                f"tensor {name!r}: power {power!r} of group {group!r} is not 1 or -1"
+            )
         components.append(
             Component(group, tuple(entry["sites"]), _decode_index(index, shape), power)
         )
@@ -168,7 +188,9 @@ def _map_from_dict(
     return AxisMap(name, sites, tuple(components))
 
 
-def _address_to_dict(address: ActivationAddress, groups: Mapping[str, Group]) -> dict[str, Any]:
+def _address_to_dict(
+    address: ActivationAddress, groups: Mapping[str, Group]
+) -> dict[str, Any]:
     component = address.component
     return {
         "ordinal": address.ordinal,
@@ -182,24 +204,36 @@ def _address_to_dict(address: ActivationAddress, groups: Mapping[str, Group]) ->
     }
 
 
-def _address_from_dict(data: Mapping[str, Any], groups: Mapping[str, Group]) -> ActivationAddress:
+def _address_from_dict(
+    data: Mapping[str, Any], groups: Mapping[str, Group]
+) -> ActivationAddress:
     group, index = data["group"], data["index"]
     # A size that depends on the input is written -1.
-    sites = tuple(tuple(n if n == -1 else _whole(n) for n in factors) for factors in data["sites"])
+    sites = tuple(
+        tuple(n if n == -1 else _whole(n) for n in factors) for factors in data["sites"]
+    )
     flat = [size for factors in sites for size in factors]
     over = tuple(_whole(site) for site in data["over"])
     positions = math.prod(flat[site] for site in over)
     if _count(index, groups[group].shape) > positions:
-        raise SpecError(f"an activation of group {group!r} has more positions than its tensor")
+        raise SpecError(
+            f"an activation of group {group!r} has more positions than its tensor"
+        )
     decoded = _decode_index(index, groups[group].shape)
     if decoded.numel() and (int(decoded.min()) < 0 or int(decoded.max()) >= positions):
-        raise SpecError(f"an activation of group {group!r} has positions outside its tensor")
+        raise SpecError(
+            f"an activation of group {group!r} has positions outside its tensor"
+        )
     numbering = data.get("numbering", "together")
     if numbering not in ("op", "together"):
-        raise SpecError(f"an activation of group {group!r} is numbered by {numbering!r}")
+        raise SpecError(
+            f"an activation of group {group!r} is numbered by {numbering!r}"
+        )
     component = Component(group, over, decoded)
     ordinal, argument = _whole(data["ordinal"]), _whole(data["argument"])
-    return ActivationAddress(ordinal, str(data["op"]), argument, sites, component, numbering)
+    return ActivationAddress(
+        ordinal, str(data["op"]), argument, sites, component, numbering
+    )
 
 
 def _count(index: Any, shape: tuple[int, ...]) -> int:

@@ -30,6 +30,9 @@ def moved_positions(axis_map: AxisMap, dim: int) -> Tensor:
         grid = hit.reshape(sizes)
         grid = grid.any(dim=outside) if outside else grid
         moved |= grid.reshape(
-            [axis_map.site_shape[site] if site in component.sites else 1 for site in own]
+            [
+                axis_map.site_shape[site] if site in component.sites else 1
+                for site in own
+            ]
         )
     return moved.reshape(-1)

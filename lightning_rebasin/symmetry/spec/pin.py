@@ -60,12 +60,16 @@ def pin_group(spec: S, group: str, reason: str = BY_USER) -> S:
         pieces[g.id] = tuple(f"{g.id}[{i}]" for i in range(gone.size))
         for i, name in enumerate(pieces[g.id]):
             assert g.parent is not None
-            parent = gone.parent if g.parent.id == group else groups[pieces[g.parent.id][i]]
+            parent = (
+                gone.parent if g.parent.id == group else groups[pieces[g.parent.id][i]]
+            )
             groups[name] = Group(name, g.size, parent, g.kind)
     maps = {
         name: replace(
             m,
-            components=tuple(part for c in m.components for part in _split(spec, c, gone, pieces)),
+            components=tuple(
+                part for c in m.components for part in _split(spec, c, gone, pieces)
+            ),
         )
         for name, m in spec.maps.items()
     }
@@ -73,9 +77,16 @@ def pin_group(spec: S, group: str, reason: str = BY_USER) -> S:
     for sites in spec.activations.values():
         for site in sites:
             for part in _split(spec, site.component, gone, pieces):
-                watched[part.group] = (*watched.get(part.group, ()), replace(site, component=part))
+                watched[part.group] = (
+                    *watched.get(part.group, ()),
+                    replace(site, component=part),
+                )
     return rebuilt(
-        replace(spec, activations=watched), groups, maps, set(tensors_of(spec, group)), reason
+        replace(spec, activations=watched),
+        groups,
+        maps,
+        set(tensors_of(spec, group)),
+        reason,
     )
 
 
@@ -119,7 +130,11 @@ def _regrouped(c: Component, parent: Group) -> Tensor:
 
 
 def rebuilt(
-    spec: S, groups: dict[str, Group], maps: dict[str, AxisMap], touched: set[str], reason: str
+    spec: S,
+    groups: dict[str, Group],
+    maps: dict[str, AxisMap],
+    touched: set[str],
+    reason: str,
 ) -> S:
     """The spec with other groups and maps, and pins that say why the tensors in ``touched`` move less than before."""
     pins = {(pin.tensor, pin.dim): pin for pin in spec.pinned}

@@ -55,9 +55,13 @@ def pin_identical_buffers(spec: S, states: Sequence[State | Callable[[], State]]
     return spec
 
 
-def _shared(spec: SpecFields, states: Sequence[State | Callable[[], State]]) -> dict[str, Tensor]:
+def _shared(
+    spec: SpecFields, states: Sequence[State | Callable[[], State]]
+) -> dict[str, Tensor]:
     """Buffers that may move and that two of the models have in common."""
-    normalised = {name.rpartition(".")[0] for name in spec.tensors if name.endswith(_STATISTICS)}
+    normalised = {
+        name.rpartition(".")[0] for name in spec.tensors if name.endswith(_STATISTICS)
+    }
     names = [
         n
         for n in spec.maps
@@ -66,7 +70,9 @@ def _shared(spec: SpecFields, states: Sequence[State | Callable[[], State]]) -> 
     found: dict[str, Tensor] = {}
     if not names:
         return found
-    loaded = [_pick(spec, state() if callable(state) else state, names) for state in states]
+    loaded = [
+        _pick(spec, state() if callable(state) else state, names) for state in states
+    ]
     for name in names:
         tensors = [state[name] for state in loaded if name in state]
         same = next((a for a, b in combinations(tensors, 2) if _equal(a, b)), None)

@@ -61,7 +61,9 @@ class PermutationSpec:
     pinned: tuple[Pin, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    activations: Mapping[str, tuple[ActivationAddress, ...]] = field(default_factory=dict)
+    activations: Mapping[str, tuple[ActivationAddress, ...]] = field(
+        default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         for name in ("groups", "tensors", "maps", "aliases", "activations"):
@@ -76,7 +78,9 @@ class PermutationSpec:
     def children(self, group: str) -> tuple[Group, ...]:
         """Groups directly inside ``group``."""
         return tuple(
-            g for g in self.groups.values() if g.parent is not None and g.parent.id == group
+            g
+            for g in self.groups.values()
+            if g.parent is not None and g.parent.id == group
         )
 
     def tensors_of(self, group: str) -> tuple[str, ...]:
@@ -100,7 +104,11 @@ class PermutationSpec:
         return pin_identical_buffers(self, states)
 
     def check_state(
-        self, state: Mapping[str, Tensor], what: str = "state dict", *, finite: bool = False
+        self,
+        state: Mapping[str, Tensor],
+        what: str = "state dict",
+        *,
+        finite: bool = False,
     ) -> None:
         """Raise unless ``state`` has exactly the tensors of this spec, in their shapes.
 
@@ -182,8 +190,15 @@ class PermutationSpec:
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise SpecError(f"cannot read a permutation spec from {path}: {error}") from error
+        except (
+            OSError,
+            UnicodeDecodeError,
+            json.JSONDecodeError,
+            RecursionError,
+        ) as error:
+            raise SpecError(
+                f"cannot read a permutation spec from {path}: {error}"
+            ) from error
 
     def __eq__(self, other: object) -> bool:
         return self is other or (

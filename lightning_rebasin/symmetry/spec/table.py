@@ -20,7 +20,8 @@ _BUFFER_SUFFIXES = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def arguments_from_table(
-    table: Mapping[str, Sequence[str | None]], shapes: Mapping[str, Sequence[int] | Tensor]
+    table: Mapping[str, Sequence[str | None]],
+    shapes: Mapping[str, Sequence[int] | Tensor],
 ) -> SpecArguments:
     """Read a table ``{tensor: (group or None per dimension)}`` as in the code of Ainsworth et al. 2023.
 
@@ -34,13 +35,18 @@ def arguments_from_table(
     Raises:
         SpecError: A group has two sizes, the table names an unknown tensor, or does not fit its dimensions.
     """
-    sizes = {name: tuple(s.shape if isinstance(s, Tensor) else s) for name, s in shapes.items()}
+    sizes = {
+        name: tuple(s.shape if isinstance(s, Tensor) else s)
+        for name, s in shapes.items()
+    }
     aliases = _tied(shapes)
     groups: dict[str, Group] = {}
     maps: dict[str, AxisMap] = {}
     for name, axes in table.items():
         if name not in sizes:
-            raise SpecError(f"the table names tensor {name!r}, which the model does not have")
+            raise SpecError(
+                f"the table names tensor {name!r}, which the model does not have"
+            )
         if isinstance(axes, str) or len(axes) != len(sizes[name]):
             raise SpecError(
                 f"tensor {name!r} has {len(sizes[name])} dimensions, the table gives {axes!r}"
@@ -50,7 +56,9 @@ def arguments_from_table(
             if group is None:
                 continue
             if not isinstance(group, str):
-                raise SpecError(f"tensor {name!r} dimension {dim}: {group!r} is no group name")
+                raise SpecError(
+                    f"tensor {name!r} dimension {dim}: {group!r} is no group name"
+                )
             if groups.setdefault(group, Group(group, size)).size != size:
                 raise SpecError(
                     f"group {group!r} has size {groups[group].size}, but {name!r} dim {dim} has {size}"
@@ -61,9 +69,13 @@ def arguments_from_table(
             raise SpecError(
                 f"{name!r} and {origin!r} are one tied tensor, but the table treats them differently"
             )
-        maps[origin] = AxisMap(origin, tuple((size,) for size in sizes[name]), tuple(components))
+        maps[origin] = AxisMap(
+            origin, tuple((size,) for size in sizes[name]), tuple(components)
+        )
     tensors = {
-        name: TensorInfo(size, "buffer" if name.endswith(_BUFFER_SUFFIXES) else "parameter")
+        name: TensorInfo(
+            size, "buffer" if name.endswith(_BUFFER_SUFFIXES) else "parameter"
+        )
         for name, size in sizes.items()
     }
     acting = {name: axis_map for name, axis_map in maps.items() if axis_map.components}
@@ -76,7 +88,9 @@ def _tied(shapes: Mapping[str, Sequence[int] | Tensor]) -> dict[str, str]:
     aliases = {}
     for name, value in shapes.items():
         if isinstance(value, Tensor) and value.numel() and not value.is_meta:
-            origin = first.setdefault((value.data_ptr(), tuple(value.shape), value.stride()), name)
+            origin = first.setdefault(
+                (value.data_ptr(), tuple(value.shape), value.stride()), name
+            )
             if origin != name:
                 aliases[name] = origin
     return aliases

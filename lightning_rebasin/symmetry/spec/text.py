@@ -95,10 +95,15 @@ def explain_tensor(spec: SpecFields, tensor: str) -> str:
             f"the spec has no tensor {tensor!r}{_suggestion(tensor, list(spec.tensors))}"
         )
     origin = spec.aliases.get(tensor, tensor)
-    tied = [name for name, target in spec.aliases.items() if target == origin and name != tensor]
+    tied = [
+        name
+        for name, target in spec.aliases.items()
+        if target == origin and name != tensor
+    ]
     names = [name for name in (origin, *tied) if name != tensor]
     lines = [
-        f"{tensor}: {info.kind} {info.shape}" + (f", tied to {', '.join(names)}" if names else "")
+        f"{tensor}: {info.kind} {info.shape}"
+        + (f", tied to {', '.join(names)}" if names else "")
     ]
     axis_map = spec.maps.get(origin)
     for dim, size in enumerate(info.shape):
@@ -112,7 +117,11 @@ def explain_tensor(spec: SpecFields, tensor: str) -> str:
             for c in moving
             if axis_map is not None and dim in _dims(axis_map, c)
         ]
-        stays = size if axis_map is None else size - int(moved_positions(axis_map, dim).sum())
+        stays = (
+            size
+            if axis_map is None
+            else size - int(moved_positions(axis_map, dim).sum())
+        )
         pins = [p for p in spec.pinned if p.tensor == origin and p.dim == dim]
         if stays or not parts:
             share = "pinned" if stays == size else f"{stays} of {size} positions pinned"
@@ -126,7 +135,9 @@ def _dims(axis_map: AxisMap, component: Component) -> set[int]:
     return {axis_map.site_dims[site] for site in component.sites}
 
 
-def _movement(spec: SpecFields, axis_map: AxisMap | None, component: Component, dim: int) -> str:
+def _movement(
+    spec: SpecFields, axis_map: AxisMap | None, component: Component, dim: int
+) -> str:
     group = spec.groups[component.group]
     units = (
         f"{group.instances}×{group.size} units inside {group.parent.id!r}"
@@ -153,17 +164,23 @@ def _movement(spec: SpecFields, axis_map: AxisMap | None, component: Component, 
 
 
 def _summary(spec: SpecFields) -> str:
-    moving = len(spec.maps) + sum(target in spec.maps for target in spec.aliases.values())
+    moving = len(spec.maps) + sum(
+        target in spec.maps for target in spec.aliases.values()
+    )
     return f"{_count(len(spec.groups), 'group', 'groups')}; {moving} of {len(spec.tensors)} tensors move"
 
 
 def _suggestion(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     near += [
-        candidate for candidate in names if name and name in candidate and candidate not in near
+        candidate
+        for candidate in names
+        if name and name in candidate and candidate not in near
     ][: 3 - len(near)]
     return (
-        f"; did you mean {', '.join(map(repr, near))}?" if near else f"; it has {len(names)} others"
+        f"; did you mean {', '.join(map(repr, near))}?"
+        if near
+        else f"; it has {len(names)} others"
     )
 
 

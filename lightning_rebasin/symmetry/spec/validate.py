@@ -73,7 +73,9 @@ def _check_component(spec: SpecFields, axis_map: AxisMap, c: Component) -> None:
         or c.sites != tuple(sorted(set(c.sites)))
         or not set(c.sites) <= set(range(len(axis_map.site_shape)))
     ):
-        raise SpecError(f"tensor {name!r}: sites {c.sites} are not ascending site numbers")
+        raise SpecError(
+            f"tensor {name!r}: sites {c.sites} are not ascending site numbers"
+        )
     if c.index.ndim != 2 or c.index.shape[0] != spec.groups[c.group].members:
         raise SpecError(
             f"tensor {name!r}: index of group {c.group!r} has shape {tuple(c.index.shape)}, "
@@ -88,7 +90,9 @@ def _check_disjoint(axis_map: AxisMap) -> None:
     for sites, indices in taken.items():
         positions = torch.cat(indices)
         total = math.prod(axis_map.site_shape[site] for site in sites)
-        if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= total):
+        if len(positions) and (
+            int(positions.min()) < 0 or int(positions.max()) >= total
+        ):
             raise SpecError(
                 f"tensor {axis_map.tensor!r}: positions over sites {sites} exceed {total}"
             )

@@ -142,7 +142,10 @@ class AxisMap:
         for sites, components in self.clusters:
             size = self.site_shape[sites[0]]
             index = components[0].index
-            single = len(sites) == len(components) == 1 and tuple(index.shape) == (size, 1)
+            single = len(sites) == len(components) == 1 and tuple(index.shape) == (
+                size,
+                1,
+            )
             if not (single and torch.equal(index[:, 0], torch.arange(size))):
                 return None
             found.append((sites[0], components[0].group))
@@ -329,7 +332,9 @@ class SpecArguments(TypedDict, total=False):
 def tensors_of(spec: SpecFields, group: str) -> tuple[str, ...]:
     """Names of the tensors on which ``group`` itself acts (not its children), aliases left out."""
     return tuple(
-        name for name, m in spec.maps.items() if any(c.group == group for c in m.components)
+        name
+        for name, m in spec.maps.items()
+        if any(c.group == group for c in m.components)
     )
 
 

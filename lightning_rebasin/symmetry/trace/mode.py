@@ -29,7 +29,14 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_rebasin.symmetry.trace.contractions import CONTRACTIONS
-from lightning_rebasin.symmetry.trace.tape import Node, Origin, Ref, Tape, Value, references
+from lightning_rebasin.symmetry.trace.tape import (
+    Node,
+    Origin,
+    Ref,
+    Tape,
+    Value,
+    references,
+)
 
 #: Largest integer constant whose numbers are kept (indices of shuffles and windows).
 _LARGEST_INDEX = 1 << 20
@@ -118,7 +125,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._states[tensor] = state
         return state
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Run one operation and write it down."""
         kwargs = dict(kwargs or {})
         if func._can_decompose():
@@ -133,7 +142,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._guard([given[name] for name in writes])
         result = func(*args, **kwargs)
         node = self._new_node(func, bound, in_place=bool(writes))
-        self._record(_Call(func, node, given, writes, self._is_constant(func, bound)), result)
+        self._record(
+            _Call(func, node, given, writes, self._is_constant(func, bound)), result
+        )
         return result
 
     def _refer(self, argument: Any, literal: bool) -> Any:
@@ -157,7 +168,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # add_ is recorded as add, but __and__ is a name of its own
         if in_place and name.endswith("_") and not name.endswith("__"):
             name = name[:-1]
-        node = Node(name, bound, [], self._where(name), torch.Tag.pointwise in func.tags)
+        node = Node(
+            name, bound, [], self._where(name), torch.Tag.pointwise in func.tags
+        )
         if name in CONTRACTIONS:
             node.contraction = self._runs[name]
             self._runs[name] += 1
@@ -188,12 +201,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif tensor is not owner:
                 state = self._states[owner]
                 steps = (*state.steps, _Step(call.node, source, i))
-                self._states[tensor] = _State(state.root, steps, value, state.root.version)
+                self._states[tensor] = _State(
+                    state.root, steps, value, state.root.version
+                )
         self._record_hidden_writes(call, unreturned)
 
     def _record_hidden_writes(self, call: _Call, unreturned: set[str]) -> None:
         """Fused operations write without returning: what they wrote is a result of its own."""
-        for tensor in tree_flatten([call.given[name] for name in sorted(unreturned)])[0]:
+        for tensor in tree_flatten([call.given[name] for name in sorted(unreturned)])[
+            0
+        ]:
             if isinstance(tensor, Tensor):
                 value = self._output_value(tensor, call.constant)
                 call.node.outputs.append(value)
@@ -207,7 +224,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether the result depends on no input, parameter or random number."""
         if torch.Tag.nondeterministic_seeded in func.tags:
             return False
-        return all(self.tape.values[ref.value].origin == "constant" for ref in references(bound))
+        return all(
+            self.tape.values[ref.value].origin == "constant"
+            for ref in references(bound)
+        )
 
     def _where(self, name: str) -> str:
         inside = self.module_path[-1] if self.module_path else ""
@@ -226,7 +246,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _enter_unknown(self, tensor: Tensor, literal: bool) -> _State:
         """A tensor that no operation made: an alias of known memory, a literal, or something from outside."""
         owner = self._guarded.get(_storage(tensor)) if tensor.numel() else None
-        if owner is not None and owner.shape == tensor.shape and owner.stride() == tensor.stride():
+        if (
+            owner is not None
+            and owner.shape == tensor.shape
+            and owner.stride() == tensor.stride()
+        ):
             state: _State = self._states[owner]
             self._states[tensor] = state
             return state
@@ -242,10 +266,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             old = [self.tape.values[number] for number in step.node.outputs]
             # A view of a constant that was not written into is still that constant.
             origins = {value.origin for value in (self.tape.values[base], *old)}
-            again = old if origins == {"constant"} else [_computed_like(value) for value in old]
+            again = (
+                old
+                if origins == {"constant"}
+                else [_computed_like(value) for value in old]
+            )
             outputs = [self.tape.new_value(value) for value in again]
             arguments = {**step.node.arguments, step.base: Ref(base)}
-            self.tape.nodes.append(Node(step.node.op, arguments, outputs, step.node.where))
+            self.tape.nodes.append(
+                Node(step.node.op, arguments, outputs, step.node.where)
+            )
             values.append(outputs[step.output])
         return values
 
@@ -264,7 +294,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _write_back(self, step: _Step, base: int, piece: int) -> int:
         """The value of what a view looks at, after the view was written."""
         written = self.tape.new_value(_computed_like(self.tape.values[base]))
-        others = {name: a for name, a in step.node.arguments.items() if name != step.base}
+        others = {
+            name: a for name, a in step.node.arguments.items() if name != step.base
+        }
         arguments = {
             "view": step.node.op,
             "view_arguments": others,
@@ -272,7 +304,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             "base": Ref(base),
             "piece": Ref(piece),
         }
-        self.tape.nodes.append(Node("tape.write_back", arguments, [written], step.node.where))
+        self.tape.nodes.append(
+            Node("tape.write_back", arguments, [written], step.node.where)
+        )
         return written
 
 
@@ -343,6 +377,9 @@ def _aliased(func: Any, info: Any) -> str:
     if info is None:
         return ""
     for argument in func._schema.arguments:
-        if argument.alias_info is not None and argument.alias_info.before_set & info.before_set:
+        if (
+            argument.alias_info is not None
+            and argument.alias_info.before_set & info.before_set
+        ):
             return str(argument.name)
     return ""

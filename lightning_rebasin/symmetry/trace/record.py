@@ -45,7 +45,9 @@ def record(module: nn.Module, example: Example) -> Tape:
     inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     # ``example_input_array`` is an attribute of the module too, but here it is an input.
     constants = [
-        tensor for tensor in _model_constants(module) if all(tensor is not leaf for leaf in inputs)
+        tensor
+        for tensor in _model_constants(module)
+        if all(tensor is not leaf for leaf in inputs)
     ]
     recorder = Recorder(known_tensors(module), constants)
     for leaf in inputs:
@@ -100,7 +102,11 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
     """Run in eval mode without gradients; put training flags and random state back."""
     modes = [(sub, sub.training) for sub in module.modules()]
     devices = sorted(
-        {t.device.index or 0 for t in module.state_dict().values() if t.device.type == "cuda"}
+        {
+            t.device.index or 0
+            for t in module.state_dict().values()
+            if t.device.type == "cuda"
+        }
     )
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
@@ -150,7 +156,9 @@ def _module_paths(module: nn.Module, path: list[str]) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             # a compiled submodule warns that global hooks fire twice, which is harmless here
-            warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
+            warnings.filterwarnings(
+                "ignore", message=".*when there are global hooks on modules"
+            )
             yield
     finally:
         before.remove()

@@ -82,7 +82,9 @@ class Tape:
         needed[self.results] = True
         live = []
         for node in reversed(self.nodes):
-            used = any(needed[v] and self.values[v].origin == "operation" for v in node.outputs)
+            used = any(
+                needed[v] and self.values[v].origin == "operation" for v in node.outputs
+            )
             if not used and node.op not in READS:
                 continue
             live.append(node)
@@ -93,16 +95,22 @@ class Tape:
     def touched(self) -> set[str]:
         """Names of the parameters and buffers that live operations or results use."""
         used = {
-            ref.value for node in self.live_nodes()[0] for ref in references(node.arguments)
+            ref.value
+            for node in self.live_nodes()[0]
+            for ref in references(node.arguments)
         } | set(self.results)
         return {self.values[v].name for v in used if self.values[v].origin == "state"}
 
     def from_data(self) -> NDArray[np.bool_]:
         """Which values depend on an input."""
-        result = np.array([value.origin == "input" for value in self.values], dtype=bool)
+        result = np.array(
+            [value.origin == "input" for value in self.values], dtype=bool
+        )
         for node in self.nodes:
             if any(result[ref.value] for ref in references(node.arguments)):
-                result[[v for v in node.outputs if self.values[v].origin == "operation"]] = True
+                result[
+                    [v for v in node.outputs if self.values[v].origin == "operation"]
+                ] = True
         return result
 
 

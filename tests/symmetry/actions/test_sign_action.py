@@ -10,7 +10,12 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from lightning_rebasin import Permutation, PermutationSpec, check_equivalence, match_weights
+from lightning_rebasin import (
+    Permutation,
+    PermutationSpec,
+    check_equivalence,
+    match_weights,
+)
 from lightning_rebasin.errors import (
     ConfigurationError,
     EquivalenceError,
@@ -20,7 +25,11 @@ from lightning_rebasin.errors import (
 )
 from lightning_rebasin.matching.steps.step import Step, register_step, registered_step
 from lightning_rebasin.symmetry import Component, Group, Transform
-from lightning_rebasin.symmetry.actions.action import Action, register_action, registered_action
+from lightning_rebasin.symmetry.actions.action import (
+    Action,
+    register_action,
+    registered_action,
+)
 
 
 class SignAction(Action):
@@ -39,7 +48,9 @@ class SignAction(Action):
 
     def check(self, group, element):
         if element.shape != group.shape or not bool((element.abs() == 1).all()):
-            raise TransformError(f"group {group.id!r}: signs must be ±1 in the shape {group.shape}")
+            raise TransformError(
+                f"group {group.id!r}: signs must be ±1 in the shape {group.shape}"
+            )
         return element.detach().cpu().float()
 
     def compose(self, group, after, before):
@@ -73,7 +84,11 @@ def signs():
 def tanh_network(seed=0, width=6):
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Linear(4, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 3)
+        nn.Linear(4, width),
+        nn.Tanh(),
+        nn.Linear(width, width),
+        nn.Tanh(),
+        nn.Linear(width, 3),
     )
 
 
@@ -92,7 +107,9 @@ def tanh_spec(net, *, nested, last="4.weight"):
         groups[f"{name}/sign"] = Group(f"{name}/sign", 1, plain.groups[name], "sign")
     maps = {}
     for name, axis_map in plain.maps.items():
-        signed = [Component(f"{c.group}/sign", c.sites, c.index) for c in axis_map.components]
+        signed = [
+            Component(f"{c.group}/sign", c.sites, c.index) for c in axis_map.components
+        ]
         maps[name] = replace(axis_map, components=tuple(signed))
     return replace(plain, groups=groups, maps=maps)
 
@@ -101,7 +118,10 @@ X = torch.randn(20, 4, generator=torch.Generator().manual_seed(7))
 
 
 def test_the_action_and_its_step_are_at_most_sixty_lines():
-    assert sum(len(inspect.getsource(cls).splitlines()) for cls in (SignAction, SignStep)) <= 60
+    assert (
+        sum(len(inspect.getsource(cls).splitlines()) for cls in (SignAction, SignStep))
+        <= 60
+    )
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -119,7 +139,9 @@ def test_the_gate_refuses_signs_of_relu_units_and_names_the_group():
     net[1] = nn.ReLU()
     spec = tanh_spec(net, nested=False)
     with pytest.raises(EquivalenceError, match="group 'a'"):
-        check_equivalence(net, Transform.random(spec, torch.Generator().manual_seed(1)), X)
+        check_equivalence(
+            net, Transform.random(spec, torch.Generator().manual_seed(1)), X
+        )
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -128,7 +150,9 @@ def test_the_gate_refuses_signs_of_relu_units_and_names_the_group():
 def test_transforms_form_a_group_that_acts(nested, seeds):
     net = tanh_network()
     spec = tanh_spec(net, nested=nested)
-    p, q, r = (Transform.random(spec, torch.Generator().manual_seed(seed)) for seed in seeds)
+    p, q, r = (
+        Transform.random(spec, torch.Generator().manual_seed(seed)) for seed in seeds
+    )
     state = net.state_dict()
     assert p.compose(q).compose(r) == p.compose(q.compose(r))
     assert p.compose(p.inverse()).is_identity
@@ -158,7 +182,9 @@ def test_planted_elements_are_recovered_by_coordinate_descent(nested, seed):
     net = tanh_network(seed)
     spec = tanh_spec(net, nested=nested)
     planted = Transform.random(spec, torch.Generator().manual_seed(seed))
-    found = match_weights(spec, net.state_dict(), planted.apply(net.state_dict()), restarts=8)
+    found = match_weights(
+        spec, net.state_dict(), planted.apply(net.state_dict()), restarts=8
+    )
     assert found.transform == planted.inverse()
     assert found.objective == pytest.approx(found.norms[0] ** 2)
     with pytest.raises(PermutationError, match=r"match\.transform"):
@@ -183,8 +209,12 @@ def test_misuse_is_a_typed_error():
     with pytest.raises(ConfigurationError, match="'sign' has a matching step already"):
         register_step(SignStep())
     unknown = replace(spec, groups={**spec.groups, "a": Group("a", 6, kind="rotation")})
-    with pytest.raises(TransformError, match="kind 'rotation', for which no action is registered"):
+    with pytest.raises(
+        TransformError, match="kind 'rotation', for which no action is registered"
+    ):
         Transform.identity(unknown)
     inside = Group("in", 1, spec.groups["a"], "sign")
-    with pytest.raises(TransformError, match="lies inside 'a', which is not a permutation"):
+    with pytest.raises(
+        TransformError, match="lies inside 'a', which is not a permutation"
+    ):
         Transform.identity(replace(spec, groups={**spec.groups, "in": inside}))

@@ -11,4 +11,13 @@ from lightning_rebasin.symmetry.permutations.rules import (
 )
 from lightning_rebasin.symmetry.permutations.rules.base import RULES
 
-__all__ = ["RULES", "composite", "indexing", "joining", "linear", "pointwise", "reduction", "shape"]
+__all__ = [
+    "RULES",
+    "composite",
+    "indexing",
+    "joining",
+    "linear",
+    "pointwise",
+    "reduction",
+    "shape",
+]

@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 from lightning_rebasin.errors import InternalError
 from lightning_rebasin.symmetry.permutations import labels
 from lightning_rebasin.symmetry.permutations.elements import Constraints, Elements
-from lightning_rebasin.symmetry.permutations.join import Letter, Wishes, join, reduce_sites
+from lightning_rebasin.symmetry.permutations.join import (
+    Letter,
+    Wishes,
+    join,
+    reduce_sites,
+)
 from lightning_rebasin.symmetry.permutations.labels import Label, Part
 from lightning_rebasin.symmetry.trace.tape import Node, Ref, Tape, references
 
@@ -66,10 +71,14 @@ class Context:
     example: int = 0
     known: dict[int, Label | Callable[[], Label]] = field(default_factory=dict)
     needed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
-    from_data: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    from_data: NDArray[np.bool_] = field(
+        default_factory=lambda: np.zeros(0, dtype=bool)
+    )
     contractions: list[Contraction] = field(default_factory=list)
     #: Concatenations: dimension and ``(start, stop, piece)``.
-    pieces: dict[int, tuple[int, list[tuple[int, int, Ref]]]] = field(default_factory=dict)
+    pieces: dict[int, tuple[int, list[tuple[int, int, Ref]]]] = field(
+        default_factory=dict
+    )
     #: Operations without a rule and where they ran.
     unknown: dict[str, str] = field(default_factory=dict)
 
@@ -95,14 +104,20 @@ class Context:
 
     def piece_of(self, ref: Ref, dim: int, index: NDArray[np.int64]) -> Label | None:
         """The piece of a concatenation that ``index`` cuts out of it, or ``None``."""
-        if ref.value not in self.pieces or self.pieces[ref.value][0] != dim or not len(index):
+        if (
+            ref.value not in self.pieces
+            or self.pieces[ref.value][0] != dim
+            or not len(index)
+        ):
             return None
         if bool((np.diff(index) != 1).any()):
             return None
         for start, stop, piece in self.pieces[ref.value][1]:
             if start <= index[0] and index[-1] < stop:
                 inner = self.piece_of(piece, dim, index - start)
-                return inner or labels.take(self.label(piece), dim, index - start, self.store)
+                return inner or labels.take(
+                    self.label(piece), dim, index - start, self.store
+                )
         return None
 
     def shape(self, ref: Ref) -> tuple[int, ...]:
@@ -159,7 +174,12 @@ class Context:
         return Part(sites, self.store.fresh(tuple(sizes[s] for s in sites)))
 
     def observe(
-        self, node: Node, argument: int, ref: Ref, label: Label, contracted: Sequence[int]
+        self,
+        node: Node,
+        argument: int,
+        ref: Ref,
+        label: Label,
+        contracted: Sequence[int],
     ) -> None:
         """Remember an operand that is contracted over some of its dimensions, if it depends on the input."""
         if node.contraction < 0 or not self.from_data[ref.value]:

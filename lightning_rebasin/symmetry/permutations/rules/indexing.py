@@ -9,7 +9,12 @@ from numpy.typing import NDArray
 
 from lightning_rebasin.symmetry.permutations import labels
 from lightning_rebasin.symmetry.permutations.labels import Label
-from lightning_rebasin.symmetry.permutations.rules.base import Context, dims_of, rule, unknown
+from lightning_rebasin.symmetry.permutations.rules.base import (
+    Context,
+    dims_of,
+    rule,
+    unknown,
+)
 from lightning_rebasin.symmetry.permutations.rules.pointwise import broadcast
 from lightning_rebasin.symmetry.trace.tape import Node, Ref, references
 
@@ -19,7 +24,9 @@ _LOOKED_UP = "it is looked up by index"
 @rule("embedding")
 def embedding(ctx: Context, node: Node) -> list[Label]:
     """Rows of a table."""
-    return [_lookup(ctx, ctx.label(node.arguments["weight"]), 0, node.arguments["indices"])]
+    return [
+        _lookup(ctx, ctx.label(node.arguments["weight"]), 0, node.arguments["indices"])
+    ]
 
 
 @rule("index_select")
@@ -42,7 +49,9 @@ def _lookup(ctx: Context, label: Label, dim: int, index: Ref) -> Label:
     places = ctx.label(index)
     letters: list[Any] = [("i", k) for k in range(len(places.dims))]
     rest: list[Any] = list(range(len(label.dims)))
-    return ctx.join([(label, rest), (places, letters)], [*rest[:dim], *letters, *rest[dim:]])
+    return ctx.join(
+        [(label, rest), (places, letters)], [*rest[:dim], *letters, *rest[dim:]]
+    )
 
 
 def _known_rows(ctx: Context, index: Ref, size: int) -> NDArray[np.int64] | None:
@@ -106,7 +115,11 @@ def _masked(ctx: Context, node: Node, label: Label, indices: list[Any]) -> list[
     consumed = list(range(first, first + count))
     label = ctx.reduce(ctx.pin(label, consumed, "a mask selects positions"), consumed)
     shape = ctx.out_shape(node)
-    return [labels.fixed(shape) if 0 in shape else labels.insert_pinned(label, first, shape[first])]
+    return [
+        labels.fixed(shape)
+        if 0 in shape
+        else labels.insert_pinned(label, first, shape[first])
+    ]
 
 
 @rule("gather take_along_dim")
@@ -114,15 +127,25 @@ def gather(ctx: Context, node: Node) -> list[Label]:
     """Positions of one dimension, chosen anew at every other position."""
     given = node.arguments
     shape = ctx.out_shape(node)
-    return [_pointwise_at(ctx, given["dim"], given["self"], [given["index"]], shape, keep=False)]
+    return [
+        _pointwise_at(
+            ctx, given["dim"], given["self"], [given["index"]], shape, keep=False
+        )
+    ]
 
 
 @rule("scatter scatter_add scatter_reduce")
 def scatter(ctx: Context, node: Node) -> list[Label]:
     """Writes at chosen positions of one dimension."""
     given = node.arguments
-    refs = [given[name] for name in ("index", "src") if isinstance(given.get(name), Ref)]
-    return [_pointwise_at(ctx, given["dim"], given["self"], refs, ctx.out_shape(node), keep=True)]
+    refs = [
+        given[name] for name in ("index", "src") if isinstance(given.get(name), Ref)
+    ]
+    return [
+        _pointwise_at(
+            ctx, given["dim"], given["self"], refs, ctx.out_shape(node), keep=True
+        )
+    ]
 
 
 @rule("index_add index_copy index_fill index_reduce")
@@ -132,11 +155,21 @@ def index_add(ctx: Context, node: Node) -> list[Label]:
     ctx.pin_all([given["index"]], "it is an index")
     source = given.get("source")
     refs = [source] if isinstance(source, Ref) else []
-    return [_pointwise_at(ctx, given["dim"], given["self"], refs, ctx.out_shape(node), keep=True)]
+    return [
+        _pointwise_at(
+            ctx, given["dim"], given["self"], refs, ctx.out_shape(node), keep=True
+        )
+    ]
 
 
 def _pointwise_at(
-    ctx: Context, dim: int, base: Ref, others: list[Ref], shape: tuple[int, ...], *, keep: bool
+    ctx: Context,
+    dim: int,
+    base: Ref,
+    others: list[Ref],
+    shape: tuple[int, ...],
+    *,
+    keep: bool,
 ) -> Label:
     """Join ``base`` and ``others`` along every dimension but ``dim``, which is pinned.
 
@@ -178,7 +211,12 @@ def index_put(ctx: Context, node: Node) -> list[Label]:
     indexed = [d for d, i in enumerate(indices) if isinstance(i, Ref)]
     refs = [indices[d] for d in indexed]
     masks = [ref for ref in refs if _is_mask(ctx, ref)]
-    if masks and len(refs) == 1 and ctx.shape(refs[0]) == label.shape and not any(values.dims):
+    if (
+        masks
+        and len(refs) == 1
+        and ctx.shape(refs[0]) == label.shape
+        and not any(values.dims)
+    ):
         # x[x < 0] = 0 is a pointwise operation
         return [broadcast(ctx, [given["self"], refs[0], given["values"]], label.shape)]
     ctx.pin_all(refs, "it is an index")
@@ -197,7 +235,9 @@ def index_put(ctx: Context, node: Node) -> list[Label]:
     return [ctx.join([(label, everything), (values, used)], everything)]
 
 
-def _put_letters(ctx: Context, ndim: int, consumed: list[int], refs: list[Ref]) -> list[Any]:
+def _put_letters(
+    ctx: Context, ndim: int, consumed: list[int], refs: list[Ref]
+) -> list[Any]:
     """Letters of the values of ``x[indices] = values``: ``("i", k)`` where they run along the indices."""
     places = max((len(ctx.shape(ref)) for ref in refs), default=0)
     if any(_is_mask(ctx, ref) for ref in refs):
@@ -214,13 +254,17 @@ def _consumes(ctx: Context, ref: Ref) -> int:
     return len(ctx.shape(ref)) if _is_mask(ctx, ref) else 1
 
 
-@rule("tril triu diagonal diag_embed diag _linalg_svd linalg_inv_ex cholesky linalg_cholesky_ex")
+@rule(
+    "tril triu diagonal diag_embed diag _linalg_svd linalg_inv_ex cholesky linalg_cholesky_ex"
+)
 def square(ctx: Context, node: Node) -> list[Label]:
     """Both of the last two dimensions are positions."""
     given = node.arguments
     label = ctx.label(given["self"] if "self" in given else given["A"])
     dims = [given["dim1"], given["dim2"]] if "dim1" in given else [-2, -1]
-    label = ctx.pin(label, dims_of(dims, len(label.dims)), f"{node.op} depends on positions")
+    label = ctx.pin(
+        label, dims_of(dims, len(label.dims)), f"{node.op} depends on positions"
+    )
     if node.op in ("aten.tril", "aten.triu"):
         return [label]
     return unknown(ctx, node)
@@ -246,7 +290,9 @@ def col2im(ctx: Context, node: Node) -> list[Label]:
     label, shape = ctx.label(node.arguments["self"]), ctx.out_shape(node)
     lead, channels = shape[:-3], shape[-3]
     old = label.shape
-    label = labels.view(label, (*lead, channels, old[-2] // channels, old[-1]), ctx.store)
+    label = labels.view(
+        label, (*lead, channels, old[-2] // channels, old[-1]), ctx.store
+    )
     last = [len(lead) + 1, len(lead) + 2]
     label = ctx.reduce(ctx.pin(label, last, "position in the image"), last)
     label = labels.insert_pinned(label, len(lead) + 1, shape[-2])

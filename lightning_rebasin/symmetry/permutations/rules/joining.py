@@ -24,7 +24,10 @@ def concatenate(ctx: Context, pieces: Sequence[Label], dim: int) -> Label:
     columns, have six new elements ``[8 … 13]``: 8 is a copy of 2, 11 a copy of 5.  Slicing columns 3 … 5 gives back
     ``[5, 6, 7]``.
     """
-    pieces = [labels.single_site(labels.canonical(p, ctx.store), dim, ctx.store) for p in pieces]
+    pieces = [
+        labels.single_site(labels.canonical(p, ctx.store), dim, ctx.store)
+        for p in pieces
+    ]
     length = sum(piece.shape[dim] for piece in pieces)
     others = [d for d in range(len(pieces[0].dims)) if d != dim]
     joined = ctx.join([(_without(piece, dim), others) for piece in pieces], others)
@@ -64,7 +67,9 @@ def _without(label: Label, dim: int) -> Label:
     order = [sites for d, sites in enumerate(label.dims) if d != dim]
     last = labels.arrange(replace(label, parts=parts), [*order, (site,)])
     gone = len(last.sizes) - 1
-    return Label(last.dims[:-1], last.sizes[:-1], last.parts, last.pinned - {gone}, last.pending)
+    return Label(
+        last.dims[:-1], last.sizes[:-1], last.parts, last.pinned - {gone}, last.pending
+    )
 
 
 @dataclass(frozen=True)
@@ -99,10 +104,14 @@ def _derived(ctx: Context, given: Sequence[Label], joined: Label, dim: int) -> L
     for part in joined.parts:
         if set(part.sites) <= set(span):
             # What the pieces share beside ``dim`` lies above the new elements.
-            ctx.store.relation(new, part.elements, tuple(map(span.index, part.sites)), defines=True)
+            ctx.store.relation(
+                new, part.elements, tuple(map(span.index, part.sites)), defines=True
+            )
         else:
             parts.append(part)
-    return replace(joined, parts=(*parts, Part(tuple(span), new)), pinned=joined.pinned - {site})
+    return replace(
+        joined, parts=(*parts, Part(tuple(span), new)), pinned=joined.pinned - {site}
+    )
 
 
 def _copy_of(ctx: Context, run: _Run, part: Part, axes: list[int]) -> None:
@@ -156,7 +165,9 @@ def cat(ctx: Context, node: Node) -> list[Label]:
         pieces.append((start, stop, ref))
         start = stop
     ctx.pieces[node.outputs[0]] = (dim, pieces)
-    ctx.known[node.outputs[0]] = lambda: concatenate(ctx, [ctx.label(ref) for ref in refs], dim)
+    ctx.known[node.outputs[0]] = lambda: concatenate(
+        ctx, [ctx.label(ref) for ref in refs], dim
+    )
     return []
 
 
@@ -178,7 +189,9 @@ def stack_labels(ctx: Context, pieces: list[Label], dim: int) -> Label:
     """
     part_sites = {part.sites for piece in pieces for part in piece.parts}
     if not _stackable(pieces, part_sites):
-        return concatenate(ctx, [labels.insert_dim(piece, dim) for piece in pieces], dim)
+        return concatenate(
+            ctx, [labels.insert_dim(piece, dim) for piece in pieces], dim
+        )
     for piece in pieces:
         ctx.use(piece)
     first, number = pieces[0], len(pieces[0].sizes)
@@ -193,7 +206,9 @@ def stack_labels(ctx: Context, pieces: list[Label], dim: int) -> Label:
             parts.append(_stacked_part(ctx, sites, own, first, pinned))
     dims = [*first.dims[:dim], (number,), *first.dims[dim:]]
     sizes = (*first.sizes, len(pieces))
-    return labels.arrange(Label(tuple(dims), sizes, tuple(parts), pinned | {number}), dims)
+    return labels.arrange(
+        Label(tuple(dims), sizes, tuple(parts), pinned | {number}), dims
+    )
 
 
 def _stackable(pieces: list[Label], part_sites: set[tuple[int, ...]]) -> bool:
@@ -233,7 +248,9 @@ def _stacked_part(
             ctx.store.relation(run, elements, tuple(range(len(sites))), defines=True)
     for site in sites:
         if site in pinned:
-            ctx.store.position(new, sites.index(site), "its position matters", defines=True)
+            ctx.store.position(
+                new, sites.index(site), "its position matters", defines=True
+            )
     ctx.store.position(new, len(sites), "its place in a stack", defines=True)
     return Part((*sites, len(first.sizes)), new)
 
@@ -267,7 +284,15 @@ def _padded(ctx: Context, label: Label, dim: int, low: int, high: int) -> Label:
 
 
 #: Views that only look at the same positions in another shape.
-_RESHAPING = ("view", "alias", "detach", "unsqueeze", "squeeze", "_reshape_alias", "reshape")
+_RESHAPING = (
+    "view",
+    "alias",
+    "detach",
+    "unsqueeze",
+    "squeeze",
+    "_reshape_alias",
+    "reshape",
+)
 
 
 @dataclass(frozen=True)
@@ -283,7 +308,9 @@ class _View:
 def scatter_into(ctx: Context, node: Node) -> list[Label]:
     """A copy of ``self`` with a slice replaced."""
     view = _View("slice" if "slice" in node.op else "select", node.arguments)
-    written = _write(ctx, view, ctx.label(node.arguments["self"]), ctx.label(node.arguments["src"]))
+    written = _write(
+        ctx, view, ctx.label(node.arguments["self"]), ctx.label(node.arguments["src"])
+    )
     return unknown(ctx, node) if written is None else [written]
 
 
@@ -291,7 +318,9 @@ def scatter_into(ctx: Context, node: Node) -> list[Label]:
 def write_back(ctx: Context, node: Node) -> list[Label]:
     """What lies behind a view after a write into the view."""
     given = node.arguments
-    view = _View(given["view"].removeprefix("aten."), given["view_arguments"], given["output"])
+    view = _View(
+        given["view"].removeprefix("aten."), given["view_arguments"], given["output"]
+    )
     written = _write(ctx, view, ctx.label(given["base"]), ctx.label(given["piece"]))
     return unknown(ctx, node) if written is None else [written]
 

@@ -32,7 +32,9 @@ def product(ctx: Context, node: Node) -> list[Label]:
     """Matrix products, with an addend that broadcasts to the result."""
     (left, left_letters), (right, right_letters), out = _PRODUCTS[node.op]
     operands: list[tuple[Label, Sequence[Letter]]] = []
-    for number, (name, letters) in enumerate(((left, left_letters), (right, right_letters))):
+    for number, (name, letters) in enumerate(
+        ((left, left_letters), (right, right_letters))
+    ):
         ref = node.arguments[name]
         label = ctx.label(ref)
         contracted = [d for d, x in enumerate(letters) if x not in out]
@@ -51,7 +53,9 @@ def distances(ctx: Context, node: Node) -> list[Label]:
     lead = [("lead", k) for k in range(len(first.dims) - 2)]
     return [
         ctx.join(
-            [(first, [*lead, "p", "m"]), (second, [*lead, "r", "m"])], [*lead, "p", "r"], batch=lead
+            [(first, [*lead, "p", "m"]), (second, [*lead, "r", "m"])],
+            [*lead, "p", "r"],
+            batch=lead,
         )
     ]
 
@@ -66,7 +70,8 @@ def attention(ctx: Context, node: Node) -> list[Label]:
     query, key, value = (ctx.label(given[name]) for name in ("query", "key", "value"))
     if given.get("is_causal"):
         query, key, value = (
-            ctx.pin(x, [len(x.dims) - 2], "causal attention") for x in (query, key, value)
+            ctx.pin(x, [len(x.dims) - 2], "causal attention")
+            for x in (query, key, value)
         )
     for number, (name, label) in enumerate((("query", query), ("key", key))):
         ctx.observe(node, number, given[name], label, [len(label.dims) - 1])
@@ -87,10 +92,13 @@ def attention(ctx: Context, node: Node) -> list[Label]:
         if group and len(label.dims) >= 3:
             size = label.shape[-3]
             split = (kv_heads, heads // kv_heads) if size > 1 else (1, 1)
-            label = labels.view(label, (*label.shape[:-3], *split, *label.shape[-2:]), ctx.store)
+            label = labels.view(
+                label, (*label.shape[:-3], *split, *label.shape[-2:]), ctx.store
+            )
         letters = [*batch, "t", "s"]
         scores = ctx.join(
-            [(scores, letters), (label, letters[len(letters) - len(label.dims) :])], letters
+            [(scores, letters), (label, letters[len(letters) - len(label.dims) :])],
+            letters,
         )
     scores = ctx.normalise(scores, [len(scores.dims) - 1])
     result = ctx.join(

@@ -40,7 +40,10 @@ def pointwise(ctx: Context, node: Node) -> list[Label]:
     """All tensor arguments meet position by position."""
     refs = list(references(node.arguments))
     shapes = [ctx.out_shape(node, i) for i in range(len(node.outputs))]
-    return [labels.fixed(shape) if 0 in shape else broadcast(ctx, refs, shape) for shape in shapes]
+    return [
+        labels.fixed(shape) if 0 in shape else broadcast(ctx, refs, shape)
+        for shape in shapes
+    ]
 
 
 @rule("copy")

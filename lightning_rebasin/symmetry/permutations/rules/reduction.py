@@ -30,7 +30,9 @@ def reduction(ctx: Context, node: Node) -> list[Label]:
         return list(pointwise(ctx, node))
     label = ctx.label(given["self"])
     dims = dims_of(given.get("dim"), len(label.dims))
-    if node.op == "aten.trace" or any(ctx.needed[output] for output in _positions_out(node)):
+    if node.op == "aten.trace" or any(
+        ctx.needed[output] for output in _positions_out(node)
+    ):
         label = ctx.pin(label, dims, f"{node.op} gives positions")
     result = reduced_shape(ctx.reduce(label, dims), dims, keepdim=given.get("keepdim"))
     return [result for _ in node.outputs]
@@ -63,7 +65,9 @@ def layer_norm(ctx: Context, node: Node) -> list[Label]:
     letters = list(range(len(label.dims)))
     operands: list[Any] = [(label, letters)]
     operands += [
-        (ctx.label(given[n]), last) for n in ("weight", "bias") if isinstance(given.get(n), Ref)
+        (ctx.label(given[n]), last)
+        for n in ("weight", "bias")
+        if isinstance(given.get(n), Ref)
     ]
     result = ctx.join(operands, letters)
     statistics = reduced_shape(ctx.reduce(label, last), last)
@@ -76,13 +80,17 @@ def group_norm(ctx: Context, node: Node) -> list[Label]:
     given = node.arguments
     label = ctx.label(given["input"])
     shape, groups = label.shape, int(given["group"])
-    split = labels.view(label, (shape[0], groups, shape[1] // groups, *shape[2:]), ctx.store)
+    split = labels.view(
+        label, (shape[0], groups, shape[1] // groups, *shape[2:]), ctx.store
+    )
     split = ctx.normalise(split, range(2, len(split.dims)))
     label = labels.view(split, shape, ctx.store)
     letters = list(range(len(shape)))
     operands: list[Any] = [(label, letters)]
     operands += [
-        (ctx.label(given[n]), [1]) for n in ("weight", "bias") if isinstance(given.get(n), Ref)
+        (ctx.label(given[n]), [1])
+        for n in ("weight", "bias")
+        if isinstance(given.get(n), Ref)
     ]
     result = ctx.join(operands, letters)
     statistics = ctx.reduce(split, range(2, len(split.dims)))
@@ -121,7 +129,10 @@ def ordered(ctx: Context, node: Node) -> list[Label]:
     name = next((n for n in ("dim", "dimension") if given.get(n) is not None), None)
     dims = dims_of(given[name] if name else -1, ndim)
     label = ctx.pin(label, dims, f"{node.op} depends on the order")
-    return [_renew(ctx, label, dims, ctx.out_shape(node, i)) for i in range(len(node.outputs))]
+    return [
+        _renew(ctx, label, dims, ctx.out_shape(node, i))
+        for i in range(len(node.outputs))
+    ]
 
 
 @rule(
@@ -144,10 +155,15 @@ def spatial(ctx: Context, node: Node) -> list[Label]:
     space = int(found.group(1)) if found else 2
     dims = list(range(len(label.dims) - space, len(label.dims)))
     label = ctx.pin(label, dims, "position in the image")
-    return [_renew(ctx, label, dims, ctx.out_shape(node, i)) for i in range(len(node.outputs))]
+    return [
+        _renew(ctx, label, dims, ctx.out_shape(node, i))
+        for i in range(len(node.outputs))
+    ]
 
 
-def _renew(ctx: Context, label: Label, dims: list[int], shape: tuple[int, ...]) -> Label:
+def _renew(
+    ctx: Context, label: Label, dims: list[int], shape: tuple[int, ...]
+) -> Label:
     """Replace pinned dimensions by new pinned ones of the sizes in ``shape``."""
     keep = len(shape) == len(label.dims)
     result = ctx.reduce(label, dims)

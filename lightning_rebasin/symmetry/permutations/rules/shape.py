@@ -6,11 +6,18 @@ import numpy as np
 
 from lightning_rebasin.symmetry.permutations import labels
 from lightning_rebasin.symmetry.permutations.labels import Label
-from lightning_rebasin.symmetry.permutations.rules.base import Context, dims_of, rule, unknown
+from lightning_rebasin.symmetry.permutations.rules.base import (
+    Context,
+    dims_of,
+    rule,
+    unknown,
+)
 from lightning_rebasin.symmetry.trace.tape import Node
 
 
-@rule("alias detach view_as contiguous _unsafe_view view reshape _reshape_alias unflatten flatten")
+@rule(
+    "alias detach view_as contiguous _unsafe_view view reshape _reshape_alias unflatten flatten"
+)
 def view(ctx: Context, node: Node) -> list[Label]:
     """Row-major reshape; ``view(dtype)`` is not one."""
     label, shape = ctx.label(node.arguments["self"]), ctx.out_shape(node)
@@ -78,7 +85,9 @@ def slice_(ctx: Context, node: Node) -> list[Label]:
     given = node.arguments
     ndim = len(ctx.shape(given["self"]))
     dim = (given["dim"] or 0) % ndim
-    index = np.arange(ctx.shape(given["self"])[dim])[given["start"] : given["end"] : given["step"]]
+    index = np.arange(ctx.shape(given["self"])[dim])[
+        given["start"] : given["end"] : given["step"]
+    ]
     return [take(ctx, node, dim, index)]
 
 
@@ -87,7 +96,11 @@ def narrow(ctx: Context, node: Node) -> list[Label]:
     """``length`` positions from ``start``."""
     given = node.arguments
     dim = given["dim"] % len(ctx.shape(given["self"]))
-    return [take(ctx, node, dim, np.arange(given["start"], given["start"] + given["length"]))]
+    return [
+        take(
+            ctx, node, dim, np.arange(given["start"], given["start"] + given["length"])
+        )
+    ]
 
 
 @rule("select")
@@ -139,7 +152,9 @@ def flip(ctx: Context, node: Node) -> list[Label]:
     """Reversed dimensions."""
     label = ctx.label(node.arguments["self"])
     for dim in dims_of(node.arguments["dims"], len(label.dims)):
-        label = labels.take(label, dim, np.arange(label.shape[dim])[::-1].copy(), ctx.store)
+        label = labels.take(
+            label, dim, np.arange(label.shape[dim])[::-1].copy(), ctx.store
+        )
     return [label]
 
 
@@ -151,11 +166,18 @@ def roll(ctx: Context, node: Node) -> list[Label]:
     if not given["dims"]:
         flat = labels.view(label, (int(np.prod(shape)),), ctx.store)
         moved = labels.take(
-            flat, 0, np.roll(np.arange(int(np.prod(shape))), given["shifts"][0]), ctx.store
+            flat,
+            0,
+            np.roll(np.arange(int(np.prod(shape))), given["shifts"][0]),
+            ctx.store,
         )
         return [labels.view(moved, shape, ctx.store)]
-    for shift, dim in zip(given["shifts"], dims_of(given["dims"], len(shape)), strict=True):
-        label = labels.take(label, dim, np.roll(np.arange(shape[dim]), shift), ctx.store)
+    for shift, dim in zip(
+        given["shifts"], dims_of(given["dims"], len(shape)), strict=True
+    ):
+        label = labels.take(
+            label, dim, np.roll(np.arange(shape[dim]), shift), ctx.store
+        )
     return [label]
 
 
@@ -183,8 +205,14 @@ def as_strided(ctx: Context, node: Node) -> list[Label]:
     label = ctx.label(given["self"])
     size, stride = list(given["size"]), list(given["stride"])
     row_major = [int(np.prod(size[d + 1 :])) for d in range(len(size))]
-    same = all(n == 1 or s == r for n, s, r in zip(size, stride, row_major, strict=True))
-    if not given["storage_offset"] and same and int(np.prod(size)) == int(np.prod(label.shape)):
+    same = all(
+        n == 1 or s == r for n, s, r in zip(size, stride, row_major, strict=True)
+    )
+    if (
+        not given["storage_offset"]
+        and same
+        and int(np.prod(size)) == int(np.prod(label.shape))
+    ):
         return [labels.view(label, size, ctx.store)]
     return unknown(ctx, node)
 
@@ -195,7 +223,9 @@ def pixel_shuffle(ctx: Context, node: Node) -> list[Label]:
     label, r = ctx.label(node.arguments["self"]), int(node.arguments["upscale_factor"])
     *lead, channels, height, width = label.shape
     n = len(lead)
-    split_ = labels.view(label, (*lead, channels // r**2, r, r, height, width), ctx.store)
+    split_ = labels.view(
+        label, (*lead, channels // r**2, r, r, height, width), ctx.store
+    )
     moved = labels.permute(split_, [*range(n), n, n + 3, n + 1, n + 4, n + 2])
     return [labels.view(moved, ctx.out_shape(node), ctx.store)]
 
@@ -203,10 +233,15 @@ def pixel_shuffle(ctx: Context, node: Node) -> list[Label]:
 @rule("pixel_unshuffle")
 def pixel_unshuffle(ctx: Context, node: Node) -> list[Label]:
     """Blocks of the image move into channels (c, r, r)."""
-    label, r = ctx.label(node.arguments["self"]), int(node.arguments["downscale_factor"])
+    label, r = (
+        ctx.label(node.arguments["self"]),
+        int(node.arguments["downscale_factor"]),
+    )
     *lead, channels, height, width = label.shape
     n = len(lead)
-    split_ = labels.view(label, (*lead, channels, height // r, r, width // r, r), ctx.store)
+    split_ = labels.view(
+        label, (*lead, channels, height // r, r, width // r, r), ctx.store
+    )
     moved = labels.permute(split_, [*range(n), n, n + 2, n + 4, n + 1, n + 3])
     return [labels.view(moved, ctx.out_shape(node), ctx.store)]
 

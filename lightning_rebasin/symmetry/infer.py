@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError, UntracedWarning
 from lightning_rebasin.symmetry.permutations.build_spec import Assembly, assemble
-from lightning_rebasin.symmetry.permutations.cells import solve
-from lightning_rebasin.symmetry.permutations.elements import Table
+from lightning_rebasin.symmetry.permutations.cells import find_cells
+from lightning_rebasin.symmetry.permutations.elements import IntArray, Table
 from lightning_rebasin.symmetry.permutations.run_rules import Propagation, propagate
 from lightning_rebasin.symmetry.run.copy import unwrap
 from lightning_rebasin.symmetry.run.examples import as_example, resolve_examples
@@ -25,6 +25,9 @@ from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import TensorInfo
 from lightning_rebasin.symmetry.trace.record import known_tensors, record
 from lightning_rebasin.symmetry.trace.tape import Tape
+
+#: Every attempt pins more, so few are ever needed.
+_MOST_ATTEMPTS = 20
 
 
 def infer_spec(module: nn.Module, *args: Any, **kwargs: Any) -> PermutationSpec:
@@ -79,7 +82,7 @@ def infer_spec_many(
     pinned = _pinned(tensors, tuple(pin))
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     found = propagate(tapes, shapes, pinned)
-    assembly = _solve(found)
+    assembly = _express(found)
     notes = _notes(tapes, tensors, parameters, found)
     for note in notes:
         warnings.warn(note, UntracedWarning, stacklevel=3)
@@ -94,31 +97,29 @@ def _pinned(tensors: Mapping[str, Tensor], pin: Iterable[str]) -> dict[str, str]
     return dict.fromkeys(pin, "pinned on request")
 
 
-def _solve(found: Propagation) -> Assembly:
-    """Solve; pin what no axis map can express, and solve again until all is expressible."""
+def _express(found: Propagation) -> Assembly:
+    """Find cells and make groups of them; pin what no axis map can express, and look again."""
     store = found.store
-    for _ in range(20):
+    for _ in range(_MOST_ATTEMPTS):
         tables = store.active_tables()
-        solution = solve(store.size, store.blocks, tables)
-        assembly = assemble(solution, found.states, tables, found.contractions)
+        cells = find_cells(store.size, store.runs, tables)
+        assembly = assemble(cells, found.states, tables, found.contractions)
         if not assembly.inexpressible:
             return assembly
         for elements in assembly.inexpressible:
-            cell = solution.cells[
-                int(solution.colouring.cells[solution.colouring.classes[elements[0]]])
-            ]
-            for image in cell.maps:
-                ids = np.flatnonzero(np.isin(solution.colouring.classes, image))
-                store.where = ""
+            # Units that follow several parents in an odd way stay if their parents do.
+            classes = cells.colouring.classes
+            number = int(cells.colouring.cells[classes[elements[0]]])
+            for image in cells.cells[number].maps:
+                ids = np.flatnonzero(np.isin(classes, image))
                 store.tables.append(_fix(ids))
-    raise TraceError(
-        "the symmetries of this model cannot be expressed"
-    )  # pragma: no cover - pins only grow
+    raise TraceError("the symmetries of this model cannot be expressed")
 
 
-def _fix(ids: np.ndarray[Any, np.dtype[np.int64]]) -> Table:
+def _fix(ids: IntArray) -> Table:
     reason = "its symmetry is no product of nested permutation groups"
-    return Table("position", ids, np.arange(len(ids), dtype=np.int64), "", reason)
+    places = np.arange(len(ids), dtype=np.int64)
+    return Table("position", ids, places, "", reason)
 
 
 def _notes(
@@ -128,15 +129,16 @@ def _notes(
     found: Propagation,
 ) -> tuple[str, ...]:
     touched = set().union(*(tape.touched() for tape in tapes))
-    notes = [
-        f"parameter {name!r} is not used in the traced forward pass and stays pinned; trace an input that uses it"
-        for name, tensor in tensors.items()
-        if name not in touched and id(tensor) in parameters and tensor.numel() > 0
-    ]
-    notes += [
-        f"operation {op} has no rule ({where}); what it touches is pinned"
-        for op, where in found.unknown.items()
-    ]
+    notes = []
+    for name, tensor in tensors.items():
+        idle = name not in touched and tensor.numel() > 0
+        if idle and id(tensor) in parameters:
+            notes.append(
+                f"parameter {name!r} is not used in the traced forward pass "
+                f"and stays pinned; trace an input that uses it"
+            )
+    for op, where in found.unknown.items():
+        notes.append(f"operation {op} has no rule ({where}); what it touches is pinned")
     return tuple(notes)
 
 

@@ -3,6 +3,11 @@
 Elements that equalities connect form a *class*, one unit of the network.  An element's colour says on which axis it
 lies, in which tables it stands and, from round to round, what it stands beside; a class is coloured by its elements.
 Classes of one colour are a *cell*: only they can change places.
+
+In ``Linear(3, 4) → relu → Linear(4, 2)`` row i of the first weight, entry i of its bias and column i of the second
+weight are one class.  At first every element of an axis has one colour.  The rows of the second weight are pinned one
+by one (they are outputs), so their colours differ at once; the four hidden classes stand in the same tables beside
+elements of the same colours, round after round, and keep one colour: they are a cell of four.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lightning_rebasin.symmetry.permutations.elements import Block, IntArray, Table
+from lightning_rebasin.symmetry.permutations.elements import ElementRun, IntArray, Table
 
 Hash = NDArray[np.uint64]
 _MOST_ROUNDS = 200
@@ -47,15 +52,15 @@ class Rows:
     @classmethod
     def gather(cls, tables: Sequence[Table], *kinds: str) -> Rows:
         """Concatenate the rows of the tables of some kinds."""
-        chosen = [(i, t) for i, t in enumerate(tables) if t.kind in kinds]
-        empty = np.zeros(0, dtype=np.int64)
-        return cls(
-            np.concatenate(
-                [empty, *(np.full(len(t.left), i, dtype=np.int64) for i, t in chosen)]
-            ),
-            np.concatenate([empty, *(t.left for _, t in chosen)]),
-            np.concatenate([empty, *(t.right for _, t in chosen)]),
-        )
+        nothing = np.zeros(0, dtype=np.int64)
+        number, left, right = [nothing], [nothing], [nothing]
+        for i, table in enumerate(tables):
+            if table.kind in kinds:
+                number.append(np.full(len(table.left), i, dtype=np.int64))
+                left.append(table.left)
+                right.append(table.right)
+        columns = (np.concatenate(column) for column in (number, left, right))
+        return cls(*columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,34 +87,34 @@ class Refiner:
 
     Args:
         size: Number of elements.
-        blocks: Runs of elements that belong to one axis.
+        runs: Runs of elements that belong to one axis.
         tables: The constraints.
     """
 
     def __init__(
-        self, size: int, blocks: Sequence[Block], tables: Sequence[Table]
+        self, size: int, runs: Sequence[ElementRun], tables: Sequence[Table]
     ) -> None:
         self.size = size
         self.equal = Rows.gather(tables, "equal")
         self.relation = Rows.gather(tables, "relation")
         self.position = Rows.gather(tables, "position", "mark")
+        #: Which elements stand in any table.
+        self.used = np.zeros(size, dtype=bool)
         colours = np.zeros(size, dtype=np.uint64)
-        for number, block in enumerate(blocks):
-            colours[block.start : block.stop] = number + 1
+        for number, run in enumerate(runs):
+            colours[run.start : run.stop] = number + 1
         colours = mix(colours)
-        used = np.zeros(size, dtype=bool)
         for rows in (self.equal, self.relation):
             for side, column in enumerate((rows.left, rows.right)):
+                # Sums do not depend on the order of the rows: an element may stand in many.
                 np.add.at(colours, column, mix(rows.table, side))
-                used[column] = True
-        np.add.at(
-            colours,
-            self.position.left,
-            mix(self.position.table, self.position.right, 7),
-        )
-        used[self.position.left] = True
-        self.used = used
-        colours[~used] = mix(np.arange(size, dtype=np.int64)[~used], 99)
+                self.used[column] = True
+        rows = self.position
+        np.add.at(colours, rows.left, mix(rows.table, rows.right, 7))
+        self.used[rows.left] = True
+        # What nothing uses must stay where it is: a colour of its own for each.
+        idle = np.flatnonzero(~self.used)
+        colours[idle] = mix(idle, 99)
         self._first = colours
 
     def colour(
@@ -127,10 +132,8 @@ class Refiner:
         """
         left = np.concatenate([self.equal.left, equal[0]])
         right = np.concatenate([self.equal.right, equal[1]])
-        graph = coo_array(
-            (np.ones(len(left), dtype=np.int8), (left, right)),
-            shape=(self.size, self.size),
-        )
+        ones = np.ones(len(left), dtype=np.int8)
+        graph = coo_array((ones, (left, right)), shape=(self.size, self.size))
         count, classes = connected_components(graph, directed=False)
         classes = classes.astype(np.int64)
         colours = self._first.copy()
@@ -139,6 +142,7 @@ class Refiner:
         for _ in range(_MOST_ROUNDS):
             of_class = _sum_by(classes, mix(colours), count)
             now = len(np.unique(of_class)) + len(np.unique(colours))
+            # Colours only ever split, so as many as before means the same as before.
             if now == distinct:
                 break
             distinct = now

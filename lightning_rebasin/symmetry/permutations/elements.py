@@ -8,6 +8,10 @@ elements, kept as *tables* whose rows a symmetry must map onto rows of the same 
     position   ``(a, value)``     the element may only move to one with the same value
     mark       ``(a)``            the set is used as a set
 
+The 2×3 weight of ``Linear(3, 2)`` has the elements 0, 1 (rows) and 2, 3, 4 (columns), its bias 5, 6.  Running it on an
+input gives ``equal [(0, 5), (1, 6)]`` (the bias is added to the rows), ``position [(2, 0), (3, 1), (4, 2)]`` (the
+columns meet an input, whose order is fixed) and, if the result is summed, ``mark [0, 1]``.
+
 A *defining* table describes elements invented for an intermediate tensor (a concatenation, a block).  It counts only if
 those elements are used later, so that a dead slice constrains nothing.
 """
@@ -56,8 +60,8 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Block:
-    """A run of consecutive elements: one axis of a tensor, or invented for an operation (``tensor`` empty)."""
+class ElementRun:
+    """Consecutive elements: one axis of a tensor, or invented for an operation (``tensor`` empty)."""
 
     start: int
     stop: int
@@ -70,7 +74,7 @@ class Constraints:
 
     def __init__(self) -> None:
         self.size = 0
-        self.blocks: list[Block] = []
+        self.runs: list[ElementRun] = []
         self.tables: list[Table] = []
         self.where = ""
         self._representative: dict[bytes, Elements] = {}
@@ -82,7 +86,7 @@ class Constraints:
     ) -> Elements:
         """New elements, for an axis of ``tensor`` or for an intermediate result."""
         count = int(np.prod(shape, dtype=np.int64))
-        self.blocks.append(Block(self.size, self.size + count, tensor, axis))
+        self.runs.append(ElementRun(self.size, self.size + count, tensor, axis))
         ids = np.arange(self.size, self.size + count, dtype=np.int64).reshape(shape)
         self.size += count
         return Elements(ids)
@@ -194,13 +198,9 @@ class Constraints:
         """Tables that count: all but the definitions of elements that nothing uses."""
         used = np.zeros(self.size, dtype=bool)
         active = []
+        # Backwards, because what is defined is used later.
         for table in reversed(self.tables):
-            # the left column of a definition holds what is defined, except for blocks, where it is the right one
-            if table.defines and not (
-                used[table.left].any()
-                if self._defines_left(table)
-                else used[table.right].any()
-            ):
+            if table.defines and not used[_defined(table)].any():
                 continue
             active.append(table)
             used[table.left] = True
@@ -208,9 +208,14 @@ class Constraints:
                 used[table.right] = True
         return active[::-1]
 
-    @staticmethod
-    def _defines_left(table: Table) -> bool:
-        return table.kind != "relation" or table.left[0] > table.right[0]
+
+def _defined(table: Table) -> IntArray:
+    """The column of a definition that holds the new elements: the left one, except for blocks.
+
+    New elements have the larger numbers: a copy is made after its original, a block after what lies in it.
+    """
+    is_block = table.kind == "relation" and table.left[0] <= table.right[0]
+    return table.right if is_block else table.left
 
 
 def along(values: IntArray, axes: Iterable[int], shape: tuple[int, ...]) -> IntArray:

@@ -3,6 +3,11 @@
 Parameters start with one run of elements per axis.  When an operation shows that an axis may be ordered differently for
 each block of another axis (the stacked matrices of attention heads or experts, the groups of a convolution), the pass
 is repeated with the finer elements, until no operation asks for more.
+
+For ``y = x @ w.T + b`` with a 2×3 weight the pass labels ``w`` with rows ``[0, 1]`` and columns ``[2, 3, 4]`` and
+``b`` with ``[5, 6]``; the rule of ``t`` swaps the dimensions of the label, the rule of ``addmm`` joins the columns to
+the features of ``x`` (an input: pinned), and the rows to ``b`` (0 ≡ 5, 1 ≡ 6); ``y`` is an output, so its columns 0
+and 1 are pinned.
 """
 
 from __future__ import annotations
@@ -17,7 +22,6 @@ from scipy.sparse.csgraph import connected_components
 from lightning_rebasin.errors import InternalError, RebasinError
 from lightning_rebasin.symmetry.permutations import labels
 from lightning_rebasin.symmetry.permutations.elements import (
-    Block,
     Constraints,
     IntArray,
 )
@@ -165,35 +169,39 @@ def _fit(found: Sequence[Label], shapes: Sequence[tuple[int, ...]]) -> bool:
 def state_label(
     store: Constraints, name: str, shape: tuple[int, ...], dependence: Dependence
 ) -> Label:
-    """Label of a parameter or buffer: elements for every axis, finer where they depend on other axes."""
+    """Label of a parameter or buffer: elements for every axis, finer where they depend on other axes.
+
+    A 2×3 weight has two runs of elements, ``[0, 1]`` and ``[2, 3, 4]``.  If the columns may be ordered anew in each
+    row, they are the elements ``[[2, 3, 4], [5, 6, 7]]`` over both sites instead.
+    """
     label = labels.plain(shape)
-    factors: dict[int, int] = {}
-    for (tensor, _), bases in dependence.items():
-        if tensor == name:
-            for base, blocks in bases.items():
-                factors[base] = max(factors.get(base, 1), blocks)
-    for dim in sorted(factors, reverse=True):
-        if 1 < factors[dim] < shape[dim]:
-            label = labels.split_site(
-                label, label.dims[dim][0], (factors[dim], shape[dim] // factors[dim])
-            )
+    blocks = _blocks_of(name, dependence)
+    # From the last dimension on, so that the numbers of earlier sites stay.
+    for dim in sorted(blocks, reverse=True):
+        if 1 < blocks[dim] < shape[dim]:
+            factors = (blocks[dim], shape[dim] // blocks[dim])
+            label = labels.split_site(label, label.dims[dim][0], factors)
     parts = []
     for dim, sites in enumerate(label.dims):
         if not sites:
             continue
-        own = tuple(
-            sorted(
-                {
-                    *sites,
-                    *(label.dims[base][0] for base in dependence.get((name, dim), {})),
-                }
-            )
-        )
-        parts.append(
-            Part(own, store.fresh(tuple(label.sizes[s] for s in own), name, dim))
-        )
+        outer = [label.dims[base][0] for base in dependence.get((name, dim), {})]
+        own = tuple(sorted({*sites, *outer}))
+        sizes = tuple(label.sizes[site] for site in own)
+        parts.append(Part(own, store.fresh(sizes, name, dim)))
     label = Label(label.dims, label.sizes, tuple(parts))
-    return combine_label(store, label) if factors else label
+    return combine_label(store, label) if blocks else label
+
+
+def _blocks_of(name: str, dependence: Dependence) -> dict[int, int]:
+    """The axes of a tensor on which others depend, each with the finest number of blocks."""
+    found: dict[int, int] = {}
+    for (tensor, _), bases in dependence.items():
+        if tensor != name:
+            continue
+        for base, count in bases.items():
+            found[base] = max(found.get(base, 1), count)
+    return found
 
 
 def _grant(
@@ -205,66 +213,77 @@ def _grant(
     """Turn wishes into dependences between axes of one tensor; whether there were new ones."""
     if not wishes:
         return False
-    classes = _classes(result.store)
-    axes: dict[str, dict[int, set[int]]] = {}
-    for block in result.store.blocks:
-        if block.tensor:
-            axes.setdefault(block.tensor, {})[block.axis] = set(
-                classes[block.start : block.stop].tolist()
-            )
-    blocks = [b for b in result.store.blocks if b.tensor]
-    starts = np.array([b.start for b in blocks])
+    axes = _Axes(result.store)
     granted = False
     for wish in wishes:
-        outer = set(classes[wish.outer.ids].reshape(-1).tolist())
-        for tensor, inner_axis in _owners(wish.inner.ids, blocks, starts):
-            for outer_axis, found in axes[tensor].items():
-                size = shapes[tensor][outer_axis]
-                count = size if wish.blocks >= wish.outer.ids.size else wish.blocks
-                if outer_axis == inner_axis or outer.isdisjoint(found) or size % count:
+        for tensor, inner in axes.owners(wish.inner.ids):
+            shape = shapes[tensor]
+            for outer in axes.meeting(tensor, wish.outer.ids):
+                # Blocks as many as elements: every position by itself.
+                whole = wish.blocks >= wish.outer.ids.size
+                count = shape[outer] if whole else wish.blocks
+                if not _may_depend(wish, shape, inner, outer, count):
                     continue
-                if inner_axis in dependence.get((tensor, outer_axis), {}):
+                if inner in dependence.get((tensor, outer), {}):
                     continue
-                if wish.stack and (len(shapes[tensor]) < 3 or outer_axis > inner_axis):
-                    continue
-                if count * shapes[tensor][inner_axis] > _LARGEST_AXIS:
-                    continue
-                known = dependence.setdefault((tensor, inner_axis), {})
-                if known.get(outer_axis, 1) < count:
-                    known[outer_axis] = count
+                known = dependence.setdefault((tensor, inner), {})
+                if known.get(outer, 1) < count:
+                    known[outer] = count
                     granted = True
     return granted
 
 
-def _owners(
-    ids: IntArray, blocks: list[Block], starts: IntArray
-) -> set[tuple[str, int]]:
-    """Tensor axes to which some elements belong."""
-    flat = ids.reshape(-1)
-    where = np.searchsorted(starts, flat, side="right") - 1
-    return {
-        (blocks[w].tensor, blocks[w].axis)
-        for w, i in zip(where, flat, strict=True)
-        if i < blocks[w].stop
-    }
+def _may_depend(
+    wish: Refinement, shape: tuple[int, ...], inner: int, outer: int, count: int
+) -> bool:
+    """Whether one axis of a tensor may have an order for each of ``count`` blocks of another."""
+    if outer == inner or shape[outer] % count:
+        return False
+    if wish.stack and (len(shape) < 3 or outer > inner):
+        return False
+    return count * shape[inner] <= _LARGEST_AXIS
+
+
+class _Axes:
+    """Which tensor axes some elements belong to, and which they meet."""
+
+    def __init__(self, store: Constraints) -> None:
+        self._classes = _classes(store)
+        self._runs = [run for run in store.runs if run.tensor]
+        self._starts = np.array([run.start for run in self._runs])
+        self._met: dict[str, dict[int, set[int]]] = {}
+        for run in self._runs:
+            found = set(self._classes[run.start : run.stop].tolist())
+            self._met.setdefault(run.tensor, {})[run.axis] = found
+
+    def owners(self, ids: IntArray) -> set[tuple[str, int]]:
+        """Tensor axes to which some elements belong."""
+        flat = ids.reshape(-1)
+        found = set()
+        where = np.searchsorted(self._starts, flat, side="right") - 1
+        for number, element in zip(where, flat, strict=True):
+            run = self._runs[number]
+            if element < run.stop:
+                found.add((run.tensor, run.axis))
+        return found
+
+    def meeting(self, tensor: str, ids: IntArray) -> list[int]:
+        """Axes of a tensor that share a class with some elements."""
+        wanted = set(self._classes[ids].reshape(-1).tolist())
+        axes = self._met[tensor].items()
+        return [axis for axis, classes in axes if not wanted.isdisjoint(classes)]
 
 
 def _classes(store: Constraints) -> IntArray:
     """Connected components of the equalities."""
-    tables = [t for t in store.tables if t.kind == "equal"]
-    left = (
-        np.concatenate([t.left for t in tables])
-        if tables
-        else np.zeros(0, dtype=np.int64)
-    )
-    right = (
-        np.concatenate([t.right for t in tables])
-        if tables
-        else np.zeros(0, dtype=np.int64)
-    )
-    graph = coo_array(
-        (np.ones(len(left), dtype=np.int8), (left, right)),
-        shape=(store.size, store.size),
-    )
-    result: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
-    return result
+    nothing = np.zeros(0, dtype=np.int64)
+    left, right = [nothing], [nothing]
+    for table in store.tables:
+        if table.kind == "equal":
+            left.append(table.left)
+            right.append(table.right)
+    rows, columns = np.concatenate(left), np.concatenate(right)
+    ones = np.ones(len(rows), dtype=np.int8)
+    graph = coo_array((ones, (rows, columns)), shape=(store.size, store.size))
+    found: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
+    return found

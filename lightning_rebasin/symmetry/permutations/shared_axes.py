@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from lightning_rebasin.symmetry.permutations.cells import (
-    Solution,
+    Cells,
     element_map,
     random_automorphism,
 )
@@ -41,18 +41,18 @@ class Product:
 Role = tuple[int, int]
 
 
-class Products:
+class SharedAxes:
     """Splits axes whose units follow several groups.
 
     Args:
-        solution: The cells.
+        found: The cells.
     """
 
-    def __init__(self, solution: Solution) -> None:
-        self._solution = solution
-        self._place = np.zeros(len(solution.colouring.cells), dtype=np.int64)
+    def __init__(self, found: Cells) -> None:
+        self._found = found
+        self._place = np.zeros(len(found.colouring.cells), dtype=np.int64)
         self._coordinates: dict[int, dict[Role, IntArray]] = {}
-        for cell in solution.cells.values():
+        for cell in found.cells.values():
             self._place[cell.members] = np.arange(len(cell.members))
             own: dict[Role, IntArray] = {}
             for parent, image in zip(cell.parents, cell.maps, strict=True):
@@ -65,7 +65,7 @@ class Products:
     @cached_property
     def _automorphisms(self) -> list[IntArray]:
         return [
-            random_automorphism(self._solution, np.random.default_rng(seed))
+            random_automorphism(self._found, np.random.default_rng(seed))
             for seed in range(DRAWS)
         ]
 
@@ -84,14 +84,13 @@ class Products:
         """
         members = self._deepest(self._members(ids))
         sites, depends = factorise(list(members.values()))
-        flat = [n for factors in sites for n in factors]
+        flat = [size for factors in sites for size in factors]
         components = []
         for ((cell, _), member), own in zip(members.items(), depends, strict=True):
+            # Along the other sites the member is the same everywhere, so one place will do.
             window = tuple(slice(None) if k in own else 0 for k in range(len(flat)))
-            index = _positions(
-                member.reshape(flat)[window].reshape(-1),
-                len(self._solution.cells[cell].members),
-            )
+            along = member.reshape(flat)[window].reshape(-1)
+            index = _positions(along, len(self._found.cells[cell].members))
             if index is None or not own:
                 return None
             components.append((cell, own, index))
@@ -100,16 +99,17 @@ class Products:
 
     def _members(self, ids: IntArray) -> dict[Role, IntArray]:
         """By role of a group, ancestors included, the member that moves each position (−1: none)."""
-        colouring = self._solution.colouring
+        colouring = self._found.colouring
         classes = colouring.classes[ids]
         cells = colouring.cells[classes]
         found: dict[Role, IntArray] = {}
         for cell in np.unique(cells).tolist():
             here = cells == cell
+            place = self._place[classes[here]]
             for role, member in self._coordinates.get(cell, {}).items():
-                found.setdefault(role, np.full(ids.shape, -1, dtype=np.int64))[here] = (
-                    member[self._place[classes[here]]]
-                )
+                if role not in found:
+                    found[role] = np.full(ids.shape, -1, dtype=np.int64)
+                found[role][here] = member[place]
         return found
 
     def _ancestor(
@@ -117,13 +117,11 @@ class Products:
     ) -> IntArray | None:
         """The members of ``ancestor`` around some members of a group; ``None`` if it is not around that group."""
         while number != ancestor:
-            cell = self._solution.cells[number]
+            cell = self._found.cells[number]
             if not cell.parents:
                 return None
-            number, member = (
-                cell.parents[0],
-                np.where(member >= 0, member // cell.size, -1),
-            )
+            number = cell.parents[0]
+            member = np.where(member >= 0, member // cell.size, -1)
         return member
 
     def _deepest(self, members: dict[Role, IntArray]) -> dict[Role, IntArray]:
@@ -132,10 +130,11 @@ class Products:
         for (group, role), member in members.items():
             own = member.copy()
             for (other, _), theirs in members.items():
-                around = (
-                    None if other == group else self._ancestor(other, theirs, group)
-                )
+                if other == group:
+                    continue
+                around = self._ancestor(other, theirs, group)
                 if around is not None:
+                    # the inner group moves these positions, and the outer one with it
                     own[(theirs >= 0) & (around == member)] = -1
             if (own >= 0).any():
                 found[group, role] = own
@@ -149,26 +148,24 @@ class Products:
         return all(self._holds_for(product, ids, move) for move in self._automorphisms)
 
     def _holds_for(self, product: Product, ids: IntArray, move: IntArray) -> bool:
-        flat = [n for factors in product.sites for n in factors]
+        flat = [size for factors in product.sites for size in factors]
+        # Where the coordinate along each site comes from, at every position.
         target = np.indices(flat)
         for cell, own, index in product.components:
-            members = self._solution.cells[cell].members
+            members = self._found.cells[cell].members
             order = self._place[move[members]]
             sizes = [flat[k] for k in own]
             gather = np.arange(int(np.prod(sizes)))
             gather[index] = index[order]
-            for k, coordinate in zip(
-                own, np.unravel_index(gather.reshape(sizes), sizes), strict=True
-            ):
-                view = [flat[j] if j in own else 1 for j in range(len(flat))]
-                moved = np.zeros(sizes, dtype=bool).reshape(-1)
-                moved[index] = True
+            named = np.zeros(len(gather), dtype=bool)
+            named[index] = True
+            view = [size if k in own else 1 for k, size in enumerate(flat)]
+            here = np.broadcast_to(named.reshape(view), flat)
+            for k, coordinate in zip(own, np.unravel_index(gather, sizes), strict=True):
                 new = np.broadcast_to(coordinate.reshape(view), flat)
-                target[k] = np.where(
-                    np.broadcast_to(moved.reshape(view), flat), new, target[k]
-                )
+                target[k] = np.where(here, new, target[k])
         place = np.ravel_multi_index(tuple(target), flat).reshape(-1)
-        image = element_map(self._solution.colouring, move)
+        image = element_map(self._found.colouring, move)
         elements = ids.reshape(-1)
         return bool((elements[place] == image[elements]).all())
 
@@ -181,12 +178,14 @@ def _add_role(own: dict[Role, IntArray], group: int, member: IntArray) -> None:
 
 
 def _positions(member: IntArray, count: int) -> IntArray | None:
-    """Positions of each member, ``(count, copies)``; ``None`` if uneven."""
+    """Positions of each member, ``(count, copies)``; ``None`` if uneven.
+
+    ``[0, 1, 0, 1]`` with two members is ``[[0, 2], [1, 3]]``.
+    """
     positions = np.flatnonzero(member >= 0)
     which = member[positions]
-    if len(positions) % count or bool(
-        (np.bincount(which, minlength=count) != len(positions) // count).any()
-    ):
+    copies = np.bincount(which, minlength=count)
+    if bool((copies != len(positions) / count).any()):
         return None
     return positions[np.argsort(which, kind="stable")].reshape(count, -1)
 
@@ -207,41 +206,39 @@ def factorise(
         >>> factorise([rows, columns])
         (((2, 3),), [(0,), (1,)])
     """
-    sites = [[n] for n in members[0].shape]
-    grown = True
-    while grown:
-        grown = False
-        flat = [n for factors in sites for n in factors]
-        for k, size in enumerate(flat):
-            split = next(
-                (f for f in (_split(m.reshape(flat), k, size) for m in members) if f),
-                None,
-            )
-            if split:
+    sites = [[size] for size in members[0].shape]
+    while _split_once(sites, members):
+        pass
+    flat = [size for factors in sites for size in factors]
+    depends = []
+    for member in members:
+        array = member.reshape(flat)
+        depends.append(tuple(k for k in range(len(flat)) if _varies(array, k)))
+    return tuple(map(tuple, sites)), depends
+
+
+def _split_once(sites: list[list[int]], members: list[IntArray]) -> bool:
+    """Split the first site that some array allows to split; whether there was one."""
+    flat = [size for factors in sites for size in factors]
+    for k, size in enumerate(flat):
+        for member in members:
+            factors = _split(member.reshape(flat), k, size)
+            if factors:
                 axis, position = _locate(sites, k)
-                sites[axis][position : position + 1] = split
-                grown = True
-                break
-    flat = [n for factors in sites for n in factors]
-    depends = [
-        tuple(k for k in range(len(flat)) if _varies(m.reshape(flat), k))
-        for m in members
-    ]
-    return tuple(tuple(f) for f in sites), depends
+                sites[axis][position : position + 1] = factors
+                return True
+    return False
 
 
 def _split(array: IntArray, axis: int, size: int) -> list[int] | None:
-    """Factors of one site: constant in runs, or repeated with a period."""
+    """Factors of one site: constant in runs (``[0, 0, 1, 1]``), or repeated with a period (``[0, 1, 0, 1]``)."""
     rows = np.moveaxis(array, axis, 0).reshape(size, -1)
-    for divisor in range(size - 1, 1, -1):
-        if size % divisor:
-            continue
+    divisors = [d for d in range(2, size) if size % d == 0]
+    for divisor in reversed(divisors):
         blocks = rows.reshape(size // divisor, divisor, -1)
         if bool((blocks == blocks[:, :1]).all()):
             return [size // divisor, divisor]
-    for divisor in range(2, size):
-        if size % divisor:
-            continue
+    for divisor in divisors:
         blocks = rows.reshape(size // divisor, divisor, -1)
         if bool((blocks == blocks[:1]).all()):
             return [size // divisor, divisor]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lightning_rebasin.symmetry.permutations.cells import (
     element_map,
+    find_cells,
     random_automorphism,
-    solve,
 )
 from lightning_rebasin.symmetry.permutations.elements import Constraints, Elements
 from lightning_rebasin.symmetry.permutations.shared_axes import factorise
@@ -22,7 +22,7 @@ from lightning_rebasin.symmetry.permutations.shared_axes import factorise
 def automorphisms(store: Constraints) -> set[tuple[int, ...]]:
     """All bijections of the used elements that keep every axis and map every table onto itself, by enumeration."""
     tables = store.active_tables()
-    axes = [range(b.start, b.stop) for b in store.blocks]
+    axes = [range(b.start, b.stop) for b in store.runs]
     rows = [
         (
             t.kind == "position" or t.kind == "mark",
@@ -42,7 +42,7 @@ def automorphisms(store: Constraints) -> set[tuple[int, ...]]:
 
 
 def count(store: Constraints) -> float:
-    solution = solve(store.size, store.blocks, store.active_tables())
+    solution = find_cells(store.size, store.runs, store.active_tables())
     total = 1
     for cell in solution.cells.values():
         if cell.kind == "group":
@@ -84,7 +84,7 @@ def test_blocks_nest():
     store, (a,) = axes((2, 3))
     store.mark(a)
     store.project(a, (0,), commit=True)
-    solution = solve(store.size, store.blocks, store.active_tables())
+    solution = find_cells(store.size, store.runs, store.active_tables())
     cells = sorted(solution.cells.values(), key=lambda cell: len(cell.members))
     assert [(c.kind, c.size, len(c.members)) for c in cells] == [
         ("group", 2, 2),
@@ -152,7 +152,7 @@ def test_random_automorphisms_are_automorphisms(data):
             store.mark(pick())
         else:
             store.position(pick(), 0, "test")
-    solution = solve(store.size, store.blocks, store.active_tables())
+    solution = find_cells(store.size, store.runs, store.active_tables())
     allowed = automorphisms(store)
     rng = np.random.default_rng(0)
     for _ in range(4):

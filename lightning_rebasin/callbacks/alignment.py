@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_rebasin.errors import BarrierWarning, RebasinError
 from lightning_rebasin.landscape.probe import copy_module, isolated_rng
-from lightning_rebasin.landscape.segment import weights_of
+from lightning_rebasin.landscape.weights import weights_of
 from lightning_rebasin.matching import match_weights
 from lightning_rebasin.symmetry import (
     Example,

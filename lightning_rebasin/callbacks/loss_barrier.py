@@ -36,13 +36,15 @@ from lightning_rebasin.landscape.barrier import BarrierCurve, Convention, lambda
 from lightning_rebasin.landscape.batches import clone_batch, without_repeats
 from lightning_rebasin.landscape.geometry import Separation, separation
 from lightning_rebasin.landscape.measure import curve_from_rows
+from lightning_rebasin.landscape.paths.line import Line
+from lightning_rebasin.landscape.points import Point
 from lightning_rebasin.landscape.probe import (
     LightningProbe,
     Place,
     isolated_rng,
     object_gatherer,
 )
-from lightning_rebasin.landscape.segment import Segment, weights_of
+from lightning_rebasin.landscape.weights import weights_of
 from lightning_rebasin.symmetry import PermutationSpec
 
 #: Which curves are measured: to the reference as it is, to the re-matched reference, or both.
@@ -56,7 +58,7 @@ class _Running:
     """A measurement under way."""
 
     probe: LightningProbe
-    points: list[tuple[Segment, float]]
+    points: list[Point]
     lines: Mapping[str, list[int]]
     separations: Mapping[str, Separation]
     moved: float | None
@@ -504,9 +506,9 @@ def _lay_out(
     live: Mapping[str, torch.Tensor],
     ends: Mapping[str, Mapping[str, torch.Tensor]],
     lambdas: Sequence[float],
-) -> tuple[list[tuple[Segment, float]], dict[str, list[int]]]:
+) -> tuple[list[Point], dict[str, list[int]]]:
     """The points to evaluate and, for each curve, which of them are its own; λ = 0 is the same point on all curves."""
-    points: list[tuple[Segment, float]] = []
+    points: list[Point] = []
     lines: dict[str, list[int]] = {}
     for label, end in ends.items():
         own = []
@@ -515,6 +517,6 @@ def _lay_out(
                 own.append(0)
                 continue
             own.append(len(points))
-            points.append(((live, end), lam))
+            points.append(Line(live, end).at(lam))
         lines[label] = own
     return points, lines

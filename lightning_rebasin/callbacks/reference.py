@@ -23,13 +23,13 @@ from lightning_rebasin.errors import (
     NonFiniteError,
 )
 from lightning_rebasin.landscape.probe import isolated_rng
-from lightning_rebasin.landscape.segment import weights_of, without_compilation_prefix
 from lightning_rebasin.landscape.trajectory import (
     INDEX,
     Snapshot,
     load_trajectory,
     read_index,
 )
+from lightning_rebasin.landscape.weights import weights_of, without_compilation_prefix
 from lightning_rebasin.merging.interpolate import check_alike
 
 

@@ -17,7 +17,6 @@ from lightning_rebasin.callbacks.strategy import refuse_sharded
 from lightning_rebasin.callbacks.trainer import callbacks_of, is_dry_run
 from lightning_rebasin.checkpoints import write_checkpoint
 from lightning_rebasin.errors import ConfigurationError, OutputError
-from lightning_rebasin.landscape.segment import weights_of
 from lightning_rebasin.landscape.trajectory import (
     INDEX,
     Keep,
@@ -26,6 +25,7 @@ from lightning_rebasin.landscape.trajectory import (
     surplus,
     write_index,
 )
+from lightning_rebasin.landscape.weights import weights_of
 
 #: How floating-point numbers are stored.
 Precision = Literal["full", "float16", "bfloat16"]

@@ -1,12 +1,12 @@
-"""The first linear layer of a network, evaluated at the two ends only.
+"""The first linear layer of a network, evaluated at the anchors only.
 
-A linear layer is affine in its weights: for one input ``x``, ``W(λ)x + b(λ) = (1 − λ)(W_a x + b_a) + λ(W_b x + b_b)``.
-The first linear layer of a multilayer perceptron sees the data themselves, which do not depend on λ, so its outputs
-between the ends are mixtures of two outputs that are known already.  That saves nearly half of the arithmetic of an
-MNIST network.
+A linear layer is affine in its weights: for one input ``x`` and coefficients that sum to 1,
+``W(c)x + b(c) = Σ_i c_i (W_i x + b_i)``.  The first linear layer of a multilayer perceptron sees the data themselves,
+which do not depend on the weights, so its outputs between the anchors are mixtures of outputs that are known already.
+That saves nearly half of the arithmetic of an MNIST network.
 
-Nothing is assumed: the input is compared, number by number, with the one at λ = 0, and a layer whose input differs
-(there is something trainable before it) is computed as usual.
+Nothing is assumed: the input is compared, number by number, with the one at the first anchor, and a layer whose input
+differs (there is something trainable before it) is computed as usual.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_rebasin.landscape.segment import Segment
+from lightning_rebasin.landscape.points import Point, State, combine_into
 
 
 class FirstLayer:
@@ -29,98 +29,87 @@ class FirstLayer:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._active = False
-        self._position: tuple[Segment | None, float] = (None, 0.0)
+        self._point: Point | None = None
         self._waiting = False
-        self._input: tuple[object, nn.Linear, Tensor] | None = None
-        self._ends: dict[str, tuple[object, Tensor]] = {}
+        self._input: tuple[nn.Linear, Tensor] | None = None
+        #: Outputs at the anchors, with the anchors, which are told apart by identity.
+        self._known: dict[int, tuple[State, Tensor]] = {}
         self._own: dict[nn.Linear, tuple[Tensor, ...]] = {}
         self._versions: dict[nn.Linear, list[int]] = {}
         for layer in module.modules():
-            # Weights that are computed from others (parametrizations, weight_norm) are no affine function of λ.
-            if (
-                type(layer) is nn.Linear
-                and not is_parametrized(layer)
-                and "weight" in layer._parameters
-            ):
+            if type(layer) is nn.Linear and _is_affine(layer):
                 self._own[layer] = tuple(layer.parameters())
                 layer.forward = partial(self._forward, layer)  # type: ignore[method-assign]
 
-    def start(self, segment: Segment, lam: float) -> None:
-        """The next evaluation is at this point; the ends must come before the points between them."""
-        self._position, self._active, self._waiting = (segment, lam), True, True
-        self._versions = {
-            layer: [p._version for p in own] for layer, own in self._own.items()
-        }
+    def start(self, point: Point) -> None:
+        """The next evaluation is at this point; the anchors must come before the points between them."""
+        self._point, self._waiting = point, True
+        for layer, own in self._own.items():
+            self._versions[layer] = [parameter._version for parameter in own]
 
     def stop(self) -> None:
         """Evaluate as usual and forget: another batch, or other weights."""
-        self._active, self._input, self._ends = False, None, {}
+        self._point, self._input = None, None
+        self._known = {}
 
     def _forward(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        first, self._waiting = self._active and self._waiting, False
+        point = self._point if self._waiting else None
+        self._waiting = False
         gradient = torch.is_grad_enabled() and x.requires_grad
-        known = (
-            self._mixed(layer, x)
-            if first and not gradient and self._loaded(layer)
-            else None
-        )
+        if point is None or gradient or not self._loaded(layer):
+            return functional.linear(x, layer.weight, layer.bias)
+        known = self._mixed(point, layer, x)
         if known is not None:
             return known
         output = functional.linear(x, layer.weight, layer.bias)
-        if first and not gradient and self._loaded(layer):
-            self._remember(layer, x, output)
+        # Looked at again: a hook may have changed the weights meanwhile.
+        if self._loaded(layer):
+            self._remember(point, layer, x, output)
         return output
 
-    def _mixed(self, layer: nn.Linear, x: Tensor) -> Tensor | None:
-        """The output between the ends, if both are known for this input."""
-        segment, lam = self._position
-        first, last = self._ends.get("a"), self._ends.get("b")
-        if (
-            segment is None
-            or lam in (0.0, 1.0)
-            or first is None
-            or last is None
-            or last[0] is not segment[1]
-        ):
+    def _mixed(self, point: Point, layer: nn.Linear, x: Tensor) -> Tensor | None:
+        """The output between the anchors, if it is known at all of them for this input."""
+        if point.anchor is not None or not self._seen(layer, x):
             return None
-        return (
-            torch.lerp(first[1], last[1], lam)
-            if self._seen(segment, layer, x)
-            else None
-        )
+        outputs = []
+        for anchor, _ in point.parts:
+            known = self._known.get(id(anchor))
+            if known is None:
+                return None
+            outputs.append(known[1])
+        result = torch.empty_like(outputs[0])
+        combine_into(result, outputs, [coefficient for _, coefficient in point.parts])
+        return result
 
-    def _remember(self, layer: nn.Linear, x: Tensor, output: Tensor) -> None:
-        """Keep what the layer gave at an end.  Clones: what follows may work in place."""
-        segment, lam = self._position
+    def _remember(
+        self, point: Point, layer: nn.Linear, x: Tensor, output: Tensor
+    ) -> None:
+        """Keep what the layer gave at an anchor.  Clones: what follows may work in place."""
+        anchor = point.anchor
         # Autocast gives another dtype, whose rounding would be mixed in.
         exact = output.dtype == layer.weight.dtype in (torch.float32, torch.float64)
-        if segment is None or not exact:
+        if anchor is None or not exact:
             return
-        if lam == 0.0:
-            self._input = (segment[0], layer, x.clone())
-            self._ends = {"a": (segment[0], output.clone())}
-        elif lam == 1.0 and self._seen(segment, layer, x):
-            self._ends["b"] = (segment[1], output.clone())
+        if self._input is None:
+            self._input = (layer, x.clone())
+        if self._seen(layer, x):
+            self._known[id(anchor)] = (anchor, output.clone())
 
     def _loaded(self, layer: nn.Linear) -> bool:
         """Whether the layer still has the weights of the point: a step may replace them, or change them in place."""
         now, own = tuple(layer.parameters()), self._own[layer]
-        same = len(now) == len(own) and all(
-            a is b for a, b in zip(now, own, strict=True)
-        )
-        return (
-            same
-            and layer.weight is own[0]
-            and [p._version for p in own] == self._versions[layer]
-        )
-
-    def _seen(self, segment: Segment, layer: nn.Linear, x: Tensor) -> bool:
-        """Whether λ = 0 of this segment came first, with the same layer and the same input."""
-        if (
-            self._input is None
-            or self._input[0] is not segment[0]
-            or self._input[1] is not layer
-        ):
+        if len(now) != len(own) or layer.weight is not own[0]:
             return False
-        return torch.equal(self._input[2], x)
+        same = all(a is b for a, b in zip(now, own, strict=True))
+        return same and [p._version for p in own] == self._versions[layer]
+
+    def _seen(self, layer: nn.Linear, x: Tensor) -> bool:
+        """Whether the first anchor had the same layer and the same input."""
+        if self._input is None or self._input[0] is not layer:
+            return False
+        return torch.equal(self._input[1], x)
+
+
+def _is_affine(layer: nn.Linear) -> bool:
+    """Whether the layer's own weights are mixed: those of parametrizations and weight_norm come from others."""
+    return not is_parametrized(layer) and "weight" in layer._parameters

@@ -18,8 +18,8 @@ from lightning_rebasin.files import atomic_write_text
 from lightning_rebasin.landscape.barrier import Convention
 from lightning_rebasin.landscape.measure import measure_barrier
 from lightning_rebasin.landscape.probe import LossFunction
-from lightning_rebasin.landscape.segment import weights_of
 from lightning_rebasin.landscape.trajectory import Snapshot, load_trajectory
+from lightning_rebasin.landscape.weights import weights_of
 from lightning_rebasin.matching import match_weights
 from lightning_rebasin.symmetry import PermutationSpec
 

@@ -14,14 +14,17 @@ from tqdm import tqdm
 
 from lightning_rebasin.errors import DataError
 from lightning_rebasin.landscape.barrier import BarrierCurve, lambda_grid
+from lightning_rebasin.landscape.paths.line import Line
+from lightning_rebasin.landscape.points import Point
 from lightning_rebasin.landscape.probe import (
     LossFunction,
     Place,
+    Probe,
     isolated_rng,
     make_probe,
 )
-from lightning_rebasin.landscape.segment import (
-    check_segment,
+from lightning_rebasin.landscape.weights import (
+    check_ends,
     without_compilation_prefix,
 )
 
@@ -77,39 +80,60 @@ def measure_barrier(
     """
     lambdas = lambda_grid(points)
     a, b = without_compilation_prefix(a), without_compilation_prefix(b)
-    check_segment(module, a, b)
+    check_ends(module, a, b)
     probe = make_probe(module, len(lambdas), loss)
-    a, b = (
-        {name: tensor.detach().to(probe.device) for name, tensor in state.items()}
-        for state in (a, b)
-    )
-    segments = [((a, b), lam) for lam in lambdas]
+    line = Line(_on_device(a, probe.device), _on_device(b, probe.device))
     loaders = list(dataloader) if _is_several(dataloader) else [dataloader]
-    # Iterating a loader draws from the global generator; a measurement leaves no trace there.
-    with torch.no_grad(), isolated_rng():
-        if batch_norm is not None:
-            probe.estimate_statistics(
-                segments, [probe.transfer(batch, 0) for batch in batch_norm]
-            )
-        for index, loader in enumerate(loaders):
-            batches = tqdm(
-                islice(loader, limit_batches),
-                desc="barrier",
-                disable=not progress,
-                leave=False,
-            )
-            for batch_idx, batch in enumerate(batches):
-                probe.evaluate(
-                    segments,
-                    probe.transfer(batch, index),
-                    Place(batch_idx, index, len(loaders)),
-                )
+    measure_points(
+        probe,
+        [line.at(lam) for lam in lambdas],
+        loaders,
+        batch_norm=batch_norm,
+        limit_batches=limit_batches,
+        progress=progress,
+    )
     rows = probe.results()
     if not rows[0]:
         raise DataError(
             "nothing was measured: the data loader gave no batch, or validation_step logs nothing"
         )
     return curve_from_rows(lambdas, rows, probe.higher_is_better(), probe.samples)
+
+
+def measure_points(
+    probe: Probe,
+    points: Sequence[Point],
+    loaders: Sequence[Iterable[Any]],
+    *,
+    batch_norm: Iterable[Any] | None = None,
+    limit_batches: int | None = None,
+    progress: bool = False,
+) -> None:
+    """Evaluate every batch at every point; the results are in the probe.
+
+    Args:
+        probe: Made for as many points.
+        points: Where to evaluate, with weights on the probe's device.
+        loaders: Batches of one or several loaders.
+        batch_norm: Training batches on which the batch-norm statistics are re-estimated at every point.
+        limit_batches: Use only the first so many batches of each loader.
+        progress: Show a progress bar over the batches.
+    """
+    # Iterating a loader draws from the global generator; a measurement leaves no trace there.
+    with torch.no_grad(), isolated_rng():
+        if batch_norm is not None:
+            batches = [probe.transfer(batch, 0) for batch in batch_norm]
+            probe.estimate_statistics(points, batches)
+        for index, loader in enumerate(loaders):
+            chosen = islice(loader, limit_batches)
+            bar = tqdm(chosen, desc="barrier", disable=not progress, leave=False)
+            for batch_idx, batch in enumerate(bar):
+                place = Place(batch_idx, index, len(loaders))
+                probe.evaluate(points, probe.transfer(batch, index), place)
+
+
+def _on_device(state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.detach().to(device) for name, tensor in state.items()}
 
 
 def curve_from_rows(

@@ -1,8 +1,8 @@
 """Evaluating *other* weights of a module while the module itself is left alone.
 
-The idea: a *probe* is a deep copy of the module.  Weights on the segment between two states are written into the probe,
-one point λ after the other, and each batch is evaluated at every point before the next batch is fetched ("batches
-outside, λ inside": the data are loaded, decoded and moved once, whatever the number of points).
+The idea: a *probe* is a deep copy of the module.  The weights of one :class:`Point` after the other are written into
+the probe, and each batch is evaluated at every point before the next batch is fetched ("batches outside, points
+inside": the data are loaded, decoded and moved once, whatever the number of points).
 
 For a LightningModule the evaluation is its own ``validation_step``; whatever it logs is recorded instead of reaching
 the trainer, per point, with one copy of every torchmetrics metric per point.  So every key that ``validation_step``
@@ -35,7 +35,8 @@ from lightning_rebasin.landscape.accumulate import Average, Reduction, reduction
 from lightning_rebasin.landscape.batches import batch_size, clone_batch
 from lightning_rebasin.landscape.first_layer import FirstLayer
 from lightning_rebasin.landscape.metric_slots import MetricSlots
-from lightning_rebasin.landscape.segment import Segment, weights_of, write_interpolation
+from lightning_rebasin.landscape.points import Point
+from lightning_rebasin.landscape.weights import weights_of
 from lightning_rebasin.merging.statistics import averaging, batch_norms, statistics_of
 
 #: A loss of a plain module on one batch: a mean over the batch, or several of them by name.
@@ -84,16 +85,21 @@ class Probe(abc.ABC):
     def step(self, point: int, batch: Any, place: Place) -> None:
         """Evaluate one batch with the weights that are loaded, and remember the result under ``point``."""
 
-    def load(self, segment: Segment, lam: float, point: int | None = None) -> None:
-        """Write ``(1 − λ)·a + λ·b`` into the probe, with the batch-norm statistics of ``point`` if re-estimated."""
-        write_interpolation(self._targets, *segment, lam)
-        if point in self._statistics:
-            for name, tensor in self._statistics[point].items():
+    def load(self, point: Point, number: int | None = None) -> None:
+        """Write the weights of a point into the probe, with its batch-norm statistics if they were re-estimated.
+
+        Args:
+            point: Where to evaluate.
+            number: Which of the points it is.
+        """
+        point.write(self._targets)
+        if number in self._statistics:
+            for name, tensor in self._statistics[number].items():
                 self._targets[name].copy_(tensor)
 
     def evaluate(
         self,
-        points: Sequence[tuple[Segment, float]],
+        points: Sequence[Point],
         batch: Any,
         place: Place,
         *,
@@ -102,26 +108,26 @@ class Probe(abc.ABC):
         """Evaluate one batch at every point.
 
         Args:
-            points: For each point its segment and λ.
+            points: Where to evaluate; their numbers tell the results apart.
             batch: On the module's device; it is cloned for each point, since a step may change it in place.
             place: Which batch of which loader this is.
             context: Makes the context of one evaluation.
         """
-        order = sorted(range(len(points)), key=lambda i: _ends_first(points, i))
-        for point in order:
-            segment, lam = points[point]
-            self.load(segment, lam, point)
-            self._first_layer.start(segment, lam)
+        # Anchors first: what the first layer gives there serves the points between them.
+        order = sorted(range(len(points)), key=lambda i: points[i].anchor is None)
+        for number in order:
+            self.load(points[number], number)
+            self._first_layer.start(points[number])
             # Autocast caches half-precision copies of the weights until its context ends; with one context for all
             # points the weights of the first would be evaluated again and again.  A step that draws random numbers
             # must neither move the global generators nor see other numbers at other points.
             with isolated_rng(), context():
-                self.step(point, clone_batch(batch), place)
+                self.step(number, clone_batch(batch), place)
         self._first_layer.stop()
 
     def estimate_statistics(
         self,
-        points: Sequence[tuple[Segment, float]],
+        points: Sequence[Point],
         batches: Sequence[Any],
         *,
         context: Context = nullcontext,
@@ -129,20 +135,20 @@ class Probe(abc.ABC):
         """Re-estimate the batch-norm statistics at every point as cumulative averages, in the probe only.
 
         Args:
-            points: For each point its segment and λ.
+            points: Where to evaluate; their numbers tell the results apart.
             batches: Training batches on the module's device, evaluated like validation batches.
             context: Makes the context of one evaluation.
         """
         kept = self._averages
         norms = batch_norms(self.module)
-        for point, (segment, lam) in enumerate(points if norms else ()):
+        for number, point in enumerate(points if norms else ()):
             self._averages = [{} for _ in kept]
-            self.load(segment, lam)
+            self.load(point)
             with averaging(norms.values()):
                 for index, batch in enumerate(batches):
                     with isolated_rng(), context():
-                        self.step(point, clone_batch(batch), Place(index))
-            self._statistics[point] = statistics_of(norms)
+                        self.step(number, clone_batch(batch), Place(index))
+            self._statistics[number] = statistics_of(norms)
         self._averages = kept
         self.reset_metrics()
 
@@ -308,13 +314,6 @@ class LightningProbe(Probe):
             1 if reduction != "mean" else options.get("batch_size") or batch_size(batch)
         )
         self._averages[point].setdefault(key, Average(reduction)).update(value, weight)
-
-
-def _ends_first(points: Sequence[tuple[Segment, float]], index: int) -> tuple[int, int]:
-    """Sort key: segment by segment, λ = 0 and λ = 1 before the points between them."""
-    segment, lam = points[index]
-    number = next(i for i, (other, _) in enumerate(points) if other[1] is segment[1])
-    return number, {0.0: 0, 1.0: 1}.get(lam, 2)
 
 
 def make_probe(

@@ -13,7 +13,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from lightning_rebasin.checkpoints import read_checkpoint
-from lightning_rebasin.landscape.segment import weights_of
+from lightning_rebasin.landscape.weights import weights_of
 from lightning_rebasin.merging.interpolate import check_alike, interpolate
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 

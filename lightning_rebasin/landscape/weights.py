@@ -1,0 +1,41 @@
+"""The weights of a module, by the names that checkpoints use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from lightning_rebasin.merging.interpolate import check_alike
+
+_COMPILED = "_orig_mod."
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a module by the names that checkpoints use; the tensors share the module's storage.
+
+    Compiled submodules add ``_orig_mod.`` to their names, which is taken out.  Persistent states of metrics are not
+    weights and are left out.
+    """
+    metrics = []
+    for name, child in module.named_modules():
+        if isinstance(child, (Metric, MetricCollection)):
+            metrics.append(f"{name}.")
+    found = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and not name.startswith(tuple(metrics)):
+            found[name.replace(_COMPILED, "")] = tensor.detach()
+    return found
+
+
+def check_ends(
+    module: nn.Module, a: Mapping[str, Tensor], b: Mapping[str, Tensor]
+) -> None:
+    """Raise :class:`~lightning_rebasin.StateDictError` unless both states fit the module."""
+    check_alike((weights_of(module), a, b), ("the module", "a (λ = 0)", "b (λ = 1)"))
+
+
+def without_compilation_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as the uncompiled module has them."""
+    return {name.replace(_COMPILED, ""): tensor for name, tensor in state.items()}

@@ -1,0 +1,54 @@
+"""The plane's coordinates against Gram–Schmidt done by hand on the joined vectors."""
+
+import pytest
+import torch
+
+from lightning_rebasin.errors import ConfigurationError
+from lightning_rebasin.landscape.paths.plane import Plane
+
+
+def models(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def one():
+        return {
+            "w": torch.randn(4, 3, generator=generator, dtype=torch.float64),
+            "b": torch.randn(4, generator=generator, dtype=torch.float64),
+        }
+
+    return one(), one(), one()
+
+
+def vector(state):
+    return torch.cat([tensor.flatten() for tensor in state.values()])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_coordinates_recover_the_models(seed):
+    three = models(seed)
+    plane = Plane(three)
+    for (x, y), model in zip(plane.coordinates, three, strict=True):
+        assert torch.allclose(vector(plane.at(x, y).state()), vector(model), atol=1e-12)
+
+
+def test_axes_are_orthonormal_and_distances_euclidean():
+    plane = Plane(models())
+    origin, right, up = (
+        vector(plane.at(*xy).state()) for xy in ((0, 0), (1, 0), (0, 1))
+    )
+    u, v = right - origin, up - origin
+    assert float(u @ u) == pytest.approx(1.0)
+    assert float(v @ v) == pytest.approx(1.0)
+    assert float(u @ v) == pytest.approx(0.0, abs=1e-12)
+    assert sum(plane.at(3.0, -2.0).coefficients) == pytest.approx(1.0)
+
+
+def test_models_on_a_line_or_too_few_are_refused():
+    a, b, _ = models()
+    middle = {name: (a[name] + b[name]) / 2 for name in a}
+    with pytest.raises(ConfigurationError, match="lie on one line"):
+        Plane((a, b, middle))
+    with pytest.raises(ConfigurationError, match="are the same"):
+        Plane((a, a, b))
+    with pytest.raises(ConfigurationError, match="three models, got 2"):
+        Plane((a, b))

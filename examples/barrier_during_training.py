@@ -29,7 +29,10 @@ from lightning_rebasin.landscape import barrier_matrix, load_trajectory
 from lightning_rebasin.plotting import plot_barriers, plot_history
 
 HERE = Path(__file__).parent
-METRICS = ("val_loss", "val_accuracy")  # the validation set is MNIST's test set
+METRICS = (
+    "val_loss",
+    "val_accuracy",
+)  # the validation set is MNIST's test set
 
 
 def train(
@@ -53,14 +56,19 @@ def train(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    model = Classifier(features=data.features, width=512, depth=3, classes=data.classes)
-    trainer.fit(model, loader(data.train, 500, seed=seed), loader(data.test, 500))
+    model = Classifier(
+        features=data.features, width=512, depth=3, classes=data.classes
+    )
+    trainer.fit(
+        model, loader(data.train, 500, seed=seed), loader(data.test, 500)
+    )
 
 
 def main() -> None:
     """Train twice, write CSV, JSON and pictures, print the table."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--data-dir",
@@ -69,11 +77,16 @@ def main() -> None:
         help="folder with the four MNIST idx files",
     )
     parser.add_argument(
-        "--output", type=Path, default=HERE / "results" / "barrier_during_training"
+        "--output",
+        type=Path,
+        default=HERE / "results" / "barrier_during_training",
     )
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument(
-        "--points", type=int, default=11, help="number of λ (the paper takes 25)"
+        "--points",
+        type=int,
+        default=11,
+        help="number of λ (the paper takes 25)",
     )
     parser.add_argument("--seeds", type=int, nargs=2, default=(0, 1))
     options = parser.parse_args()
@@ -83,7 +96,10 @@ def main() -> None:
     data, started = idx_folder(options.data_dir), time.perf_counter()
     train(data, options.seeds[0], options.epochs, runs / "a", [])
     barrier = LossBarrier(
-        runs / "a" / "snapshots", "both", points=options.points, metrics=METRICS
+        runs / "a" / "snapshots",
+        "both",
+        points=options.points,
+        metrics=METRICS,
     )
     train(data, options.seeds[1], options.epochs, runs / "b", [barrier])
     report(options, data, barrier, round(time.perf_counter() - started))
@@ -117,7 +133,11 @@ def report(
             ]
         )
         for i, epoch in enumerate(epochs):
-            row = [heights[label][name][i] for label in heights for name in METRICS]
+            row = [
+                heights[label][name][i]
+                for label in heights
+                for name in METRICS
+            ]
             writer.writerow([epoch, *row, barrier.measurements[i].moved])
             print(
                 f"epoch {epoch:2}: test-loss barrier {row[0]:.4f} naive, {row[2]:.4f} matched"
@@ -148,7 +168,9 @@ def report(
         ]
         for n in ("a", "b")
     )
-    model = Classifier(features=data.features, width=512, depth=3, classes=data.classes)
+    model = Classifier(
+        features=data.features, width=512, depth=3, classes=data.classes
+    )
     spec = infer_spec(model)
     matrix = barrier_matrix(
         model,
@@ -171,7 +193,9 @@ def report(
         "matched_test_loss_barrier": losses["matched"],
         "lowest_naive": min(losses["naive"]),
         "matched_at_first_epoch": losses["matched"][0],
-        "highest_matched_from_epoch_8": max(losses["matched"][7:], default=None),
+        "highest_matched_from_epoch_8": max(
+            losses["matched"][7:], default=None
+        ),
         "ends_test_loss": [
             last["naive"].values["val_loss"][0],
             last["naive"].values["val_loss"][-1],
@@ -181,7 +205,8 @@ def report(
             last["naive"].values["val_accuracy"][-1],
         ],
         "midpoint_test_accuracy": {
-            label: curve.midpoint("val_accuracy") for label, curve in last.items()
+            label: curve.midpoint("val_accuracy")
+            for label, curve in last.items()
         },
         "seconds": seconds,
     }

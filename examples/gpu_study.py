@@ -31,7 +31,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import (
+    Callback,
+    LightningModule,
+    Trainer,
+    seed_everything,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import (
@@ -68,7 +73,8 @@ class Block(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or before != after:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
+                nn.Conv2d(before, after, 1, stride, bias=False),
+                nn.BatchNorm2d(after),
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +94,9 @@ def resnet20(width: int, depth: int = 3) -> nn.Module:
     before = channels[0]
     for stage, after in enumerate(channels):
         for block in range(depth):
-            layers.append(Block(before, after, 2 if stage and not block else 1))
+            layers.append(
+                Block(before, after, 2 if stage and not block else 1)
+            )
             before = after
     return nn.Sequential(
         *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10)
@@ -145,16 +153,24 @@ class Classifier(LightningModule):
         """Logits."""
         return self.network(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int
+    ) -> Tensor:
         """Cross-entropy of augmented images."""
         return functional.cross_entropy(self(augmented(batch[0])), batch[1])
 
     def configure_optimizers(self) -> Any:
         """The usual recipe for CIFAR-10."""
         optimizer = torch.optim.SGD(
-            self.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
+            self.parameters(),
+            0.1,
+            momentum=0.9,
+            weight_decay=5e-4,
+            nesterov=True,
         )
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.4, self.steps)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 0.4, self.steps
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -164,7 +180,9 @@ class Classifier(LightningModule):
 def augmented(images: Tensor) -> Tensor:
     """One random shift of up to four pixels and a coin's flip for the whole batch: cheap, and enough here."""
     dx, dy = torch.randint(0, 9, (2,)).tolist()
-    shifted = functional.pad(images, (4, 4, 4, 4))[:, :, dy : dy + 32, dx : dx + 32]
+    shifted = functional.pad(images, (4, 4, 4, 4))[
+        :, :, dy : dy + 32, dx : dx + 32
+    ]
     return shifted.flip(3) if torch.rand(()) < 0.5 else shifted
 
 
@@ -174,22 +192,35 @@ def read_cifar10(folder: Path, split: str) -> TensorDataset:
 
     images = []
     for sheet in sorted(
-        (folder / {"train": "train-jpeg95", "test": "test-lossless"}[split]).iterdir()
+        (
+            folder / {"train": "train-jpeg95", "test": "test-lossless"}[split]
+        ).iterdir()
     ):
         pixels = np.asarray(Image.open(sheet).convert("RGB"))
-        if pixels.shape != (16000, 32, 3):  # 25 rows of 20 images instead of one column
+        if pixels.shape != (
+            16000,
+            32,
+            3,
+        ):  # 25 rows of 20 images instead of one column
             pixels = pixels.reshape(25, 32, 20, 32, 3).transpose(0, 2, 1, 3, 4)
         images.append(pixels.reshape(500, 32, 32, 3))
     with lzma.open(folder / "index.csv.xz", "rt") as file:
         labels = [
-            int(row["label"]) for row in csv.DictReader(file) if row["split"] == split
+            int(row["label"])
+            for row in csv.DictReader(file)
+            if row["split"] == split
         ]
-    x = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).float() / 255
+    x = (
+        torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).float()
+        / 255
+    )
     mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS)
     return TensorDataset((x - mean) / std, torch.tensor(labels))
 
 
-def loader(data: Dataset[Any], batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
+def loader(
+    data: Dataset[Any], batch_size: int, *, shuffle: bool
+) -> DataLoader[Any]:
     """Whole batches by one index operation."""
     order = RandomSampler(data) if shuffle else SequentialSampler(data)
     return DataLoader(
@@ -215,7 +246,9 @@ class StepTimes(Callback):
         """Stop it."""
         synchronise()
         self.steps.append(time.perf_counter() - self._begin)
-        self.projections.append(float(trainer.callback_metrics["projection_seconds"]))
+        self.projections.append(
+            float(trainer.callback_metrics["projection_seconds"])
+        )
 
     def summary(self) -> dict[str, float]:
         """Medians without the first tenth."""
@@ -267,7 +300,10 @@ class Study:
             "enable_model_summary": False,
         }
         return Trainer(
-            max_epochs=epochs, accelerator="auto", devices=1, **{**quiet, **options}
+            max_epochs=epochs,
+            accelerator="auto",
+            devices=1,
+            **{**quiet, **options},
         )
 
     def trained(self, make: Callable[[], nn.Module], seed: int) -> Classifier:
@@ -294,16 +330,23 @@ class Study:
                 probe,
                 (
                     x
-                    for x, _ in list(loader(self.train, self.batch, shuffle=False))[:20]
+                    for x, _ in list(
+                        loader(self.train, self.batch, shuffle=False)
+                    )[:20]
                 ),
             )
         loss = correct = 0.0
         with torch.no_grad():
             for x, y in loader(self.test, self.batch, shuffle=False):
                 logits = probe(x.to(device)).cpu()
-                loss += float(functional.cross_entropy(logits, y, reduction="sum"))
+                loss += float(
+                    functional.cross_entropy(logits, y, reduction="sum")
+                )
                 correct += float((logits.argmax(1) == y).sum())
-        return {"loss": loss / len(self.test), "accuracy": correct / len(self.test)}
+        return {
+            "loss": loss / len(self.test),
+            "accuracy": correct / len(self.test),
+        }
 
     def merge(
         self, model: Classifier, ends: list[dict[str, Tensor]], **options: Any
@@ -313,13 +356,17 @@ class Study:
         start = match_weights(spec, *ends).permutation
         optimizer = partial(torch.optim.SGD, lr=self.args.lr, momentum=0.9)
         module, times = (
-            MergeModule(model, *ends, spec=spec, init=start, optimizer=optimizer),
+            MergeModule(
+                model, *ends, spec=spec, init=start, optimizer=optimizer
+            ),
             StepTimes(),
         )
         epochs = 1 if self.args.smoke else self.args.merge_epochs
         trainer = self.trainer(epochs, callbacks=[times], **options)
         held_out = loader(self.held_out, self.batch, shuffle=False)
-        trainer.fit(module, loader(self.train, self.batch, shuffle=True), held_out)
+        trainer.fit(
+            module, loader(self.train, self.batch, shuffle=True), held_out
+        )
         return module, times
 
     def run(self, name: str, make: Callable[[], nn.Module]) -> dict[str, Any]:
@@ -343,20 +390,33 @@ class Study:
             )
         for precision in ("32-true", "bf16-mixed"):
             module, times = self.merge(models[0], ends, precision=precision)
-            merged = self.accuracy(models[0], module.merged_state_dict(), reset=False)
-            row[f"straight-through, {precision}"] = {**merged, **times.summary()}
+            merged = self.accuracy(
+                models[0], module.merged_state_dict(), reset=False
+            )
+            row[f"straight-through, {precision}"] = {
+                **merged,
+                **times.summary(),
+            }
         print(json.dumps({name: row}, indent=1), flush=True)
         return row
 
 
 def main() -> int:
     """Run everything; the exit status is that of the tests."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument(
-        "--data-dir", type=Path, required=True, help="folder that holds cifar10/"
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n", maxsplit=1)[0]
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("gpu-results"), help="where the tables go"
+        "--data-dir",
+        type=Path,
+        required=True,
+        help="folder that holds cifar10/",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("gpu-results"),
+        help="where the tables go",
     )
     parser.add_argument(
         "--epochs", type=int, default=40, help="epochs of each training"
@@ -383,7 +443,9 @@ def main() -> int:
     status = 0
     if not args.smoke:
         if not torch.cuda.is_available():
-            sys.exit("no CUDA device (try --smoke to see that the script works)")
+            sys.exit(
+                "no CUDA device (try --smoke to see that the script works)"
+            )
         print(torch.cuda.get_device_name(), torch.__version__)
         command = [
             sys.executable,
@@ -398,7 +460,9 @@ def main() -> int:
     study = Study(args)
     small = args.smoke
     networks = {
-        "resnet20x4": partial(resnet20, 1, 1) if small else partial(resnet20, 4),
+        "resnet20x4": partial(resnet20, 1, 1)
+        if small
+        else partial(resnet20, 4),
         "vgg11": partial(vgg11, 0.0625 if small else 1.0),
     }
     table = {name: study.run(name, make) for name, make in networks.items()}

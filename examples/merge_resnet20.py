@@ -58,7 +58,9 @@ def load(name: str) -> dict[str, Tensor]:
     """Weights of one checkpoint; the oldest one lacks batch counters, which the module supplies."""
     model = ResNet20()
     model.load_state_dict(
-        load_weights(shared_path(f"data/checkpoints/cifar10-resnet20/{name}.th")),
+        load_weights(
+            shared_path(f"data/checkpoints/cifar10-resnet20/{name}.th")
+        ),
         strict=False,
     )
     return model.state_dict()
@@ -77,7 +79,10 @@ def measure(  # noqa: PLR0917
     spec = infer_spec(model, images[:2])
     chosen = [states[name] for name in names]
     if len(chosen) == 2:
-        aligned = [chosen[0], match_weights(spec, *chosen).permutation.apply(chosen[1])]
+        aligned = [
+            chosen[0],
+            match_weights(spec, *chosen).permutation.apply(chosen[1]),
+        ]
     else:
         found = match_many(spec, chosen).permutations
         aligned = [
@@ -113,14 +118,23 @@ def table(rows: Sequence[Row], samples: tuple[int, int]) -> str:
         "",
         f"Accuracy in % on {samples[1]} test images; statistics from {samples[0]} training images.",
         f"The standard error is {50 / samples[1] ** 0.5:.1f} at most.",
-        "Made by `examples/merge_resnet20.py --train {} --test {}`.".format(*samples),
+        "Made by `examples/merge_resnet20.py --train {} --test {}`.".format(
+            *samples
+        ),
         "At width 1× a barrier remains by nature (the paper needs 32×); what counts here is that each step helps.",
         "",
         "| models | mean of ends | naive | naive + reset | matched | matched + reset | matched + REPAIR |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for r in rows:
-        numbers = (r.ends, r.naive, r.naive_reset, r.matched, r.reset, r.repaired)
+        numbers = (
+            r.ends,
+            r.naive,
+            r.naive_reset,
+            r.matched,
+            r.reset,
+            r.repaired,
+        )
         lines.append(
             f"| {', '.join(r.models)} | "
             + " | ".join(f"{100 * n:.1f}" for n in numbers)
@@ -140,10 +154,16 @@ def main() -> None:
         help="how many of the ten pairs (default: %(default)s)",
     )
     parser.add_argument(
-        "--train", type=int, default=2000, help="training images (default: %(default)s)"
+        "--train",
+        type=int,
+        default=2000,
+        help="training images (default: %(default)s)",
     )
     parser.add_argument(
-        "--test", type=int, default=10000, help="test images (default: %(default)s)"
+        "--test",
+        type=int,
+        default=10000,
+        help="test images (default: %(default)s)",
     )
     args = parser.parse_args()
     states = {name: load(name) for name in NAMES}
@@ -151,8 +171,13 @@ def main() -> None:
     images = normalise(images, "cifar10-resnet20").contiguous(
         memory_format=torch.channels_last
     )  # faster on a CPU
-    batches = normalise(cifar10("train", args.train)[0], "cifar10-resnet20").split(250)
-    groups = [*["".join(pair) for pair in combinations(NAMES, 2)][: args.pairs], NAMES]
+    batches = normalise(
+        cifar10("train", args.train)[0], "cifar10-resnet20"
+    ).split(250)
+    groups = [
+        *["".join(pair) for pair in combinations(NAMES, 2)][: args.pairs],
+        NAMES,
+    ]
     rows: list[Row] = []
     known: dict[str, float] = {}
     for names in tqdm(
@@ -160,7 +185,9 @@ def main() -> None:
     ):  # the five first, and a table after every merge
         rows.insert(0, measure(names, states, batches, images, labels, known))
         if args.output:
-            atomic_write_text(args.output, table(rows, (args.train, args.test)))
+            atomic_write_text(
+                args.output, table(rows, (args.train, args.test))
+            )
     print(table(rows, (args.train, args.test)))
 
 

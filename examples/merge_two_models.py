@@ -14,7 +14,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from lightning_rebasin import check_equivalence, infer_spec, interpolate, match_weights
+from lightning_rebasin import (
+    check_equivalence,
+    infer_spec,
+    interpolate,
+    match_weights,
+)
 from lightning_rebasin.demo.data import digits
 
 (images, labels), (test_images, test_labels) = (
@@ -47,7 +52,9 @@ def accuracy(state: dict[str, Tensor]) -> float:
     """Share of the test images that the network with these weights gets right."""
     probe.load_state_dict(state)
     with torch.no_grad():
-        return float((probe(test_images).argmax(1) == test_labels).float().mean())
+        return float(
+            (probe(test_images).argmax(1) == test_labels).float().mean()
+        )
 
 
 first, second = train(0), train(1)
@@ -58,8 +65,12 @@ spec = infer_spec(first, images[:2])
 match = match_weights(spec, reference, source)
 check_equivalence(first, match.permutation, images[:2])
 
-print(f"test accuracy of the ends {accuracy(reference):.2%} and {accuracy(source):.2%}")
-print(f"naive midpoint            {accuracy(interpolate(reference, source, 0.5)):.2%}")
+print(
+    f"test accuracy of the ends {accuracy(reference):.2%} and {accuracy(source):.2%}"
+)
+print(
+    f"naive midpoint            {accuracy(interpolate(reference, source, 0.5)):.2%}"
+)
 print(
     f"merged midpoint           {accuracy(interpolate(reference, match.permutation.apply(source), 0.5)):.2%}"
 )

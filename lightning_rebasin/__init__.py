@@ -11,18 +11,30 @@ from typing import TYPE_CHECKING, Any
 from lightning_rebasin.version import __version__
 
 if TYPE_CHECKING:
-    from lightning_rebasin.assignment import solve_assignment as solve_assignment
-    from lightning_rebasin.callbacks import CheckpointSnapshot as CheckpointSnapshot
+    from lightning_rebasin.assignment import (
+        solve_assignment as solve_assignment,
+    )
+    from lightning_rebasin.callbacks import (
+        CheckpointSnapshot as CheckpointSnapshot,
+    )
     from lightning_rebasin.callbacks import LossBarrier as LossBarrier
-    from lightning_rebasin.checkpoints import merge_checkpoints as merge_checkpoints
-    from lightning_rebasin.checkpoints import read_checkpoint as read_checkpoint
-    from lightning_rebasin.checkpoints import write_checkpoint as write_checkpoint
+    from lightning_rebasin.checkpoints import (
+        merge_checkpoints as merge_checkpoints,
+    )
+    from lightning_rebasin.checkpoints import (
+        read_checkpoint as read_checkpoint,
+    )
+    from lightning_rebasin.checkpoints import (
+        write_checkpoint as write_checkpoint,
+    )
     from lightning_rebasin.landscape import BarrierCurve as BarrierCurve
     from lightning_rebasin.landscape import barrier_matrix as barrier_matrix
     from lightning_rebasin.landscape import load_trajectory as load_trajectory
     from lightning_rebasin.landscape import measure_barrier as measure_barrier
     from lightning_rebasin.matching import MatchResult as MatchResult
-    from lightning_rebasin.matching import match_activations as match_activations
+    from lightning_rebasin.matching import (
+        match_activations as match_activations,
+    )
     from lightning_rebasin.matching import match_many as match_many
     from lightning_rebasin.matching import match_weights as match_weights
     from lightning_rebasin.merging import average as average
@@ -33,21 +45,32 @@ if TYPE_CHECKING:
     from lightning_rebasin.symmetry import Example as Example
     from lightning_rebasin.symmetry import Permutation as Permutation
     from lightning_rebasin.symmetry import PermutationSpec as PermutationSpec
-    from lightning_rebasin.symmetry import check_equivalence as check_equivalence
+    from lightning_rebasin.symmetry import (
+        check_equivalence as check_equivalence,
+    )
     from lightning_rebasin.symmetry import infer_spec as infer_spec
     from lightning_rebasin.symmetry import infer_spec_many as infer_spec_many
 
 _HOMES = {
     "assignment": ("solve_assignment",),
     "callbacks": ("CheckpointSnapshot", "LossBarrier"),
-    "checkpoints": ("merge_checkpoints", "read_checkpoint", "write_checkpoint"),
+    "checkpoints": (
+        "merge_checkpoints",
+        "read_checkpoint",
+        "write_checkpoint",
+    ),
     "landscape": (
         "BarrierCurve",
         "barrier_matrix",
         "load_trajectory",
         "measure_barrier",
     ),
-    "matching": ("MatchResult", "match_activations", "match_many", "match_weights"),
+    "matching": (
+        "MatchResult",
+        "match_activations",
+        "match_many",
+        "match_weights",
+    ),
     "merging": ("average", "interpolate", "repair", "reset_batch_norm"),
     "modules": ("MergeModule",),
     "symmetry": (

@@ -13,7 +13,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 
-def compiled(*liberties: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def compiled(
+    *liberties: str,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile on first use and keep the machine code, where there is any place to keep it.
 
     Args:
@@ -28,9 +30,7 @@ def compiled(*liberties: str) -> Callable[[Callable[..., Any]], Callable[..., An
         options: dict[str, Any] = {"fastmath": set(liberties), "nogil": True}
         try:
             made: Callable[..., Any] = njit(cache=True, **options)(function)
-        except (
-            RuntimeError
-        ):  # neither the installation nor the user's cache folder can be written
+        except RuntimeError:  # neither the installation nor the user's cache folder can be written
             made = njit(**options)(function)
         return made
 

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from lightning_rebasin.landscape.matrix import BarrierMatrix
 
 #: Okabe–Ito colours without yellow: told apart by everybody, and on paper.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_COLOURS = (
+    "#D55E00",
+    "#0072B2",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+    "#000000",
+)
 
 
 def plot_barriers(
@@ -106,8 +114,12 @@ def plot_history(
     """
     figure = _figure((5.4, 3.6))
     axes = figure.subplots()
-    for colour, (label, row) in zip(_cycle(len(heights)), heights.items(), strict=True):
-        axes.plot(steps, row, marker="o", markersize=3.5, color=colour, label=label)
+    for colour, (label, row) in zip(
+        _cycle(len(heights)), heights.items(), strict=True
+    ):
+        axes.plot(
+            steps, row, marker="o", markersize=3.5, color=colour, label=label
+        )
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
@@ -138,7 +150,10 @@ def plot_matrix(
         matrix.heights, origin="lower", cmap="viridis", aspect="auto", vmin=0
     )
     axes.set_xticks(
-        range(columns), [str(step) for step in matrix.steps_b], rotation=45, ha="right"
+        range(columns),
+        [str(step) for step in matrix.steps_b],
+        rotation=45,
+        ha="right",
     )
     axes.set_yticks(range(rows), [str(step) for step in matrix.steps_a])
     axes.set_xlabel("step of b")
@@ -158,7 +173,9 @@ def plot_matrix(
                     color=colour,
                 )
     figure.colorbar(
-        image, ax=axes, label=f"barrier of {matrix.metric} ({matrix.convention})"
+        image,
+        ax=axes,
+        label=f"barrier of {matrix.metric} ({matrix.convention})",
     )
     return _save(figure, path, title)
 
@@ -202,7 +219,9 @@ def _save(figure: Figure, path: str | Path | None, title: str) -> Figure:
     if title:
         figure.suptitle(title, fontsize=10)
     if path is not None:
-        kind: dict[str, Any] = {"format": Path(path).suffix.lstrip(".") or "png"}
+        kind: dict[str, Any] = {
+            "format": Path(path).suffix.lstrip(".") or "png"
+        }
         with atomic_path(path) as temporary:
             figure.savefig(temporary, **kind)
     return figure

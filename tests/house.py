@@ -72,12 +72,18 @@ class RoomSize:
     def comments_per_hundred(self) -> float:
         """Comment lines per 100 lines of code and comments."""
         comments = sum(f.comment_lines for f in self.files)
-        return 100 * comments / max(sum(f.code_lines for f in self.files) + comments, 1)
+        return (
+            100
+            * comments
+            / max(sum(f.code_lines for f in self.files) + comments, 1)
+        )
 
     @property
     def functions(self) -> tuple[FunctionSize, ...]:
         """All functions of the room."""
-        return tuple(function for file in self.files for function in file.functions)
+        return tuple(
+            function for file in self.files for function in file.functions
+        )
 
     @property
     def complex_share(self) -> float:
@@ -114,7 +120,9 @@ def complexity(function: ast.AST) -> int:
     return total
 
 
-def outer_functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+def outer_functions(
+    tree: ast.AST,
+) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Functions and methods, but not those inside other functions."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, _FUNCTIONS):
@@ -167,15 +175,20 @@ def measure_file(path: Path, root: Path = ROOT) -> FileSize:
     tree = ast.parse(text)
     docstrings = _docstrings(tree)
     # A docstring is one expression node: its text.
-    nodes = sum(isinstance(node, ast.expr) for node in ast.walk(tree)) - len(docstrings)
+    nodes = sum(isinstance(node, ast.expr) for node in ast.walk(tree)) - len(
+        docstrings
+    )
     code, comments = _lines(text, docstrings)
     inside = path.relative_to(root / PACKAGE)
     functions = tuple(
-        FunctionSize(str(inside), f.name, complexity(f)) for f in outer_functions(tree)
+        FunctionSize(str(inside), f.name, complexity(f))
+        for f in outer_functions(tree)
     )
     test = root / "tests" / inside.parent / f"test_{path.stem}.py"
     mirrored = None if path.stem == "__init__" else test.exists()
-    lazy = sum(_own_imports(f) for f in ast.walk(tree) if isinstance(f, _FUNCTIONS))
+    lazy = sum(
+        _own_imports(f) for f in ast.walk(tree) if isinstance(f, _FUNCTIONS)
+    )
     return FileSize(inside, code, comments, nodes, functions, mirrored, lazy)
 
 
@@ -196,12 +209,15 @@ def _own_imports(function: ast.AST) -> int:
 def measure(root: Path = ROOT) -> dict[str, RoomSize]:
     """Every room of the package by its folder, and ``"all"``."""
     files = [
-        measure_file(path, root) for path in sorted((root / PACKAGE).rglob("*.py"))
+        measure_file(path, root)
+        for path in sorted((root / PACKAGE).rglob("*.py"))
     ]
     rooms: dict[str, list[FileSize]] = {}
     for file in files:
         rooms.setdefault(str(file.path.parent), []).append(file)
-    sizes = {name: RoomSize(name, tuple(own)) for name, own in sorted(rooms.items())}
+    sizes = {
+        name: RoomSize(name, tuple(own)) for name, own in sorted(rooms.items())
+    }
     sizes["all"] = RoomSize("all", tuple(files))
     return sizes
 
@@ -223,7 +239,9 @@ def main(arguments: Sequence[str]) -> None:
             f"{room.name:36} {len(room.files):5} {lines:6} {numbers} {worst}; mirrored {have}/{able}; lazy {lazy}"
         )
     if "-v" in arguments:
-        for function in sorted(rooms["all"].functions, key=lambda f: -f.complexity):
+        for function in sorted(
+            rooms["all"].functions, key=lambda f: -f.complexity
+        ):
             if function.complexity > 10:
                 print(function.complexity, function.where, function.name)
         for file in rooms["all"].files:

@@ -23,9 +23,15 @@ def test_infer_symmetries():
 
 
 def test_merge_two_models():
-    lines = [line for line in run("merge_two_models.py").splitlines() if "%" in line]
+    lines = [
+        line for line in run("merge_two_models.py").splitlines() if "%" in line
+    ]
     ends, naive, merged = (
-        [float(word.rstrip("%")) for word in line.split() if word.endswith("%")]
+        [
+            float(word.rstrip("%"))
+            for word in line.split()
+            if word.endswith("%")
+        ]
         for line in lines
     )
     assert min(ends) > 96

@@ -16,7 +16,9 @@ EXPLAINED = (
 
 def test_few_functions_are_complex_and_none_is_very():
     whole = ROOMS["all"]
-    assert whole.worst.complexity <= 15, f"{whole.worst.where}: {whole.worst.name}"
+    assert whole.worst.complexity <= 15, (
+        f"{whole.worst.where}: {whole.worst.name}"
+    )
     assert whole.complex_share <= 0.035
 
 
@@ -46,9 +48,16 @@ def test_complexity_counts_branches_comprehensions_and_boolean_operators():
 def test_a_docstring_is_neither_code_nor_comment(tmp_path):
     package = tmp_path / house.PACKAGE
     package.mkdir()
-    (package / "x.py").write_text('"""Text.\n\nMore.\n"""\n\n# why\nA = 1 + 2\n')
+    (package / "x.py").write_text(
+        '"""Text.\n\nMore.\n"""\n\n# why\nA = 1 + 2\n'
+    )
     size = house.measure_file(package / "x.py", tmp_path)
-    assert (size.code_lines, size.comment_lines, size.nodes, size.mirrored) == (
+    assert (
+        size.code_lines,
+        size.comment_lines,
+        size.nodes,
+        size.mirrored,
+    ) == (
         1,
         1,
         4,

@@ -81,7 +81,9 @@ def imports(path: Path) -> list[str]:
             assert node.level == 0, f"{path}: relative import"
             found.append(node.module or "")
             if node.module == "lightning_rebasin":
-                found += [f"lightning_rebasin.{alias.name}" for alias in node.names]
+                found += [
+                    f"lightning_rebasin.{alias.name}" for alias in node.names
+                ]
     return found
 
 
@@ -89,12 +91,15 @@ def layer(module: str) -> str:
     return module.split(".")[1]
 
 
-SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+SOURCES = sorted(
+    p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py"
+)
 
 
 def broken_arrows(path: Path, sources: list[str]) -> list[str]:
     own = layer(
-        "lightning_rebasin." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        "lightning_rebasin."
+        + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     )
     bad = []
     for module in sources:
@@ -113,7 +118,9 @@ def broken_arrows(path: Path, sources: list[str]) -> list[str]:
     return bad
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_arrows_point_down(path):
     # ``curve.plot()`` and its like import the pictures when they are called: a door, see DOORS.
     late = [
@@ -122,7 +129,10 @@ def test_arrows_point_down(path):
         if name.startswith(DOORS["pictures"])
     ]
     assert (
-        broken_arrows(path, [name for name in imports(path) if name not in late]) == []
+        broken_arrows(
+            path, [name for name in imports(path) if name not in late]
+        )
+        == []
     )
 
 
@@ -134,7 +144,9 @@ def test_an_arrow_that_points_up_is_seen():
         )
         != []
     )
-    assert broken_arrows(PACKAGE / "errors.py", ["lightning_rebasin.files"]) != []
+    assert (
+        broken_arrows(PACKAGE / "errors.py", ["lightning_rebasin.files"]) != []
+    )
 
 
 def test_lower_layers_load_without_lightning():
@@ -175,9 +187,9 @@ def broken_rooms(name: str, sources: list[str]) -> list[str]:
     assert own in rooms, f"{name}: the room {own!r} is not listed in ROOMS"
     bad = []
     for source in sources:
-        if not source.startswith(f"lightning_rebasin.{own_layer}.") or room(source)[
-            1
-        ] in {
+        if not source.startswith(f"lightning_rebasin.{own_layer}.") or room(
+            source
+        )[1] in {
             own,
             *rooms[own],
         }:
@@ -186,7 +198,9 @@ def broken_rooms(name: str, sources: list[str]) -> list[str]:
     return bad
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_rooms_know_only_the_rooms_below(path):
     assert broken_rooms(name_of(path), imports(path)) == []
 
@@ -226,7 +240,9 @@ def imports_of(tree: ast.AST) -> list[str]:
                 node.module,
                 *(f"{node.module}.{alias.name}" for alias in node.names),
             ]
-    return [name for name in found if name.split(".")[0] == "lightning_rebasin"]
+    return [
+        name for name in found if name.split(".")[0] == "lightning_rebasin"
+    ]
 
 
 def lazy_imports(text: str) -> list[str]:
@@ -236,7 +252,9 @@ def lazy_imports(text: str) -> list[str]:
         for n in ast.walk(ast.parse(text))
         if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
-    return sorted({name for function in functions for name in imports_of(function)})
+    return sorted(
+        {name for function in functions for name in imports_of(function)}
+    )
 
 
 def without_door(name: str, lazy: list[str]) -> list[str]:
@@ -247,7 +265,9 @@ def without_door(name: str, lazy: list[str]) -> list[str]:
     return [source for source in lazy if not source.startswith(allowed)]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_functions_import_the_own_package_through_three_doors_only(path):
     assert without_door(name_of(path), lazy_imports(path.read_text())) == []
 
@@ -255,9 +275,14 @@ def test_functions_import_the_own_package_through_three_doors_only(path):
 def test_an_import_inside_a_function_is_seen():
     text = "def f():\n    from lightning_rebasin.symmetry.infer import infer_spec\n"
     assert (
-        without_door("lightning_rebasin.symmetry.spec.spec", lazy_imports(text)) != []
+        without_door(
+            "lightning_rebasin.symmetry.spec.spec", lazy_imports(text)
+        )
+        != []
     )
-    assert without_door("lightning_rebasin.cli.merge", lazy_imports(text)) == []
+    assert (
+        without_door("lightning_rebasin.cli.merge", lazy_imports(text)) == []
+    )
 
 
 def circles(graph: dict[str, set[str]]) -> list[tuple[str, ...]]:
@@ -294,7 +319,9 @@ def import_graph() -> dict[str, set[str]]:
             if name.startswith(DOORS["command line"])
             else set(lazy_imports(path.read_text()))
         )
-        graph[name] = {source for source in imports_of(tree) if source in files} - late
+        graph[name] = {
+            source for source in imports_of(tree) if source in files
+        } - late
     return graph
 
 

@@ -31,7 +31,11 @@ from lightning_rebasin import (
     repair,
     reset_batch_norm,
 )
-from lightning_rebasin.errors import EquivalenceError, RebasinError, StateDictError
+from lightning_rebasin.errors import (
+    EquivalenceError,
+    RebasinError,
+    StateDictError,
+)
 
 G = torch.Generator
 
@@ -39,7 +43,9 @@ G = torch.Generator
 def noisy(state, size, seed):
     g = G().manual_seed(seed)
     return {
-        n: t + size * torch.randn(t.shape, generator=g) if t.is_floating_point() else t
+        n: t + size * torch.randn(t.shape, generator=g)
+        if t.is_floating_point()
+        else t
         for n, t in state.items()
     }
 
@@ -57,7 +63,8 @@ def test_biases_tell_units_apart():
     }
     hidden = Permutation(spec, {"h": torch.tensor([2, 3, 1, 0])})
     assert (
-        match_weights(spec, state, hidden.apply(state)).permutation == hidden.inverse()
+        match_weights(spec, state, hidden.apply(state)).permutation
+        == hidden.inverse()
     )
 
 
@@ -124,7 +131,9 @@ def test_a_sweep_visits_every_group():
     for group in spec.groups:
         order = torch.randperm(10, generator=G().manual_seed(1))
         hidden = Permutation(spec, {group: order})
-        result = match_weights(spec, state, hidden.apply(state), init="identity")
+        result = match_weights(
+            spec, state, hidden.apply(state), init="identity"
+        )
         assert result.permutation == hidden.inverse(), group
 
 
@@ -133,13 +142,21 @@ def test_repair_mixes_standard_deviations():
     net, x = nn.Sequential(nn.Linear(1, 1, bias=False)), torch.randn(500, 1)
     result = repair(
         net,
-        [{"0.weight": torch.tensor([[1.0]])}, {"0.weight": torch.tensor([[3.0]])}],
+        [
+            {"0.weight": torch.tensor([[1.0]])},
+            {"0.weight": torch.tensor([[3.0]])},
+        ],
         [x],
     )
-    assert result.module[0].weight.item() == pytest.approx(2, rel=1e-5)  # variances: √5
+    assert result.module[0].weight.item() == pytest.approx(
+        2, rel=1e-5
+    )  # variances: √5
     result = repair(
         net,
-        [{"0.weight": torch.tensor([[-1.0]])}, {"0.weight": torch.tensor([[3.0]])}],
+        [
+            {"0.weight": torch.tensor([[-1.0]])},
+            {"0.weight": torch.tensor([[3.0]])},
+        ],
         [x],
     )
     assert result.module[0].weight.item() == pytest.approx(2, rel=1e-5)
@@ -152,7 +169,9 @@ def test_the_grid_has_both_ends_and_the_midpoint(points):
     net = nn.Linear(1, 1, bias=False)
     ends = [{"weight": torch.tensor([[w]])} for w in (1.0, -1.0)]
     loss = lambda module, x: (module(x) ** 2 - 1).abs().mean()
-    curve = measure_barrier(net, *ends, [torch.ones(2, 1)], points=points, loss=loss)
+    curve = measure_barrier(
+        net, *ends, [torch.ones(2, 1)], points=points, loss=loss
+    )
     assert {0.0, 0.5, 1.0} <= set(curve.lambdas)
     assert curve.height("loss") == pytest.approx(1)
 
@@ -229,14 +248,18 @@ def test_depthwise_flatten_and_one_channel_convolutions(build, shape):
     assert "head.weight" in spec.tensors_of(group.id)
     for seed in range(3):
         assert (
-            check_equivalence(net, Permutation.random(spec, G().manual_seed(seed)), x)
+            check_equivalence(
+                net, Permutation.random(spec, G().manual_seed(seed)), x
+            )
             < 1e-8
         )
 
 
 def test_statistics_come_from_all_batches_and_not_from_the_first_again():
     """rebasin: BatchNorm was re-estimated on the first batch again and again."""
-    batches = [torch.full((4, 2), float(i)) + torch.randn(4, 2) for i in range(5)]
+    batches = [
+        torch.full((4, 2), float(i)) + torch.randn(4, 2) for i in range(5)
+    ]
     new = reset_batch_norm(nn.BatchNorm1d(2), iter(batches))
     torch.testing.assert_close(
         new.running_mean, torch.stack([b.mean(0) for b in batches]).mean(0)
@@ -247,7 +270,10 @@ def test_correlation_keeps_its_sign():
     """merging-text-transformers: matching on |correlation| pairs units that no permutation can make equal."""
     spec = infer_spec(net := mlp(1, 2, 1), torch.randn(2, 1))
     with torch.no_grad():
-        for layer, values in ((net[0], [[1.0], [-1.0]]), (net[2], [[1.0, 1.0]])):
+        for layer, values in (
+            (net[0], [[1.0], [-1.0]]),
+            (net[2], [[1.0, 1.0]]),
+        ):
             layer.weight.copy_(torch.tensor(values))
             layer.bias.zero_()
     other = mlp(1, 2, 1)
@@ -265,11 +291,15 @@ class Rotary(nn.Module):
     def __init__(self, width=8, heads=2):
         super().__init__()
         self.heads, self.inner = heads, width // heads
-        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.q, self.k, self.v, self.o = (
+            nn.Linear(width, width) for _ in range(4)
+        )
         self.head = nn.Linear(width, 3)
 
     def rotate(self, x):
-        angles = torch.arange(x.shape[2])[:, None] / 10 ** torch.arange(self.inner // 2)
+        angles = torch.arange(x.shape[2])[:, None] / 10 ** torch.arange(
+            self.inner // 2
+        )
         cos, sin = angles.cos().to(x), angles.sin().to(x)
         even, odd = x[..., ::2], x[..., 1::2]
         return torch.stack(
@@ -277,7 +307,9 @@ class Rotary(nn.Module):
         ).flatten(-2)
 
     def forward(self, x):
-        split = lambda y: y.unflatten(-1, (self.heads, self.inner)).transpose(1, 2)
+        split = lambda y: y.unflatten(-1, (self.heads, self.inner)).transpose(
+            1, 2
+        )
         q, k, v = (
             self.rotate(split(self.q(x))),
             self.rotate(split(self.k(x))),
@@ -314,13 +346,21 @@ def test_merging_twice_or_repeatedly_applies_the_weights_once(tmp_path):
             weights=[0.75, 0.25],
             force=True,
         )
-        assert torch.load(tmp_path / "o.pt", weights_only=True)["w"].item() == 0.25
+        assert (
+            torch.load(tmp_path / "o.pt", weights_only=True)["w"].item()
+            == 0.25
+        )
 
 
 def test_unknown_keys_are_an_error_with_names():
     """sd-meh and others: KeyError on unknown keys, or keys silently left out."""
     with pytest.raises(StateDictError, match="'extra'"):
-        average([{"w": torch.ones(1)}, {"w": torch.ones(1), "extra": torch.ones(1)}])
+        average(
+            [
+                {"w": torch.ones(1)},
+                {"w": torch.ones(1), "extra": torch.ones(1)},
+            ]
+        )
     spec = infer_spec(mlp(2, 3, 1), torch.ones(1, 2))
     with pytest.raises(StateDictError, match="'extra'"):
         match_weights(
@@ -336,14 +376,20 @@ def test_the_initial_permutation_is_not_written_to():
     spec = infer_spec(net, torch.ones(2, 3))
     start = Permutation.random(spec, G().manual_seed(0))
     before = {g: o.clone() for g, o in start.orders.items()}
-    match_weights(spec, net.state_dict(), noisy(net.state_dict(), 1.0, 2), init=start)
+    match_weights(
+        spec, net.state_dict(), noisy(net.state_dict(), 1.0, 2), init=start
+    )
     assert all(torch.equal(o, before[g]) for g, o in start.orders.items())
 
 
 def test_the_objective_never_falls():
     """git-re-basin: in float32 the reported progress went down (−6.1e-05)."""
-    a, b = (randomise(mlp(20, 64, 64, 5), seed).state_dict() for seed in (1, 2))
-    result = match_weights(infer_spec(mlp(20, 64, 64, 5), torch.ones(2, 20)), a, b)
+    a, b = (
+        randomise(mlp(20, 64, 64, 5), seed).state_dict() for seed in (1, 2)
+    )
+    result = match_weights(
+        infer_spec(mlp(20, 64, 64, 5), torch.ones(2, 20)), a, b
+    )
     for descent in result.descents:
         steps = torch.tensor(descent.objectives, dtype=torch.float64).diff()
         assert bool((steps >= -1e-9 * abs(descent.objective)).all())
@@ -352,14 +398,18 @@ def test_the_objective_never_falls():
 
 def test_raw_parameters_and_tied_embeddings():
     """Torch-Pruning: parameters outside of modules were overlooked; tied embeddings came apart."""
-    net = randomise(ModularAdditionTransformer(modulus=7, width=16, heads=2, hidden=12))
+    net = randomise(
+        ModularAdditionTransformer(modulus=7, width=16, heads=2, hidden=12)
+    )
     tokens = torch.tensor([[1, 2, 7], [3, 0, 7], [6, 6, 7]])
     spec = infer_spec(net, tokens)
     p = Permutation.random(spec, G().manual_seed(0))
     assert check_equivalence(net, p, tokens) < 1e-8
     moved = p.apply(net.state_dict())
     assert torch.equal(moved["x_embed"], moved["embed.W_E"])
-    assert any("mlp.W_in" in name for g in spec.groups for name in spec.tensors_of(g))
+    assert any(
+        "mlp.W_in" in name for g in spec.groups for name in spec.tensors_of(g)
+    )
 
 
 def test_nan_weights_are_named_and_not_matched():

@@ -13,7 +13,9 @@ from lightning_rebasin.plotting import plot_barriers, plot_history, plot_matrix
 
 pytest.importorskip("matplotlib")
 
-NAIVE = BarrierCurve((0.0, 0.5, 1.0), {"loss": (0.1, 0.9, 0.3), "acc": (0.9, 0.2, 0.8)})
+NAIVE = BarrierCurve(
+    (0.0, 0.5, 1.0), {"loss": (0.1, 0.9, 0.3), "acc": (0.9, 0.2, 0.8)}
+)
 MATCHED = BarrierCurve((0.0, 0.5, 1.0), {"loss": (0.1, 0.2, 0.3)})
 
 
@@ -36,7 +38,8 @@ def test_one_panel_per_shared_metric():
 
 
 @pytest.mark.parametrize(
-    ("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")]
+    ("suffix", "magic"),
+    [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")],
 )
 def test_curves_save_themselves(tmp_path, suffix, magic):
     path = tmp_path / f"curve.{suffix}"
@@ -57,19 +60,30 @@ def test_history():
         ylabel="test loss barrier",
     )
     axes = figure.axes[0]
-    assert [line.get_label() for line in axes.lines[:2]] == ["naive", "matched"]
+    assert [line.get_label() for line in axes.lines[:2]] == [
+        "naive",
+        "matched",
+    ]
     assert list(axes.lines[1].get_ydata()) == [0.1, 0.01, 0.0]
 
 
 def test_heat_map(tmp_path):
     matrix = BarrierMatrix(
-        (0, 5), (0, 5, 9), ((0.0, 1.0, 2.0), (3.0, math.nan, 4.0)), "loss", "mean"
+        (0, 5),
+        (0, 5, 9),
+        ((0.0, 1.0, 2.0), (3.0, math.nan, 4.0)),
+        "loss",
+        "mean",
     )
     figure = matrix.plot(tmp_path / "matrix.png")
     image = figure.axes[0].images[0]
     assert image.get_array().shape == (2, 3)
     assert image.get_clim() == (0, 4)
-    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["0", "5", "9"]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == [
+        "0",
+        "5",
+        "9",
+    ]
     assert (tmp_path / "matrix.png").stat().st_size > 1000
     assert plot_matrix(matrix).axes[1].get_ylabel() == "barrier of loss (mean)"
 

@@ -30,7 +30,10 @@ def midpoint_accuracy(model, a, b, images, labels):
 
 @pytest.mark.parametrize(
     ("folder", "build", "naive", "merged"),
-    [("mnist-mlp", mnist_mlp, 0.738, 0.965), ("mnist-lenet", LeNet, 0.453, 0.97)],
+    [
+        ("mnist-mlp", mnist_mlp, 0.738, 0.965),
+        ("mnist-lenet", LeNet, 0.453, 0.97),
+    ],
 )
 def test_mnist_pairs_merge(folder, build, naive, merged):
     a, b = pair(folder, "pt")
@@ -44,7 +47,9 @@ def test_mnist_pairs_merge(folder, build, naive, merged):
         naive, abs=0.002
     )
     assert (
-        midpoint_accuracy(model, a, result.permutation.apply(b), images, labels)
+        midpoint_accuracy(
+            model, a, result.permutation.apply(b), images, labels
+        )
         >= merged
     )
 

@@ -91,7 +91,9 @@ def compare(
     timed("weights", lambda: match_weights(spec, a, b).permutation)
     timed(
         "weights from activations",
-        lambda: match_weights(spec, a, b, init=found["activations"]).permutation,
+        lambda: (
+            match_weights(spec, a, b, init=found["activations"]).permutation
+        ),
     )
     for start in ("weights", "activations"):
         learn = partial(
@@ -101,7 +103,9 @@ def compare(
     curves, rows, batches = {}, {}, learning.held_out_batches
     for method, permutation in found.items():
         aligned = permutation.apply(b)
-        test = measure_barrier(model, a, aligned, data.test_dataloader(), points=points)
+        test = measure_barrier(
+            model, a, aligned, data.test_dataloader(), points=points
+        )
         train = measure_barrier(
             model,
             a,
@@ -111,7 +115,12 @@ def compare(
         )
         middle = interpolate(a, aligned, 0.5)
         held_out = measure_barrier(
-            model, middle, a, data.val_dataloader(), points=2, limit_batches=batches
+            model,
+            middle,
+            a,
+            data.val_dataloader(),
+            points=2,
+            limit_batches=batches,
         )
         curves[method] = test
         rows[method] = {
@@ -124,19 +133,25 @@ def compare(
             "seconds": seconds[method],
         }
     ends = {
-        key: [values[0], values[-1]] for key, values in curves["naive"].values.items()
+        key: [values[0], values[-1]]
+        for key, values in curves["naive"].values.items()
     }
     result = {
         "ends on test": ends,
         "methods": rows,
         "lambdas": curves["naive"].lambdas,
         "test loss": {
-            method: curve.values["val_loss"] for method, curve in curves.items()
+            method: curve.values["val_loss"]
+            for method, curve in curves.items()
         },
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(result, out / f"{name}.png", f"{name}: test loss between the two networks")
+    draw(
+        result,
+        out / f"{name}.png",
+        f"{name}: test loss between the two networks",
+    )
     _show(ends, rows)
     return result
 
@@ -179,9 +194,7 @@ def draw(result: Mapping[str, Any], path: Path, title: str) -> None:
     figure = Figure(figsize=(10, 5), layout="constrained")
     panels = figure.subplots(1, 2)
     for number, (method, values) in enumerate(result["test loss"].items()):
-        label = (
-            f"{method} (midpoint {result['methods'][method]['test midpoint loss']:.4f})"
-        )
+        label = f"{method} (midpoint {result['methods'][method]['test midpoint loss']:.4f})"
         for panel in panels if method != "naive" else panels[:1]:
             panel.plot(
                 result["lambdas"],
@@ -216,10 +229,15 @@ def _is_convex(values: tuple[float, ...]) -> bool:
     )
 
 
-def _show(ends: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> None:
+def _show(
+    ends: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]
+) -> None:
     print(
         "ends on test data:",
-        {key: [round(value, 4) for value in pair] for key, pair in ends.items()},
+        {
+            key: [round(value, 4) for value in pair]
+            for key, pair in ends.items()
+        },
     )
     columns = list(next(iter(rows.values())))
     print(f"{'':<34}" + "".join(f"{column:>24}" for column in columns))

@@ -46,7 +46,9 @@ class TensorData(LightningDataModule, ABC):
 
     def train_dataloader_in_order(self, batches: int) -> DataLoader:
         """The first training batches of 500, always the same."""
-        return _loader(Subset(self.train, range(500 * batches)), 500, shuffle=False)
+        return _loader(
+            Subset(self.train, range(500 * batches)), 500, shuffle=False
+        )
 
     def val_dataloader(self) -> DataLoader:
         """Held-out batches."""
@@ -101,11 +103,13 @@ class MNIST(TensorData):
     def load(self, split: str) -> tuple[Tensor, Tensor]:
         """Read one pair of idx files."""
         stem = {"train": "train", "test": "t10k"}[split]
-        images = self._read(f"{stem}-images-idx3-ubyte.gz", 16).reshape(-1, 784)
+        images = self._read(f"{stem}-images-idx3-ubyte.gz", 16).reshape(
+            -1, 784
+        )
         labels = self._read(f"{stem}-labels-idx1-ubyte.gz", 8)
-        return self.transform(torch.from_numpy(images).float() / 255), torch.from_numpy(
-            labels
-        ).long()
+        return self.transform(
+            torch.from_numpy(images).float() / 255
+        ), torch.from_numpy(labels).long()
 
     def _read(self, name: str, header: int) -> np.ndarray:
         with gzip.open(self.folder / name) as file:

@@ -26,7 +26,9 @@ def prepare(pixels: Tensor) -> Tensor:
 
 def main() -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n", maxsplit=1)[0]
+    )
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -43,7 +45,10 @@ def main() -> None:
         help="where the numbers and the picture go",
     )
     parser.add_argument(
-        "--steps", type=int, default=40, help="steps of the straight-through estimator"
+        "--steps",
+        type=int,
+        default=40,
+        help="steps of the straight-through estimator",
     )
     parser.add_argument(
         "--points",
@@ -53,7 +58,10 @@ def main() -> None:
     )
     args = parser.parse_args()
     a, b = (
-        {f"network.{n}": t for n, t in read_checkpoint(path).state_dict.items()}
+        {
+            f"network.{n}": t
+            for n, t in read_checkpoint(path).state_dict.items()
+        }
         for path in args.ends
     )
     seed_everything(0)

@@ -17,7 +17,9 @@ from networks import MLP
 HERE = Path(__file__).parent
 
 
-def train(seed: int, data: MNIST, epochs: int, folder: Path) -> dict[str, torch.Tensor]:
+def train(
+    seed: int, data: MNIST, epochs: int, folder: Path
+) -> dict[str, torch.Tensor]:
     """Train one network, or read the one that was trained before."""
     path = folder / f"mnist-mlp-seed{seed}-{epochs}epochs.pt"
     if not path.exists():
@@ -38,7 +40,9 @@ def train(seed: int, data: MNIST, epochs: int, folder: Path) -> dict[str, torch.
 
 def main() -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n", maxsplit=1)[0]
+    )
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -61,11 +65,15 @@ def main() -> None:
         "--epochs", type=int, default=25, help="epochs of each training"
     )
     parser.add_argument(
-        "--steps", type=int, default=220, help="steps of the straight-through estimator"
+        "--steps",
+        type=int,
+        default=220,
+        help="steps of the straight-through estimator",
     )
     args = parser.parse_args()
     a, b = (
-        train(seed, MNIST(args.data_dir), args.epochs, args.ends) for seed in (1, 2)
+        train(seed, MNIST(args.data_dir), args.epochs, args.ends)
+        for seed in (1, 2)
     )
     seed_everything(0)
     data = MNIST(args.data_dir, batch_size=1000)

@@ -18,7 +18,9 @@ class Classifier(LightningModule):
         lr: Learning rate of Adam.
     """
 
-    def __init__(self, network: nn.Module, example: Tensor, lr: float = 1e-3) -> None:
+    def __init__(
+        self, network: nn.Module, example: Tensor, lr: float = 1e-3
+    ) -> None:
         super().__init__()
         self.network = network
         self.example_input_array = example
@@ -28,14 +30,18 @@ class Classifier(LightningModule):
         """Logits."""
         return self.network(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int
+    ) -> Tensor:
         """Cross-entropy of one batch."""
         x, y = batch
         loss = functional.cross_entropy(self(x), y)
         self.log("train_loss", loss)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int
+    ) -> None:
         """Loss and accuracy of one held-out batch."""
         x, y = batch
         logits = self(x)
@@ -56,12 +62,16 @@ class MLP(Classifier):
     """
 
     def __init__(
-        self, widths: Sequence[int] = (784, 512, 512, 512, 10), lr: float = 1e-3
+        self,
+        widths: Sequence[int] = (784, 512, 512, 512, 10),
+        lr: float = 1e-3,
     ) -> None:
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-        super().__init__(nn.Sequential(*layers[:-1]), torch.rand(4, widths[0]), lr)
+        super().__init__(
+            nn.Sequential(*layers[:-1]), torch.rand(4, widths[0]), lr
+        )
 
 
 class LeNetNetwork(nn.Module):

@@ -46,7 +46,9 @@ def _maximum(_context: Any, a: Any, b: Any) -> Any:
         maximum = builder.module.declare_intrinsic(
             "llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind])
         )
-        return builder.call(maximum, arguments, fastmath=["nnan", "nsz", "reassoc"])
+        return builder.call(
+            maximum, arguments, fastmath=["nnan", "nsz", "reassoc"]
+        )
 
     return a(a, b), generate
 
@@ -248,7 +250,9 @@ def _augment(  # noqa: PLR0917
 
 
 @compiled("nnan", "nsz")
-def _finish(a: Floats, p: Floats, held: Columns, steps: int, limit: int) -> bool:
+def _finish(
+    a: Floats, p: Floats, held: Columns, steps: int, limit: int
+) -> bool:
     """Exact optimum from any prices and any partial assignment.
 
     Gives up, and returns False, if more than ``limit`` rows are free after ``steps`` bids.
@@ -327,7 +331,11 @@ def solve(
     """
     n = len(a)
     epsilon = scale * (0.01 if warm else 0.05)
-    if not warm and _clear(a, p, scale) and _finish(a, p, held, 2 * n, _few(n)):
+    if (
+        not warm
+        and _clear(a, p, scale)
+        and _finish(a, p, held, 2 * n, _few(n))
+    ):
         return
     for _ in range(_PHASES):
         if epsilon <= 0.0:

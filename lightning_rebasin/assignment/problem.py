@@ -52,7 +52,9 @@ def check_cost(cost: Any, name: str) -> Matrix:
             f"{name} has dtype {array.dtype}; an assignment needs real numbers"
         )
     if array.dtype not in (np.float32, np.float64):
-        array = array.astype(np.float32 if array.dtype == np.float16 else np.float64)
+        array = array.astype(
+            np.float32 if array.dtype == np.float16 else np.float64
+        )
     array = np.ascontiguousarray(array)
     # One cheap pass: a sum is finite unless an entry is not, or the sum itself overflows.
     with np.errstate(over="ignore", invalid="ignore"):

@@ -91,19 +91,27 @@ def solve_assignment(
     return Assignment(
         np.array([one.columns for one in ones], np.int64).reshape(shape),
         np.array([one.row_duals for one in ones], np.float64).reshape(shape),
-        np.array([one.column_duals for one in ones], np.float64).reshape(shape),
+        np.array([one.column_duals for one in ones], np.float64).reshape(
+            shape
+        ),
     )
 
 
 def _each(batch: Assignment) -> list[Assignment | None]:
-    parts = zip(batch.columns, batch.row_duals, batch.column_duals, strict=True)
+    parts = zip(
+        batch.columns, batch.row_duals, batch.column_duals, strict=True
+    )
     return [Assignment(*part) for part in parts]
 
 
-def _certified(value: Matrix, held: NDArray[np.int64], maximize: bool) -> Assignment:
+def _certified(
+    value: Matrix, held: NDArray[np.int64], maximize: bool
+) -> Assignment:
     rows, prices = duals_of(value, held)
     return (
-        Assignment(held, rows, prices) if maximize else Assignment(held, -rows, -prices)
+        Assignment(held, rows, prices)
+        if maximize
+        else Assignment(held, -rows, -prices)
     )
 
 
@@ -121,13 +129,17 @@ def _solve_one(
     solve_in_place(value, prices, held, warm=warm is not None)
     rows = value[np.arange(n), held].astype(np.float64) - prices[held]
     return (
-        Assignment(held, rows, prices) if maximize else Assignment(held, -rows, -prices)
+        Assignment(held, rows, prices)
+        if maximize
+        else Assignment(held, -rows, -prices)
     )
 
 
 def uses_compiled(n: int, solver: Solver) -> bool:
     """Whether a problem of size ``n`` goes to the compiled solver."""
-    return n > 0 and (solver == "numba" or (solver == "auto" and n >= COMPILED_FROM))
+    return n > 0 and (
+        solver == "numba" or (solver == "auto" and n >= COMPILED_FROM)
+    )
 
 
 def solve_columns(value: Matrix, solver: Solver = "auto") -> NDArray[np.int64]:
@@ -152,7 +164,9 @@ def solve_many(values: Matrix, solver: Solver = "auto") -> NDArray[np.int64]:
     if solver == "lap":
         from lap import lapjv
 
-        for i, one in enumerate(np.negative(values, dtype=np.float64, order="C")):
+        for i, one in enumerate(
+            np.negative(values, dtype=np.float64, order="C")
+        ):
             columns[i] = lapjv(one)[1]
         return columns
     if values.shape[-1] >= _REDUCED_FROM and solver == "auto":
@@ -190,7 +204,11 @@ def solve_batch(values: Matrix, solver: Solver = "auto") -> NDArray[np.int64]:
 
 
 def solve_in_place(
-    value: Matrix, prices: NDArray[np.float64], held: NDArray[np.int64], *, warm: bool
+    value: Matrix,
+    prices: NDArray[np.float64],
+    held: NDArray[np.int64],
+    *,
+    warm: bool,
 ) -> None:
     """Largest sum by the compiled solver, without validation.
 
@@ -204,7 +222,9 @@ def solve_in_place(
 
     scale, exponent = spread(value), 0
     with np.errstate(over="ignore", invalid="ignore"):
-        drowned = warm and not prices.max() - prices.min() <= _MOST_PRICES * scale
+        drowned = (
+            warm and not prices.max() - prices.min() <= _MOST_PRICES * scale
+        )
     if drowned:
         warm = False
         prices.fill(0.0)

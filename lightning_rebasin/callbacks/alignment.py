@@ -39,7 +39,9 @@ class Aligner:
         seed: Seeds the matching.
     """
 
-    def __init__(self, spec: str | Path | PermutationSpec | None, seed: int) -> None:
+    def __init__(
+        self, spec: str | Path | PermutationSpec | None, seed: int
+    ) -> None:
         self._given = spec
         self._spec: PermutationSpec | None = None
         self._seed = seed
@@ -55,7 +57,9 @@ class Aligner:
             EquivalenceError: Permuting the module as the spec says changes its function.
         """
         example = getattr(module, "example_input_array", None)
-        if self._spec is None and (example is not None or self._given is not None):
+        if self._spec is None and (
+            example is not None or self._given is not None
+        ):
             self._check(module, () if example is not None else None)
 
     def look(self, module: LightningModule, batch: Any) -> None:
@@ -132,9 +136,14 @@ class Aligner:
         if self._last is None and self._saved is not None:
             self._last = Permutation(spec, self._saved)
         start = (
-            None if self._last is None else restrict(self._last, self._last.spec, spec)
+            None
+            if self._last is None
+            else restrict(self._last, self._last.spec, spec)
         )
-        answer: tuple[dict[str, Tensor] | None, RebasinError | None] = (None, None)
+        answer: tuple[dict[str, Tensor] | None, RebasinError | None] = (
+            None,
+            None,
+        )
         if trainer.is_global_zero:
             try:
                 found = match_weights(
@@ -152,7 +161,9 @@ class Aligner:
 
     def state_dict(self) -> dict[str, Any]:
         """The last permutation."""
-        return {"orders": dict(self._last.orders) if self._last else self._saved}
+        return {
+            "orders": dict(self._last.orders) if self._last else self._saved
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
@@ -172,6 +183,6 @@ def share_moved(permutation: Permutation) -> float:
     """Fraction of all units of a network that change place."""
     groups = permutation.spec.groups.values()
     total = sum(group.members for group in groups)
-    return sum(permutation.moved[group.id] * group.members for group in groups) / max(
-        total, 1
-    )
+    return sum(
+        permutation.moved[group.id] * group.members for group in groups
+    ) / max(total, 1)

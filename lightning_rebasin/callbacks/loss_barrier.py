@@ -22,9 +22,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lightning_rebasin.callbacks.alignment import Aligner, share_moved
-from lightning_rebasin.callbacks.record import Measurement, append_csv, log_figures
+from lightning_rebasin.callbacks.record import (
+    Measurement,
+    append_csv,
+    log_figures,
+)
 from lightning_rebasin.callbacks.reference import make_reference
-from lightning_rebasin.callbacks.schedule import StepSchedule, positive, steps_from
+from lightning_rebasin.callbacks.schedule import (
+    StepSchedule,
+    positive,
+    steps_from,
+)
 from lightning_rebasin.callbacks.strategy import refuse_sharded
 from lightning_rebasin.callbacks.trainer import callbacks_of, is_dry_run
 from lightning_rebasin.errors import (
@@ -32,7 +40,11 @@ from lightning_rebasin.errors import (
     ConfigurationError,
     MissingExtraError,
 )
-from lightning_rebasin.landscape.barrier import BarrierCurve, Convention, lambda_grid
+from lightning_rebasin.landscape.barrier import (
+    BarrierCurve,
+    Convention,
+    lambda_grid,
+)
 from lightning_rebasin.landscape.batches import clone_batch, without_repeats
 from lightning_rebasin.landscape.geometry import Separation, separation
 from lightning_rebasin.landscape.measure import curve_from_rows
@@ -163,7 +175,9 @@ class LossBarrier(Callback):
         self._aligner = None if matching == "none" else Aligner(spec, seed)
         self._lambdas = lambda_grid(points)
         self._epochs = positive("every_n_epochs", every_n_epochs)
-        self._validations = positive("every_n_validations", every_n_validations) or 1
+        self._validations = (
+            positive("every_n_validations", every_n_validations) or 1
+        )
         self._steps = (
             StepSchedule(steps_from("at_steps", at_steps))
             if at_steps is not None
@@ -208,7 +222,9 @@ class LossBarrier(Callback):
             self._aligner.load_state_dict(state_dict["alignment"])
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str
+    ) -> None:
         """Refuse what cannot work before training starts."""
         if stage not in ("fit", "validate"):
             return
@@ -238,7 +254,9 @@ class LossBarrier(Callback):
             self._aligner.check(module)
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
         """Check again what configure_model made, and say which weights are measured."""
         self._check(trainer, pl_module)
         for callback in callbacks_of(trainer):
@@ -249,25 +267,35 @@ class LossBarrier(Callback):
                 )
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
         """Let the reference see the initial weights."""
         self._find_folder(trainer)
         if not is_dry_run(trainer):
             assert self._folder is not None
             self._reference.start(
-                trainer, pl_module, self._folder / f"{self._file_stem}-init.ckpt"
+                trainer,
+                pl_module,
+                self._folder / f"{self._file_stem}-init.ckpt",
             )
 
     @override
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Keep the last training batches for batch norms: iterating the loader here would move the generators."""
         if self._train_batches.maxlen:
             self._train_batches.append(clone_batch(batch))
 
     @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
         """Count the validations."""
         self._running, self._begun = None, False
         if trainer.sanity_checking or is_dry_run(trainer):
@@ -302,7 +330,9 @@ class LossBarrier(Callback):
             with torch.inference_mode(mode=False):
                 found = trainer.val_dataloaders
                 loader = (
-                    found[dataloader_idx] if isinstance(found, (list, tuple)) else found
+                    found[dataloader_idx]
+                    if isinstance(found, (list, tuple))
+                    else found
                 )
                 self._running.batch = without_repeats(
                     clone_batch(batch), batch_idx, loader
@@ -346,7 +376,10 @@ class LossBarrier(Callback):
             self._repeat(trainer, pl_module)
             return
         rows = running.probe.results(object_gatherer(trainer))
-        better, samples = running.probe.higher_is_better(), running.probe.samples
+        better, samples = (
+            running.probe.higher_is_better(),
+            running.probe.samples,
+        )
         curves = {}
         for label, indices in running.lines.items():
             curve = curve_from_rows(
@@ -364,7 +397,10 @@ class LossBarrier(Callback):
 
     @override
     def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        exception: BaseException,
     ) -> None:
         """Let go of the copies."""
         self._running = None
@@ -396,7 +432,9 @@ class LossBarrier(Callback):
             return (trainer.current_epoch + 1) % self._epochs == 0
         return self._validation_count % self._validations == 0
 
-    def _begin(self, trainer: Trainer, module: LightningModule) -> _Running | None:
+    def _begin(
+        self, trainer: Trainer, module: LightningModule
+    ) -> _Running | None:
         """Copy the module, match the reference, lay out the points."""
         # Validation runs in inference mode; tensors made there could not be used by anybody else afterwards.
         with torch.inference_mode(mode=False), torch.no_grad(), isolated_rng():
@@ -416,7 +454,9 @@ class LossBarrier(Callback):
             if self._aligner:
                 permutation = self._aligner.align(trainer, live, reference)
                 ends["matched"] = permutation.apply(reference)
-                separations["matched"] = separation(live, ends["matched"], parameters)
+                separations["matched"] = separation(
+                    live, ends["matched"], parameters
+                )
                 moved = share_moved(permutation)
             points, lines = _lay_out(live, ends, self._lambdas)
             probe = LightningProbe(module, len(points))
@@ -426,7 +466,9 @@ class LossBarrier(Callback):
                     points, list(self._train_batches), context=context
                 )
                 probe.synchronise_statistics(
-                    lambda tensor: trainer.strategy.reduce(tensor, reduce_op="mean")
+                    lambda tensor: trainer.strategy.reduce(
+                        tensor, reduce_op="mean"
+                    )
                 )
         return _Running(probe, points, lines, separations, moved)
 
@@ -442,20 +484,32 @@ class LossBarrier(Callback):
                 stacklevel=2,
             )
         kept = {
-            name: curve.values[name] for name in self._metrics if name in curve.values
+            name: curve.values[name]
+            for name in self._metrics
+            if name in curve.values
         }
-        return BarrierCurve(curve.lambdas, kept, curve.higher_is_better, curve.samples)
+        return BarrierCurve(
+            curve.lambdas, kept, curve.higher_is_better, curve.samples
+        )
 
     def _publish(
-        self, trainer: Trainer, module: LightningModule, measurement: Measurement
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        measurement: Measurement,
     ) -> None:
         self.measurements.append(measurement)
         self._last_step = measurement.step
         scalars = measurement.scalars(self._prefix, self._convention)
         self._last_scalars = dict(scalars)
-        names = [name for curve in measurement.curves.values() for name in curve.values]
+        names = [
+            name
+            for curve in measurement.curves.values()
+            for name in curve.values
+        ]
         main = next(
-            (name for name in names if "loss" in name), names[0] if names else ""
+            (name for name in names if "loss" in name),
+            names[0] if names else "",
         )
         shown = {f"{self._prefix}/{main}", f"{self._prefix}/{main}/matched"}
         for name, value in scalars.items():
@@ -465,12 +519,18 @@ class LossBarrier(Callback):
         assert self._folder is not None
         stage = "" if trainer.state.fn == "fit" else "-validate"
         try:
-            append_csv(self._folder / f"{self._file_stem}{stage}.csv", measurement)
+            append_csv(
+                self._folder / f"{self._file_stem}{stage}.csv", measurement
+            )
             if self._figure and main:
-                log_figures(trainer, measurement, f"{self._prefix}/curve", main)
+                log_figures(
+                    trainer, measurement, f"{self._prefix}/curve", main
+                )
         except (OSError, MissingExtraError) as error:
             # Not worth losing a training over.
-            warnings.warn(f"LossBarrier: {error}", BarrierWarning, stacklevel=2)
+            warnings.warn(
+                f"LossBarrier: {error}", BarrierWarning, stacklevel=2
+            )
 
     def _repeat(self, trainer: Trainer, module: LightningModule) -> None:
         """Keep monitors working in validations without a measurement, in particular the first ones after a resume."""

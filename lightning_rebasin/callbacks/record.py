@@ -56,7 +56,14 @@ class Measurement:
     def rows(self) -> list[tuple[str, ...]]:
         """One row per curve, λ and metric."""
         return [
-            (str(self.step), str(self.epoch), label, repr(lam), metric, repr(value))
+            (
+                str(self.step),
+                str(self.epoch),
+                label,
+                repr(lam),
+                metric,
+                repr(value),
+            )
             for label, curve in self.curves.items()
             for metric, values in curve.values.items()
             for lam, value in zip(curve.lambdas, values, strict=True)
@@ -81,7 +88,9 @@ def append_csv(path: Path, measurement: Measurement) -> None:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = list(csv.reader(file)) or [[]]
         if tuple(header) != _HEADER:
-            raise OutputError(f"{path} was not written by LossBarrier; move it away")
+            raise OutputError(
+                f"{path} was not written by LossBarrier; move it away"
+            )
         kept = [row for row in rows if int(row[0]) < measurement.step]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -104,6 +113,8 @@ def log_figures(
             measurement.curves, metric, title=f"step {measurement.step}"
         )
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(tag, figure, global_step=measurement.step)
+            logger.experiment.add_figure(
+                tag, figure, global_step=measurement.step
+            )
         else:
             logger.log_image(tag, [figure], step=measurement.step)

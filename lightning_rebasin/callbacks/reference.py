@@ -29,7 +29,10 @@ from lightning_rebasin.landscape.trajectory import (
     load_trajectory,
     read_index,
 )
-from lightning_rebasin.landscape.weights import weights_of, without_compilation_prefix
+from lightning_rebasin.landscape.weights import (
+    weights_of,
+    without_compilation_prefix,
+)
 from lightning_rebasin.merging.interpolate import check_alike
 
 
@@ -43,7 +46,9 @@ class Reference(abc.ABC):
             RebasinError: The reference is missing, damaged or of another architecture.
         """
 
-    def start(self, trainer: Trainer, module: LightningModule, file: Path) -> None:  # noqa: B027
+    def start(  # noqa: B027
+        self, trainer: Trainer, module: LightningModule, file: Path
+    ) -> None:
         """Training starts now; ``file`` may be written to keep something for a resumed run."""
 
     @abc.abstractmethod
@@ -74,7 +79,9 @@ class FixedReference(Reference):
                 else self._source
             )
             what = (
-                str(self._source) if isinstance(self._source, Path) else "the reference"
+                str(self._source)
+                if isinstance(self._source, Path)
+                else "the reference"
             )
             self._weights = fitting(module, state, what)
 
@@ -91,7 +98,9 @@ class InitialReference(Reference):
         self._file: Path | None = None
 
     @override
-    def start(self, trainer: Trainer, module: LightningModule, file: Path) -> None:
+    def start(
+        self, trainer: Trainer, module: LightningModule, file: Path
+    ) -> None:
         if trainer.global_step == 0:
             self._weights = {
                 name: tensor.to("cpu", copy=True)
@@ -132,7 +141,11 @@ class PreviousReference(Reference):
 
     @override
     def check(self, trainer: Trainer, module: LightningModule) -> None:
-        found = [c for c in callbacks_of(trainer) if isinstance(c, CheckpointSnapshot)]
+        found = [
+            c
+            for c in callbacks_of(trainer)
+            if isinstance(c, CheckpointSnapshot)
+        ]
         if not found:
             raise ConfigurationError(
                 "reference='previous' compares with the last snapshot: add CheckpointSnapshot(...) to the callbacks"
@@ -218,6 +231,10 @@ def fitting(
         }
         check_alike((weights, state), ("the module", what))
         for name, tensor in state.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise NonFiniteError(f"{what}: tensor {name!r} holds NaN or infinity")
+            if tensor.is_floating_point() and not bool(
+                torch.isfinite(tensor).all()
+            ):
+                raise NonFiniteError(
+                    f"{what}: tensor {name!r} holds NaN or infinity"
+                )
         return state

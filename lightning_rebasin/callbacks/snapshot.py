@@ -12,7 +12,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_rebasin.callbacks.schedule import StepSchedule, positive, steps_from
+from lightning_rebasin.callbacks.schedule import (
+    StepSchedule,
+    positive,
+    steps_from,
+)
 from lightning_rebasin.callbacks.strategy import refuse_sharded
 from lightning_rebasin.callbacks.trainer import callbacks_of, is_dry_run
 from lightning_rebasin.checkpoints import write_checkpoint
@@ -86,7 +90,9 @@ class CheckpointSnapshot(Callback):
             positive("every_n_steps", every_n_steps),
             positive("per_decade", per_decade),
         )
-        nothing_else = not listed and every_n_steps is None and per_decade is None
+        nothing_else = (
+            not listed and every_n_steps is None and per_decade is None
+        )
         self._epochs = positive("every_n_epochs", every_n_epochs) or (
             1 if nothing_else else None
         )
@@ -96,7 +102,9 @@ class CheckpointSnapshot(Callback):
                 f"precision={precision!r}; choose one of {', '.join(map(repr, _DTYPES))}"
             )
         if keep not in ("newest", "spread"):
-            raise ConfigurationError(f"keep={keep!r}; choose 'newest' or 'spread'")
+            raise ConfigurationError(
+                f"keep={keep!r}; choose 'newest' or 'spread'"
+            )
         self._dtype = _DTYPES[precision]
         self._limit = positive("limit", limit)
         self._keep: Keep = keep
@@ -138,7 +146,9 @@ class CheckpointSnapshot(Callback):
             self._folder = Path(state_dict["folder"])
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str
+    ) -> None:
         """Refuse what cannot work before training starts."""
         if stage != "fit":
             return
@@ -154,14 +164,20 @@ class CheckpointSnapshot(Callback):
             )
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
         """Find the folder; the log folder is collective, so every process asks for it."""
         log_dir = trainer.log_dir
         if self._folder is None:
-            self._folder = Path(log_dir or trainer.default_root_dir) / "snapshots"
+            self._folder = (
+                Path(log_dir or trainer.default_root_dir) / "snapshots"
+            )
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
         """Prepare the folder and save the initial weights."""
         if is_dry_run(trainer):
             return
@@ -169,7 +185,8 @@ class CheckpointSnapshot(Callback):
             self._last_step = -1
         self._prepare(trainer.global_step)
         initial = (
-            self._epochs is not None and self._last_step < 0 == trainer.global_step
+            self._epochs is not None
+            and self._last_step < 0 == trainer.global_step
         )
         if initial or self._schedule.due(self._last_step, trainer.global_step):
             self._save(trainer, pl_module)
@@ -185,17 +202,20 @@ class CheckpointSnapshot(Callback):
         batch_idx: int,
     ) -> None:
         """Save if a scheduled step was just taken (under accumulation most batches take none)."""
-        if self._schedule.due(self._last_step, trainer.global_step) and not is_dry_run(
-            trainer
-        ):
+        if self._schedule.due(
+            self._last_step, trainer.global_step
+        ) and not is_dry_run(trainer):
             self._save(trainer, pl_module)
         self._last_step = max(self._last_step, trainer.global_step)
 
     @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
         """Save after every n-th epoch."""
         due = (
-            self._epochs is not None and (trainer.current_epoch + 1) % self._epochs == 0
+            self._epochs is not None
+            and (trainer.current_epoch + 1) % self._epochs == 0
         )
         if due and not is_dry_run(trainer):
             self._save(trainer, pl_module)
@@ -227,14 +247,22 @@ class CheckpointSnapshot(Callback):
         known = read_index(self.folder) if index.exists() else ()
         if any(s.step == step and s.path.is_file() for s in known):
             return
-        run_state: dict[str, Any] = {"epoch": snapshot.epoch, "global_step": step}
+        run_state: dict[str, Any] = {
+            "epoch": snapshot.epoch,
+            "global_step": step,
+        }
         if module.hparams:
             run_state[module.CHECKPOINT_HYPER_PARAMS_NAME] = getattr(
                 module, "_hparams_name", None
             )
-            run_state[module.CHECKPOINT_HYPER_PARAMS_KEY] = dict(module.hparams)
+            run_state[module.CHECKPOINT_HYPER_PARAMS_KEY] = dict(
+                module.hparams
+            )
         write_checkpoint(
-            snapshot.path, self._rounded(module), run_state=run_state, force=True
+            snapshot.path,
+            self._rounded(module),
+            run_state=run_state,
+            force=True,
         )
         kept = [*(s for s in known if s.step != step), snapshot]
         self._drop(surplus(kept, self._limit, self._keep), kept)
@@ -248,7 +276,9 @@ class CheckpointSnapshot(Callback):
             for n, t in weights.items()
         }
 
-    def _drop(self, gone: Sequence[Snapshot], known: Sequence[Snapshot]) -> None:
+    def _drop(
+        self, gone: Sequence[Snapshot], known: Sequence[Snapshot]
+    ) -> None:
         """Rewrite the index first: a kill in between leaves a stray file, never an entry without one."""
         if gone or known:
             write_index(self.folder, [s for s in known if s not in gone])

@@ -22,7 +22,8 @@ def refuse_sharded(trainer: Trainer, name: str) -> None:
         ConfigurationError: The strategy shards the weights.
     """
     if isinstance(
-        trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+        trainer.strategy,
+        (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy),
     ):
         raise ConfigurationError(
             f"{name} needs whole weights on every process, and {type(trainer.strategy).__name__} shards them. Save "

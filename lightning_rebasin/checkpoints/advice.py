@@ -18,7 +18,14 @@ def advise(report: MergeReport) -> tuple[str, ...]:
     """What a person should know or do, most important first."""
     return tuple(
         sentence
-        for part in (_basin, _matching, _statistics, _measured, _certainty, _proof)
+        for part in (
+            _basin,
+            _matching,
+            _statistics,
+            _measured,
+            _certainty,
+            _proof,
+        )
         for sentence in part(report)
     )
 
@@ -50,7 +57,9 @@ def _matching(report: MergeReport) -> Iterator[str]:
     ):
         if before >= SAME_BASIN or permutation is None:
             continue
-        units = sum(group.members for group in permutation.spec.groups.values())
+        units = sum(
+            group.members for group in permutation.spec.groups.values()
+        )
         moved = sum(
             permutation.moved[group.id] * group.members
             for group in permutation.spec.groups.values()
@@ -68,7 +77,11 @@ def _matching(report: MergeReport) -> Iterator[str]:
 
 
 def _statistics(report: MergeReport) -> Iterator[str]:
-    if report.batch_norms and report.statistics == "none" and report.method != "none":
+    if (
+        report.batch_norms
+        and report.statistics == "none"
+        and report.method != "none"
+    ):
         yield (
             f"{report.batch_norms} batch norms kept averaged running statistics, which belong to no network: give "
             "training data (--data) to have them estimated anew"
@@ -89,8 +102,16 @@ def _measured(report: MergeReport) -> Iterator[str]:
         if not report.evaluation and report.method != "none":
             yield "no data was given, so nothing says how good the merged network is: evaluate it before you use it"
         return
-    rows = {name: row[loss] for name, row in report.evaluation.items() if loss in row}
-    ends = {name: value for name, value in rows.items() if name not in (NAIVE, MERGED)}
+    rows = {
+        name: row[loss]
+        for name, row in report.evaluation.items()
+        if loss in row
+    }
+    ends = {
+        name: value
+        for name, value in rows.items()
+        if name not in (NAIVE, MERGED)
+    }
     best = min(ends, key=lambda name: ends[name])
     yield f"the best single model is {best} ({loss} {ends[best]:.4g}); merged: {rows[MERGED]:.4g}"
     mean = sum(ends.values()) / len(ends)

@@ -54,7 +54,9 @@ class Aligned:
     def objectives(self) -> list[tuple[float, float]]:
         """Matching objective before and after."""
         results = self.matches if self.many is None else (self.many,)
-        return [(result.identity_objective, result.objective) for result in results]
+        return [
+            (result.identity_objective, result.objective) for result in results
+        ]
 
 
 def align(
@@ -87,7 +89,12 @@ def align(
     """
     if method == "weight" and len(states) > 2:
         result = match_many(
-            spec, states, method=many, weights=shares, seed=seed, progress=progress
+            spec,
+            states,
+            method=many,
+            weights=shares,
+            seed=seed,
+            progress=progress,
         )
         return Aligned((None, *result.permutations[1:]), many=result)
     matches = tuple(
@@ -121,7 +128,9 @@ def match_by_activations(
         load(end, state)
         ends.append(end)
     batches = (
-        moved_to(network, batch[0] if isinstance(batch, tuple | list) else batch)
+        moved_to(
+            network, batch[0] if isinstance(batch, tuple | list) else batch
+        )
         for batch in data
     )
     return match_activations(spec, ends[0], ends[1], batches)
@@ -152,7 +161,9 @@ def prove(
             load(network, state)
             errors.append(
                 check_in_place(
-                    network, permutation, *example_input(network, example, data)
+                    network,
+                    permutation,
+                    *example_input(network, example, data),
                 )
             )
     return tuple(errors)
@@ -195,7 +206,9 @@ def example_input(
     if isinstance(example, Example):
         arguments: tuple[Any, ...] = (example,)
     elif example is not None:
-        arguments = tuple(example) if isinstance(example, tuple | list) else (example,)
+        arguments = (
+            tuple(example) if isinstance(example, tuple | list) else (example,)
+        )
     elif isinstance(first, Tensor) or (batch is not None and own is None):
         arguments = (batch_example(module, _own(module, few(batch, 8))),)
     elif (
@@ -224,7 +237,9 @@ def _own(module: nn.Module, value: Any) -> Any:
             args=_own(module, value.args),
             kwargs=_own(module, dict(value.kwargs)),
         )
-    return tree_map_only(Tensor, lambda tensor: moved_to(module, tensor), value)
+    return tree_map_only(
+        Tensor, lambda tensor: moved_to(module, tensor), value
+    )
 
 
 def average_aligned(
@@ -244,7 +259,9 @@ def average_aligned(
     """
     done: dict[tuple[int, ...], str] = {}
     result: dict[str, Tensor] = {}
-    for name in tqdm(states[0], desc="merging", unit="tensor", disable=not progress):
+    for name in tqdm(
+        states[0], desc="merging", unit="tensor", disable=not progress
+    ):
         key = tuple(state[name].data_ptr() for state in states)
         twin = done.setdefault(key, name) if states[0][name].numel() else name
         if twin != name and all(
@@ -256,7 +273,9 @@ def average_aligned(
             permuted(state, name, p)
             for state, p in zip(states, permutations, strict=True)
         ]
-        result[name] = average([{name: tensor} for tensor in moved], weights)[name]
+        result[name] = average([{name: tensor} for tensor in moved], weights)[
+            name
+        ]
     return result
 
 
@@ -266,7 +285,9 @@ def permuted(
     """One tensor of a permuted model."""
     if permutation is None:
         return state[name]
-    axis_map = permutation.spec.maps.get(permutation.spec.aliases.get(name, name))
+    axis_map = permutation.spec.maps.get(
+        permutation.spec.aliases.get(name, name)
+    )
     return (
         state[name]
         if axis_map is None

@@ -76,7 +76,9 @@ def apply_to_checkpoint(
                 f"{checkpoint.path} holds no optimizer state, so there is none to permute"
             )
         run_state = {
-            key: value for key, value in checkpoint.metadata.items() if key in _KEPT
+            key: value
+            for key, value in checkpoint.metadata.items()
+            if key in _KEPT
         }
         run_state["optimizer_states"] = permute_optimizer_states(
             states, permutation, module
@@ -94,7 +96,9 @@ def apply_to_checkpoint(
         "permutations": [dict(permutation.orders)],
     }
     kept = {
-        name: tensor for name, tensor in permuted.items() if name in checkpoint.names
+        name: tensor
+        for name, tensor in permuted.items()
+        if name in checkpoint.names
     }
     write_checkpoint(
         output,

@@ -96,7 +96,8 @@ def _look_into_zip(path: Path) -> tuple[set[str], int, bytes | None]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {
-                entry.filename.partition("/")[2]: entry for entry in archive.infolist()
+                entry.filename.partition("/")[2]: entry
+                for entry in archive.infolist()
             }
             claimed = sum(entry.file_size for entry in archive.infolist())
             readable = "data.pkl" in entries and claimed <= _limit(path)
@@ -105,9 +106,7 @@ def _look_into_zip(path: Path) -> tuple[set[str], int, bytes | None]:
                 claimed,
                 archive.read(entries["data.pkl"]) if readable else None,
             )
-    except (
-        Exception
-    ) as error:  # zipfile raises half a dozen unrelated types on damaged archives
+    except Exception as error:  # zipfile raises half a dozen unrelated types on damaged archives
         raise CheckpointError(
             f"{path} is a truncated or damaged zip archive ({error}); copy it again, or use an older one"
         ) from error
@@ -123,8 +122,12 @@ def _check_tar(path: Path) -> None:
         with tarfile.open(path, "r:") as archive:
             members = archive.getmembers()
     except Exception as error:
-        raise CheckpointError(f"{path} is a damaged tar archive ({error})") from error
-    if not {"storages", "tensors", "pickle"} <= {member.name for member in members}:
+        raise CheckpointError(
+            f"{path} is a damaged tar archive ({error})"
+        ) from error
+    if not {"storages", "tensors", "pickle"} <= {
+        member.name for member in members
+    }:
         raise CheckpointError(
             f"{path} is a tar archive, but not one written by torch.save"
         )

@@ -49,7 +49,9 @@ def read_inputs(
         found.append(
             _fitted(
                 checkpoint,
-                expected if expected is not None else _names(checkpoint, found),
+                expected
+                if expected is not None
+                else _names(checkpoint, found),
             )
         )
     everything = (
@@ -57,7 +59,9 @@ def read_inputs(
         if expected is not None
         else list(dict.fromkeys(n for c in found for n in c.state_dict))
     )
-    return tuple(_with_counters(checkpoint, everything) for checkpoint in found)
+    return tuple(
+        _with_counters(checkpoint, everything) for checkpoint in found
+    )
 
 
 def sha256(path: Path) -> str:
@@ -66,7 +70,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _names(checkpoint: Checkpoint, before: Sequence[Checkpoint]) -> Collection[str]:
+def _names(
+    checkpoint: Checkpoint, before: Sequence[Checkpoint]
+) -> Collection[str]:
     """The names of the first file; batch counters are optional."""
     first = before[0] if before else checkpoint
     counters = [
@@ -78,10 +84,14 @@ def _names(checkpoint: Checkpoint, before: Sequence[Checkpoint]) -> Collection[s
 
 
 def _fitted(checkpoint: Checkpoint, expected: Collection[str]) -> Checkpoint:
-    names = fit_names(list(checkpoint.state_dict), expected, str(checkpoint.path))
+    names = fit_names(
+        list(checkpoint.state_dict), expected, str(checkpoint.path)
+    )
     return replace(
         checkpoint,
-        state_dict={new: checkpoint.state_dict[old] for new, old in names.items()},
+        state_dict={
+            new: checkpoint.state_dict[old] for new, old in names.items()
+        },
         names={new: checkpoint.names[old] for new, old in names.items()},
     )
 
@@ -94,5 +104,6 @@ def _with_counters(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
     }
     state = {**checkpoint.state_dict, **zero}
     return replace(
-        checkpoint, state_dict={name: state[name] for name in names if name in state}
+        checkpoint,
+        state_dict={name: state[name] for name in names if name in state},
     )

@@ -42,7 +42,11 @@ from lightning_rebasin.merging.interpolate import (
     normalised_weights,
 )
 from lightning_rebasin.merging.repair import repair
-from lightning_rebasin.merging.statistics import batch_norms, copied, reset_batch_norm
+from lightning_rebasin.merging.statistics import (
+    batch_norms,
+    copied,
+    reset_batch_norm,
+)
 from lightning_rebasin.symmetry import PermutationSpec, infer_spec
 from lightning_rebasin.version import __version__
 
@@ -112,7 +116,9 @@ def merge_checkpoints(
     """
     begin = time.perf_counter()
     output = Path(output)
-    _check_options(paths, method, statistics, module=module, spec=spec, data=data)
+    _check_options(
+        paths, method, statistics, module=module, spec=spec, data=data
+    )
     if not dry_run:
         check_target(output, force=force)
     shares = normalised_weights(len(paths), weights)
@@ -130,7 +136,12 @@ def merge_checkpoints(
         else network.state_dict()
     )
     files = read_inputs(
-        paths, expected, weights=select, prefix=prefix, unsafe=unsafe, progress=progress
+        paths,
+        expected,
+        weights=select,
+        prefix=prefix,
+        unsafe=unsafe,
+        progress=progress,
     )
     states = [file.state_dict for file in files]
     _check_states(files, spec)
@@ -151,16 +162,25 @@ def merge_checkpoints(
             progress=progress,
         )
         aligned = replace(
-            aligned, errors=prove(network, states, aligned.permutations, data, example)
+            aligned,
+            errors=prove(network, states, aligned.permutations, data, example),
         )
         if network is not None:
             release(network)
-    shares_used = shares if method != "none" else (1.0, *(0.0 for _ in shares[1:]))
+    shares_used = (
+        shares if method != "none" else (1.0, *(0.0 for _ in shares[1:]))
+    )
     merged = average_aligned(
         states, aligned.permutations, shares_used, progress=progress
     )
     merged, done, variances = _correct(
-        network, merged, states, aligned, shares_used, statistics=statistics, data=data
+        network,
+        merged,
+        states,
+        aligned,
+        shares_used,
+        statistics=statistics,
+        data=data,
     )
     evaluation = _evaluate(evaluate, network, files, shares_used, merged)
 
@@ -171,7 +191,9 @@ def merge_checkpoints(
     dropped: tuple[str, ...] = ()
     if not dry_run:
         kept = {
-            name: tensor for name, tensor in merged.items() if name in files[0].names
+            name: tensor
+            for name, tensor in merged.items()
+            if name in files[0].names
         }
         provenance = _provenance(inputs, method, done, aligned, spec)
         dropped = write_checkpoint(
@@ -215,17 +237,23 @@ def _check_options(
             f"statistics must be 'auto', 'none', 'reset' or 'repair', got {statistics!r}"
         )
     if len(paths) < (1 if method == "none" else 2):
-        raise ConfigurationError(f"{len(paths)} file given: merging needs two or more")
+        raise ConfigurationError(
+            f"{len(paths)} file given: merging needs two or more"
+        )
     if method in ("weight", "activation") and module is None and spec is None:
         raise ConfigurationError(
             f"method {method!r} needs to know what may be permuted: give the module (--module or --config) or a spec "
             "(--spec)"
         )
-    if module is None and (method == "activation" or statistics in ("reset", "repair")):
+    if module is None and (
+        method == "activation" or statistics in ("reset", "repair")
+    ):
         raise ConfigurationError(
             "activation matching, reset and repair run the network: give the module (--module)"
         )
-    if data is None and (method == "activation" or statistics in ("reset", "repair")):
+    if data is None and (
+        method == "activation" or statistics in ("reset", "repair")
+    ):
         raise ConfigurationError(
             "activation matching, reset and repair need data (--data)"
         )
@@ -244,8 +272,12 @@ def _spec(
     return infer_spec(network, *example_input(network, example, data))
 
 
-def _check_states(files: Sequence[Checkpoint], spec: PermutationSpec | None) -> None:
-    check_alike([file.state_dict for file in files], [str(file.path) for file in files])
+def _check_states(
+    files: Sequence[Checkpoint], spec: PermutationSpec | None
+) -> None:
+    check_alike(
+        [file.state_dict for file in files], [str(file.path) for file in files]
+    )
     if spec is not None:
         for file in files:
             spec.check_state(file.state_dict, str(file.path), finite=True)
@@ -268,19 +300,29 @@ def _correct(
     if statistics == "repair":
         ends = [
             {name: permuted(state, name, permutation) for name in state}
-            for state, permutation in zip(states, aligned.permutations, strict=True)
+            for state, permutation in zip(
+                states, aligned.permutations, strict=True
+            )
         ]
         repaired = repair(network, ends, data, weights=shares)
-        return _weights(repaired.module, merged), "repair", repaired.variance_ratio
+        return (
+            _weights(repaired.module, merged),
+            "repair",
+            repaired.variance_ratio,
+        )
     if not batch_norms(network):
         return merged, "none", None
     return _weights(reset_batch_norm(network, data), merged), "reset", None
 
 
-def _weights(module: nn.Module, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _weights(
+    module: nn.Module, like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The module's weights in the precision of the files."""
     state = module.state_dict()
-    return {name: state[name].to(tensor.dtype) for name, tensor in like.items()}
+    return {
+        name: state[name].to(tensor.dtype) for name, tensor in like.items()
+    }
 
 
 def _evaluate(
@@ -294,7 +336,8 @@ def _evaluate(
         return {}
     short = len({file.path.name for file in files}) == len(files)
     rows: dict[str, Mapping[str, Tensor]] = {
-        file.path.name if short else str(file.path): file.state_dict for file in files
+        file.path.name if short else str(file.path): file.state_dict
+        for file in files
     }
     if len(files) > 1:
         rows[NAIVE] = average([file.state_dict for file in files], shares)
@@ -303,7 +346,8 @@ def _evaluate(
     for name, state in rows.items():
         load(network, state)
         result[name] = {
-            metric: float(value) for metric, value in evaluate(network.eval()).items()
+            metric: float(value)
+            for metric, value in evaluate(network.eval()).items()
         }
     return result
 
@@ -346,16 +390,22 @@ def _cosines(
     names = [
         n
         for n, t in states[0].items()
-        if t.is_floating_point() and not n.endswith(("running_mean", "running_var"))
+        if t.is_floating_point()
+        and not n.endswith(("running_mean", "running_var"))
     ]
     result = []
-    for state, permutation in zip(states[1:], aligned.permutations[1:], strict=True):
+    for state, permutation in zip(
+        states[1:], aligned.permutations[1:], strict=True
+    ):
         sums = torch.zeros(4, dtype=torch.float64)
         for name in names:
             a, b = states[0][name], state[name]
             moved = permuted(state, name, permutation)
             sums += torch.tensor(
-                [inner_product(x, y) for x, y in ((a, b), (a, moved), (a, a), (b, b))]
+                [
+                    inner_product(x, y)
+                    for x, y in ((a, b), (a, moved), (a, a), (b, b))
+                ]
             )
         scale = float((sums[2] * sums[3]).sqrt()) or 1.0
         result.append((float(sums[0]) / scale, float(sums[1]) / scale))

@@ -31,7 +31,9 @@ _COMPILED = "_orig_mod."
 _PARALLEL = "module."
 
 
-def find_weights(payload: Any, key: str | None) -> tuple[dict[str, Tensor], str | None]:
+def find_weights(
+    payload: Any, key: str | None
+) -> tuple[dict[str, Tensor], str | None]:
     """The weights in what a file holds, and the key they were under (``None``: bare).
 
     Args:
@@ -42,7 +44,11 @@ def find_weights(payload: Any, key: str | None) -> tuple[dict[str, Tensor], str 
         CheckpointError: There are no weights, no such key, or several candidates.
     """
     if key is not None:
-        state = as_state(payload.get(key)) if isinstance(payload, Mapping) else None
+        state = (
+            as_state(payload.get(key))
+            if isinstance(payload, Mapping)
+            else None
+        )
         if state is None:
             there = (
                 ", ".join(repr(k) for k in payload)
@@ -61,7 +67,9 @@ def find_weights(payload: Any, key: str | None) -> tuple[dict[str, Tensor], str 
                 if isinstance(payload, StandIn)
                 else f"a {type(payload).__name__}"
             )
-            raise CheckpointError(f"the file holds {kind}, not a dict of tensors")
+            raise CheckpointError(
+                f"the file holds {kind}, not a dict of tensors"
+            )
         return state, None
     found = {
         name: state
@@ -115,7 +123,8 @@ def _module_state(module: StandIn, prefix: str = "") -> dict[str, Tensor]:
         prefix + name: tensor
         for kind in ("_parameters", "_buffers")
         for name, tensor in (parts.get(kind) or {}).items()
-        if isinstance(tensor, Tensor) and not (kind == "_buffers" and name in hidden)
+        if isinstance(tensor, Tensor)
+        and not (kind == "_buffers" and name in hidden)
     }
     for name, child in (parts.get("_modules") or {}).items():
         if isinstance(child, StandIn):
@@ -124,7 +133,10 @@ def _module_state(module: StandIn, prefix: str = "") -> dict[str, Tensor]:
 
 
 def clean_names(
-    names: Collection[str], prefix: str | Mapping[str, str] | None, *, lightning: bool
+    names: Collection[str],
+    prefix: str | Mapping[str, str] | None,
+    *,
+    lightning: bool,
 ) -> dict[str, str]:
     """Names without what wrappers added.
 
@@ -142,7 +154,9 @@ def clean_names(
         CheckpointError: A name lacks the prefix, or two names become the same.
     """
     clean: dict[str, str] = {}
-    parallel = not lightning and all(name.startswith(_PARALLEL) for name in names)
+    parallel = not lightning and all(
+        name.startswith(_PARALLEL) for name in names
+    )
     for name in names:
         if prefix is None:
             short = name.removeprefix(_PARALLEL) if parallel else name
@@ -155,9 +169,13 @@ def clean_names(
             short = name.removeprefix(prefix)
         else:
             old = max(
-                (old for old in prefix if name.startswith(old)), key=len, default=None
+                (old for old in prefix if name.startswith(old)),
+                key=len,
+                default=None,
             )
-            short = name if old is None else prefix[old] + name.removeprefix(old)
+            short = (
+                name if old is None else prefix[old] + name.removeprefix(old)
+            )
         if short in clean:
             raise CheckpointError(
                 f"tensors {clean[short]!r} and {name!r} would both be called {short!r}"
@@ -190,9 +208,15 @@ def fit_names(
         if {name for name in renamed if not is_counter(name)} == want and len(
             renamed
         ) == len(names):
-            return {name: renamed[name] for name in expected if name in renamed}
+            return {
+                name: renamed[name] for name in expected if name in renamed
+            }
     missing, extra = sorted(want - set(have)), sorted(set(have) - want)
-    wrong = f"lacks {missing[0]!r}" if missing else f"has the unexpected {extra[0]!r}"
+    wrong = (
+        f"lacks {missing[0]!r}"
+        if missing
+        else f"has the unexpected {extra[0]!r}"
+    )
     raise StateDictError(
         f"{what} does not fit the model: it {wrong} ({len(missing)} missing, {len(extra)} unexpected); is it the same "
         "architecture? prefixes can be changed with prefix=... (--prefix)"

@@ -59,7 +59,9 @@ def permute_optimizer_states(
     return result
 
 
-def _moved(value: Any, name: str | None, key: str, permutation: Permutation) -> Any:
+def _moved(
+    value: Any, name: str | None, key: str, permutation: Permutation
+) -> Any:
     if not isinstance(value, Tensor):
         return value
     if value.ndim == 0:
@@ -76,11 +78,17 @@ def _moved(value: Any, name: str | None, key: str, permutation: Permutation) -> 
             "(--module), or leave the optimizer out"
         )
     axis_map = spec.maps.get(spec.aliases.get(name, name))
-    return value.clone() if axis_map is None else permutation.apply_map(value, axis_map)
+    return (
+        value.clone()
+        if axis_map is None
+        else permutation.apply_map(value, axis_map)
+    )
 
 
 def _names_of(
-    state: Mapping[str, Any], spec: PermutationSpec, known: Mapping[int, str] | None
+    state: Mapping[str, Any],
+    spec: PermutationSpec,
+    known: Mapping[int, str] | None,
 ) -> dict[int, str]:
     """Parameter name by the optimizer's number."""
     groups = state["param_groups"]
@@ -92,7 +100,11 @@ def _names_of(
             if n in spec.tensors
         }
     if known is not None:
-        return {index: name for index, name in known.items() if name in spec.tensors}
+        return {
+            index: name
+            for index, name in known.items()
+            if name in spec.tensors
+        }
     if len(groups) > 1:
         raise CheckpointError(
             f"the optimizer has {len(groups)} groups of parameters, whose order the file does not tell: give the "
@@ -111,7 +123,9 @@ def _names_of(
     return dict(zip(groups[0]["params"], names, strict=True))
 
 
-def _names_from_module(module: nn.Module | None) -> list[dict[int, str]] | None:
+def _names_from_module(
+    module: nn.Module | None,
+) -> list[dict[int, str]] | None:
     """Names by number for every optimizer that ``configure_optimizers`` makes, if it runs outside of training."""
     configure = getattr(module, "configure_optimizers", None)
     if module is None or configure is None:
@@ -120,11 +134,15 @@ def _names_from_module(module: nn.Module | None) -> list[dict[int, str]] | None:
         found = _optimizers(configure())
     except Exception:  # noqa: BLE001  the user's own code, which may want a trainer; the usual order is tried instead
         return None
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = {
+        id(parameter): name for name, parameter in module.named_parameters()
+    }
     return [
         {
             i: names[id(p)]
-            for i, p in enumerate(p for g in o.param_groups for p in g["params"])
+            for i, p in enumerate(
+                p for g in o.param_groups for p in g["params"]
+            )
             if id(p) in names
         }
         for o in found

@@ -62,7 +62,9 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         for name in ("state_dict", "metadata", "names"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+            object.__setattr__(
+                self, name, MappingProxyType(dict(getattr(self, name)))
+            )
 
     def __repr__(self) -> str:
         numbers = sum(tensor.numel() for tensor in self.state_dict.values())
@@ -112,7 +114,9 @@ def read_checkpoint(
         wrapper, kind = None, "safetensors"
     else:
         payload = _read_torch(path, unsafe=unsafe)
-        wanted = {"state_dict": None, "current": _LIVE_WEIGHTS}.get(weights, weights)
+        wanted = {"state_dict": None, "current": _LIVE_WEIGHTS}.get(
+            weights, weights
+        )
         try:
             state, wrapper = find_weights(payload, wanted)
         except CheckpointError as error:
@@ -152,11 +156,17 @@ def read_checkpoint(
 def plain(value: Any) -> Any:
     """Metadata with stand-ins for dict-like and namespace-like objects replaced by plain dicts."""
     if isinstance(value, StandIn):
-        if value.origin == "argparse.Namespace" and isinstance(value.state, dict):
+        if value.origin == "argparse.Namespace" and isinstance(
+            value.state, dict
+        ):
             return plain(value.state)
         return plain(value.mapping) if value.mapping else value
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items() if not is_stand_in(key)}
+        return {
+            key: plain(item)
+            for key, item in value.items()
+            if not is_stand_in(key)
+        }
     if type(value) in (list, tuple):
         return type(value)(plain(item) for item in value)
     return value
@@ -177,7 +187,9 @@ def _check_file(path: Path) -> None:
     try:
         path.open("rb").close()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
+        raise CheckpointError(
+            f"{path} cannot be opened: {error.strerror}"
+        ) from error
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -219,9 +231,13 @@ def _read_torch(path: Path, *, unsafe: bool) -> Any:
     )
     refusal = ""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about formats that this reader exists for
+        warnings.simplefilter(
+            "ignore"
+        )  # about formats that this reader exists for
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=mapped
+            )
         except Exception as error:  # noqa: BLE001  torch.load raises a dozen unrelated types; the next reader decides
             refusal = str(error)
         try:
@@ -255,7 +271,8 @@ def _read_torch(path: Path, *, unsafe: bool) -> Any:
 def _is_stored(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         return all(
-            entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist()
+            entry.compress_type == zipfile.ZIP_STORED
+            for entry in archive.infolist()
         )
 
 
@@ -267,7 +284,9 @@ def _reason(error: Exception) -> str:
 def _advice(refusal: str) -> str:
     if "Unsupported" in refusal or "GLOBAL" in refusal:
         return "if you trust its author, try unsafe=True (--unsafe)"
-    return "it is damaged or not a checkpoint; copy it again, or use another one"
+    return (
+        "it is damaged or not a checkpoint; copy it again, or use another one"
+    )
 
 
 def _plain_tensor(tensor: Tensor) -> Tensor:

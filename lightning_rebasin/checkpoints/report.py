@@ -77,7 +77,9 @@ class MergeReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
         return {
-            "inputs": [{**vars(file), "path": str(file.path)} for file in self.inputs],
+            "inputs": [
+                {**vars(file), "path": str(file.path)} for file in self.inputs
+            ],
             "output": None if self.output is None else str(self.output),
             "method": self.method,
             "statistics": self.statistics,
@@ -85,8 +87,12 @@ class MergeReport:
             "many": None if self.many is None else self.many.to_dict(),
             "equivalence_errors": list(self.errors),
             "cosines": [list(pair) for pair in self.cosines],
-            "evaluation": {name: dict(row) for name, row in self.evaluation.items()},
-            "variance_ratio": None if self.variances is None else list(self.variances),
+            "evaluation": {
+                name: dict(row) for name, row in self.evaluation.items()
+            },
+            "variance_ratio": None
+            if self.variances is None
+            else list(self.variances),
             "batch_norms": self.batch_norms,
             "dropped": list(self.dropped),
             "log10_symmetries": None
@@ -97,12 +103,17 @@ class MergeReport:
         }
 
     def __str__(self) -> str:
-        count = "1 model" if len(self.inputs) == 1 else f"{len(self.inputs)} models"
+        count = (
+            "1 model"
+            if len(self.inputs) == 1
+            else f"{len(self.inputs)} models"
+        )
         lines = [
             f"{count}, method {self.method}, statistics {self.statistics}, {self.seconds:.1f} s"
         ]
         lines += [
-            f"  {file.weight:.3g} × {file.path} ({file.format})" for file in self.inputs
+            f"  {file.weight:.3g} × {file.path} ({file.format})"
+            for file in self.inputs
         ]
         for file, pair in zip(self.inputs[1:], self.cosines, strict=True):
             matched = f", matched {pair[1]:.3f}" if self.matched else ""
@@ -130,12 +141,16 @@ class MergeReport:
 
 
 def _table(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
-    names = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    names = list(
+        dict.fromkeys(metric for row in rows.values() for metric in row)
+    )
     width = max(len(name) for name in rows)
     lines = [" " * width + "".join(f"  {name:>12}" for name in names)]
     for name, row in rows.items():
         lines.append(
             f"{name:<{width}}"
-            + "".join(f"  {row.get(metric, float('nan')):>12.4f}" for metric in names)
+            + "".join(
+                f"  {row.get(metric, float('nan')):>12.4f}" for metric in names
+            )
         )
     return lines

@@ -81,7 +81,9 @@ class StandIn(metaclass=_StandInType):
 
 def stand_in_class(module: str, name: str) -> type[StandIn]:
     """A fresh inert class that stands for ``module.name``."""
-    made: Any = _StandInType("StandIn", (StandIn,), {"origin": f"{module}.{name}"})
+    made: Any = _StandInType(
+        "StandIn", (StandIn,), {"origin": f"{module}.{name}"}
+    )
     return cast(type[StandIn], made)
 
 
@@ -93,7 +95,11 @@ def is_stand_in(value: object) -> bool:
 
 
 def _rebuild_tensor(
-    storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+    storage: Any,
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    *_: Any,
 ) -> Tensor:
     """The file's ``requires_grad`` and backward hooks are dropped."""
     return torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[no-untyped-call,no-any-return]
@@ -119,7 +125,10 @@ def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
 
 
 def _rebuild_from_type(
-    function: Callable[..., Any], _type: Any, args: tuple[Any, ...], _state: Any
+    function: Callable[..., Any],
+    _type: Any,
+    args: tuple[Any, ...],
+    _state: Any,
 ) -> Any:
     """A tensor subclass, or a tensor with attributes: the plain tensor inside."""
     if function not in _CALLABLE:
@@ -171,7 +180,9 @@ def _numpy_scalar(dtype: Any, data: Any = None) -> Any:
     """A NumPy number as a Python number."""
     if isinstance(dtype, _NumpyType) and isinstance(data, bytes):
         order, code = dtype.code[0], dtype.code[1:]
-        if code in _STRUCT and struct.calcsize(order + _STRUCT[code]) == len(data):
+        if code in _STRUCT and struct.calcsize(order + _STRUCT[code]) == len(
+            data
+        ):
             return struct.unpack(order + _STRUCT[code], data)[0]
     return stand_in_class("numpy", "scalar")(dtype)
 
@@ -252,7 +263,9 @@ class RestrictedUnpickler(_Base):  # type: ignore[misc]
             return getattr(torch, name)
         if module == "torch" and name in _STORAGES:
             return getattr(torch, name)
-        return self._classes.setdefault((module, name), stand_in_class(module, name))
+        return self._classes.setdefault(
+            (module, name), stand_in_class(module, name)
+        )
 
     def load_tuple(self) -> None:
         """``TUPLE``: any number of items."""
@@ -271,7 +284,11 @@ class RestrictedUnpickler(_Base):  # type: ignore[misc]
 
     def _append_tuple(self, items: tuple[Any, ...]) -> None:
         depth = 1 + max(
-            (self._depths.get(id(i), (1, ()))[0] for i in items if type(i) is tuple),
+            (
+                self._depths.get(id(i), (1, ()))[0]
+                for i in items
+                if type(i) is tuple
+            ),
             default=0,
         )
         if depth > MAX_DEPTH:
@@ -325,7 +342,9 @@ class RestrictedUnpickler(_Base):  # type: ignore[misc]
 
 
 def _call(function: Any, arguments: Any, keywords: Any = None) -> Any:
-    if not isinstance(arguments, tuple) or not isinstance(keywords or {}, dict):
+    if not isinstance(arguments, tuple) or not isinstance(
+        keywords or {}, dict
+    ):
         raise pickle.UnpicklingError("the arguments of a call are not a tuple")
     if is_stand_in(function):
         return function(*arguments, **(keywords or {}))

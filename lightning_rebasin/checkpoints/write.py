@@ -24,7 +24,11 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.checkpoints.read import VERSION_KEY, Checkpoint, Format
-from lightning_rebasin.errors import CheckpointError, MissingExtraError, OutputError
+from lightning_rebasin.errors import (
+    CheckpointError,
+    MissingExtraError,
+    OutputError,
+)
 from lightning_rebasin.files import atomic_path
 
 #: Where provenance is kept: a key of the checkpoint, an attribute of a bare state dict, a header entry of safetensors.
@@ -93,7 +97,8 @@ def write_checkpoint(
     kind = output_format(path, like)
     names = like.names if like is not None else {}
     weights = OrderedDict(
-        (names.get(name, name), tensor) for name, tensor in _compact(state_dict).items()
+        (names.get(name, name), tensor)
+        for name, tensor in _compact(state_dict).items()
     )
     dropped: list[str] = []
     with atomic_path(path) as temporary:
@@ -126,7 +131,9 @@ def check_target(path: Path, *, force: bool) -> None:
             f"{path} exists already; choose another name, or overwrite it with force=True (--force)"
         )
     if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist; create it first")
+        raise OutputError(
+            f"the folder {path.parent} does not exist; create it first"
+        )
 
 
 def output_format(path: Path, like: Checkpoint | None) -> Format:
@@ -135,7 +142,11 @@ def output_format(path: Path, like: Checkpoint | None) -> Format:
         return "safetensors"
     if path.suffix == ".ckpt":
         return "lightning"
-    return "torch" if like is None or like.format == "safetensors" else like.format
+    return (
+        "torch"
+        if like is None or like.format == "safetensors"
+        else like.format
+    )
 
 
 def _lightning_payload(
@@ -148,14 +159,26 @@ def _lightning_payload(
     kept = {}
     if like is not None and like.format == "lightning":
         kept = {
-            key: value for key, value in like.metadata.items() if key not in RUN_STATE
+            key: value
+            for key, value in like.metadata.items()
+            if key not in RUN_STATE
         }
-    fresh = {"epoch": 0, "global_step": 0, "optimizer_states": [], "lr_schedulers": []}
-    payload = {**fresh, **_storable({**kept, **(run_state or {})}, "", dropped)}
+    fresh = {
+        "epoch": 0,
+        "global_step": 0,
+        "optimizer_states": [],
+        "lr_schedulers": [],
+    }
+    payload = {
+        **fresh,
+        **_storable({**kept, **(run_state or {})}, "", dropped),
+    }
     payload[VERSION_KEY] = _lightning_version(like if run_state else None)
     payload["state_dict"] = weights
     if provenance is not None:
-        payload[PROVENANCE_KEY] = _storable(provenance, PROVENANCE_KEY, dropped)
+        payload[PROVENANCE_KEY] = _storable(
+            provenance, PROVENANCE_KEY, dropped
+        )
     return payload
 
 
@@ -178,7 +201,9 @@ def _torch_payload(
     dropped: list[str],
 ) -> Any:
     history = (
-        None if provenance is None else _storable(provenance, PROVENANCE_KEY, dropped)
+        None
+        if provenance is None
+        else _storable(provenance, PROVENANCE_KEY, dropped)
     )
     if wrapper is not None:
         return {wrapper: weights} | (
@@ -266,7 +291,15 @@ def _compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _storable(value: Any, where: str, dropped: list[str]) -> Any:
     """``value`` with only what ``weights_only=True`` accepts; what is left out is named in ``dropped``."""
     if value is None or isinstance(
-        value, bool | int | float | str | bytes | complex | torch.dtype | torch.device
+        value,
+        bool
+        | int
+        | float
+        | str
+        | bytes
+        | complex
+        | torch.dtype
+        | torch.device,
     ):
         return (
             value
@@ -290,7 +323,8 @@ def _storable(value: Any, where: str, dropped: list[str]) -> Any:
         return OrderedDict(items) if isinstance(value, OrderedDict) else items
     if isinstance(value, list | tuple | set | frozenset):
         members = [
-            _storable(item, f"{where}[{i}]", dropped) for i, item in enumerate(value)
+            _storable(item, f"{where}[{i}]", dropped)
+            for i, item in enumerate(value)
         ]
         kind = (
             list
@@ -314,7 +348,9 @@ _NOTHING = _Nothing()
 def _base_value(value: Any) -> Any:
     """Enumeration members and NumPy's subclasses of ``float`` and ``str`` as the builtin they extend."""
     kinds: tuple[type[Any], ...] = (bool, int, float, str, bytes, complex)
-    return next((kind(value) for kind in kinds if isinstance(value, kind)), value)
+    return next(
+        (kind(value) for kind in kinds if isinstance(value, kind)), value
+    )
 
 
 def _is_plain_key(key: Any) -> bool:

@@ -23,8 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  lightning-rebasin barrier a.ckpt b.ckpt --module project.models.Net --data project.data.Digits --match "
         "-o barrier.png"
     )
-    parser.add_argument("reference", type=Path, metavar="A", help="checkpoint at λ = 0")
-    parser.add_argument("source", type=Path, metavar="B", help="checkpoint at λ = 1")
+    parser.add_argument(
+        "reference", type=Path, metavar="A", help="checkpoint at λ = 0"
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="B", help="checkpoint at λ = 1"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -47,7 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="like --match, with a permutation from 'match'",
     )
     parser.add_argument(
-        "--points", type=int, default=25, help="number of λ (default: %(default)s)"
+        "--points",
+        type=int,
+        default=25,
+        help="number of λ (default: %(default)s)",
     )
     parser.add_argument(
         "--metric", help="which metric to draw (default: the first loss)"
@@ -55,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, metavar="N", help="use only N validation batches"
     )
-    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
+    parser.add_argument(
+        "--no-progress", action="store_true", help="no progress bars"
+    )
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser)
     common.add_file_arguments(parser)
@@ -74,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         check_target(args.output, force=args.force)
     reading = common.reading_options(args)
-    module = common.load_module(args, read_inputs([args.reference], **reading)[0])
+    module = common.load_module(
+        args, read_inputs([args.reference], **reading)[0]
+    )
     data = datasets.load_data(args)
     if module is None or data.validate is None:
         raise ConfigurationError(
@@ -88,7 +99,10 @@ def run(args: argparse.Namespace) -> int:
     )
     a, b = (file.state_dict for file in files)
     curves = {}
-    for label, state in {"naive": b, **_matched(args, module, a, b, data)}.items():
+    for label, state in {
+        "naive": b,
+        **_matched(args, module, a, b, data),
+    }.items():
         curves[label] = measure_barrier(
             module,
             a,
@@ -115,7 +129,11 @@ def _matched(
     """B's weights after matching, if asked for."""
     from lightning_rebasin.checkpoints.align import example_input
     from lightning_rebasin.matching import match_weights
-    from lightning_rebasin.symmetry import Permutation, PermutationSpec, infer_spec
+    from lightning_rebasin.symmetry import (
+        Permutation,
+        PermutationSpec,
+        infer_spec,
+    )
 
     if args.permutation:
         return {"permuted": Permutation.load(args.permutation).apply(b)}
@@ -126,9 +144,13 @@ def _matched(
     else:
         spec = infer_spec(
             module,
-            *example_input(module, common.load_example(args, module), data.train),
+            *example_input(
+                module, common.load_example(args, module), data.train
+            ),
         )
-    result = match_weights(spec, a, b, seed=args.seed, progress=not args.no_progress)
+    result = match_weights(
+        spec, a, b, seed=args.seed, progress=not args.no_progress
+    )
     return {"matched": result.permutation.apply(b)}
 
 
@@ -138,14 +160,20 @@ def _print(curves: dict[str, Any]) -> None:
     print(
         f"{'':<{width}}  "
         + "  ".join(
-            f"{head:>12}" for head in ("A", "B", *(f"{c} ½" for c in curves), *curves)
+            f"{head:>12}"
+            for head in ("A", "B", *(f"{c} ½" for c in curves), *curves)
         )
     )
     for metric, row in first.values.items():
-        numbers = [row[0], row[-1], *(c.midpoint(metric) for c in curves.values())]
+        numbers = [
+            row[0],
+            row[-1],
+            *(c.midpoint(metric) for c in curves.values()),
+        ]
         numbers += [c.height(metric) for c in curves.values()]
         print(
-            f"{metric:<{width}}  " + "  ".join(f"{number:>12.4f}" for number in numbers)
+            f"{metric:<{width}}  "
+            + "  ".join(f"{number:>12.4f}" for number in numbers)
         )
     print(
         "the last columns are the barriers: worst point against the mean of both ends"
@@ -157,7 +185,8 @@ def _write(args: argparse.Namespace, curves: dict[str, Any]) -> None:
 
     if args.output.suffix == ".json":
         common.write_json(
-            args.output, {label: curve.to_dict() for label, curve in curves.items()}
+            args.output,
+            {label: curve.to_dict() for label, curve in curves.items()},
         )
     elif args.output.suffix == ".csv":
         from lightning_rebasin.files import atomic_write_text
@@ -167,11 +196,15 @@ def _write(args: argparse.Namespace, curves: dict[str, Any]) -> None:
         from lightning_rebasin.plotting import plot_barriers
 
         metrics = list(next(iter(curves.values())).values)
-        metric = args.metric or next((m for m in metrics if "loss" in m), metrics[0])
+        metric = args.metric or next(
+            (m for m in metrics if "loss" in m), metrics[0]
+        )
         figure = plot_barriers(curves, metric)
         with atomic_path(args.output) as temporary:
             figure.savefig(
-                temporary, format=args.output.suffix.lstrip(".") or "png", dpi=150
+                temporary,
+                format=args.output.suffix.lstrip(".") or "png",
+                dpi=150,
             )
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from lightning_rebasin.checkpoints import Checkpoint
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, spec: bool = True) -> None:
+def add_model_arguments(
+    parser: argparse.ArgumentParser, *, spec: bool = True
+) -> None:
     """Declare where the network comes from."""
     from lightning_rebasin.cli import model
 
@@ -64,7 +66,9 @@ def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--force", action="store_true", help="overwrite OUT if it exists"
     )
-    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
+    parser.add_argument(
+        "--no-progress", action="store_true", help="no progress bars"
+    )
 
 
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -73,11 +77,15 @@ def reading_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.prefix:
         pairs = [item.partition("=") for item in args.prefix]
         replaced = len(pairs) > 1 or any(sign for _, sign, _ in pairs)
-        prefix = {old: new for old, _, new in pairs} if replaced else args.prefix[0]
+        prefix = (
+            {old: new for old, _, new in pairs} if replaced else args.prefix[0]
+        )
     return {"weights": args.weights, "prefix": prefix, "unsafe": args.unsafe}
 
 
-def load_module(args: argparse.Namespace, checkpoint: Checkpoint) -> nn.Module | None:
+def load_module(
+    args: argparse.Namespace, checkpoint: Checkpoint
+) -> nn.Module | None:
     """The network of ``--module`` or ``--config``, ``None`` if neither is given.
 
     A class of ``--module`` gets the hyper-parameters that the checkpoint stores, as far as it accepts them, overridden
@@ -99,7 +107,10 @@ def load_module(args: argparse.Namespace, checkpoint: Checkpoint) -> nn.Module |
         )
         if args.init_args is None or given is not None:
             args = argparse.Namespace(
-                **{**vars(args), "init_args": json.dumps({**stored, **(given or {})})}
+                **{
+                    **vars(args),
+                    "init_args": json.dumps({**stored, **(given or {})}),
+                }
             )
     return model.build_model(args).eval()
 

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_rebasin.cli.common import load_object, search_here
-from lightning_rebasin.errors import ConfigurationError, DataError, MissingExtraError
+from lightning_rebasin.errors import (
+    ConfigurationError,
+    DataError,
+    MissingExtraError,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +36,9 @@ class Data:
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare where the data come from."""
-    group = parser.add_argument_group("data", "(or the 'data' section of --config)")
+    group = parser.add_argument_group(
+        "data", "(or the 'data' section of --config)"
+    )
     group.add_argument(
         "--data",
         metavar="PKG.NAME",
@@ -56,7 +62,9 @@ def load_data(args: argparse.Namespace) -> Data:
         DataError: It has no batches.
     """
     if args.batches < 1:
-        raise ConfigurationError(f"--batches must be at least 1, got {args.batches}")
+        raise ConfigurationError(
+            f"--batches must be at least 1, got {args.batches}"
+        )
     if args.data:
         place = load_object(args.data)
         made = _make(place, args.data)
@@ -145,13 +153,11 @@ def _from_config(path: Path) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # jsonargparse announces changes that do not touch what is used here
+        with warnings.catch_warnings():  # jsonargparse announces changes that do not touch what is used here
             warnings.simplefilter("ignore")
-            return parser.instantiate_classes(parser.parse_object({"data": described}))[
-                "data"
-            ]
+            return parser.instantiate_classes(
+                parser.parse_object({"data": described})
+            )["data"]
     except (
         Exception
     ) as error:  # parsing errors, and whatever the user's own __init__ raises
@@ -170,7 +176,9 @@ def _loaders(
             made.setup("fit")
             return made.train_dataloader(), made.val_dataloader()
         except Exception as error:  # the user's own code may raise anything
-            raise DataError(f"{place}: {type(error).__name__}: {error}") from error
+            raise DataError(
+                f"{place}: {type(error).__name__}: {error}"
+            ) from error
     if (
         isinstance(made, tuple)
         and len(made) == 2
@@ -205,7 +213,9 @@ def _validated(module: Any, loader: Iterable[Any]) -> dict[str, float]:
             results = trainer.validate(module, loader, verbose=False)
     finally:
         logger.setLevel(level)
-    return {name: float(value) for row in results for name, value in row.items()}
+    return {
+        name: float(value) for row in results for name, value in row.items()
+    }
 
 
 def _classified(module: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
@@ -217,7 +227,8 @@ def _classified(module: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
     with torch.no_grad():
         for inputs, labels, *_ in loader:
             values = cross_entropy(
-                module, (inputs.to(like.device, like.dtype), labels.to(like.device))
+                module,
+                (inputs.to(like.device, like.dtype), labels.to(like.device)),
             )
             count += len(labels)
             for name, value in values.items():

@@ -42,12 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="the same seed gives the same result (default: %(default)s)",
     )
-    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
+    parser.add_argument(
+        "--no-progress", action="store_true", help="no progress bars"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo and print its table."""
-    from lightning_rebasin.demo.run import DemoSettings, evaluate_merged, run_demo
+    from lightning_rebasin.demo.run import (
+        DemoSettings,
+        evaluate_merged,
+        run_demo,
+    )
 
     settings = DemoSettings(
         args.output, args.data_dir, args.epochs, args.width, args.seed
@@ -55,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
     report = run_demo(settings, progress=not args.no_progress)
     tested = evaluate_merged(settings)
     before, after = report.objective
-    print(f"\n{report.data}: two trainings, seeds {args.seed} and {args.seed + 1}\n")
+    print(
+        f"\n{report.data}: two trainings, seeds {args.seed} and {args.seed + 1}\n"
+    )
     print(report.table())
     print(
         f"\nThe network has 10^{report.symmetries:.0f} symmetries; the one found raises the similarity of the two from "

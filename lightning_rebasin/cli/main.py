@@ -28,7 +28,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the complaint and leave with status 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(
+            2, f"{self.prog}: error: {message} (see {self.prog} --help)\n"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +78,10 @@ def _run(command: Any, args: argparse.Namespace, program: str) -> int:
         print(f"{program}: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; nothing was left half-written", file=sys.stderr)
+        print(
+            f"{program}: interrupted; nothing was left half-written",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -106,7 +111,11 @@ def _overview() -> str:
         command = import_module(f"lightning_rebasin.cli.{name}")
         lines.append(f"  {name:<9} {command.HELP}")
     return "\n".join(
-        [*lines, "", "lightning-rebasin COMMAND --help explains a command's options."]
+        [
+            *lines,
+            "",
+            "lightning-rebasin COMMAND --help explains a command's options.",
+        ]
     )
 
 

@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  lightning-rebasin apply b-to-a.perm b.ckpt -o b-aligned.ckpt"
     )
     parser.add_argument(
-        "reference", type=Path, metavar="A", help="checkpoint that stays as it is"
+        "reference",
+        type=Path,
+        metavar="A",
+        help="checkpoint that stays as it is",
     )
     parser.add_argument(
         "source", type=Path, metavar="B", help="checkpoint to be permuted"
@@ -34,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="match weights, or activations on --data (default: %(default)s)",
     )
     parser.add_argument(
-        "--report", type=Path, metavar="JSON", help="also write the report to this file"
+        "--report",
+        type=Path,
+        metavar="JSON",
+        help="also write the report to this file",
     )
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser)
@@ -81,16 +87,25 @@ def run(args: argparse.Namespace) -> int:
         match = match_by_activations(spec, module, states[0], states[1], data)
     else:
         match = match_weights(
-            spec, states[0], states[1], seed=args.seed, progress=not args.no_progress
+            spec,
+            states[0],
+            states[1],
+            seed=args.seed,
+            progress=not args.no_progress,
         )
     errors = prove(module, states[1:], [match.permutation], data, example)
     match.permutation.save(args.output)
     if args.report:
         common.write_json(
-            args.report, {**match.to_dict(), "equivalence_errors": list(errors)}
+            args.report,
+            {**match.to_dict(), "equivalence_errors": list(errors)},
         )
     print(match.report())
-    proof = f"relative error {errors[0]:.0e}" if errors else "not checked: no --module"
+    proof = (
+        f"relative error {errors[0]:.0e}"
+        if errors
+        else "not checked: no --module"
+    )
     print(
         f"the permuted network computes the same function: {proof}\nwrote {args.output}"
     )

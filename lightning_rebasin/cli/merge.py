@@ -64,7 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="do everything but write OUT"
     )
     parser.add_argument(
-        "--report", type=Path, metavar="JSON", help="also write the report to this file"
+        "--report",
+        type=Path,
+        metavar="JSON",
+        help="also write the report to this file",
     )
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser)
@@ -73,14 +76,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merge, and print the report."""
-    from lightning_rebasin.checkpoints import merge_checkpoints, read_checkpoint
+    from lightning_rebasin.checkpoints import (
+        merge_checkpoints,
+        read_checkpoint,
+    )
     from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.symmetry import PermutationSpec
 
     if not args.dry_run:
         check_target(args.output, force=args.force)
     reading = common.reading_options(args)
-    module = common.load_module(args, read_checkpoint(args.files[0], **reading))
+    module = common.load_module(
+        args, read_checkpoint(args.files[0], **reading)
+    )
     data = datasets.load_data(args)
     report = merge_checkpoints(
         args.files,

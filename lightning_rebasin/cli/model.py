@@ -33,7 +33,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="import path of the model class, or of a function making it",
     )
     group.add_argument(
-        "--init-args", metavar="JSON", help="its keyword arguments, as a JSON object"
+        "--init-args",
+        metavar="JSON",
+        help="its keyword arguments, as a JSON object",
     )
     group.add_argument(
         "--config",
@@ -88,7 +90,11 @@ def build_model(args: argparse.Namespace) -> nn.Module:
         section = _model_section(args.config)
         path = path or section.get("class_path")
         settings = {
-            **(section.get("init_args", {}) if "class_path" in section else section),
+            **(
+                section.get("init_args", {})
+                if "class_path" in section
+                else section
+            ),
             **settings,
         }
     if path is None:
@@ -114,7 +120,9 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     return module
 
 
-def build_inputs(args: argparse.Namespace, module: nn.Module) -> tuple[Tensor, ...]:
+def build_inputs(
+    args: argparse.Namespace, module: nn.Module
+) -> tuple[Tensor, ...]:
     """Random inputs of the given shapes; none if no shape was given.
 
     Args:
@@ -145,9 +153,15 @@ def build_inputs(args: argparse.Namespace, module: nn.Module) -> tuple[Tensor, .
         for part in module.modules()
         if isinstance(part, nn.Embedding)
     ]
-    high = args.input_high if args.input_high is not None else min(rows, default=2)
+    high = (
+        args.input_high
+        if args.input_high is not None
+        else min(rows, default=2)
+    )
     if high < 1:
-        raise ConfigurationError(f"--input-high {high} leaves no integer to draw")
+        raise ConfigurationError(
+            f"--input-high {high} leaves no integer to draw"
+        )
     generator = torch.Generator().manual_seed(args.seed)
     names = [*dtypes, *(["float"] * (len(shapes) - len(dtypes)))]
     return tuple(
@@ -157,7 +171,10 @@ def build_inputs(args: argparse.Namespace, module: nn.Module) -> tuple[Tensor, .
 
 
 def _random(
-    shape: tuple[int, ...], dtype: torch.dtype, high: int, generator: torch.Generator
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    high: int,
+    generator: torch.Generator,
 ) -> Tensor:
     import torch
 
@@ -174,7 +191,9 @@ def _shape(text: str) -> tuple[int, ...]:
     except ValueError:
         sizes = (0,)
     if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape such as 1,3,32,32")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shape such as 1,3,32,32"
+        )
     return sizes
 
 
@@ -206,7 +225,9 @@ def _model_section(path: Path) -> dict[str, Any]:
             f"--config {path} cannot be read: {' '.join(str(error).split())}"
         ) from error
     # `python main.py fit --print_config` writes the sections at the top; a subcommand's name may enclose them.
-    section = content.get("model", content) if isinstance(content, dict) else None
+    section = (
+        content.get("model", content) if isinstance(content, dict) else None
+    )
     if (
         isinstance(section, dict)
         and "class_path" not in section

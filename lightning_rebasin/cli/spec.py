@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_rebasin.cli import datasets
-from lightning_rebasin.cli.model import add_model_arguments, build_inputs, build_model
+from lightning_rebasin.cli.model import (
+    add_model_arguments,
+    build_inputs,
+    build_model,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "forward does not take it",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="JSON", help="file to write the spec to"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="JSON",
+        help="file to write the spec to",
     )
     parser.add_argument(
         "--force", action="store_true", help="overwrite the file if it exists"
@@ -67,7 +75,11 @@ def run(args: argparse.Namespace) -> int:
 
     from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.errors import UntracedWarning
-    from lightning_rebasin.symmetry import Permutation, check_equivalence, infer_spec
+    from lightning_rebasin.symmetry import (
+        Permutation,
+        check_equivalence,
+        infer_spec,
+    )
     from lightning_rebasin.symmetry.edit.override import pin_tensor
 
     if args.output is not None:
@@ -87,7 +99,9 @@ def run(args: argparse.Namespace) -> int:
     explained = [spec.explain(tensor) for tensor in args.explain]
     print("\n".join([str(spec), *explained]))
     if args.check:
-        permutation = Permutation.random(spec, torch.Generator().manual_seed(args.seed))
+        permutation = Permutation.random(
+            spec, torch.Generator().manual_seed(args.seed)
+        )
         error = check_equivalence(module, permutation, *inputs)
         print(
             f"proved: a random permutation of every group changes the output by {error:.1e} (relative, float64)"
@@ -98,7 +112,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _first_batch(args: argparse.Namespace, module: nn.Module) -> tuple[Any, ...]:
+def _first_batch(
+    args: argparse.Namespace, module: nn.Module
+) -> tuple[Any, ...]:
     """The example that the data give."""
     from lightning_rebasin.checkpoints.align import example_input
 

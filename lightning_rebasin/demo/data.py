@@ -64,7 +64,9 @@ def digits() -> Classification:
         torch.tensor(pixels, dtype=torch.float32) / 16,
         torch.tensor(labels),
     )
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(
+        len(targets), generator=torch.Generator().manual_seed(0)
+    )
     held_out = len(targets) // 5
     test, train = order[:held_out], order[held_out:]
     return Classification(
@@ -92,13 +94,16 @@ def idx_folder(folder: str | Path) -> Classification:
             raise DataError(
                 f"{folder}: {split} has {len(images)} images but {len(labels)} labels"
             )
-        parts[split] = TensorDataset(images.flatten(1).float() / 255, labels.long())
+        parts[split] = TensorDataset(
+            images.flatten(1).float() / 255, labels.long()
+        )
     return Classification(folder.resolve().name, parts["train"], parts["test"])
 
 
 def _read_idx(folder: Path, name: str, ndim: int) -> Tensor:
     path = next(
-        (p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None
+        (p for p in (folder / f"{name}.gz", folder / name) if p.is_file()),
+        None,
     )
     if path is None:
         raise DataError(
@@ -114,7 +119,8 @@ def _read_idx(folder: Path, name: str, ndim: int) -> Tensor:
         raise DataError(f"cannot read {path}: {error}") from error
     header = 4 + 4 * ndim
     shape = tuple(
-        int(n) for n in np.frombuffer(content[4:header].ljust(4 * ndim, b"\0"), ">u4")
+        int(n)
+        for n in np.frombuffer(content[4:header].ljust(4 * ndim, b"\0"), ">u4")
     )
     if content[:4] != bytes((0, 0, 8, ndim)) or len(content) != header + int(
         np.prod(shape)
@@ -139,7 +145,9 @@ def loader(
     """
     order: RandomSampler | SequentialSampler = SequentialSampler(dataset)
     if seed is not None:
-        order = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
+        order = RandomSampler(
+            dataset, generator=torch.Generator().manual_seed(seed)
+        )
     # batch_size=None hands each list of indices to the data set as it is: no per-sample collation.
     return DataLoader(
         dataset,

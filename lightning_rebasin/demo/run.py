@@ -21,7 +21,12 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_rebasin.callbacks import CheckpointSnapshot, LossBarrier
 from lightning_rebasin.checkpoints import read_checkpoint, write_checkpoint
-from lightning_rebasin.demo.data import Classification, digits, idx_folder, loader
+from lightning_rebasin.demo.data import (
+    Classification,
+    digits,
+    idx_folder,
+    loader,
+)
 from lightning_rebasin.demo.model import Classifier
 from lightning_rebasin.errors import ConfigurationError, OutputError
 from lightning_rebasin.files import atomic_write_text
@@ -56,9 +61,13 @@ class DemoSettings:
         for name in ("epochs", "width"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigurationError(f"--{name} must be at least 1, got {value}")
+                raise ConfigurationError(
+                    f"--{name} must be at least 1, got {value}"
+                )
         if self.seed < 0:
-            raise ConfigurationError(f"--seed must not be negative, got {self.seed}")
+            raise ConfigurationError(
+                f"--seed must not be negative, got {self.seed}"
+            )
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,9 @@ class DemoReport:
             "merged midpoint": self.matched_barrier,
         }
         for row in self.rows:
-            barrier = f"{barriers[row.name]:>10.4f}" if row.name in barriers else ""
+            barrier = (
+                f"{barriers[row.name]:>10.4f}" if row.name in barriers else ""
+            )
             lines.append(
                 f"{row.name:<24}{row.loss:>10.4f}{row.accuracy:>10.2%}{barrier}"
             )
@@ -129,10 +140,17 @@ def run_demo(settings: DemoSettings, *, progress: bool = True) -> DemoReport:
 
 
 def _run(settings: DemoSettings, *, progress: bool) -> DemoReport:
-    data = digits() if settings.data_dir is None else idx_folder(settings.data_dir)
+    data = (
+        digits()
+        if settings.data_dir is None
+        else idx_folder(settings.data_dir)
+    )
     _make_folder(settings.output)
     seconds: dict[str, float] = {}
-    first, second = settings.output / "first.ckpt", settings.output / "second.ckpt"
+    first, second = (
+        settings.output / "first.ckpt",
+        settings.output / "second.ckpt",
+    )
     with _timed(seconds, "first training"):
         _train(settings, data, settings.seed, first, [], progress=progress)
     with _timed(seconds, "second training with both callbacks"):
@@ -162,7 +180,11 @@ def _run(settings: DemoSettings, *, progress: bool) -> DemoReport:
     test = loader(data.test, 500)
     with _timed(seconds, "barriers"):
         naive_curve = measure_barrier(
-            model, reference.state_dict, source.state_dict, test, progress=progress
+            model,
+            reference.state_dict,
+            source.state_dict,
+            test,
+            progress=progress,
         )
         matched_curve = measure_barrier(
             model, reference.state_dict, matched, test, progress=progress
@@ -177,7 +199,12 @@ def _run(settings: DemoSettings, *, progress: bool) -> DemoReport:
     _draw(settings.output, naive_curve, matched_curve)
 
     report = _report(
-        settings, data, match, error, (naive_curve, matched_curve), seconds=seconds
+        settings,
+        data,
+        match,
+        error,
+        (naive_curve, matched_curve),
+        seconds=seconds,
     )
     atomic_write_text(
         settings.output / "report.json",
@@ -188,7 +215,11 @@ def _run(settings: DemoSettings, *, progress: bool) -> DemoReport:
 
 def evaluate_merged(settings: DemoSettings) -> dict[str, float]:
     """``trainer.test`` of the merged file: it is a normal Lightning checkpoint."""
-    data = digits() if settings.data_dir is None else idx_folder(settings.data_dir)
+    data = (
+        digits()
+        if settings.data_dir is None
+        else idx_folder(settings.data_dir)
+    )
     path = settings.output / "merged.ckpt"
     with _quiet():
         model = Classifier.load_from_checkpoint(path)
@@ -204,9 +235,14 @@ def _callbacks(settings: DemoSettings, reference: Path) -> list[Callback]:
     every = max(1, _epochs(settings) // 10)
     return [
         LossBarrier(
-            reference=reference, matching="both", every_n_epochs=every, metrics=[LOSS]
+            reference=reference,
+            matching="both",
+            every_n_epochs=every,
+            metrics=[LOSS],
         ),
-        CheckpointSnapshot(settings.output / "snapshots", every_n_epochs=every),
+        CheckpointSnapshot(
+            settings.output / "snapshots", every_n_epochs=every
+        ),
     ]
 
 
@@ -226,13 +262,21 @@ def _train(
     """One training of the network, saved as a Lightning checkpoint."""
     seed_everything(seed, verbose=False)
     width = settings.width or (256 if settings.data_dir is None else 512)
-    model = Classifier(features=data.features, width=width, classes=data.classes)
+    model = Classifier(
+        features=data.features, width=width, classes=data.classes
+    )
     trainer = _trainer(
-        settings, _epochs(settings), callbacks, progress=progress, name=path.stem
+        settings,
+        _epochs(settings),
+        callbacks,
+        progress=progress,
+        name=path.stem,
     )
     batch_size = 64 if settings.data_dir is None else 500
     trainer.fit(
-        model, loader(data.train, batch_size, seed=seed), loader(data.test, 500)
+        model,
+        loader(data.train, batch_size, seed=seed),
+        loader(data.test, 500),
     )
     trainer.save_checkpoint(path)
 
@@ -264,12 +308,17 @@ def _trainer(
 def _quiet() -> Iterator[None]:
     """Lightning's advice about devices and workers would drown the demo's own lines."""
     loggers = [
-        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")
+        logging.getLogger(name)
+        for name in ("lightning.pytorch", "lightning.fabric")
     ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message="The number of training batches")
+        warnings.filterwarnings(
+            "ignore", message=".*does not have many workers.*"
+        )
+        warnings.filterwarnings(
+            "ignore", message="The number of training batches"
+        )
         # Lightning 2.6 still asks torch for a pytree class that torch 2.13 calls deprecated.
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         for logger in loggers:
@@ -301,9 +350,13 @@ def _draw(folder: Path, naive: BarrierCurve, matched: BarrierCurve) -> None:
     """``barrier.png`` and one ``barrier.csv`` with both curves side by side."""
     curves = {"naive": naive, "after matching": matched}
     plot_barriers(
-        curves, path=folder / "barrier.png", title="From one training to the other"
+        curves,
+        path=folder / "barrier.png",
+        title="From one training to the other",
     )
-    lines = [f"lam,naive_{LOSS},matched_{LOSS},naive_{ACCURACY},matched_{ACCURACY}"]
+    lines = [
+        f"lam,naive_{LOSS},matched_{LOSS},naive_{ACCURACY},matched_{ACCURACY}"
+    ]
     for i, lam in enumerate(naive.lambdas):
         numbers = [
             curve.values[metric][i]

@@ -66,7 +66,8 @@ class Average:
                 value.detach()
                 .squeeze()
                 .to(
-                    "cpu" if value.device.type == "mps" else value.device, torch.float64
+                    "cpu" if value.device.type == "mps" else value.device,
+                    torch.float64,
                 )
             )
         self.weight += weight
@@ -83,7 +84,9 @@ class Average:
                     for n in (self.total, number)
                 ]
             )
-            self.total = pair.amin() if self.reduction == "min" else pair.amax()
+            self.total = (
+                pair.amin() if self.reduction == "min" else pair.amax()
+            )
         self._started = True
 
     @property

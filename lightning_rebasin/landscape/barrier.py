@@ -82,7 +82,8 @@ class BarrierCurve:
                 f"a barrier curve needs ascending λ from 0 to 1, got {lambdas}"
             )
         values = {
-            name: tuple(float(v) for v in row) for name, row in self.values.items()
+            name: tuple(float(v) for v in row)
+            for name, row in self.values.items()
         }
         for name, row in values.items():
             if len(row) != len(lambdas):
@@ -129,7 +130,9 @@ class BarrierCurve:
             raise DataError("λ = 0.5 is not on the grid of this curve")
         return self._row(name)[self.lambdas.index(0.5)]
 
-    def plot(self, path: str | Path | None = None, **others: BarrierCurve) -> Figure:
+    def plot(
+        self, path: str | Path | None = None, **others: BarrierCurve
+    ) -> Figure:
         """Draw the curve, together with ``others`` by label; needs the ``plot`` extra.
 
         Args:
@@ -144,7 +147,9 @@ class BarrierCurve:
         """
         from lightning_rebasin.plotting import plot_barriers
 
-        return plot_barriers({"naive" if others else "": self, **others}, path=path)
+        return plot_barriers(
+            {"naive" if others else "": self, **others}, path=path
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The curve as plain JSON values."""
@@ -164,7 +169,9 @@ class BarrierCurve:
             DataError: ``data`` is not a barrier curve.
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise DataError(f"this is not a barrier curve (no 'format': {FORMAT!r})")
+            raise DataError(
+                f"this is not a barrier curve (no 'format': {FORMAT!r})"
+            )
         try:
             rows = {name: tuple(row) for name, row in data["values"].items()}
             return cls(
@@ -192,7 +199,9 @@ class BarrierCurve:
             DataError: The file is missing or is not a barrier curve.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(
+                json.loads(Path(path).read_text(encoding="utf-8"))
+            )
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise DataError(
                 f"cannot read a barrier curve from {path}: {error}"
@@ -243,7 +252,8 @@ class BarrierCurve:
                 f"convention {convention!r} is unknown; choose 'mean' or 'chord'"
             )
         return [
-            sign * (value - base) for value, base in zip(row, promised, strict=True)
+            sign * (value - base)
+            for value, base in zip(row, promised, strict=True)
         ]
 
 

@@ -67,7 +67,9 @@ class FirstLayer:
             self._remember(point, layer, x, output)
         return output
 
-    def _mixed(self, point: Point, layer: nn.Linear, x: Tensor) -> Tensor | None:
+    def _mixed(
+        self, point: Point, layer: nn.Linear, x: Tensor
+    ) -> Tensor | None:
         """The output between the anchors, if it is known at all of them for this input."""
         if point.anchor is not None or not self._seen(layer, x):
             return None
@@ -78,7 +80,9 @@ class FirstLayer:
                 return None
             outputs.append(known[1])
         result = torch.empty_like(outputs[0])
-        combine_into(result, outputs, [coefficient for _, coefficient in point.parts])
+        combine_into(
+            result, outputs, [coefficient for _, coefficient in point.parts]
+        )
         return result
 
     def _remember(
@@ -87,7 +91,11 @@ class FirstLayer:
         """Keep what the layer gave at an anchor.  Clones: what follows may work in place."""
         anchor = point.anchor
         # Autocast gives another dtype, whose rounding would be mixed in.
-        exact = output.dtype == layer.weight.dtype in (torch.float32, torch.float64)
+        exact = (
+            output.dtype
+            == layer.weight.dtype
+            in (torch.float32, torch.float64)
+        )
         if anchor is None or not exact:
             return
         if self._input is None:

@@ -45,4 +45,6 @@ def separation(
         norm_a += float(x @ x)
         norm_b += float(y @ y)
     product = math.sqrt(norm_a * norm_b)
-    return Separation(math.sqrt(squared), inner / product if product else math.nan)
+    return Separation(
+        math.sqrt(squared), inner / product if product else math.nan
+    )

@@ -68,7 +68,8 @@ class BarrierMatrix:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["step", *self.steps_b])
         writer.writerows(
-            [step, *row] for step, row in zip(self.steps_a, self.heights, strict=True)
+            [step, *row]
+            for step, row in zip(self.steps_a, self.heights, strict=True)
         )
         atomic_write_text(path, text.getvalue())
 
@@ -139,7 +140,9 @@ def barrier_matrix(
         raise DataError("the two runs have no snapshots of equal step")
     heights = [[float("nan")] * len(columns) for _ in rows]
     row, one = -1, {}
-    for i, j in tqdm(pairs, desc="barrier matrix", disable=not progress, leave=False):
+    for i, j in tqdm(
+        pairs, desc="barrier matrix", disable=not progress, leave=False
+    ):
         if (
             i != row
         ):  # pairs come row by row, so that two snapshots are in memory at a time
@@ -147,7 +150,9 @@ def barrier_matrix(
         other = _full(module, columns[j])
         if spec is not None:
             # Each pair afresh: a permutation that suits an early snapshot can be a trap for a late one.
-            other = match_weights(spec, one, other, seed=seed).permutation.apply(other)
+            other = match_weights(
+                spec, one, other, seed=seed
+            ).permutation.apply(other)
         curve = measure_barrier(
             module,
             one,
@@ -158,7 +163,8 @@ def barrier_matrix(
             batch_norm=statistics,
         )
         metric = metric or next(
-            (name for name in curve.values if "loss" in name), next(iter(curve.values))
+            (name for name in curve.values if "loss" in name),
+            next(iter(curve.values)),
         )
         if metric not in curve.values:
             raise ConfigurationError(
@@ -176,7 +182,9 @@ def barrier_matrix(
 
 def _snapshots(run: Trajectory) -> tuple[Snapshot, ...]:
     snapshots = (
-        tuple(load_trajectory(run)) if isinstance(run, (str, Path)) else tuple(run)
+        tuple(load_trajectory(run))
+        if isinstance(run, (str, Path))
+        else tuple(run)
     )
     if not snapshots:
         raise DataError(f"{run} holds no snapshots")
@@ -185,7 +193,9 @@ def _snapshots(run: Trajectory) -> tuple[Snapshot, ...]:
 
 def _full(module: nn.Module, snapshot: Snapshot) -> dict[str, Tensor]:
     """The weights of a snapshot in the module's precision: they may have been stored in 16 bits."""
-    dtypes = {name: tensor.dtype for name, tensor in weights_of(module).items()}
+    dtypes = {
+        name: tensor.dtype for name, tensor in weights_of(module).items()
+    }
     return {
         name: tensor.to(dtypes.get(name, tensor.dtype))
         for name, tensor in snapshot.state_dict().items()

@@ -97,7 +97,9 @@ def measure_barrier(
         raise DataError(
             "nothing was measured: the data loader gave no batch, or validation_step logs nothing"
         )
-    return curve_from_rows(lambdas, rows, probe.higher_is_better(), probe.samples)
+    return curve_from_rows(
+        lambdas, rows, probe.higher_is_better(), probe.samples
+    )
 
 
 def measure_points(
@@ -126,13 +128,17 @@ def measure_points(
             probe.estimate_statistics(points, batches)
         for index, loader in enumerate(loaders):
             chosen = islice(loader, limit_batches)
-            bar = tqdm(chosen, desc="barrier", disable=not progress, leave=False)
+            bar = tqdm(
+                chosen, desc="barrier", disable=not progress, leave=False
+            )
             for batch_idx, batch in enumerate(bar):
                 place = Place(batch_idx, index, len(loaders))
                 probe.evaluate(points, probe.transfer(batch, index), place)
 
 
-def _on_device(state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def _on_device(
+    state: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Tensor]:
     return {name: tensor.detach().to(device) for name, tensor in state.items()}
 
 
@@ -144,7 +150,9 @@ def curve_from_rows(
 ) -> BarrierCurve:
     """A curve from one dict of metrics per λ; a metric that is missing at a point is NaN there."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    values = {name: tuple(row.get(name, math.nan) for row in rows) for name in names}
+    values = {
+        name: tuple(row.get(name, math.nan) for row in rows) for name in names
+    }
     return BarrierCurve(
         tuple(lambdas),
         values,

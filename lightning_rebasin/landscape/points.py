@@ -84,7 +84,9 @@ class Point:
 
     def state(self) -> dict[str, Tensor]:
         """The weights, as a new dict with the dtypes and devices of the first anchor."""
-        new = {name: torch.empty_like(t) for name, t in self.anchors[0].items()}
+        new = {
+            name: torch.empty_like(t) for name, t in self.anchors[0].items()
+        }
         self.write(new)
         return new
 
@@ -113,13 +115,17 @@ def combine_into(
             target.copy_(interpolate({"": first}, {"": second}, lam)[""])
     elif plain and same:
         torch.mul(tensors[0], coefficients[0], out=target)
-        for tensor, coefficient in zip(tensors[1:], coefficients[1:], strict=True):
+        for tensor, coefficient in zip(
+            tensors[1:], coefficients[1:], strict=True
+        ):
             target.add_(tensor, alpha=coefficient)
     else:
         target.copy_(_combined(tensors, coefficients))
 
 
-def _combined(tensors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+def _combined(
+    tensors: Sequence[Tensor], coefficients: Sequence[float]
+) -> Tensor:
     """The combination in double precision, for half precision and mixed dtypes."""
     first = tensors[0]
     if not (first.is_floating_point() or first.is_complex()):

@@ -25,25 +25,41 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning.pytorch.utilities.signature_utils import (
+    is_param_in_hook_signature,
+)
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torchmetrics import Metric
 
 from lightning_rebasin.errors import ConfigurationError
-from lightning_rebasin.landscape.accumulate import Average, Reduction, reduction_name
+from lightning_rebasin.landscape.accumulate import (
+    Average,
+    Reduction,
+    reduction_name,
+)
 from lightning_rebasin.landscape.batches import batch_size, clone_batch
 from lightning_rebasin.landscape.first_layer import FirstLayer
 from lightning_rebasin.landscape.metric_slots import MetricSlots
 from lightning_rebasin.landscape.points import Point
 from lightning_rebasin.landscape.weights import weights_of
-from lightning_rebasin.merging.statistics import averaging, batch_norms, statistics_of
+from lightning_rebasin.merging.statistics import (
+    averaging,
+    batch_norms,
+    statistics_of,
+)
 
 #: A loss of a plain module on one batch: a mean over the batch, or several of them by name.
 LossFunction = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]
 Context = Callable[[], AbstractContextManager[Any]]
 
-_STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
+_STEPS = (
+    "forward",
+    "training_step",
+    "validation_step",
+    "test_step",
+    "predict_step",
+)
 
 
 class Place(NamedTuple):
@@ -114,7 +130,9 @@ class Probe(abc.ABC):
             context: Makes the context of one evaluation.
         """
         # Anchors first: what the first layer gives there serves the points between them.
-        order = sorted(range(len(points)), key=lambda i: points[i].anchor is None)
+        order = sorted(
+            range(len(points)), key=lambda i: points[i].anchor is None
+        )
         for number in order:
             self.load(points[number], number)
             self._first_layer.start(points[number])
@@ -152,7 +170,9 @@ class Probe(abc.ABC):
         self._averages = kept
         self.reset_metrics()
 
-    def synchronise_statistics(self, reduce: Callable[[Tensor], Tensor]) -> None:
+    def synchronise_statistics(
+        self, reduce: Callable[[Tensor], Tensor]
+    ) -> None:
         """Average the re-estimated statistics over processes; ``reduce`` is collective."""
         for statistics in self._statistics.values():
             for name, tensor in statistics.items():
@@ -179,12 +199,18 @@ class Probe(abc.ABC):
         )
         rows = []
         for point in range(len(own)):
-            names = dict.fromkeys(name for states in everyone for name in states[point])
+            names = dict.fromkeys(
+                name for states in everyone for name in states[point]
+            )
             merged = {
-                n: Average.merge([s[point][n] for s in everyone if n in s[point]])
+                n: Average.merge(
+                    [s[point][n] for s in everyone if n in s[point]]
+                )
                 for n in names
             }
-            rows.append({name: average.value for name, average in merged.items()})
+            rows.append(
+                {name: average.value for name, average in merged.items()}
+            )
             weights = [
                 average.weight
                 for average in merged.values()
@@ -205,14 +231,17 @@ class Probe(abc.ABC):
     def device(self) -> torch.device:
         """Where the module is."""
         return next(
-            (tensor.device for tensor in self._targets.values()), torch.device("cpu")
+            (tensor.device for tensor in self._targets.values()),
+            torch.device("cpu"),
         )
 
 
 class FunctionProbe(Probe):
     """Evaluates any module with a function ``loss(module, batch)`` that returns means over the batch."""
 
-    def __init__(self, module: nn.Module, points: int, loss: LossFunction) -> None:
+    def __init__(
+        self, module: nn.Module, points: int, loss: LossFunction
+    ) -> None:
         super().__init__(module, points)
         self._loss = loss
 
@@ -285,7 +314,9 @@ class LightningProbe(Probe):
         """Move a batch with the module's own transfer hooks, in the order in which a Trainer calls them."""
         module = cast(LightningModule, self.module)
         batch = module.on_before_batch_transfer(batch, dataloader_idx)
-        batch = module.transfer_batch_to_device(batch, self.device, dataloader_idx)
+        batch = module.transfer_batch_to_device(
+            batch, self.device, dataloader_idx
+        )
         return module.on_after_batch_transfer(batch, dataloader_idx)
 
     def higher_is_better(self) -> dict[str, bool]:
@@ -311,9 +342,13 @@ class LightningProbe(Probe):
             return
         reduction = reduction_name(reduce_fx)
         weight = (
-            1 if reduction != "mean" else options.get("batch_size") or batch_size(batch)
+            1
+            if reduction != "mean"
+            else options.get("batch_size") or batch_size(batch)
         )
-        self._averages[point].setdefault(key, Average(reduction)).update(value, weight)
+        self._averages[point].setdefault(key, Average(reduction)).update(
+            value, weight
+        )
 
 
 def make_probe(

@@ -90,7 +90,11 @@ def read_index(folder: str | Path) -> tuple[Snapshot, ...]:
         )
     try:
         found = [
-            Snapshot(int(s["step"]), int(s["epoch"]), _inside(Path(folder), s["file"]))
+            Snapshot(
+                int(s["step"]),
+                int(s["epoch"]),
+                _inside(Path(folder), s["file"]),
+            )
             for s in data["snapshots"]
         ]
     except (KeyError, TypeError, ValueError) as error:

@@ -33,9 +33,15 @@ def check_ends(
     module: nn.Module, a: Mapping[str, Tensor], b: Mapping[str, Tensor]
 ) -> None:
     """Raise :class:`~lightning_rebasin.StateDictError` unless both states fit the module."""
-    check_alike((weights_of(module), a, b), ("the module", "a (λ = 0)", "b (λ = 1)"))
+    check_alike(
+        (weights_of(module), a, b), ("the module", "a (λ = 0)", "b (λ = 1)")
+    )
 
 
-def without_compilation_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_compilation_prefix(
+    state: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
     """Names as the uncompiled module has them."""
-    return {name.replace(_COMPILED, ""): tensor for name, tensor in state.items()}
+    return {
+        name.replace(_COMPILED, ""): tensor for name, tensor in state.items()
+    }

@@ -28,9 +28,16 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from lightning_rebasin.assignment import SOLVERS, Solver
-from lightning_rebasin.errors import ConfigurationError, DataError, NonFiniteError
+from lightning_rebasin.errors import (
+    ConfigurationError,
+    DataError,
+    NonFiniteError,
+)
 from lightning_rebasin.matching.result import MatchResult
-from lightning_rebasin.matching.steps.permutation import families_of, solve_nested
+from lightning_rebasin.matching.steps.permutation import (
+    families_of,
+    solve_nested,
+)
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.observe import record_activations
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -68,7 +75,9 @@ class CrossMoments:
         """
         a, b = a.detach().double(), b.detach().double()
         new = {
-            "count": torch.full((), a.shape[1], dtype=torch.float64, device=a.device),
+            "count": torch.full(
+                (), a.shape[1], dtype=torch.float64, device=a.device
+            ),
             "a": a.sum(1),
             "b": b.sum(1),
             "aa": a.square().sum(1),
@@ -108,7 +117,9 @@ def _inverse_deviation(square: Tensor, mean: Tensor) -> Tensor:
 
 
 def best_permutation(
-    spec: PermutationSpec, scores: Mapping[str, Tensor], solver: Solver = "auto"
+    spec: PermutationSpec,
+    scores: Mapping[str, Tensor],
+    solver: Solver = "auto",
 ) -> Permutation:
     """The permutation with the highest total score; units stay where that is as good, as dead ones do.
 
@@ -209,12 +220,15 @@ def match_activations(
     permutation = best_permutation(spec, scores, solver)
     ends = Permutation.identity(spec), permutation
     before, after = (
-        {g: _pairs(score, p.flat(g)) for g, score in scores.items()} for p in ends
+        {g: _pairs(score, p.flat(g)) for g, score in scores.items()}
+        for p in ends
     )
     return MatchResult(
         transform=permutation,
         objective=sum(float(pairs.sum()) for pairs in after.values()),
-        identity_objective=sum(float(pairs.sum()) for pairs in before.values()),
+        identity_objective=sum(
+            float(pairs.sum()) for pairs in before.values()
+        ),
         similarity=_mean_correlations(spec, moments, permutation),
         identity_similarity=_mean_correlations(spec, moments, ends[0]),
         seconds=time.perf_counter() - begin,
@@ -241,10 +255,14 @@ def model_inputs(
         return (batch,), {}
     if isinstance(batch, Mapping):
         accepted = inspect.signature(model.forward).parameters
-        named = {name: value for name, value in batch.items() if name in accepted}
+        named = {
+            name: value for name, value in batch.items() if name in accepted
+        }
         if named:
             return (), named
-    elif isinstance(batch, Sequence) and batch and isinstance(batch[0], Tensor):
+    elif (
+        isinstance(batch, Sequence) and batch and isinstance(batch[0], Tensor)
+    ):
         return (batch[0],), {}
     raise DataError(
         f"cannot tell the inputs of {type(model).__name__} in a batch of type {type(batch).__name__}: give tensors, "
@@ -259,7 +277,9 @@ def _collect(
     batches: Iterable[Any],
 ) -> dict[ActivationAddress, CrossMoments]:
     moments = {
-        site: CrossMoments() for sites in spec.activations.values() for site in sites
+        site: CrossMoments()
+        for sites in spec.activations.values()
+        for site in sites
     }
     empty = True
     with _evaluating(reference, source), torch.no_grad():
@@ -282,12 +302,16 @@ def _observe(
     def place(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return value.to(like.device, like.dtype if value.is_floating_point() else None)
+        return value.to(
+            like.device, like.dtype if value.is_floating_point() else None
+        )
 
     seen: dict[ActivationAddress, Tensor] = {}
 
     def keep(site: ActivationAddress, tensor: Tensor) -> None:
-        seen[site] = site.units(tensor).flatten(1)  # index_select has copied it
+        seen[site] = site.units(tensor).flatten(
+            1
+        )  # index_select has copied it
 
     args, kwargs = tree_map(place, model_inputs(module, batch))
     with record_activations(spec, keep):
@@ -299,7 +323,9 @@ def _observe(
 def _evaluating(*modules: nn.Module) -> Iterator[None]:
     """Eval mode inside, every submodule's own mode afterwards."""
     modes = [
-        (child, child.training) for module in modules for child in module.modules()
+        (child, child.training)
+        for module in modules
+        for child in module.modules()
     ]
     for child, _ in modes:
         child.training = False
@@ -318,7 +344,9 @@ def _scores(
     scores = {}
     for group, sites in spec.activations.items():
         found = [getattr(moments[site], statistic)() for site in sites]
-        scores[group] = torch.stack(found).sum(0) if len(found) > 1 else found[0]
+        scores[group] = (
+            torch.stack(found).sum(0) if len(found) > 1 else found[0]
+        )
         if not bool(torch.isfinite(scores[group]).all()):
             raise NonFiniteError(
                 f"group {group!r}: a unit's activations are NaN or infinite on the given batches"

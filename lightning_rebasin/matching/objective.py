@@ -42,10 +42,14 @@ def inner_product(a: Tensor, b: Tensor) -> float:
     if not a.is_cpu:
         return float(torch.dot(a.double(), b.to(a.device).double()))
     pairs = zip(torch.split(a, _CHUNK), torch.split(b, _CHUNK), strict=True)
-    return sum(float(torch.dot(x.double(), y.double().to(x.device))) for x, y in pairs)
+    return sum(
+        float(torch.dot(x.double(), y.double().to(x.device))) for x, y in pairs
+    )
 
 
-def _product(numel: int) -> Callable[[NDArray[np.float32], NDArray[np.float32]], float]:
+def _product(
+    numel: int,
+) -> Callable[[NDArray[np.float32], NDArray[np.float32]], float]:
     """What multiplies vectors that are parts of a tensor of ``numel`` elements."""
     if numel < _LARGE:
         return _chunked_product
@@ -97,14 +101,21 @@ def inner_products(
             if permutation is None or axis_map is None:
                 b = source.wide(name)
             else:
-                moved = _permuted(source.small[name], axis_map, permutation, orders)
+                moved = _permuted(
+                    source.small[name], axis_map, permutation, orders
+                )
                 b = moved.reshape(-1).astype(np.float64)
             found[name] = float(np.dot(reference.wide(name), b))
         elif permutation is None or axis_map is None:
-            found[name] = inner_product(reference.tensors[name], source.tensors[name])
+            found[name] = inner_product(
+                reference.tensors[name], source.tensors[name]
+            )
         else:
             found[name] = _permuted_product(
-                reference.tensors[name], source.tensors[name], axis_map, permutation
+                reference.tensors[name],
+                source.tensors[name],
+                axis_map,
+                permutation,
             )
     return found
 
@@ -138,7 +149,9 @@ def _permuted_product(
     if axes is None:
         return inner_product(a, permutation.apply_map(b, axis_map))
     a, b = a.reshape(axis_map.site_shape), b.reshape(axis_map.site_shape)
-    orders = {site: permutation.flat(group).to(b.device) for site, group in axes}
+    orders = {
+        site: permutation.flat(group).to(b.device) for site, group in axes
+    }
     rows = max(1, _SLICE * len(b) // max(b.numel(), 1)) if b.is_cpu else len(b)
     plain = a.dtype is b.dtype is torch.float32 and a.is_cpu and b.is_cpu
     product = _product(a.numel()) if plain else None
@@ -178,7 +191,10 @@ def objective(
     names = objective_tensors(spec) if names is None else tuple(names)
     return sum(
         inner_products(
-            spec, Parameters(reference, names), Parameters(source, names), permutation
+            spec,
+            Parameters(reference, names),
+            Parameters(source, names),
+            permutation,
         ).values()
     )
 

@@ -32,7 +32,9 @@ class Parameters:
         names: What counts, see :func:`~lightning_rebasin.matching.costs.blocks.objective_tensors`.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    def __init__(
+        self, state: Mapping[str, Tensor], names: Iterable[str]
+    ) -> None:
         #: The tensors, detached.
         self.tensors = {
             name: t.detach() if (t := state[name]).requires_grad else t
@@ -53,7 +55,11 @@ class Parameters:
 
     def _norms(self) -> dict[str, float]:
         found = _large_norms(
-            {name: t for name, t in self.tensors.items() if name not in self.small}
+            {
+                name: t
+                for name, t in self.tensors.items()
+                if name not in self.small
+            }
         )
         with np.errstate(over="ignore", invalid="ignore"):
             for name, array in self.small.items():
@@ -70,7 +76,9 @@ class Parameters:
 def _quick(tensor: Tensor) -> bool:
     """Whether it is small, and fit for NumPy, whose calls are shorter than torch's."""
     return (
-        tensor.dtype is torch.float32 and tensor.is_cpu and 0 < tensor.numel() <= _SMALL
+        tensor.dtype is torch.float32
+        and tensor.is_cpu
+        and 0 < tensor.numel() <= _SMALL
     )
 
 
@@ -78,7 +86,10 @@ def _large_norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     """In the precision of the tensors first, all of them fetched from the device at once."""
     if not tensors:
         return {}
-    real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors.values()]
+    real = [
+        torch.view_as_real(t) if t.is_complex() else t
+        for t in tensors.values()
+    ]
     wide = [t if t.dtype in _FULL else t.float() for t in real]
     norms = torch.stack(
         [torch.linalg.vector_norm(t).double().cpu() for t in wide]

@@ -136,7 +136,11 @@ class MatchResult:
     def converged(self) -> bool:
         """Whether the best descent ended in a sweep without gain."""
         return (
-            all(d.converged for d in self.descents if d.objective >= self.objective)
+            all(
+                d.converged
+                for d in self.descents
+                if d.objective >= self.objective
+            )
             if self.descents
             else True
         )

@@ -85,7 +85,9 @@ def projection_target(
     """
     mirrored = stands_for == "midpoint" and projection == "l2"
     moved = {
-        name: 2 * tensor.detach() - reference[name] if mirrored else tensor.detach()
+        name: 2 * tensor.detach() - reference[name]
+        if mirrored
+        else tensor.detach()
         for name, tensor in free.items()
     }
     return {**reference, **moved}

@@ -51,7 +51,9 @@ def interpolate(
     lam = float(lam)
     if not math.isfinite(lam):
         raise ConfigurationError(f"lam must be a finite number, got {lam}")
-    check_alike((a, b), ("the first set of weights", "the second set of weights"))
+    check_alike(
+        (a, b), ("the first set of weights", "the second set of weights")
+    )
 
     def mix(tensors: Sequence[Tensor]) -> Tensor:
         first, second = tensors
@@ -66,7 +68,8 @@ def interpolate(
 
 
 def average(
-    states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None
+    states: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[float] | None = None,
 ) -> dict[str, Tensor]:
     """The weighted mean ``Σ_i w_i·θ_i / Σ_i w_i`` of several sets of weights.
 
@@ -119,7 +122,9 @@ def average(
         for i in chosen[
             1:
         ]:  # around the first model, so that equal models give exactly themselves
-            total.add_(tensors[i].to(origin.device, wide).sub(origin), alpha=shares[i])
+            total.add_(
+                tensors[i].to(origin.device, wide).sub(origin), alpha=shares[i]
+            )
         return total.add_(origin)
 
     return _tensorwise(states, mix)
@@ -142,14 +147,19 @@ def normalised_weights(
         raise ConfigurationError(
             f"{len(values)} weights for {count} models; give one weight per model"
         )
-    if not all(math.isfinite(w) and w >= 0 for w in values) or sum(values) == 0:
+    if (
+        not all(math.isfinite(w) and w >= 0 for w in values)
+        or sum(values) == 0
+    ):
         raise ConfigurationError(
             f"weights must be finite, not negative and not all zero, got {values}"
         )
     return tuple(w / sum(values) for w in values)
 
 
-def check_alike(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:
+def check_alike(
+    states: Sequence[Mapping[str, Tensor]], names: Sequence[str]
+) -> None:
     """Raise unless all sets of weights have the same names, shapes and kinds of tensor as the first.
 
     Args:
@@ -204,7 +214,8 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def _tensorwise(
-    states: Sequence[Mapping[str, Tensor]], mix: Callable[[Sequence[Tensor]], Tensor]
+    states: Sequence[Mapping[str, Tensor]],
+    mix: Callable[[Sequence[Tensor]], Tensor],
 ) -> dict[str, Tensor]:
     """Apply ``mix`` to every name once per distinct storage, so that tied weights stay tied."""
     # The inputs are kept with each result: a lazy mapping may make tensors on the fly, and a freed one's address is

@@ -44,7 +44,9 @@ class Moments:
             gap = mean - self.mean
             self.mean = self.mean + gap * (count / total)
             self._squares = (
-                self._squares + squares + gap.square() * (self.count * count / total)
+                self._squares
+                + squares
+                + gap.square() * (self.count * count / total)
             )
         self.count = total
 
@@ -79,9 +81,9 @@ class Site:
     def channels(self, output: Tensor) -> Tensor:
         """The output as ``(samples, channels)``."""
         last = isinstance(self.layer, nn.Linear | nn.LayerNorm | nn.RMSNorm)
-        return output.movedim(-1 if last else self._channel_dim(output), -1).reshape(
-            -1, self.size
-        )
+        return output.movedim(
+            -1 if last else self._channel_dim(output), -1
+        ).reshape(-1, self.size)
 
     def along(self, vector: Tensor, output: Tensor) -> Tensor:
         """A per-channel vector, shaped to broadcast with the output."""
@@ -95,7 +97,9 @@ class Site:
     def _channel_dim(self, output: Tensor) -> int:
         """1 with a batch dimension, 0 for an unbatched convolution."""
         spatial = (
-            len(self.layer.kernel_size) if isinstance(self.layer, _ConvNd) else None
+            len(self.layer.kernel_size)
+            if isinstance(self.layer, _ConvNd)
+            else None
         )
         return 0 if spatial is not None and output.ndim == spatial + 1 else 1
 
@@ -124,7 +128,9 @@ class Site:
                 grouped.mul_(by_group)
             else:
                 weight.mul_(
-                    scale.to(weight).reshape(-1, *(1 for _ in weight.shape[1:]))
+                    scale.to(weight).reshape(
+                        -1, *(1 for _ in weight.shape[1:])
+                    )
                 )
             if bias is not None:
                 bias.mul_(scale.to(bias)).add_(shift.to(bias))
@@ -141,7 +147,9 @@ def find_sites(module: nn.Module, batches: Iterable[Any]) -> tuple[Site, ...]:
         DataError: There is no batch.
     """
     candidates = {
-        name: child for name, child in module.named_modules() if _is_candidate(child)
+        name: child
+        for name, child in module.named_modules()
+        if _is_candidate(child)
     }
     owners: dict[int, int] = {}
     for child in module.modules():
@@ -170,11 +178,18 @@ def find_sites(module: nn.Module, batches: Iterable[Any]) -> tuple[Site, ...]:
             stack.callback(child.register_forward_hook(note(name)).remove)
         if next(outputs(module, batches), _NOTHING) is _NOTHING:
             raise DataError("no batches given to measure activations on")
-    once = [name for name in order if order.count(name) == 1 and name not in absorbed]
+    once = [
+        name
+        for name in order
+        if order.count(name) == 1 and name not in absorbed
+    ]
     return tuple(
         Site(name, candidates[name])
         for name in once
-        if all(owners[id(p)] == 1 for p in candidates[name].parameters(recurse=False))
+        if all(
+            owners[id(p)] == 1
+            for p in candidates[name].parameters(recurse=False)
+        )
     )
 
 
@@ -201,7 +216,9 @@ def watching(
     with ExitStack() as stack:
         for site in sites:
 
-            def hook(_: nn.Module, __: Any, output: Any, site: Site = site) -> Any:
+            def hook(
+                _: nn.Module, __: Any, output: Any, site: Site = site
+            ) -> Any:
                 return see(site, output)
 
             stack.callback(site.layer.register_forward_hook(hook).remove)

@@ -139,7 +139,8 @@ def repair(
     network.load_state_dict(average(states, shares))
     before = measure(network, sites, batches)
     wanted = {
-        site.name: _wanted(given, [end[site.name] for end in ends]) for site in sites
+        site.name: _wanted(given, [end[site.name] for end in ends])
+        for site in sites
     }
     _set_batch_norms(sites, wanted)
     _correct(network, sites, wanted, batches)
@@ -167,7 +168,9 @@ def _moments(
     return measure(network, sites, batches)
 
 
-def _wanted(shares: Sequence[float], ends: Sequence[Moments]) -> tuple[Tensor, Tensor]:
+def _wanted(
+    shares: Sequence[float], ends: Sequence[Moments]
+) -> tuple[Tensor, Tensor]:
     """Mixed mean and standard deviation."""
     mean = sum(
         (share * end.mean for share, end in zip(shares, ends, strict=True)),
@@ -190,7 +193,9 @@ def _set_batch_norms(
             weight, bias = site.layer.weight, site.layer.bias
             assert isinstance(weight, Tensor)
             with torch.no_grad():
-                weight.copy_(torch.where(weight < 0, -1.0, 1.0) * std.to(weight))
+                weight.copy_(
+                    torch.where(weight < 0, -1.0, 1.0) * std.to(weight)
+                )
                 if isinstance(bias, Tensor):
                     bias.copy_(mean)
 

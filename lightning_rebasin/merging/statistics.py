@@ -55,7 +55,9 @@ def reset_batch_norm(module: Module, batches: Iterable[Any]) -> Module:
         with averaging(norms.values()), torch.no_grad():
             count = sum(1 for _ in outputs(fresh, batches))
         if not count:
-            raise DataError("no batches given to estimate batch-norm statistics on")
+            raise DataError(
+                "no batches given to estimate batch-norm statistics on"
+            )
     return fresh
 
 
@@ -118,8 +120,14 @@ def averaging(norms: Iterable[_BatchNorm]) -> Iterator[None]:
 
 def _can_synchronise(norm: nn.SyncBatchNorm) -> bool:
     """Whether it can run in training mode: it refuses to on the CPU and outside a process group."""
-    running = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return running and norm.running_mean is not None and not norm.running_mean.is_cpu
+    running = (
+        torch.distributed.is_available() and torch.distributed.is_initialized()
+    )
+    return (
+        running
+        and norm.running_mean is not None
+        and not norm.running_mean.is_cpu
+    )
 
 
 def outputs(module: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
@@ -127,11 +135,17 @@ def outputs(module: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
     for batch in batches:
         if isinstance(batch, Mapping):
             yield module(
-                **{name: moved_to(module, value) for name, value in batch.items()}
+                **{
+                    name: moved_to(module, value)
+                    for name, value in batch.items()
+                }
             )
         else:
             yield module(
-                moved_to(module, batch[0] if isinstance(batch, tuple | list) else batch)
+                moved_to(
+                    module,
+                    batch[0] if isinstance(batch, tuple | list) else batch,
+                )
             )
 
 
@@ -140,6 +154,9 @@ def moved_to(module: nn.Module, value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     like = next(
-        (p for p in module.parameters() if p.is_floating_point()), torch.empty(0)
+        (p for p in module.parameters() if p.is_floating_point()),
+        torch.empty(0),
     )
-    return value.to(like.device, like.dtype if value.is_floating_point() else None)
+    return value.to(
+        like.device, like.dtype if value.is_floating_point() else None
+    )

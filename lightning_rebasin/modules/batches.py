@@ -29,7 +29,11 @@ def first_batches(trainer: Trainer, count: int) -> list[Any]:
         Batches as the loader gives them; empty if the trainer has no data.
     """
     # Lightning offers no public way to ask for the training loader before the fit loop does.
-    loop: Any = trainer.fit_loop if trainer.state.fn == "fit" else trainer.validate_loop
+    loop: Any = (
+        trainer.fit_loop
+        if trainer.state.fn == "fit"
+        else trainer.validate_loop
+    )
     source = loop._data_source
     if source.instance is None or not source.is_defined():
         return []
@@ -64,9 +68,15 @@ def _untouched(loaders: list[Any]) -> Iterator[None]:
             generator.set_state(state)
 
 
-def example_inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def example_inputs(
+    model: nn.Module,
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """``example_input_array`` of a LightningModule as arguments of its forward, or ``None``."""
-    example = model.example_input_array if isinstance(model, LightningModule) else None
+    example = (
+        model.example_input_array
+        if isinstance(model, LightningModule)
+        else None
+    )
     if example is None:
         return None
     if isinstance(example, Mapping):

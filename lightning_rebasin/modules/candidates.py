@@ -18,7 +18,11 @@ from torch import Tensor
 from lightning_rebasin.landscape.accumulate import Average
 from lightning_rebasin.landscape.batches import batch_size
 from lightning_rebasin.landscape.probe import isolated_rng
-from lightning_rebasin.merging.statistics import averaging, batch_norms, statistics_of
+from lightning_rebasin.merging.statistics import (
+    averaging,
+    batch_norms,
+    statistics_of,
+)
 from lightning_rebasin.modules.inner import InnerModel
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -45,19 +49,24 @@ class Candidate:
             "orders": dict(self.permutation.orders),
             "score": self.score,
             "statistics": {
-                name: tensor.clone() for name, tensor in self.statistics.items()
+                name: tensor.clone()
+                for name, tensor in self.statistics.items()
             },
         }
 
     @classmethod
-    def from_state(cls, spec: PermutationSpec, state: Mapping[str, Any]) -> Candidate:
+    def from_state(
+        cls, spec: PermutationSpec, state: Mapping[str, Any]
+    ) -> Candidate:
         """Inverse of :meth:`to_state`.
 
         Raises:
             PermutationError: The stored permutation does not fit the spec.
         """
         return cls(
-            Permutation(spec, state["orders"]), state["score"], state["statistics"]
+            Permutation(spec, state["orders"]),
+            state["score"],
+            state["statistics"],
         )
 
 
@@ -83,7 +92,9 @@ class Shortlist:
         """The short list without repetitions, the current permutation first."""
         found = [current]
         for permutation in (self._lowest, self._start):
-            if permutation is not None and all(permutation != other for other in found):
+            if permutation is not None and all(
+                permutation != other for other in found
+            ):
                 found.append(permutation)
         return found
 
@@ -104,7 +115,10 @@ class Score:
     """
 
     def __init__(
-        self, inner: InnerModel, candidate: Candidate, weights: Mapping[str, Tensor]
+        self,
+        inner: InnerModel,
+        candidate: Candidate,
+        weights: Mapping[str, Tensor],
     ) -> None:
         self._inner = inner
         self._candidate = candidate
@@ -125,11 +139,14 @@ class Score:
         """
         sums = total(
             torch.tensor(
-                [float(self._loss.total), self._loss.weight], dtype=torch.float64
+                [float(self._loss.total), self._loss.weight],
+                dtype=torch.float64,
             )
         )
         mean = float(sums[0] / sums[1])
-        return replace(self._candidate, score=math.inf if math.isnan(mean) else mean)
+        return replace(
+            self._candidate, score=math.inf if math.isnan(mean) else mean
+        )
 
 
 def estimate_statistics(
@@ -150,7 +167,9 @@ def estimate_statistics(
     if not norms or not batches:
         return {}
     own = statistics_of(norms)
-    rest = {name: tensor for name, tensor in weights.items() if name not in own}
+    rest = {
+        name: tensor for name, tensor in weights.items() if name not in own
+    }
     with torch.no_grad(), averaging(norms.values()):
         for index, batch in enumerate(batches):
             with isolated_rng():

@@ -35,9 +35,13 @@ class Endpoints:
         CheckpointError: A file cannot be read.
     """
 
-    def __init__(self, model: nn.Module, reference: Weights, source: Weights) -> None:
+    def __init__(
+        self, model: nn.Module, reference: Weights, source: Weights
+    ) -> None:
         #: Where the reference came from, if from a file.
-        self.reference_path = reference if isinstance(reference, str | Path) else None
+        self.reference_path = (
+            reference if isinstance(reference, str | Path) else None
+        )
         self.reference: Mapping[str, Tensor] = _read(reference)
         self.source: Mapping[str, Tensor] = _read(source)
         check_alike(
@@ -77,11 +81,15 @@ class Endpoints:
             self._aligned = (permutation, permutation.apply(self.source))
         return self._aligned[1]
 
-    def midpoint(self, permutation: Permutation, lam: float) -> dict[str, Tensor]:
+    def midpoint(
+        self, permutation: Permutation, lam: float
+    ) -> dict[str, Tensor]:
         """``(1 − λ)·reference + λ·permuted source``, every tensor of the state dict."""
         return interpolate(self.reference, permutation.apply(self.source), lam)
 
-    def buffers(self, permutation: Permutation, lam: float) -> dict[str, Tensor]:
+    def buffers(
+        self, permutation: Permutation, lam: float
+    ) -> dict[str, Tensor]:
         """Fresh buffers of the point at λ; a forward pass may change them."""
         aligned = self.align(permutation)
         return interpolate(
@@ -98,10 +106,14 @@ class Endpoints:
         """Write the reference's weights into a network and return it."""
         return _write(model, self.reference)
 
-    def callable_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def callable_weights(
+        self, weights: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The tensors that a functional call needs: tied ones once, metric states and the like left out."""
         return {
-            name: tensor for name, tensor in weights.items() if name in self._tensors
+            name: tensor
+            for name, tensor in weights.items()
+            if name in self._tensors
         }
 
 
@@ -111,7 +123,10 @@ def _read(weights: Weights) -> Mapping[str, Tensor]:
         if isinstance(weights, str | Path)
         else weights
     )
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    return {
+        name.replace("_orig_mod.", ""): tensor
+        for name, tensor in state.items()
+    }
 
 
 def _write(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

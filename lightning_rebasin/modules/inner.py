@@ -75,7 +75,9 @@ class InnerModel(nn.Module):
             output = step(batch, batch_idx)
         value = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(value, Tensor) or value.numel() != 1:
-            what = "loss function" if self._loss is not None else "training_step"
+            what = (
+                "loss function" if self._loss is not None else "training_step"
+            )
             raise ConfigurationError(
                 f"the {what} of {type(self.model).__name__} returned {type(output).__name__}; "
                 "MergeModule needs a scalar tensor (or a dict with 'loss')"

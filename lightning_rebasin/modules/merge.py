@@ -143,7 +143,12 @@ class MergeModule(LightningModule):
             "seed",
         )
         self._options = MergeOptions(
-            lam, stands_for, projection, project_every, batch_norm_batches, seed
+            lam,
+            stands_for,
+            projection,
+            project_every,
+            batch_norm_batches,
+            seed,
         )
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
@@ -183,7 +188,9 @@ class MergeModule(LightningModule):
         Raises:
             ConfigurationError: Nothing was learned or loaded yet.
         """
-        found = self._best.permutation if self._best is not None else self._current
+        found = (
+            self._best.permutation if self._best is not None else self._current
+        )
         if found is None:
             raise ConfigurationError(
                 "this MergeModule has no permutation yet: call trainer.fit(merge_module, ...) first"
@@ -222,7 +229,10 @@ class MergeModule(LightningModule):
         permutation = self.permutation
         args, kwargs = self._start.example
         error = check_equivalence(
-            self.ends.write_source(self.inner.model), permutation, *args, **kwargs
+            self.ends.write_source(self.inner.model),
+            permutation,
+            *args,
+            **kwargs,
         )
         like = (
             read_checkpoint(self.ends.reference_path)
@@ -232,12 +242,18 @@ class MergeModule(LightningModule):
         history = {
             "method": "straight-through",
             "lam": self._options.score_lam,
-            "held_out_loss": self._best.score if self._best is not None else None,
+            "held_out_loss": self._best.score
+            if self._best is not None
+            else None,
             "equivalence_error": error,
             "permutation": dict(permutation.orders),
         }
         write_checkpoint(
-            path, self.merged_state_dict(), like=like, provenance=history, force=force
+            path,
+            self.merged_state_dict(),
+            like=like,
+            provenance=history,
+            force=force,
         )
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
@@ -288,9 +304,13 @@ class MergeModule(LightningModule):
         self._scores = []
         with torch.inference_mode(mode=False), torch.no_grad():
             for permutation in self._shortlist.candidates(self._current):
-                weights = self.ends.midpoint(permutation, self._options.score_lam)
+                weights = self.ends.midpoint(
+                    permutation, self._options.score_lam
+                )
                 statistics = estimate_statistics(
-                    self.inner, self.ends.callable_weights(weights), self._recent
+                    self.inner,
+                    self.ends.callable_weights(weights),
+                    self._recent,
                 )
                 statistics = {
                     n: self._mean(t) if t.is_floating_point() else t
@@ -320,9 +340,16 @@ class MergeModule(LightningModule):
             return
         self._shortlist.clear()
         known = [self._best] if self._best is not None else []
-        self._best = min([*known, *scored], key=lambda candidate: candidate.score)
+        self._best = min(
+            [*known, *scored], key=lambda candidate: candidate.score
+        )
         # Already the same on every process.
-        self.log("val_midpoint_loss", scored[0].score, prog_bar=True, sync_dist=False)
+        self.log(
+            "val_midpoint_loss",
+            scored[0].score,
+            prog_bar=True,
+            sync_dist=False,
+        )
         self.log("best_midpoint_loss", self._best.score, sync_dist=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -339,9 +366,15 @@ class MergeModule(LightningModule):
         if isinstance(scheduler, ReduceLROnPlateau):
             return {
                 "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor},
+                "lr_scheduler": {
+                    "scheduler": scheduler,
+                    "monitor": scheduler.monitor,
+                },
             }
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler},
+        }
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The free parameters only: the network inside holds no weights of its own."""
@@ -353,11 +386,15 @@ class MergeModule(LightningModule):
         }
 
     def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+        self,
+        state_dict: Mapping[str, Any],
+        strict: bool = True,
+        assign: bool = False,
     ) -> Any:
         """Inverse of :meth:`state_dict`."""
         inner = {
-            f"inner.{name}": tensor for name, tensor in self.inner.state_dict().items()
+            f"inner.{name}": tensor
+            for name, tensor in self.inner.state_dict().items()
         }
         return super().load_state_dict({**inner, **state_dict}, strict, assign)
 
@@ -380,9 +417,13 @@ class MergeModule(LightningModule):
             raise ConfigurationError(
                 "this checkpoint was not written by a MergeModule: it holds no permutations"
             )
-        current, best = (checkpoint[_STATE][name] for name in ("current", "best"))
+        current, best = (
+            checkpoint[_STATE][name] for name in ("current", "best")
+        )
         self._current = (
-            Candidate.from_state(self.spec, current).permutation if current else None
+            Candidate.from_state(self.spec, current).permutation
+            if current
+            else None
         )
         self._best = Candidate.from_state(self.spec, best) if best else None
 
@@ -443,7 +484,9 @@ class MergeModule(LightningModule):
         )
         return dict(result.permutation.orders), result.objective
 
-    def _log_inner(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+    def _log_inner(
+        self, name: str, value: Any, *args: Any, **kwargs: Any
+    ) -> None:
         """Where the network's own log calls go: scoring evaluates several midpoints, so only training is logged."""
         if self.trainer.training:
             self.log(f"midpoint/{name}", value, *args, **kwargs)
@@ -456,5 +499,7 @@ class MergeModule(LightningModule):
         if self.trainer.world_size == 1:
             return value
         return torch.as_tensor(
-            self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
+            self.trainer.strategy.reduce(
+                value.to(self.device), reduce_op="sum"
+            )
         )

@@ -80,6 +80,8 @@ class MergeOptions:
             low
             if low == high
             else float(
-                np.random.default_rng([self.seed, step, batch_idx]).uniform(low, high)
+                np.random.default_rng([self.seed, step, batch_idx]).uniform(
+                    low, high
+                )
             )
         )

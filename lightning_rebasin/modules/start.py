@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from lightning_rebasin.errors import ConfigurationError, DataError
-from lightning_rebasin.matching.activation import match_activations, model_inputs
+from lightning_rebasin.matching.activation import (
+    match_activations,
+    model_inputs,
+)
 from lightning_rebasin.modules.batches import example_inputs, first_batches
 from lightning_rebasin.modules.endpoints import Endpoints
 from lightning_rebasin.symmetry.actions.permutation import Permutation
@@ -59,7 +62,9 @@ class Start:
         self._init = init
         self._example = example_inputs(model)
         self._spec = (
-            PermutationSpec.load(spec) if isinstance(spec, str | Path) else spec
+            PermutationSpec.load(spec)
+            if isinstance(spec, str | Path)
+            else spec
         )
         self._unpinned: PermutationSpec | None = None
 
@@ -91,8 +96,12 @@ class Start:
                 self._ends.write_reference(self._model), *args, **kwargs
             )
         if self._unpinned is None:
-            self._spec.check_state(self._ends.reference, "the reference", finite=True)
-            self._spec.check_state(self._ends.source, "the source", finite=True)
+            self._spec.check_state(
+                self._ends.reference, "the reference", finite=True
+            )
+            self._spec.check_state(
+                self._ends.source, "the source", finite=True
+            )
             self._unpinned = self._spec
             self._spec = self._spec.pin_identical_buffers(
                 self._ends.reference, self._ends.source
@@ -140,7 +149,9 @@ class Start:
             )
         source = self._ends.write_source(copy.deepcopy(self._model))
         reference = self._ends.write_reference(self._model)
-        return match_activations(self.spec, reference, source, batches).permutation
+        return match_activations(
+            self.spec, reference, source, batches
+        ).permutation
 
 
 def _look(

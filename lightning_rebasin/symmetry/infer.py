@@ -15,12 +15,21 @@ import numpy as np
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError, UntracedWarning
-from lightning_rebasin.symmetry.permutations.build_spec import Assembly, assemble
+from lightning_rebasin.symmetry.permutations.build_spec import (
+    Assembly,
+    assemble,
+)
 from lightning_rebasin.symmetry.permutations.cells import find_cells
 from lightning_rebasin.symmetry.permutations.elements import IntArray, Table
-from lightning_rebasin.symmetry.permutations.run_rules import Propagation, propagate
+from lightning_rebasin.symmetry.permutations.run_rules import (
+    Propagation,
+    propagate,
+)
 from lightning_rebasin.symmetry.run.copy import unwrap
-from lightning_rebasin.symmetry.run.examples import as_example, resolve_examples
+from lightning_rebasin.symmetry.run.examples import (
+    as_example,
+    resolve_examples,
+)
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import TensorInfo
 from lightning_rebasin.symmetry.trace.record import known_tensors, record
@@ -30,7 +39,9 @@ from lightning_rebasin.symmetry.trace.tape import Tape
 _MOST_ATTEMPTS = 20
 
 
-def infer_spec(module: nn.Module, *args: Any, **kwargs: Any) -> PermutationSpec:
+def infer_spec(
+    module: nn.Module, *args: Any, **kwargs: Any
+) -> PermutationSpec:
     """Infer the permutation symmetries of a network from one forward pass.
 
     Args:
@@ -53,7 +64,9 @@ def infer_spec(module: nn.Module, *args: Any, **kwargs: Any) -> PermutationSpec:
         ({'0': 8}, ('0.weight', '0.bias', '2.weight'))
     """
     module = unwrap(module)
-    return infer_spec_many(module, resolve_examples(module, args, kwargs, None))
+    return infer_spec_many(
+        module, resolve_examples(module, args, kwargs, None)
+    )
 
 
 def infer_spec_many(
@@ -89,11 +102,15 @@ def infer_spec_many(
     return _spec(module, assembly, notes, parameters)
 
 
-def _pinned(tensors: Mapping[str, Tensor], pin: Iterable[str]) -> dict[str, str]:
+def _pinned(
+    tensors: Mapping[str, Tensor], pin: Iterable[str]
+) -> dict[str, str]:
     """Tensors that must not move, and why."""
     for name in pin:
         if name not in tensors:
-            raise TraceError(f"cannot pin {name!r}: the module has no such tensor")
+            raise TraceError(
+                f"cannot pin {name!r}: the module has no such tensor"
+            )
     return dict.fromkeys(pin, "pinned on request")
 
 
@@ -138,12 +155,17 @@ def _notes(
                 f"and stays pinned; trace an input that uses it"
             )
     for op, where in found.unknown.items():
-        notes.append(f"operation {op} has no rule ({where}); what it touches is pinned")
+        notes.append(
+            f"operation {op} has no rule ({where}); what it touches is pinned"
+        )
     return tuple(notes)
 
 
 def _spec(
-    module: nn.Module, assembly: Assembly, notes: tuple[str, ...], parameters: set[int]
+    module: nn.Module,
+    assembly: Assembly,
+    notes: tuple[str, ...],
+    parameters: set[int],
 ) -> PermutationSpec:
     infos: dict[str, TensorInfo] = {}
     aliases: dict[str, str] = {}
@@ -152,13 +174,16 @@ def _spec(
         if not isinstance(tensor, Tensor):
             continue
         infos[name] = TensorInfo(
-            tuple(tensor.shape), "parameter" if id(tensor) in parameters else "buffer"
+            tuple(tensor.shape),
+            "parameter" if id(tensor) in parameters else "buffer",
         )
         if id(tensor) in first:
             aliases[name] = first[id(tensor)]
         else:
             first[id(tensor)] = name
-    activations = {group: tuple(sites) for group, sites in assembly.activations.items()}
+    activations = {
+        group: tuple(sites) for group, sites in assembly.activations.items()
+    }
     return PermutationSpec(
         assembly.groups,
         infos,

@@ -20,7 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_rebasin.errors import TraceError
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import ActivationAddress
-from lightning_rebasin.symmetry.trace.contractions import CONTRACTIONS, COUNTED_TOGETHER
+from lightning_rebasin.symmetry.trace.contractions import (
+    CONTRACTIONS,
+    COUNTED_TOGETHER,
+)
 from lightning_rebasin.symmetry.trace.record import plain_kernels
 
 #: Is given every operand that a spec names.
@@ -39,9 +42,9 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._together: dict[int, list[ActivationAddress]] = {}
         for address in addresses:
             if address.numbering == "op":
-                self._per_op.setdefault((address.op, address.ordinal), []).append(
-                    address
-                )
+                self._per_op.setdefault(
+                    (address.op, address.ordinal), []
+                ).append(address)
             else:
                 self._together.setdefault(address.ordinal, []).append(address)
         self._runs: Counter[str] = Counter()
@@ -86,14 +89,18 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return ""
 
 
-def _argument(func: Any, name: str, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
+def _argument(
+    func: Any, name: str, args: Any, kwargs: Mapping[str, Any]
+) -> Tensor:
     names = [a.name for a in func._schema.arguments]
     found: Tensor = kwargs[name] if name in kwargs else args[names.index(name)]
     return found
 
 
 @contextmanager
-def record_activations(spec: PermutationSpec, callback: Callback) -> Iterator[None]:
+def record_activations(
+    spec: PermutationSpec, callback: Callback
+) -> Iterator[None]:
     """Watch the units of a spec's groups while a network runs.
 
     Run exactly one forward pass, in eval mode, inside the context; fused kernels are switched off meanwhile.
@@ -120,7 +127,9 @@ def record_activations(spec: PermutationSpec, callback: Callback) -> Iterator[No
         >>> seen
         [('0', (4, 1, 5))]
     """
-    addresses = [address for own in spec.activations.values() for address in own]
+    addresses = [
+        address for own in spec.activations.values() for address in own
+    ]
     with plain_kernels(), _Observer(addresses, callback) as observer:
         yield
     if missing := observer.missing():

@@ -29,9 +29,14 @@ def certify(cost, result, maximize=True):
     if not maximize:
         slack = -slack
     # Duals of adversarial problems may exceed the costs, so the tolerance counts them too.
-    bound = 1e-12 * n * (scale + np.abs(result.column_duals).max(initial=0.0)) + 1e-300
+    bound = (
+        1e-12 * n * (scale + np.abs(result.column_duals).max(initial=0.0))
+        + 1e-300
+    )
     assert slack.min(initial=0.0) >= -bound
-    assert np.abs(slack[np.arange(n), result.columns]).max(initial=0.0) <= bound
+    assert (
+        np.abs(slack[np.arange(n), result.columns]).max(initial=0.0) <= bound
+    )
 
 
 def families(n, rng):
@@ -51,11 +56,17 @@ def families(n, rng):
     yield "tiny", base * 1e-300
     yield "denormal", base * 1e-315
     yield "offset", base + 1e9
-    yield "one outlier", np.where(np.arange(n * n).reshape(n, n) == 1, 1e12, base)
+    yield (
+        "one outlier",
+        np.where(np.arange(n * n).reshape(n, n) == 1, 1e12, base),
+    )
     yield "columns offset", base + 1e4 * rng.standard_normal(n)
     yield "rows offset", base + 1e4 * rng.standard_normal((n, 1))
     yield "Machol-Wien", np.outer(np.arange(n), np.arange(n)).astype(float)
-    yield "minus Machol-Wien", -np.outer(np.arange(n), np.arange(n)).astype(float)
+    yield (
+        "minus Machol-Wien",
+        -np.outer(np.arange(n), np.arange(n)).astype(float),
+    )
 
 
 @pytest.mark.parametrize("solver", OURS)
@@ -65,7 +76,9 @@ def test_brute_force(solver, n):
     for name, cost in families(n, rng):
         if solver == "lap" and name in ("huge", "tiny", "denormal"):
             continue  # lap fails on its own there: it is kept as an oracle, not recommended
-        best = max(total(cost, list(p)) for p in itertools.permutations(range(n)))
+        best = max(
+            total(cost, list(p)) for p in itertools.permutations(range(n))
+        )
         assert total(
             cost, solve_assignment(cost, solver=solver).columns
         ) == pytest.approx(best, rel=1e-12), name
@@ -83,7 +96,9 @@ def test_numba_against_scipy_with_certificate(n, dtype):
             result = solve_assignment(cost, maximize, solver="numba")
             certify(cost, result, maximize)
             best = total(cost, linear_sum_assignment(cost, maximize)[1])
-            assert total(cost, result.columns) == pytest.approx(best, rel=1e-10), (
+            assert total(cost, result.columns) == pytest.approx(
+                best, rel=1e-10
+            ), (
                 name,
                 maximize,
             )
@@ -98,7 +113,9 @@ def test_duals_certify_every_solver(solver):
         np.ones((9, 9)),
     ):
         for maximize in (True, False):
-            certify(cost, solve_assignment(cost, maximize, solver=solver), maximize)
+            certify(
+                cost, solve_assignment(cost, maximize, solver=solver), maximize
+            )
 
 
 @pytest.mark.parametrize("size", [1e3, 1e12, 1e39, 1e300, np.inf])
@@ -107,7 +124,9 @@ def test_prices_that_would_drown_the_costs_start_cold(size, dtype):
     rng = np.random.default_rng(0)
     cost = rng.standard_normal((200, 200)).astype(dtype)
     far = Assignment(
-        rng.permutation(200), np.zeros(200), np.sign(rng.standard_normal(200)) * size
+        rng.permutation(200),
+        np.zeros(200),
+        np.sign(rng.standard_normal(200)) * size,
     )
     certify(cost, solve_assignment(cost, warm=far, solver="numba"))
 
@@ -125,7 +144,9 @@ def test_warm_start_gives_the_same_optimum_from_any_state():
     )
     certify(cost, solve_assignment(cost, warm=far, solver="numba"))
     first = solve_assignment(cost, maximize=False, solver="numba")
-    smaller = solve_assignment(cost, maximize=False, warm=first, solver="numba")
+    smaller = solve_assignment(
+        cost, maximize=False, warm=first, solver="numba"
+    )
     certify(cost, smaller, maximize=False)
 
 
@@ -164,18 +185,20 @@ def test_many_small_problems_at_once(n, layout):
         else rng.standard_normal((7, n, n))
     )
     costs = (
-        costs + 1e9 * rng.standard_normal((7, n, 1)) if layout == "offset" else costs
+        costs + 1e9 * rng.standard_normal((7, n, 1))
+        if layout == "offset"
+        else costs
     )
     costs = costs.transpose(0, 2, 1) if layout == "strided" else costs
     before = costs.copy()
     for cost, columns in zip(costs, solve_many(costs), strict=True):
-        best = cost[np.arange(n), linear_sum_assignment(cost, maximize=True)[1]].sum(
-            dtype=np.float64
-        )
+        best = cost[
+            np.arange(n), linear_sum_assignment(cost, maximize=True)[1]
+        ].sum(dtype=np.float64)
         assert sorted(columns) == list(range(n))
-        assert cost[np.arange(n), columns].sum(dtype=np.float64) == pytest.approx(
-            best, rel=1e-12
-        )
+        assert cost[np.arange(n), columns].sum(
+            dtype=np.float64
+        ) == pytest.approx(best, rel=1e-12)
     assert np.array_equal(costs, before), "the costs are the caller's"
 
 
@@ -185,13 +208,15 @@ def test_warm_start_at_any_scale(scale, dtype):
     rng = np.random.default_rng(0)
     cost = (scale * rng.standard_normal((200, 200))).astype(dtype)
     first = solve_assignment(cost, solver="numba")
-    cost[rng.integers(0, 200, 30)] = (scale * rng.standard_normal((30, 200))).astype(
-        dtype
-    )
+    cost[rng.integers(0, 200, 30)] = (
+        scale * rng.standard_normal((30, 200))
+    ).astype(dtype)
     again = solve_assignment(cost, warm=first, solver="numba")
     certify(
         cost.astype(np.float64) / scale,
-        Assignment(again.columns, again.row_duals / scale, again.column_duals / scale),
+        Assignment(
+            again.columns, again.row_duals / scale, again.column_duals / scale
+        ),
     )
 
 
@@ -221,7 +246,12 @@ def test_sum_that_overflows_is_still_finite():
 
 @pytest.mark.parametrize(
     "cost",
-    [np.ones((2, 3)), np.ones(3), np.ones((2, 2), complex), np.ones((2, 2), object)],
+    [
+        np.ones((2, 3)),
+        np.ones(3),
+        np.ones((2, 2), complex),
+        np.ones((2, 2), object),
+    ],
 )
 def test_ill_posed_problems_are_refused(cost):
     with pytest.raises(AssignmentError):
@@ -232,11 +262,15 @@ def test_options_are_checked():
     with pytest.raises(AssignmentError, match="solver must be one of"):
         solve_assignment(np.ones((2, 2)), solver="gpu")
     with pytest.raises(AssignmentError, match="warm start"):
-        solve_assignment(np.ones((3, 3)), warm=solve_assignment(np.ones((2, 2))))
+        solve_assignment(
+            np.ones((3, 3)), warm=solve_assignment(np.ones((2, 2)))
+        )
 
 
 def test_input_is_not_written_to():
-    cost = np.random.default_rng(2).standard_normal((200, 200)).astype(np.float32)
+    cost = (
+        np.random.default_rng(2).standard_normal((200, 200)).astype(np.float32)
+    )
     before = cost.copy()
     solve_assignment(cost)
     solve_assignment(cost, maximize=False)

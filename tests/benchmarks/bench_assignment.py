@@ -33,7 +33,9 @@ def recorded(table, a, b):
 
     CoordinateDescent._solve = record
     try:
-        match_weights(PermutationSpec.from_table(table, a), a, b, init="identity")
+        match_weights(
+            PermutationSpec.from_table(table, a), a, b, init="identity"
+        )
     finally:
         CoordinateDescent._solve = solve
     return found
@@ -55,7 +57,8 @@ def cold(name, costs):
     for _, cost in costs:
         own, held = cpu_seconds(lambda: ours_cold(cost))
         others = [
-            cpu_seconds(lambda: solver(cost)) for solver in (scipy_columns, lap_columns)
+            cpu_seconds(lambda: solver(cost))
+            for solver in (scipy_columns, lap_columns)
         ]
         assert value(cost, held) == pytest.approx(
             max(value(cost, columns) for _, columns in others), rel=1e-6
@@ -94,7 +97,9 @@ def test_random_networks(n):
 def test_trained_networks(n):
     shared_path("data/mnist")
     torch.set_num_threads(1)
-    costs = recorded(mlp_table(), trained_mlp(0, width=n), trained_mlp(1, width=n))
+    costs = recorded(
+        mlp_table(), trained_mlp(0, width=n), trained_mlp(1, width=n)
+    )
     cold(f"trained MLPs, n = {n}", costs[-12:])
     warm(f"trained MLPs, n = {n}", costs)
 
@@ -128,7 +133,8 @@ def warm(name, costs, passes=5):
                 seconds[i][0].append(own)
                 seconds[i][1].append(other)
     mine, theirs = (
-        [statistics.median(visit[k]) for visit in seconds.values()] for k in (0, 1)
+        [statistics.median(visit[k]) for visit in seconds.values()]
+        for k in (0, 1)
     )
     ratio = statistics.median(y / x for x, y in zip(mine, theirs, strict=True))
     print(
@@ -141,7 +147,8 @@ def warm(name, costs, passes=5):
 def test_cold_rank_one_dominated(n):
     rng = np.random.default_rng(0)
     cost = (
-        np.outer(rng.random(n), rng.random(n)) + 0.01 * rng.standard_normal((n, n))
+        np.outer(rng.random(n), rng.random(n))
+        + 0.01 * rng.standard_normal((n, n))
     ).astype(np.float32)
     cold(f"rank-one dominated, n = {n}", [("", cost)])
 
@@ -160,7 +167,10 @@ def test_first_call():
         "print(f'{time.perf_counter() - w:.2f} s wall, {time.process_time() - p:.2f} s CPU')"
     )
     with tempfile.TemporaryDirectory() as folder:
-        for what in ("first call of an installation", "first call of a later process"):
+        for what in (
+            "first call of an installation",
+            "first call of a later process",
+        ):
             environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
             out = subprocess.run(
                 [sys.executable, "-c", code],
@@ -173,7 +183,11 @@ def test_first_call():
 
 
 def test_solve_assignment_itself():
-    cost = np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32)
+    cost = (
+        np.random.default_rng(0)
+        .standard_normal((1024, 1024))
+        .astype(np.float32)
+    )
     solve_assignment(cost)
     own, _ = cpu_seconds(lambda: solve_assignment(cost))
     other, _ = cpu_seconds(lambda: scipy_columns(cost))

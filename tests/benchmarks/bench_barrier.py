@@ -33,7 +33,10 @@ class Convolutional(LightningModule):
         self.net = BatchNormCNN(width=16, classes=10)
 
     def validation_step(self, batch, batch_idx):
-        self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+        self.log(
+            "val_loss",
+            nn.functional.cross_entropy(self.net(batch[0]), batch[1]),
+        )
 
 
 def seconds(function) -> float:
@@ -57,7 +60,12 @@ CASES = {
         500,
         0.6,
     ),
-    "CNN with batch norm": (Convolutional, lambda: images(1_000, 3, 16, 16), 100, 1.15),
+    "CNN with batch norm": (
+        Convolutional,
+        lambda: images(1_000, 3, 16, 16),
+        100,
+        1.15,
+    ),
 }
 
 
@@ -77,7 +85,9 @@ def test_cost_per_point(tmp_path, case):
     )
     bare, ridden, standalone = [], [], []
     for _ in range(ROUNDS):
-        bare.append(seconds(lambda: plain.validate(module, loader, verbose=False)))
+        bare.append(
+            seconds(lambda: plain.validate(module, loader, verbose=False))
+        )
         ridden.append(
             seconds(lambda: measuring.validate(module, loader, verbose=False))
         )
@@ -85,7 +95,11 @@ def test_cost_per_point(tmp_path, case):
         standalone.append(
             seconds(
                 lambda: measure_barrier(
-                    module, module.state_dict(), reference, loader, points=POINTS
+                    module,
+                    module.state_dict(),
+                    reference,
+                    loader,
+                    points=POINTS,
                 )
             )
         )
@@ -95,7 +109,9 @@ def test_cost_per_point(tmp_path, case):
     print(
         f"\n{case}: trainer.validate {base:.3f} s; LossBarrier {per_point:.2f} of it per λ, measure_barrier {alone:.2f}"
     )
-    assert per_point <= limit, "a ratio within one process, not a wall-clock time"
+    assert per_point <= limit, (
+        "a ratio within one process, not a wall-clock time"
+    )
 
 
 @pytest.mark.benchmark
@@ -104,11 +120,14 @@ def test_fixed_cost_of_a_measurement(tmp_path):
     module, loader = Classifier(), val_loader(8)
     plain = trainer_in(tmp_path, logger=False)
     measuring = trainer_in(
-        tmp_path, callbacks=[LossBarrier(dict(module.state_dict()), "none", points=2)]
+        tmp_path,
+        callbacks=[LossBarrier(dict(module.state_dict()), "none", points=2)],
     )
     bare, ridden = [], []
     for _ in range(ROUNDS):
-        bare.append(seconds(lambda: plain.validate(module, loader, verbose=False)))
+        bare.append(
+            seconds(lambda: plain.validate(module, loader, verbose=False))
+        )
         ridden.append(
             seconds(lambda: measuring.validate(module, loader, verbose=False))
         )

@@ -46,7 +46,9 @@ def descents(name, table, a, b, runs, must, stretch):
 
     def theirs(seed):
         visits = list(
-            orders("random", len(groups), 100, torch.Generator().manual_seed(seed))
+            orders(
+                "random", len(groups), 100, torch.Generator().manual_seed(seed)
+            )
         )
         return textbook.weight_matching(
             table, a, b, lambda sweep: [groups[i] for i in visits[sweep]]
@@ -66,7 +68,9 @@ def descents(name, table, a, b, runs, must, stretch):
 
     timing = compare(timed, theirs, runs, check)
     print("\n" + timing.row(name, must, stretch))
-    inner = statistics.median(within[1:])  # the first call is the one that compiles
+    inner = statistics.median(
+        within[1:]
+    )  # the first call is the one that compiles
     print(
         f"of which the descent with the objective of its end: {inner:.4g} s, {timing.theirs / inner:.1f}×"
     )
@@ -84,7 +88,14 @@ def test_mlp_trained(mlp_pair):
 
 def test_vgg16():
     table, shapes = vgg16()
-    descents("VGG16 (CIFAR), random, 9 seeds", table, *random_states(shapes), 9, 10, 16)
+    descents(
+        "VGG16 (CIFAR), random, 9 seeds",
+        table,
+        *random_states(shapes),
+        9,
+        10,
+        16,
+    )
 
 
 def test_resnet50():
@@ -94,18 +105,37 @@ def test_resnet50():
 
 def test_resnet20_wide():
     table, shapes = resnet20(16)
-    descents("ResNet20 ×16, random, 13 seeds", table, *random_states(shapes), 13, 4, 5)
+    descents(
+        "ResNet20 ×16, random, 13 seeds",
+        table,
+        *random_states(shapes),
+        13,
+        4,
+        5,
+    )
 
 
 def test_resnet20_narrow():
     table, shapes = resnet20(1)
-    descents("ResNet20 ×1, random, 31 seeds", table, *random_states(shapes), 31, 2, 4)
+    descents(
+        "ResNet20 ×1, random, 31 seeds",
+        table,
+        *random_states(shapes),
+        31,
+        2,
+        4,
+    )
 
 
 def test_transformer_mlps():
     table, shapes = transformer_mlps()
     descents(
-        "12 transformer MLPs of 3072, random", table, *random_states(shapes), 1, 4, 5
+        "12 transformer MLPs of 3072, random",
+        table,
+        *random_states(shapes),
+        1,
+        4,
+        5,
     )
 
 
@@ -136,7 +166,9 @@ def test_projection_in_the_moving_regime(mlp_pair):
 
     def theirs(step):
         visits = list(
-            orders("random", len(groups), 100, torch.Generator().manual_seed(step))
+            orders(
+                "random", len(groups), 100, torch.Generator().manual_seed(step)
+            )
         )
         last["theirs"] = textbook.weight_matching(
             table,
@@ -149,7 +181,10 @@ def test_projection_in_the_moving_regime(mlp_pair):
 
     def check(result, expected):
         found = Permutation(spec, expected)
-        assert sum((result.permutation[g] != found[g]).sum() for g in groups) <= 12
+        assert (
+            sum((result.permutation[g] != found[g]).sum() for g in groups)
+            <= 12
+        )
 
     print(
         "\n"
@@ -176,7 +211,10 @@ def test_default_call_on_the_lenet_pair():
         "fc1.bias": ("f",),
         "fc2.weight": (None, "f"),
     }
-    split = [{**s, "fc1.weight": s["fc1.weight"].reshape(500, 50, 16)} for s in (a, b)]
+    split = [
+        {**s, "fc1.weight": s["fc1.weight"].reshape(500, 50, 16)}
+        for s in (a, b)
+    ]
 
     def eight(_):
         for seed in range(8):
@@ -185,13 +223,21 @@ def test_default_call_on_the_lenet_pair():
             textbook.weight_matching(
                 table,
                 *split,
-                lambda _: [groups[i] for i in torch.randperm(3, generator=generator)],
+                lambda _: [
+                    groups[i] for i in torch.randperm(3, generator=generator)
+                ],
             )
 
     timing = compare(
-        lambda seed: match_weights(spec, a, b, seed=seed), eight, 5, lambda *_: None
+        lambda seed: match_weights(spec, a, b, seed=seed),
+        eight,
+        5,
+        lambda *_: None,
     )
-    print("\n" + timing.row("LeNet pair: default call against 8 textbook runs", 1))
+    print(
+        "\n"
+        + timing.row("LeNet pair: default call against 8 textbook runs", 1)
+    )
 
 
 def test_default_call_on_a_real_resnet20_pair():
@@ -200,7 +246,9 @@ def test_default_call_on_a_real_resnet20_pair():
     a, b = (
         {
             **model.state_dict(),
-            **load_weights(shared_path(f"data/checkpoints/cifar10-resnet20/{name}.th")),
+            **load_weights(
+                shared_path(f"data/checkpoints/cifar10-resnet20/{name}.th")
+            ),
         }
         for name in "ab"
     )
@@ -210,4 +258,6 @@ def test_default_call_on_a_real_resnet20_pair():
         lambda: match_weights(spec, a, b, init="random", restarts=24)
     )
     print(f"\nResNet20 a, b: default {ours.objective:.2f} in {seconds:.2f} s")
-    print(f"24 descents from random starts: {best.objective:.2f} in {many:.2f} s")
+    print(
+        f"24 descents from random starts: {best.objective:.2f} in {many:.2f} s"
+    )

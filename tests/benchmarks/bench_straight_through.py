@@ -50,19 +50,26 @@ def test_mlp_in_the_moving_regime():
     model = mlp(784, 512, 512, 512, 10)
     images, labels = mnist("train")
     images = images.reshape(len(images), -1)
-    free = {name: tensor.clone().requires_grad_() for name, tensor in a.items()}
+    free = {
+        name: tensor.clone().requires_grad_() for name, tensor in a.items()
+    }
     optimizer = torch.optim.SGD(free.values(), lr=LEARNING_RATE, momentum=0.9)
     projector = Projector(spec, a, b)
 
     def same(found, expected):
-        return all(torch.equal(found[group], expected[group]) for group in groups)
+        return all(
+            torch.equal(found[group], expected[group]) for group in groups
+        )
 
     def textbook_projection(step, start, dtype=torch.float32):
         visits = list(
-            orders("random", len(groups), 100, torch.Generator().manual_seed(step))
+            orders(
+                "random", len(groups), 100, torch.Generator().manual_seed(step)
+            )
         )
         target, fixed = (
-            {name: t.detach().to(dtype) for name, t in of.items()} for of in (free, b)
+            {name: t.detach().to(dtype) for name, t in of.items()}
+            for of in (free, b)
         )
         return textbook.weight_matching(
             table,
@@ -75,7 +82,8 @@ def test_mlp_in_the_moving_regime():
     def gradient(aligned, batch, point):
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(
-            functional_call(model, point(aligned), (images[batch],)), labels[batch]
+            functional_call(model, point(aligned), (images[batch],)),
+            labels[batch],
         )
         loss.backward()
 
@@ -98,7 +106,9 @@ def test_mlp_in_the_moving_regime():
         if not same(found, expected):
             # In float32 the textbook takes a gain of rounding size for a loss and stops early: in float64 it does not.
             early += 1
-            assert same(found, textbook_projection(step, start, torch.float64)), step
+            assert same(
+                found, textbook_projection(step, start, torch.float64)
+            ), step
         rest = {}
         for size in reversed(
             BATCHES
@@ -108,10 +118,14 @@ def test_mlp_in_the_moving_regime():
                 n: textbook.permuted(b[n], table[n], expected) for n in b
             }
             aligned = lambda: result.permutation.apply(b)
-            theirs, _ = cpu_seconds(lambda: gradient(permuted(), part, naive_point))
+            theirs, _ = cpu_seconds(
+                lambda: gradient(permuted(), part, naive_point)
+            )
             ours, _ = cpu_seconds(
                 lambda: gradient(
-                    aligned(), part, lambda p: straight_through_point(free, p, a, 0.5)
+                    aligned(),
+                    part,
+                    lambda p: straight_through_point(free, p, a, 0.5),
                 )
             )
             rest[size] = (ours, theirs)

@@ -28,7 +28,8 @@ ROWS: dict[str, Callable[[], Callable[[int], object]]] = {}
 def row(
     name: str,
 ) -> Callable[
-    [Callable[[], Callable[[int], object]]], Callable[[], Callable[[int], object]]
+    [Callable[[], Callable[[int], object]]],
+    Callable[[], Callable[[int], object]],
 ]:
     """Register what makes a row."""
 
@@ -120,7 +121,8 @@ def real_resnet20():
     model = ResNet20().eval()
     folder = shared_path("data/checkpoints/cifar10-resnet20")
     a, b = (
-        {**model.state_dict(), **load_weights(folder / f"{name}.th")} for name in "ab"
+        {**model.state_dict(), **load_weights(folder / f"{name}.th")}
+        for name in "ab"
     )
     return model, infer_spec(model, torch.zeros(1, 3, 32, 32)), a, b
 
@@ -177,9 +179,9 @@ def activations():
     nets = [LeNet().eval(), LeNet().eval()]
     spec = infer_spec(nets[0], torch.zeros(1, 1, 28, 28))
     batches = list(
-        torch.rand(1000, 1, 28, 28, generator=torch.Generator().manual_seed(0)).split(
-            250
-        )
+        torch.rand(
+            1000, 1, 28, 28, generator=torch.Generator().manual_seed(0)
+        ).split(250)
     )
     return lambda _: match_activations(spec, *nets, batches)
 
@@ -195,7 +197,9 @@ def barrier():
 
     torch.manual_seed(0)
     module = Classifier(features=784, width=256)
-    other = {name: tensor + 0.01 for name, tensor in module.state_dict().items()}
+    other = {
+        name: tensor + 0.01 for name, tensor in module.state_dict().items()
+    }
     data = TensorDataset(torch.rand(2000, 784), torch.randint(10, (2000,)))
     loader = DataLoader(data, batch_size=500)
     return lambda _: measure_barrier(
@@ -210,7 +214,9 @@ def cold():
 
     from lightning_rebasin import solve_assignment
 
-    cost = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0)).numpy()
+    cost = torch.randn(
+        1024, 1024, generator=torch.Generator().manual_seed(0)
+    ).numpy()
     return lambda _: solve_assignment(cost)
 
 
@@ -254,7 +260,9 @@ def serve() -> None:
         cpu, wall = time.process_time(), time.perf_counter()
         made[name](order["seed"])
         print(
-            json.dumps([time.process_time() - cpu, time.perf_counter() - wall]),
+            json.dumps(
+                [time.process_time() - cpu, time.perf_counter() - wall]
+            ),
             flush=True,
         )
 
@@ -266,7 +274,13 @@ def worker(folder: Path, threads: int) -> subprocess.Popen[str]:
         "PYTHONPATH": f"{folder}{os.pathsep}{TESTS}",
         "OMP_NUM_THREADS": str(threads),
     }
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "--serve"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(Path(__file__).resolve()),
+        "--serve",
+    ]
     return subprocess.Popen(
         command,
         env=environment,
@@ -290,10 +304,13 @@ def ask(process: subprocess.Popen[str], name: str, seed: int) -> float:
 def main() -> None:
     """Compare row by row."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--other", type=Path, help="folder that holds the other version's package"
+        "--other",
+        type=Path,
+        help="folder that holds the other version's package",
     )
     parser.add_argument(
         "--runs",
@@ -330,14 +347,18 @@ def main() -> None:
         worker(args.other.resolve(), args.threads),
         worker(TESTS.parent, args.threads),
     ]
-    for name in [n for n in ROWS if not words or any(word in n for word in words)]:
+    for name in [
+        n for n in ROWS if not words or any(word in n for word in words)
+    ]:
         times: list[tuple[float, float]] = []
         for seed in range(args.runs):
             # Who goes first alternates, so that neither always finds the caches warm.
             turn = processes if seed % 2 == 0 else processes[::-1]
             found = {process.pid: ask(process, name, seed) for process in turn}
             times.append((found[processes[0].pid], found[processes[1].pid]))
-        other, this = (statistics.median(column) for column in zip(*times, strict=True))
+        other, this = (
+            statistics.median(column) for column in zip(*times, strict=True)
+        )
         ratio = statistics.median(mine / theirs for theirs, mine in times)
         print(
             f"| {name} | {other:.4g} | {this:.4g} | {ratio:.2f} | {args.runs} |",

@@ -19,7 +19,9 @@ from lightning_rebasin.landscape import load_trajectory
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytest.importorskip("jsonargparse")
-pytest.importorskip("sklearn", reason="the example trains on scikit-learn's digits")
+pytest.importorskip(
+    "sklearn", reason="the example trains on scikit-learn's digits"
+)
 
 
 def example():
@@ -38,7 +40,9 @@ def printed_by(capsys, monkeypatch, *arguments):
     # LightningCLI mistrusts args= while the process itself has arguments.
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit) as stop:
-        LightningCLI(module.Classifier, module.Digits, args=list(map(str, arguments)))
+        LightningCLI(
+            module.Classifier, module.Digits, args=list(map(str, arguments))
+        )
     assert not stop.value.code
     return capsys.readouterr().out
 
@@ -69,7 +73,11 @@ def test_the_example_runs_as_it_is(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "first"
     with (run / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["barrier/val_loss/matched"]]
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if row["barrier/val_loss/matched"]
+        ]
     assert len(rows) == 10
     assert (
         float(rows[-1]["barrier/val_loss"])
@@ -106,7 +114,10 @@ def test_print_config_round_trips(tmp_path, capsys, monkeypatch):
         "serialize" not in first
     )  # what jsonargparse says of defaults that it cannot write
     printed = yaml.safe_load(first)["trainer"]["callbacks"]
-    for entry, cls in ((printed[0], LossBarrier), (printed[2], CheckpointSnapshot)):
+    for entry, cls in (
+        (printed[0], LossBarrier),
+        (printed[2], CheckpointSnapshot),
+    ):
         expected = set(inspect.signature(cls.__init__).parameters) - {"self"}
         assert set(entry["init_args"]) == expected
     assert printed[0]["init_args"]["reference"] == "init"

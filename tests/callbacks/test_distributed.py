@@ -106,7 +106,10 @@ def launch(folder, devices):
         "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
         "OMP_NUM_THREADS": "1",
     }
-    environment |= {"PL_TORCH_DISTRIBUTED_BACKEND": "gloo", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {
+        "PL_TORCH_DISTRIBUTED_BACKEND": "gloo",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     arguments = [sys.executable, str(script), str(folder), str(devices)]
     done = subprocess.run(
         arguments,
@@ -118,7 +121,8 @@ def launch(folder, devices):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [
-        json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(devices)
+        json.loads((folder / f"rank{rank}.json").read_text())
+        for rank in range(devices)
     ]
 
 
@@ -139,7 +143,9 @@ def test_training_is_bitwise_the_same_on_both_processes(runs):
         assert with_them["weights"] == without["weights"]
         assert with_them["generator"] == without["generator"]
         assert {
-            k: v for k, v in with_them["metrics"].items() if not k.startswith("barrier")
+            k: v
+            for k, v in with_them["metrics"].items()
+            if not k.startswith("barrier")
         } == without["metrics"]
 
 
@@ -165,7 +171,10 @@ def test_monitors_see_the_same_numbers_on_both_processes(runs):
 @pytest.mark.parametrize("samples", SAMPLES)
 def test_two_processes_measure_what_one_measures(runs, samples):
     _, (one,), (two, _) = runs
-    expected, found = one["validated"][str(samples)], two["validated"][str(samples)]
+    expected, found = (
+        one["validated"][str(samples)],
+        two["validated"][str(samples)],
+    )
     assert found[0]["val_count"][0] == samples
     for curve, other in zip(expected, found, strict=True):
         assert curve.keys() == other.keys()
@@ -218,7 +227,10 @@ def test_sharded_strategies_are_refused_with_advice(name):
 def test_sharding_is_refused_in_setup(tmp_path):
     trainer = trainer_in(
         tmp_path,
-        callbacks=[LossBarrier("init", "none"), CheckpointSnapshot(tmp_path / "s")],
+        callbacks=[
+            LossBarrier("init", "none"),
+            CheckpointSnapshot(tmp_path / "s"),
+        ],
     )
     trainer._accelerator_connector.strategy = object.__new__(FSDPStrategy)
     for callback in trainer.callbacks[:2]:

@@ -79,7 +79,9 @@ def validated(tmp_path, module, **kwargs):
     )[0]
 
 
-def test_both_ends_are_what_trainer_validate_says_of_the_two_checkpoints(tmp_path):
+def test_both_ends_are_what_trainer_validate_says_of_the_two_checkpoints(
+    tmp_path,
+):
     """Accuracy, AUROC, F1, max and sum included; the last batch is smaller than the others."""
     _, path = trained(tmp_path, 5)
     barrier = LossBarrier(path, "none", points=3)
@@ -89,8 +91,12 @@ def test_both_ends_are_what_trainer_validate_says_of_the_two_checkpoints(tmp_pat
     theirs = validated(tmp_path, Classifier.load_from_checkpoint(path))
     assert set(curve.values) == METRICS == set(mine)
     for name in METRICS:
-        assert curve.values[name][0] == pytest.approx(mine[name], rel=1e-6), name
-        assert curve.values[name][-1] == pytest.approx(theirs[name], rel=1e-6), name
+        assert curve.values[name][0] == pytest.approx(mine[name], rel=1e-6), (
+            name
+        )
+        assert curve.values[name][-1] == pytest.approx(
+            theirs[name], rel=1e-6
+        ), name
 
 
 def test_the_curve_between_is_what_measure_barrier_says(tmp_path):
@@ -108,7 +114,9 @@ def test_the_curve_between_is_what_measure_barrier_says(tmp_path):
         )
     # A permuted reference is the same function, so both curves end alike; in between they differ.
     matched = measured.curves["matched"].values["val_loss"]
-    assert matched[-1] == pytest.approx(expected.values["val_loss"][-1], rel=1e-5)
+    assert matched[-1] == pytest.approx(
+        expected.values["val_loss"][-1], rel=1e-5
+    )
     assert abs(matched[2] - expected.values["val_loss"][2]) > 1e-4
     assert (
         measured.separations["matched"].distance
@@ -121,18 +129,22 @@ def test_a_permuted_copy_of_the_model_is_matched_back(tmp_path):
     """The reference is the model itself with its hidden units shuffled: the matched barrier must vanish."""
     module, path = trained(tmp_path, 1, epochs=1, hidden=16)
     spec = module.spec()
-    shuffled = Permutation.random(spec, torch.Generator().manual_seed(0)).apply(
-        module.state_dict()
-    )
+    shuffled = Permutation.random(
+        spec, torch.Generator().manual_seed(0)
+    ).apply(module.state_dict())
     barrier = LossBarrier(shuffled, "both", spec=spec, points=5)
     twin = Classifier.load_from_checkpoint(path)
     trainer_in(tmp_path, callbacks=[barrier]).validate(
         twin, val_loader(), verbose=False
     )
     measured = barrier.measurements[0]
-    assert measured.curves["matched"].height("val_loss") == pytest.approx(0, abs=1e-6)
+    assert measured.curves["matched"].height("val_loss") == pytest.approx(
+        0, abs=1e-6
+    )
     assert measured.curves["naive"].height("val_loss") > 0.01
-    assert measured.separations["matched"].distance == pytest.approx(0, abs=1e-6)
+    assert measured.separations["matched"].distance == pytest.approx(
+        0, abs=1e-6
+    )
     assert measured.separations["matched"].cosine == pytest.approx(1, abs=1e-9)
 
 
@@ -144,10 +156,17 @@ def test_logged_names_reach_every_consumer(tmp_path):
         spec=Classifier().spec(),
         metrics=["val_loss", "val_acc"],
     )
-    checkpoint = ModelCheckpoint(tmp_path / "best", monitor="barrier/val_loss/matched")
+    checkpoint = ModelCheckpoint(
+        tmp_path / "best", monitor="barrier/val_loss/matched"
+    )
     stopping = EarlyStopping("barrier/val_loss", patience=1, mode="min")
     trainer, _ = fit(
-        tmp_path, barrier, checkpoint, stopping, max_epochs=4, enable_checkpointing=True
+        tmp_path,
+        barrier,
+        checkpoint,
+        stopping,
+        max_epochs=4,
+        enable_checkpointing=True,
     )
     expected = (
         {
@@ -156,7 +175,11 @@ def test_logged_names_reach_every_consumer(tmp_path):
             for matched in ("", "/matched")
             for at in ("", "/at")
         }
-        | {f"barrier/{n}{m}" for n in ("distance", "cosine") for m in ("", "/matched")}
+        | {
+            f"barrier/{n}{m}"
+            for n in ("distance", "cosine")
+            for m in ("", "/matched")
+        }
         | {"barrier/moved"}
     )
     assert expected == {
@@ -167,7 +190,10 @@ def test_logged_names_reach_every_consumer(tmp_path):
         "barrier/val_loss/matched",
     }
     assert float(checkpoint.best_model_score) == pytest.approx(
-        min(m.curves["matched"].height("val_loss") for m in barrier.measurements),
+        min(
+            m.curves["matched"].height("val_loss")
+            for m in barrier.measurements
+        ),
         rel=1e-6,
     )
     assert stopping.best_score is not None
@@ -189,7 +215,9 @@ def test_csv_holds_every_value(tmp_path):
         (s, x) for s in (4, 8) for x in (0, 0.5, 1)
     ]
     last = barrier.measurements[-1].curves["naive"]
-    assert [float(r["value"]) for r in rows[3:]] == list(last.values["val_loss"])
+    assert [float(r["value"]) for r in rows[3:]] == list(
+        last.values["val_loss"]
+    )
     assert {r["metric"] for r in rows} == {"val_loss"}
 
 
@@ -219,7 +247,9 @@ def test_figures_go_to_wandb(tmp_path, monkeypatch):
         def log_image(self, key, images, step=None):
             calls.append((key, len(images), step))
 
-    monkeypatch.setattr("lightning_rebasin.callbacks.record.WandbLogger", FakeWandb)
+    monkeypatch.setattr(
+        "lightning_rebasin.callbacks.record.WandbLogger", FakeWandb
+    )
     fit(
         tmp_path,
         LossBarrier("init", "none", points=3),
@@ -237,9 +267,9 @@ def test_init_is_the_model_before_training(tmp_path):
     expected = measure_barrier(
         module, module.state_dict(), start, val_loader(), points=2
     )
-    assert barrier.measurements[-1].curves["naive"].values["val_loss"] == pytest.approx(
-        expected.values["val_loss"]
-    )
+    assert barrier.measurements[-1].curves["naive"].values[
+        "val_loss"
+    ] == pytest.approx(expected.values["val_loss"])
 
 
 def test_previous_is_the_last_snapshot_before_this_step(tmp_path):
@@ -276,9 +306,9 @@ def test_another_run_is_compared_at_the_same_step(tmp_path):
         expected = measure_barrier(
             module, states[at], states[at], val_loader(), points=2
         )
-        assert measured.curves["naive"].values["val_loss"][-1] == pytest.approx(
-            expected.values["val_loss"][0], rel=1e-6
-        )
+        assert measured.curves["naive"].values["val_loss"][
+            -1
+        ] == pytest.approx(expected.values["val_loss"][0], rel=1e-6)
     assert [m.step for m in barrier.measurements] == [4, 8]
     with pytest.warns(BarrierWarning, match="no snapshot at step 12"):
         fit(
@@ -325,7 +355,10 @@ def test_limit_val_batches_limits_the_barrier(tmp_path):
 def test_several_loaders_are_told_apart_as_lightning_does(tmp_path):
     barrier = LossBarrier("init", "none", points=2)
     trainer, _ = fit(
-        tmp_path, barrier, loaders=[val_loader(), val_loader(20, seed=4)], max_epochs=1
+        tmp_path,
+        barrier,
+        loaders=[val_loader(), val_loader(20, seed=4)],
+        max_epochs=1,
     )
     curve = barrier.measurements[0].curves["naive"]
     for index in (0, 1):
@@ -376,7 +409,9 @@ def test_batch_norm_statistics_are_re_estimated_in_the_copy_only(tmp_path):
     seed_everything(3, verbose=False)
     module = Classifier(batch_norm=True)
     start = {k: v.clone() for k, v in module.state_dict().items()}
-    trainer, _ = fit(tmp_path, keeper, barrier, plain, module=module, max_epochs=1)
+    trainer, _ = fit(
+        tmp_path, keeper, barrier, plain, module=module, max_epochs=1
+    )
     module.trainer = trainer
     expected = measure_barrier(
         module,
@@ -388,9 +423,9 @@ def test_batch_norm_statistics_are_re_estimated_in_the_copy_only(tmp_path):
     )
     got = barrier.measurements[0].curves["naive"].values["val_loss"]
     assert got == pytest.approx(expected.values["val_loss"], rel=1e-5)
-    assert plain.measurements[0].curves["naive"].values["val_loss"] != pytest.approx(
-        got, rel=1e-3
-    )
+    assert plain.measurements[0].curves["naive"].values[
+        "val_loss"
+    ] != pytest.approx(got, rel=1e-3)
 
 
 def test_validate_measures_too(tmp_path):
@@ -406,7 +441,9 @@ def test_validate_measures_too(tmp_path):
     trainer_in(tmp_path / "later").fit(module, train_loader(), val_loader())
 
 
-def test_fast_dev_run_and_sanity_check_measure_nothing_and_write_nothing(tmp_path):
+def test_fast_dev_run_and_sanity_check_measure_nothing_and_write_nothing(
+    tmp_path,
+):
     barrier, snapshots = (
         LossBarrier("init", "none", points=3),
         CheckpointSnapshot(tmp_path / "s"),
@@ -442,7 +479,12 @@ def test_the_users_logger_sees_nothing_of_the_copy(tmp_path):
                 self.drawn.append(batch_idx)
             super().validation_step(batch, batch_idx)
 
-    fit(tmp_path, LossBarrier("init", "none", points=5), module=Drawing(), max_epochs=1)
+    fit(
+        tmp_path,
+        LossBarrier("init", "none", points=5),
+        module=Drawing(),
+        max_epochs=1,
+    )
     assert Drawing.drawn == [0, 1, 2, 3]
 
 
@@ -463,7 +505,8 @@ def test_nested_lightning_modules_are_silenced_too(tmp_path):
 
         def validation_step(self, batch, batch_idx):
             self.log(
-                "val_loss", nn.functional.cross_entropy(self.inner(batch[0]), batch[1])
+                "val_loss",
+                nn.functional.cross_entropy(self.inner(batch[0]), batch[1]),
             )
 
     barrier = LossBarrier("init", "none", points=2)
@@ -477,7 +520,9 @@ def test_unknown_metrics_are_named(tmp_path):
     ):
         fit(
             tmp_path,
-            LossBarrier("init", "none", points=2, metrics=["val_los", "val_acc"]),
+            LossBarrier(
+                "init", "none", points=2, metrics=["val_los", "val_acc"]
+            ),
             max_epochs=1,
         )
 
@@ -526,7 +571,11 @@ def spoiled(tmp_path, kind):
         torch.save({"state_dict": good}, path)
         return path, StateDictError, r"net\.fc1\.bias"
     if kind == "extra key":
-        return {**good, "net.extra": torch.zeros(1)}, StateDictError, r"net\.extra"
+        return (
+            {**good, "net.extra": torch.zeros(1)},
+            StateDictError,
+            r"net\.extra",
+        )
     assert kind == "not finite"
     good["net.fc1.bias"] = torch.full_like(good["net.fc1.bias"], math.nan)
     return good, NonFiniteError, r"net\.fc1\.bias"
@@ -591,12 +640,16 @@ def test_without_example_input_the_first_validation_batch_shows_the_symmetries(
             return self.net(x) * scale
 
         def training_step(self, batch, batch_idx):
-            loss = torch.nn.functional.cross_entropy(self(batch[0], 2.0), batch[1])
+            loss = torch.nn.functional.cross_entropy(
+                self(batch[0], 2.0), batch[1]
+            )
             self.log("train_loss", loss)
             return loss
 
         def validation_step(self, batch, batch_idx):
-            loss = torch.nn.functional.cross_entropy(self(batch[0], 2.0), batch[1])
+            loss = torch.nn.functional.cross_entropy(
+                self(batch[0], 2.0), batch[1]
+            )
             self.log("val_loss", loss)
 
     for module in (Stepwise(), Classifier()):
@@ -659,7 +712,11 @@ def test_a_spec_of_another_network_is_refused_in_setup(tmp_path):
         )
     (tmp_path / "spec.json").write_text("{}")
     with pytest.raises(SpecError):
-        fit(tmp_path, LossBarrier("init", "both", spec=tmp_path / "spec.json"), Alarm())
+        fit(
+            tmp_path,
+            LossBarrier("init", "both", spec=tmp_path / "spec.json"),
+            Alarm(),
+        )
 
 
 def test_a_spec_that_changes_the_function_is_refused_in_setup(tmp_path):
@@ -667,7 +724,12 @@ def test_a_spec_that_changes_the_function_is_refused_in_setup(tmp_path):
     table = {"net.fc1.weight": ("h", None), "net.fc2.weight": (None, "h")}
     wrong = PermutationSpec.from_table(table, module.state_dict())
     with pytest.raises(EquivalenceError, match=r"group 'h' .*is wrong"):
-        fit(tmp_path, LossBarrier("init", "both", spec=wrong), Alarm(), module=module)
+        fit(
+            tmp_path,
+            LossBarrier("init", "both", spec=wrong),
+            Alarm(),
+            module=module,
+        )
 
 
 def test_an_example_that_proves_nothing_is_said(tmp_path):
@@ -743,7 +805,9 @@ def test_memory_stays_within_three_copies(tmp_path):
                     for t in gc.get_objects()
                     if issubclass(type(t), torch.Tensor) and t.numel() == size
                 ]
-                counts.append(len({t.untyped_storage().data_ptr() for t in alive}))
+                counts.append(
+                    len({t.untyped_storage().data_ptr() for t in alive})
+                )
             super().validation_step(batch, batch_idx)
 
     module = Counting(hidden=101)
@@ -767,11 +831,16 @@ def test_uneven_batches_are_weighted(tmp_path):
     barrier = LossBarrier("init", "none", points=2)
     data = blobs(42, 3)
     _, module = fit(
-        tmp_path, barrier, loaders=DataLoader(data, batch_size=40), max_epochs=1
+        tmp_path,
+        barrier,
+        loaders=DataLoader(data, batch_size=40),
+        max_epochs=1,
     )
     with torch.no_grad():
         expected = float(
-            nn.functional.cross_entropy(module(data.tensors[0]), data.tensors[1])
+            nn.functional.cross_entropy(
+                module(data.tensors[0]), data.tensors[1]
+            )
         )
     assert barrier.measurements[0].curves["naive"].values["val_loss"][
         0

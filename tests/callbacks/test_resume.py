@@ -16,7 +16,9 @@ from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape import load_trajectory
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.* directory .* exists and is not empty"),
+    pytest.mark.filterwarnings(
+        "ignore:.* directory .* exists and is not empty"
+    ),
     pytest.mark.filterwarnings(
         "ignore:You're resuming from a checkpoint that ended before the epoch ended"
     ),
@@ -122,14 +124,23 @@ def test_crash_and_resume(tmp_path, checkpoint, resume_from):
     assert set(orders) == {"h"}
     assert saved[barrier.state_key]["validations"] == 2
     # One row per step, λ and curve, in order: nothing twice, nothing lost.
-    with (tmp_path / "with" / "logs" / "version_0" / "barrier.csv").open() as file:
+    with (
+        tmp_path / "with" / "logs" / "version_0" / "barrier.csv"
+    ).open() as file:
         steps = [
             int(row["step"])
             for row in csv.DictReader(file)
             if row["metric"] == "val_loss"
         ]
     assert steps == [step for step in (4, 8, 12, 16) for _ in range(6)]
-    assert [s.step for s in load_trajectory(snapshots.folder)] == [0, 3, 6, 9, 12, 15]
+    assert [s.step for s in load_trajectory(snapshots.folder)] == [
+        0,
+        3,
+        6,
+        9,
+        12,
+        15,
+    ]
     assert [m.step for m in previous.measurements] == [12, 16]
 
 
@@ -166,7 +177,10 @@ def test_init_is_refused_where_it_cannot_be_known(tmp_path):
     )
     with pytest.raises(ConfigurationError, match="'init' is unknown"):
         late.fit(
-            Classifier(), train_loader(), val_loader(), ckpt_path=tmp_path / "x.ckpt"
+            Classifier(),
+            train_loader(),
+            val_loader(),
+            ckpt_path=tmp_path / "x.ckpt",
         )
 
 
@@ -175,7 +189,9 @@ def test_fitting_further_with_the_same_trainer(tmp_path):
         LossBarrier("init", "none", points=2),
         CheckpointSnapshot(tmp_path / "s"),
     )
-    trainer = trainer_in(tmp_path, callbacks=[barrier, snapshots], max_epochs=1)
+    trainer = trainer_in(
+        tmp_path, callbacks=[barrier, snapshots], max_epochs=1
+    )
     module = Classifier()
     trainer.fit(module, train_loader(), val_loader())
     trainer.fit_loop.max_epochs = 2

@@ -14,9 +14,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_rebasin import CheckpointSnapshot
 from lightning_rebasin.callbacks.schedule import StepSchedule
-from lightning_rebasin.errors import CheckpointError, ConfigurationError, OutputError
+from lightning_rebasin.errors import (
+    CheckpointError,
+    ConfigurationError,
+    OutputError,
+)
 from lightning_rebasin.landscape import load_trajectory
-from lightning_rebasin.landscape.trajectory import Snapshot, read_index, surplus
+from lightning_rebasin.landscape.trajectory import (
+    Snapshot,
+    read_index,
+    surplus,
+)
 
 
 def fit(tmp_path, *callbacks, ckpt_path=None, **kwargs):
@@ -68,7 +76,11 @@ def test_a_snapshot_is_the_state_at_its_step_and_loads_everywhere(tmp_path):
                 k: v.clone() for k, v in module.state_dict().items()
             }
 
-    fit(tmp_path, Witness(), CheckpointSnapshot(tmp_path / "s", every_n_steps=3))
+    fit(
+        tmp_path,
+        Witness(),
+        CheckpointSnapshot(tmp_path / "s", every_n_steps=3),
+    )
     snapshots = {s.step: s for s in load_trajectory(tmp_path / "s")}
     for step in (3, 6):
         state = snapshots[step].state_dict()
@@ -77,7 +89,9 @@ def test_a_snapshot_is_the_state_at_its_step_and_loads_everywhere(tmp_path):
         assert snapshots[step].epoch == (step - 1) // 4
     payload = torch.load(snapshots[6].path, weights_only=True)
     assert payload["global_step"] == 6
-    assert "optimizer_states" not in payload or payload["optimizer_states"] == []
+    assert (
+        "optimizer_states" not in payload or payload["optimizer_states"] == []
+    )
     module = Classifier.load_from_checkpoint(snapshots[6].path)
     assert torch.equal(module.net.fc1.weight, seen[6]["net.fc1.weight"])
     trainer_in(tmp_path, logger=False).validate(
@@ -86,12 +100,15 @@ def test_a_snapshot_is_the_state_at_its_step_and_loads_everywhere(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)]
+    ("precision", "dtype"),
+    [("float16", torch.float16), ("bfloat16", torch.bfloat16)],
 )
 def test_half_precision(tmp_path, precision, dtype):
     _, module = fit(
         tmp_path,
-        CheckpointSnapshot(tmp_path / "s", every_n_epochs=2, precision=precision),
+        CheckpointSnapshot(
+            tmp_path / "s", every_n_epochs=2, precision=precision
+        ),
     )
     state = list(load_trajectory(tmp_path / "s"))[-1].state_dict()
     for name, tensor in module.state_dict().items():
@@ -112,7 +129,9 @@ def test_default_folder_is_beside_the_logs(tmp_path):
     ("keep", "expected"), [("newest", [10, 11, 12]), ("spread", [0, 2, 12])]
 )
 def test_disk_use_is_bounded(tmp_path, keep, expected):
-    callback = CheckpointSnapshot(tmp_path / "s", every_n_steps=1, limit=3, keep=keep)
+    callback = CheckpointSnapshot(
+        tmp_path / "s", every_n_steps=1, limit=3, keep=keep
+    )
     fit(tmp_path, callback, max_epochs=3)
     assert len(list((tmp_path / "s").glob("*.ckpt"))) == 3
     assert steps(tmp_path / "s") == expected
@@ -150,12 +169,16 @@ def test_resuming_fills_no_gap_twice_and_leaves_none(tmp_path):
     """Crash in epoch 3 after more snapshots were written, resume from the checkpoint of epoch 2."""
 
     class Crash(Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        def on_train_batch_end(
+            self, trainer, module, outputs, batch, batch_idx
+        ):
             if trainer.global_step == 11:
                 raise RuntimeError("crash")
 
     folder = tmp_path / "s"
-    saver = ModelCheckpoint(tmp_path / "ckpt", save_top_k=-1, filename="{step}")
+    saver = ModelCheckpoint(
+        tmp_path / "ckpt", save_top_k=-1, filename="{step}"
+    )
     with pytest.raises(RuntimeError, match="crash"):
         fit(
             tmp_path / "1", CheckpointSnapshot(folder, every_n_steps=3), saver, Crash(),
@@ -231,7 +254,11 @@ def test_damaged_indices_are_refused(tmp_path, text):
 
 def test_an_index_cannot_point_outside(tmp_path):
     entry = {"step": 0, "epoch": 0, "file": "../../etc/passwd"}
-    data = {"format": "lightning-rebasin-snapshots", "version": 1, "snapshots": [entry]}
+    data = {
+        "format": "lightning-rebasin-snapshots",
+        "version": 1,
+        "snapshots": [entry],
+    }
     (tmp_path / "index.json").write_text(json.dumps(data))
     with pytest.raises(CheckpointError, match="unexpected file name"):
         read_index(tmp_path)

@@ -37,7 +37,9 @@ def shifted(module, seed=0):
     }
 
 
-def test_calling_the_module_again_would_pollute_its_own_logged_values(tmp_path):
+def test_calling_the_module_again_would_pollute_its_own_logged_values(
+    tmp_path,
+):
     """Trap: a second validation_step of the module itself adds to the user's averages."""
     plain, _ = fit(tmp_path / "1")
     reference = {k: v * 5 for k, v in Classifier().state_dict().items()}
@@ -47,7 +49,9 @@ def test_calling_the_module_again_would_pollute_its_own_logged_values(tmp_path):
     assert float(measured.callback_metrics["barrier/val_loss"]) > 0.1
 
 
-def test_iterating_the_loader_would_stop_a_validation_with_persistent_workers(tmp_path):
+def test_iterating_the_loader_would_stop_a_validation_with_persistent_workers(
+    tmp_path,
+):
     """Trap: with persistent workers the loader has one iterator, and a second loop over it ends the first one."""
     loader = DataLoader(
         blobs(50, 1), batch_size=16, num_workers=1, persistent_workers=True
@@ -55,7 +59,10 @@ def test_iterating_the_loader_would_stop_a_validation_with_persistent_workers(tm
     barrier = LossBarrier("init", "none", points=3)
     trainer, _ = fit(tmp_path, barrier, loader=loader)
     assert float(trainer.callback_metrics["val_count"]) == 50
-    assert [m.curves["naive"].samples for m in barrier.measurements] == [50, 50]
+    assert [m.curves["naive"].samples for m in barrier.measurements] == [
+        50,
+        50,
+    ]
     del loader
 
 
@@ -101,7 +108,10 @@ def test_nested_validation_would_call_every_hook_again(tmp_path):
     plain, measured = Counter(), Counter()
     _, one = fit(tmp_path / "1", plain, module=Hooked())
     _, two = fit(
-        tmp_path / "2", measured, LossBarrier("init", "none", points=5), module=Hooked()
+        tmp_path / "2",
+        measured,
+        LossBarrier("init", "none", points=5),
+        module=Hooked(),
     )
     assert plain.counts == measured.counts
     assert one.calls == two.calls
@@ -143,15 +153,21 @@ def test_one_autocast_context_for_all_points_would_evaluate_old_weights(
             )[0]
         )
     for name in curve.values:
-        assert curve.values[name][0] == pytest.approx(ends[0][name], rel=1e-6), name
-        assert curve.values[name][-1] == pytest.approx(ends[1][name], rel=1e-6), name
+        assert curve.values[name][0] == pytest.approx(
+            ends[0][name], rel=1e-6
+        ), name
+        assert curve.values[name][-1] == pytest.approx(
+            ends[1][name], rel=1e-6
+        ), name
     assert len(set(curve.values["val_loss"])) == 3
 
 
 @pytest.mark.parametrize(
     "compiled", [pytest.param("module", marks=pytest.mark.slow), "submodule"]
 )
-def test_a_copy_of_a_compiled_module_would_run_the_original(tmp_path, compiled):
+def test_a_copy_of_a_compiled_module_would_run_the_original(
+    tmp_path, compiled
+):
     """Trap: compiled methods stay bound to the original, and compiled submodules rename their weights."""
     plain = Classifier()
     reference = shifted(plain)
@@ -172,7 +188,9 @@ def test_a_copy_of_a_compiled_module_would_run_the_original(tmp_path, compiled):
     trainer = trainer_in(tmp_path / "2", callbacks=[barrier])
     with torch._dynamo.config.patch(suppress_errors=True):
         runs = (
-            torch.compile(module, backend="eager") if compiled == "module" else module
+            torch.compile(module, backend="eager")
+            if compiled == "module"
+            else module
         )
         trainer.validate(runs, val_loader(), verbose=False)
     for label in ("naive", "matched"):
@@ -180,10 +198,15 @@ def test_a_copy_of_a_compiled_module_would_run_the_original(tmp_path, compiled):
             barrier.measurements[0].curves[label].values
             == expected.measurements[0].curves[label].values
         )
-    assert len(set(barrier.measurements[0].curves["naive"].values["val_loss"])) == 3
+    assert (
+        len(set(barrier.measurements[0].curves["naive"].values["val_loss"]))
+        == 3
+    )
 
 
-def test_validation_in_the_middle_of_accumulation_keeps_the_gradients(tmp_path):
+def test_validation_in_the_middle_of_accumulation_keeps_the_gradients(
+    tmp_path,
+):
     """Trap: half of an accumulated gradient is waiting in .grad."""
 
     class Gradients(Callback):
@@ -192,7 +215,8 @@ def test_validation_in_the_middle_of_accumulation_keeps_the_gradients(tmp_path):
 
         def on_validation_start(self, trainer, module):
             self.before = [
-                None if p.grad is None else p.grad.clone() for p in module.parameters()
+                None if p.grad is None else p.grad.clone()
+                for p in module.parameters()
             ]
 
         def on_validation_end(self, trainer, module):
@@ -202,7 +226,10 @@ def test_validation_in_the_middle_of_accumulation_keeps_the_gradients(tmp_path):
                 for a, b in zip(self.before, after, strict=True)
             ]
             self.seen.append(
-                (all(equal), any(b is not None and bool(b.any()) for b in after))
+                (
+                    all(equal),
+                    any(b is not None and bool(b.any()) for b in after),
+                )
             )
 
     watcher = Gradients()
@@ -220,7 +247,9 @@ def test_a_reference_with_averaged_weights_is_the_averaged_one(tmp_path):
     """Trap: under WeightAveraging the state_dict of a file holds the averaged weights, not the live ones."""
     trainer, _ = fit(tmp_path / "1", EMAWeightAveraging(decay=0.9))
     trainer.save_checkpoint(tmp_path / "ema.ckpt")
-    averaged = torch.load(tmp_path / "ema.ckpt", weights_only=True)["state_dict"]
+    averaged = torch.load(tmp_path / "ema.ckpt", weights_only=True)[
+        "state_dict"
+    ]
     barrier = LossBarrier(tmp_path / "ema.ckpt", "none", points=2)
     other = Classifier()
     validating = trainer_in(tmp_path / "2", callbacks=[barrier])
@@ -229,20 +258,23 @@ def test_a_reference_with_averaged_weights_is_the_averaged_one(tmp_path):
     expected = measure_barrier(
         other, other.state_dict(), averaged, val_loader(), points=2
     )
-    assert barrier.measurements[0].curves["naive"].values["val_loss"] == pytest.approx(
-        expected.values["val_loss"]
-    )
+    assert barrier.measurements[0].curves["naive"].values[
+        "val_loss"
+    ] == pytest.approx(expected.values["val_loss"])
 
 
 def test_callbacks_of_one_class_keep_separate_states(tmp_path):
     """Trap: two instances with one state_key overwrite each other's state, and an empty state is not saved at all."""
     one = LossBarrier("init", "none", points=2)
-    two = LossBarrier("init", "none", points=2, prefix="two", every_n_validations=2)
+    two = LossBarrier(
+        "init", "none", points=2, prefix="two", every_n_validations=2
+    )
     trainer, _ = fit(tmp_path, one, two)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["callbacks"]
     assert (
-        saved[one.state_key]["scalars"].keys() != saved[two.state_key]["scalars"].keys()
+        saved[one.state_key]["scalars"].keys()
+        != saved[two.state_key]["scalars"].keys()
     )
     assert {one.state_key, two.state_key} <= set(saved)
 
@@ -260,11 +292,17 @@ def test_training_on_a_gpu_is_untouched(tmp_path, precision):
             else []
         )
         options = {"accelerator": "gpu", "precision": precision}
-        _, module = fit(tmp_path / str(attach), *barriers, module=None, **options)
+        _, module = fit(
+            tmp_path / str(attach), *barriers, module=None, **options
+        )
         losses.append(
-            (module.train_losses, [p.detach().cpu() for p in module.parameters()])
+            (
+                module.train_losses,
+                [p.detach().cpu() for p in module.parameters()],
+            )
         )
     assert losses[0][0] == losses[1][0]
     assert all(
-        torch.equal(a, b) for a, b in zip(losses[0][1], losses[1][1], strict=True)
+        torch.equal(a, b)
+        for a, b in zip(losses[0][1], losses[1][1], strict=True)
     )

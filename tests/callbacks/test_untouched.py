@@ -34,7 +34,9 @@ class Diary(Callback):
             for k, v in trainer.callback_metrics.items()
             if not k.startswith(OWN)
         }
-        shown = {k for k in trainer.progress_bar_metrics if not k.startswith(OWN)}
+        shown = {
+            k for k in trainer.progress_bar_metrics if not k.startswith(OWN)
+        }
         self.entries.append(
             (
                 trainer.global_step,
@@ -78,7 +80,9 @@ def callbacks(tmp_path, module, **kwargs):
     return [
         LossBarrier("init", "both", spec=module.spec(), points=3, **kwargs),
         LossBarrier("previous", "none", points=2, prefix="barrier_previous"),
-        CheckpointSnapshot(tmp_path / "snapshots", every_n_steps=2, every_n_epochs=1),
+        CheckpointSnapshot(
+            tmp_path / "snapshots", every_n_steps=2, every_n_epochs=1
+        ),
     ]
 
 
@@ -94,7 +98,9 @@ def run(
 ):
     seed_everything(7, verbose=False)
     module = Classifier(dropout=0.3, noise=True, **(module_kwargs or {}))
-    attached = callbacks(tmp_path, module, **(barrier_kwargs or {})) if attach else []
+    attached = (
+        callbacks(tmp_path, module, **(barrier_kwargs or {})) if attach else []
+    )
     if compiled == "submodule":
         module.net = torch.compile(module.net, backend="eager")
     diary = Diary()
@@ -104,7 +110,9 @@ def run(
         **trainer_kwargs,
     )
     trainer.fit(
-        torch.compile(module, backend="eager") if compiled == "module" else module,
+        torch.compile(module, backend="eager")
+        if compiled == "module"
+        else module,
         train_loader(),
         val_loader(),
     )
@@ -139,7 +147,9 @@ CONFIGURATIONS = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[pytest.mark.slow] if n == "compiled module" else [])
+        pytest.param(
+            n, marks=[pytest.mark.slow] if n == "compiled module" else []
+        )
         for n in CONFIGURATIONS
     ],
 )
@@ -158,6 +168,8 @@ def test_training_is_bitwise_the_same(tmp_path, name):
         strict=True,
     ):
         assert same(expected, got), part
-    assert barrier.measurements, "nothing was measured, so the comparison shows nothing"
+    assert barrier.measurements, (
+        "nothing was measured, so the comparison shows nothing"
+    )
     assert previous.measurements
     assert len(list(snapshots.folder.glob("*.ckpt"))) > 2

@@ -21,7 +21,9 @@ def make(folder, width, layers):
         name: (f"h{i}" if i < layers - 1 else None, f"h{i - 1}" if i else None)
         for i, name in enumerate(names)
     }
-    spec = PermutationSpec.from_table(table, dict.fromkeys(names, (width, width)))
+    spec = PermutationSpec.from_table(
+        table, dict.fromkeys(names, (width, width))
+    )
     g = torch.Generator().manual_seed(0)
     a = {name: torch.randn(width, width, generator=g) for name in names}
     torch.save(a, folder / "a.pt")
@@ -61,19 +63,27 @@ def memory(pid):
     except OSError:
         return 0.0, 0.0
     found = dict(re.findall(r"(RssAnon|RssFile):\s+(\d+) kB", status))
-    return int(found.get("RssAnon", 0)) / 1024, int(found.get("RssFile", 0)) / 1024
+    return int(found.get("RssAnon", 0)) / 1024, int(
+        found.get("RssFile", 0)
+    ) / 1024
 
 
 def watched(folder, *extra, large=None):
     """Run the merge; its highest anonymous and total memory in MiB, and what it printed."""
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            command(folder, *extra, large=large), cwd=folder, stdout=log, stderr=log
+            command(folder, *extra, large=large),
+            cwd=folder,
+            stdout=log,
+            stderr=log,
         )
         anonymous = total = 0.0
         while process.poll() is None:
             private, shared = memory(process.pid)
-            anonymous, total = max(anonymous, private), max(total, private + shared)
+            anonymous, total = (
+                max(anonymous, private),
+                max(total, private + shared),
+            )
             time.sleep(0.02)
     assert process.returncode == 0, (folder / "log").read_text()
     return anonymous, total, (folder / "log").read_text()
@@ -87,7 +97,9 @@ def baseline(folder):
         "stdout": subprocess.PIPE,
         "stderr": subprocess.DEVNULL,
     }
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=folder, **pipes)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, **pipes
+    )
     process.stdout.readline()
     private, _ = memory(process.pid)
     process.communicate()
@@ -114,7 +126,9 @@ def check(folder, method, size, large=None):
 @pytest.mark.timeout(3000)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("method", ["average", "weight"])
-def test_two_files_of_500_megabytes_need_less_than_three_models(tmp_path, method):
+def test_two_files_of_500_megabytes_need_less_than_three_models(
+    tmp_path, method
+):
     """Anonymous memory; the mapped input files come on top as page cache, which the system may drop."""
     make(tmp_path, width=1024, layers=124)
     size = (tmp_path / "a.pt").stat().st_size / MEBIBYTE
@@ -144,7 +158,9 @@ class Chain(nn.Module):
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_two_files_of_500_megabytes_are_proved_in_less_than_three_models(tmp_path):
+def test_two_files_of_500_megabytes_are_proved_in_less_than_three_models(
+    tmp_path,
+):
     """With the network's code: the spec is inferred, and the permuted network is run in float64 before writing."""
     width, layers = 1024, 124
     make(tmp_path, width, layers)
@@ -173,7 +189,12 @@ def test_two_files_of_500_megabytes_are_proved_in_less_than_three_models(tmp_pat
 def test_matching_like_a_large_model_needs_less_than_three_models(tmp_path):
     """The same at a size for every day, with the threshold for large models lowered."""
     make(tmp_path, width=512, layers=64)
-    check(tmp_path, "weight", (tmp_path / "a.pt").stat().st_size / MEBIBYTE, large=0)
+    check(
+        tmp_path,
+        "weight",
+        (tmp_path / "a.pt").stat().st_size / MEBIBYTE,
+        large=0,
+    )
 
 
 @pytest.mark.timeout(280)
@@ -185,7 +206,9 @@ def test_killed_at_any_moment(tmp_path):
     assert b"wrote out.pt" in process.stdout
     whole = (tmp_path / "out.pt").read_bytes()
     begin = time.monotonic()
-    subprocess.run(command(tmp_path), cwd=tmp_path, capture_output=True, check=True)
+    subprocess.run(
+        command(tmp_path), cwd=tmp_path, capture_output=True, check=True
+    )
     length = time.monotonic() - begin
     (tmp_path / "out.pt").unlink()
     for moment in (0.5, 0.9, 0.97, 1.0):

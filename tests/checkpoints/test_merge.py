@@ -17,8 +17,18 @@ from lightning_rebasin.errors import (
     OutputError,
     StateDictError,
 )
-from lightning_rebasin.merging import average, interpolate, repair, reset_batch_norm
-from lightning_rebasin.symmetry import Example, Permutation, PermutationSpec, infer_spec
+from lightning_rebasin.merging import (
+    average,
+    interpolate,
+    repair,
+    reset_batch_norm,
+)
+from lightning_rebasin.symmetry import (
+    Example,
+    Permutation,
+    PermutationSpec,
+    infer_spec,
+)
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(9))
 
@@ -108,11 +118,15 @@ def test_plain_average_and_weights(tmp_path, planted):
     )
     expected = average([loaded(p) for p in paths], [3, 1])
     assert all(
-        torch.equal(t, expected[n]) for n, t in loaded(tmp_path / "out.pt").items()
+        torch.equal(t, expected[n])
+        for n, t in loaded(tmp_path / "out.pt").items()
     )
     assert report.matches == ()
     assert any("--method weight" in sentence for sentence in report.advice)
-    torch.save(interpolate(loaded(paths[0]), loaded(paths[1]), 0.01), tmp_path / "c.pt")
+    torch.save(
+        interpolate(loaded(paths[0]), loaded(paths[1]), 0.01),
+        tmp_path / "c.pt",
+    )
     close = merge_checkpoints(
         [paths[0], tmp_path / "c.pt"], tmp_path / "o.pt", module=net, example=X
     )
@@ -121,7 +135,9 @@ def test_plain_average_and_weights(tmp_path, planted):
         for sentence in close.advice
     )
     done = merge_checkpoints(
-        [tmp_path / "a.pt", tmp_path / "c.pt"], tmp_path / "e.pt", method="average"
+        [tmp_path / "a.pt", tmp_path / "c.pt"],
+        tmp_path / "e.pt",
+        method="average",
     )
     assert not any("--method" in sentence for sentence in done.advice)
 
@@ -156,7 +172,9 @@ def test_half_precision_in_and_out(tmp_path, planted):
     assert all(torch.equal(got[n], t) for n, t in half.items())
 
 
-def test_prefixes_are_fitted_to_the_module_and_kept_in_the_output(tmp_path, planted):
+def test_prefixes_are_fitted_to_the_module_and_kept_in_the_output(
+    tmp_path, planted
+):
     net, _, _ = planted
     for name in ("a", "b"):
         state = loaded(tmp_path / f"{name}.pt")
@@ -172,7 +190,9 @@ def test_prefixes_are_fitted_to_the_module_and_kept_in_the_output(tmp_path, plan
         example=X,
     )
     got = loaded(tmp_path / "out.ckpt")["state_dict"]
-    torch.testing.assert_close(got["model.0.weight"], net.state_dict()["0.weight"])
+    torch.testing.assert_close(
+        got["model.0.weight"], net.state_dict()["0.weight"]
+    )
     assert all(name.startswith("model.") for name in got)
 
 
@@ -190,18 +210,33 @@ def batch_norm_files(tmp_path):
 def test_batch_norm_statistics(tmp_path):
     net, data, paths = batch_norm_files(tmp_path)
     plain = merge_checkpoints(
-        paths, tmp_path / "none.pt", module=net, example=data[0], statistics="none"
+        paths,
+        tmp_path / "none.pt",
+        module=net,
+        example=data[0],
+        statistics="none",
     )
-    assert any("2 batch norms kept averaged" in sentence for sentence in plain.advice)
-    report = merge_checkpoints(paths, tmp_path / "reset.pt", module=net, data=data)
+    assert any(
+        "2 batch norms kept averaged" in sentence for sentence in plain.advice
+    )
+    report = merge_checkpoints(
+        paths, tmp_path / "reset.pt", module=net, data=data
+    )
     assert report.statistics == "reset"
-    aligned = [loaded(paths[0]), report.matches[0].permutation.apply(loaded(paths[1]))]
+    aligned = [
+        loaded(paths[0]),
+        report.matches[0].permutation.apply(loaded(paths[1])),
+    ]
     net.load_state_dict(average(aligned))
     expected = reset_batch_norm(net, data).state_dict()
     got = loaded(tmp_path / "reset.pt")
     assert all(torch.equal(got[n], t) for n, t in expected.items())
     report = merge_checkpoints(
-        paths, tmp_path / "repair.pt", module=net, data=data, statistics="repair"
+        paths,
+        tmp_path / "repair.pt",
+        module=net,
+        data=data,
+        statistics="repair",
     )
     expected = repair(net, aligned, data).module.state_dict()
     got = loaded(tmp_path / "repair.pt")
@@ -225,10 +260,13 @@ def test_tied_weights_stay_tied(tmp_path, planted):
     shared = [torch.randn(4, 4) for _ in "ab"]
     for name, tensor in zip("ab", shared, strict=True):
         torch.save(
-            {"e": tensor, "h": tensor, "x": torch.ones(2)}, tmp_path / f"{name}.pt"
+            {"e": tensor, "h": tensor, "x": torch.ones(2)},
+            tmp_path / f"{name}.pt",
         )
     merge_checkpoints(
-        [tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "out.pt", method="average"
+        [tmp_path / "a.pt", tmp_path / "b.pt"],
+        tmp_path / "out.pt",
+        method="average",
     )
     got = loaded(tmp_path / "out.pt")
     assert got["e"].data_ptr() == got["h"].data_ptr()
@@ -262,7 +300,9 @@ def test_evaluation_rows_and_advice(tmp_path, planted):
         < rows["naive average"]["val_loss"]
         < rows["b.pt"]["val_loss"]
     )
-    assert any("best single model is a.pt" in sentence for sentence in report.advice)
+    assert any(
+        "best single model is a.pt" in sentence for sentence in report.advice
+    )
 
 
 def test_lightning_checkpoints_from_training_to_test(tmp_path):
@@ -281,7 +321,9 @@ def test_lightning_checkpoints_from_training_to_test(tmp_path):
         warnings.simplefilter("ignore")
         for seed in (0, 1):
             seed_everything(seed, verbose=False)
-            trainer = Trainer(max_epochs=3, default_root_dir=tmp_path, **options)
+            trainer = Trainer(
+                max_epochs=3, default_root_dir=tmp_path, **options
+            )
             trainer.fit(Classifier(hidden=16, batch_norm=True), train_loader())
             trainer.save_checkpoint(tmp_path / f"{seed}.ckpt")
         data = list(train_loader())
@@ -296,7 +338,10 @@ def test_lightning_checkpoints_from_training_to_test(tmp_path):
         module = Classifier.load_from_checkpoint(tmp_path / "merged.ckpt")
         assert module.hparams.hidden == 16
         scores = Trainer(**options).validate(
-            module, val_loader(), ckpt_path=tmp_path / "merged.ckpt", verbose=False
+            module,
+            val_loader(),
+            ckpt_path=tmp_path / "merged.ckpt",
+            verbose=False,
         )
     assert scores[0]["val_acc"] > 0.5
 
@@ -348,7 +393,9 @@ def test_inputs_that_do_not_fit_are_named_and_nothing_is_written(
 
 def test_options_that_cannot_work(tmp_path, planted):
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
-    merge = lambda **options: merge_checkpoints(paths, tmp_path / "o.pt", **options)
+    merge = lambda **options: merge_checkpoints(
+        paths, tmp_path / "o.pt", **options
+    )
     for options, message in (
         ({}, "--module or --config"),
         ({"method": "magic"}, "method"),
@@ -370,7 +417,9 @@ def test_options_that_cannot_work(tmp_path, planted):
 
 def test_the_output_is_refused_before_any_work(tmp_path, planted, monkeypatch):
     monkeypatch.setattr(
-        merge_module, "read_inputs", lambda *a, **k: pytest.fail("read the files first")
+        merge_module,
+        "read_inputs",
+        lambda *a, **k: pytest.fail("read the files first"),
     )
     with pytest.raises(OutputError):
         merge_checkpoints(
@@ -382,10 +431,13 @@ def test_the_output_is_refused_before_any_work(tmp_path, planted, monkeypatch):
 
 def test_method_none_changes_the_format(tmp_path, planted):
     pytest.importorskip("safetensors")
-    merge_checkpoints([tmp_path / "b.pt"], tmp_path / "b.safetensors", method="none")
+    merge_checkpoints(
+        [tmp_path / "b.pt"], tmp_path / "b.safetensors", method="none"
+    )
     got = read_checkpoint(tmp_path / "b.safetensors")
     assert all(
-        torch.equal(got.state_dict[n], t) for n, t in loaded(tmp_path / "b.pt").items()
+        torch.equal(got.state_dict[n], t)
+        for n, t in loaded(tmp_path / "b.pt").items()
     )
 
 
@@ -410,7 +462,8 @@ def test_the_same_seed_gives_the_same_file(tmp_path):
 def test_many_models_in_one_frame(tmp_path, planted, many):
     net, spec, _ = planted
     orders = [
-        Permutation.random(spec, torch.Generator().manual_seed(i)) for i in range(4)
+        Permutation.random(spec, torch.Generator().manual_seed(i))
+        for i in range(4)
     ]
     noise = torch.Generator().manual_seed(7)
     for i, order in enumerate(orders):
@@ -439,7 +492,8 @@ def test_many_models_in_one_frame(tmp_path, planted, many):
     ]
     expected = average(aligned, [4, 3, 2, 1])
     assert all(
-        torch.equal(t, expected[n]) for n, t in loaded(tmp_path / "out.pt").items()
+        torch.equal(t, expected[n])
+        for n, t in loaded(tmp_path / "out.pt").items()
     )
     json.dumps(report.to_dict())
 
@@ -476,21 +530,34 @@ class Stepwise(LightningModule):
         self.net = net
 
     def validation_step(self, batch):
-        self.log("loss", (self.net(batch["x"]) - batch["y"][:, None]).square().mean())
+        self.log(
+            "loss",
+            (self.net(batch["x"]) - batch["y"][:, None]).square().mean(),
+        )
 
 
-def test_a_lightning_module_is_proved_through_its_validation_step(tmp_path, planted):
+def test_a_lightning_module_is_proved_through_its_validation_step(
+    tmp_path, planted
+):
     net, _, hidden = planted
     module = Stepwise(net)
     for name in ("a.pt", "b.pt"):
         state = torch.load(tmp_path / name, weights_only=True)
         torch.save(
-            {f"net.{key}": tensor for key, tensor in state.items()}, tmp_path / name
+            {f"net.{key}": tensor for key, tensor in state.items()},
+            tmp_path / name,
         )
     g = torch.Generator().manual_seed(4)
-    data = [{"x": torch.randn(20, 6, generator=g), "y": torch.randn(20, generator=g)}]
+    data = [
+        {
+            "x": torch.randn(20, 6, generator=g),
+            "y": torch.randn(20, generator=g),
+        }
+    ]
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
-    report = merge_checkpoints(paths, tmp_path / "out.pt", module=module, data=data)
+    report = merge_checkpoints(
+        paths, tmp_path / "out.pt", module=module, data=data
+    )
     assert (
         report.permutations[1].orders["net.0"].tolist()
         == hidden.inverse().orders["0"].tolist()
@@ -498,9 +565,9 @@ def test_a_lightning_module_is_proved_through_its_validation_step(tmp_path, plan
     assert report.errors[0] < 1e-12
     step = Example((data[0],), method="validation_step")
     assert (
-        merge_checkpoints(paths, tmp_path / "2.pt", module=module, example=step).errors[
-            0
-        ]
+        merge_checkpoints(
+            paths, tmp_path / "2.pt", module=module, example=step
+        ).errors[0]
         < 1e-12
     )
 
@@ -530,7 +597,9 @@ def test_a_table_that_the_models_share_comes_out_as_it_was(tmp_path, count):
     report = merge_checkpoints(
         paths, tmp_path / "out.pt", module=Positioned(), example=z
     )
-    assert torch.equal(loaded(tmp_path / "out.pt")["table"], Positioned().table)
+    assert torch.equal(
+        loaded(tmp_path / "out.pt")["table"], Positioned().table
+    )
     assert "is the same in the models" in report.spec.explain("embed.weight")
     assert [g.size for g in report.spec.groups.values()] == [8] and max(
         report.errors

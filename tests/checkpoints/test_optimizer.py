@@ -44,16 +44,24 @@ def test_the_next_ten_steps_are_the_same_after_permuting(kind):
     other = copy.deepcopy(net)
     other.load_state_dict(p.apply(net.state_dict()))
     moved = OPTIMIZERS[kind](other.parameters())
-    moved.load_state_dict(permute_optimizer_states([optimizer.state_dict()], p)[0])
+    moved.load_state_dict(
+        permute_optimizer_states([optimizer.state_dict()], p)[0]
+    )
     unmoved_net = copy.deepcopy(other)
     unmoved = OPTIMIZERS[kind](unmoved_net.parameters())
     unmoved.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
-    for network, opt in ((net, optimizer), (other, moved), (unmoved_net, unmoved)):
+    for network, opt in (
+        (net, optimizer),
+        (other, moved),
+        (unmoved_net, unmoved),
+    ):
         train(network, opt, 10, seed=1)
     expected = p.apply(net.state_dict())
     for name, tensor in other.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(
+            tensor, expected[name], rtol=1e-9, atol=1e-11
+        )
     gap = (unmoved_net.conv2.weight - expected["conv2.weight"]).abs().max()
     assert (
         gap > 1e-4
@@ -76,7 +84,9 @@ class TwoGroups(LightningModule):
 
     def configure_optimizers(self):
         biases = [p for n, p in self.named_parameters() if n.endswith("bias")]
-        weights = [p for n, p in self.named_parameters() if n.endswith("weight")]
+        weights = [
+            p for n, p in self.named_parameters() if n.endswith("weight")
+        ]
         optimizer = torch.optim.Adam(
             [{"params": biases, "lr": 0.02}, {"params": weights}], lr=0.01
         )
@@ -97,7 +107,9 @@ def fit(module, path, epochs, tmp_path, ckpt_path=None):
             max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
             enable_checkpointing=False, default_root_dir=tmp_path, precision="64-true",
         )  # fmt: skip
-        trainer.fit(module, DataLoader(data, batch_size=8), ckpt_path=ckpt_path)
+        trainer.fit(
+            module, DataLoader(data, batch_size=8), ckpt_path=ckpt_path
+        )
         trainer.save_checkpoint(path)
     return trainer
 
@@ -108,11 +120,19 @@ def test_a_lightning_training_goes_on_exactly(tmp_path):
     spec = infer_spec(TwoGroups())
     p = Permutation.random(spec, torch.Generator().manual_seed(1))
     source = read_inputs([tmp_path / "a.ckpt"], spec.tensors)[0]
-    with pytest.raises(CheckpointError, match=r"2 groups of parameters.*--module"):
-        apply_to_checkpoint(source, p, tmp_path / "b.ckpt", permute_optimizer=True)
+    with pytest.raises(
+        CheckpointError, match=r"2 groups of parameters.*--module"
+    ):
+        apply_to_checkpoint(
+            source, p, tmp_path / "b.ckpt", permute_optimizer=True
+        )
     assert not (tmp_path / "b.ckpt").exists()
     error = apply_to_checkpoint(
-        source, p, tmp_path / "b.ckpt", module=TwoGroups(), permute_optimizer=True
+        source,
+        p,
+        tmp_path / "b.ckpt",
+        module=TwoGroups(),
+        permute_optimizer=True,
     )
     assert error < 1e-12
 
@@ -122,7 +142,9 @@ def test_a_lightning_training_goes_on_exactly(tmp_path):
     assert trainer.global_step == 20
     expected = p.apply(one.state_dict())
     for name, tensor in two.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(
+            tensor, expected[name], rtol=1e-9, atol=1e-11
+        )
     rates = [
         torch.load(tmp_path / f"{n}4.ckpt")["lr_schedulers"][0]["_last_lr"]
         for n in "ab"
@@ -134,8 +156,13 @@ def test_without_the_option_training_starts_afresh(tmp_path):
     fit(TwoGroups(), tmp_path / "a.ckpt", 1, tmp_path)
     spec = infer_spec(TwoGroups())
     source = read_inputs([tmp_path / "a.ckpt"], spec.tensors)[0]
-    apply_to_checkpoint(source, Permutation.identity(spec), tmp_path / "b.ckpt")
-    assert torch.load(tmp_path / "b.ckpt", weights_only=True)["optimizer_states"] == []
+    apply_to_checkpoint(
+        source, Permutation.identity(spec), tmp_path / "b.ckpt"
+    )
+    assert (
+        torch.load(tmp_path / "b.ckpt", weights_only=True)["optimizer_states"]
+        == []
+    )
     fresh = read_inputs([tmp_path / "b.ckpt"], spec.tensors)[0]
     with pytest.raises(ConfigurationError, match="no optimizer state"):
         apply_to_checkpoint(

@@ -12,7 +12,11 @@ from helpers.shared import shared_path
 from torch import nn
 
 from lightning_rebasin.checkpoints import read_checkpoint
-from lightning_rebasin.errors import CheckpointError, RebasinError, UnsafeLoadWarning
+from lightning_rebasin.errors import (
+    CheckpointError,
+    RebasinError,
+    UnsafeLoadWarning,
+)
 
 
 @pytest.fixture
@@ -28,13 +32,21 @@ def same(a, b):
     "wrapper", [None, "state_dict", "model_state_dict", "model", "generator"]
 )
 @pytest.mark.parametrize("zipped", [True, False])
-def test_torch_files_bare_and_wrapped_in_both_formats(tmp_path, state, wrapper, zipped):
+def test_torch_files_bare_and_wrapped_in_both_formats(
+    tmp_path, state, wrapper, zipped
+):
     payload = (
         state
         if wrapper is None
-        else {"epoch": 3, wrapper: state, "optimizer": {"state": {}, "lr": 0.1}}
+        else {
+            "epoch": 3,
+            wrapper: state,
+            "optimizer": {"state": {}, "lr": 0.1},
+        }
     )
-    torch.save(payload, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        payload, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped
+    )
     c = read_checkpoint(tmp_path / "a.pt")
     assert same(c.state_dict, state)
     assert (c.format, c.wrapper) == ("torch", wrapper)
@@ -51,13 +63,17 @@ def test_every_shared_lightning_file_loads_without_running_anything():
     for file in files:
         c = read_checkpoint(file)
         assert c.format == "lightning"
-        assert file.name.startswith(f"v{c.metadata['pytorch-lightning_version']}")
+        assert file.name.startswith(
+            f"v{c.metadata['pytorch-lightning_version']}"
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             oracle = _trusting_load(file)
         assert same(c.state_dict, oracle["state_dict"])
     assert not {
-        m for m in set(sys.modules) - before if m.startswith("pytorch_lightning")
+        m
+        for m in set(sys.modules) - before
+        if m.startswith("pytorch_lightning")
     }
 
 
@@ -77,7 +93,9 @@ def _trusting_load(file):
             )
 
     module = SimpleNamespace(
-        Unpickler=Unpickler, load=lambda f, **k: Unpickler(f, **k).load(), __name__="x"
+        Unpickler=Unpickler,
+        load=lambda f, **k: Unpickler(f, **k).load(),
+        __name__="x",
     )
     return torch.load(
         file, map_location="cpu", weights_only=False, pickle_module=module
@@ -89,7 +107,11 @@ def test_hyper_parameters_of_refused_files_are_kept():
         shared_path("data/lightning/v2.6.0-loss-object-in-hparams.ckpt")
     )
     kept = c.metadata["hyper_parameters"]
-    assert (kept["hidden_channels"], kept["padding"], kept["lr"]) == (16, "same", 0.001)
+    assert (kept["hidden_channels"], kept["padding"], kept["lr"]) == (
+        16,
+        "same",
+        0.001,
+    )
     assert repr(kept["optimizer"]) == "<stand-in for torch.optim.adam.Adam>"
     assert (
         repr(kept["criterion"])
@@ -128,7 +150,10 @@ def test_prefixes(tmp_path, state):
         f"model.{n}" for n in state
     ]
     assert same(
-        read_checkpoint(tmp_path / "a.pt", prefix="model._orig_mod.").state_dict, state
+        read_checkpoint(
+            tmp_path / "a.pt", prefix="model._orig_mod."
+        ).state_dict,
+        state,
     )
     mapped = read_checkpoint(
         tmp_path / "a.pt",
@@ -148,14 +173,16 @@ def test_prefixes(tmp_path, state):
         read_checkpoint(tmp_path / "a.pt", prefix="net.")
     with pytest.raises(CheckpointError, match="would both be called 'x'"):
         read_checkpoint(
-            tmp_path / "a.pt", prefix={f"model._orig_mod.{n}": "x" for n in state}
+            tmp_path / "a.pt",
+            prefix={f"model._orig_mod.{n}": "x" for n in state},
         )
 
 
 def test_a_lightning_module_may_call_its_child_module(tmp_path, state):
     names = {f"module.{n}": t for n, t in state.items()}
     torch.save(
-        {"pytorch-lightning_version": "2.6.6", "state_dict": names}, tmp_path / "a.ckpt"
+        {"pytorch-lightning_version": "2.6.6", "state_dict": names},
+        tmp_path / "a.ckpt",
     )
     assert list(read_checkpoint(tmp_path / "a.ckpt").state_dict) == list(names)
 
@@ -170,10 +197,13 @@ def test_averaged_and_live_weights(tmp_path, state):
     torch.save(payload, tmp_path / "a.ckpt")
     assert same(read_checkpoint(tmp_path / "a.ckpt").state_dict, state)
     assert same(
-        read_checkpoint(tmp_path / "a.ckpt", weights="current").state_dict, live
+        read_checkpoint(tmp_path / "a.ckpt", weights="current").state_dict,
+        live,
     )
     torch.save({"ema": live, "raw": state}, tmp_path / "b.pt")
-    assert same(read_checkpoint(tmp_path / "b.pt", weights="ema").state_dict, live)
+    assert same(
+        read_checkpoint(tmp_path / "b.pt", weights="ema").state_dict, live
+    )
     with pytest.raises(CheckpointError, match=r"'ema', 'raw'.*--weights"):
         read_checkpoint(tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match="WeightAveraging"):
@@ -205,7 +235,9 @@ def test_whole_modules_give_their_state_dict(tmp_path, zipped):
             tmp_path / "a.pt",
             _use_new_zipfile_serialization=zipped,
         )
-        torch.save(module, tmp_path / "b.pt", _use_new_zipfile_serialization=zipped)
+        torch.save(
+            module, tmp_path / "b.pt", _use_new_zipfile_serialization=zipped
+        )
     assert same(
         dict(sorted(read_checkpoint(tmp_path / "a.pt").state_dict.items())),
         dict(sorted(module.state_dict().items())),
@@ -254,7 +286,9 @@ def test_restricted_reading_gives_the_same_tensors(tmp_path, zipped):
         "empty": torch.zeros(0, 3),
     }
     payload = {"state_dict": tensors, "why_refused": print}
-    torch.save(payload, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        payload, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped
+    )
     got = read_checkpoint(tmp_path / "a.pt").state_dict
     assert same(got, tensors)
     assert all(
@@ -278,7 +312,12 @@ def _saved_as_cuda(payload):
     import io
 
     buffer = io.BytesIO()
-    torch.save(payload, buffer, _use_new_zipfile_serialization=False, pickle_protocol=2)
+    torch.save(
+        payload,
+        buffer,
+        _use_new_zipfile_serialization=False,
+        pickle_protocol=2,
+    )
     raw = buffer.getvalue()
     tag = b"X\x03\x00\x00\x00cpu"
     assert tag in raw
@@ -307,7 +346,9 @@ def test_large_zip_files_are_mapped_not_read(tmp_path, state, monkeypatch):
 
 def test_unsafe_is_a_last_resort_with_a_warning(tmp_path, state):
     torch.save({"state_dict": state}, tmp_path / "safe.pt")
-    read_checkpoint(tmp_path / "safe.pt", unsafe=True)  # warnings are errors here
+    read_checkpoint(
+        tmp_path / "safe.pt", unsafe=True
+    )  # warnings are errors here
     torch.save({"state_dict": state, "counter": Path("x")}, tmp_path / "a.pt")
     with pytest.warns(UnsafeLoadWarning, match="a.pt"):
         c = read_checkpoint(tmp_path / "a.pt", unsafe=True)
@@ -320,7 +361,10 @@ def test_unsafe_is_a_last_resort_with_a_warning(tmp_path, state):
         (b"", "is empty"),
         (b"PK\x03\x04" + b"\0" * 100, "truncated or damaged zip"),
         (b"hello, I am text", "not a file written by torch.save"),
-        (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "not a file written by torch.save"),
+        (
+            b"\x89HDF\r\n\x1a\n" + b"\0" * 100,
+            "not a file written by torch.save",
+        ),
         (pickle.dumps({"a": 1}), "cannot be read|truncated or damaged"),
         (b"\x80\x02]q\x00.", "cannot be read|truncated or damaged"),
     ],
@@ -349,7 +393,9 @@ def test_missing_files_and_sharded_folders(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         read_checkpoint(tmp_path / "nothing.ckpt")
     (tmp_path / "shards.ckpt").mkdir()
-    with pytest.raises(CheckpointError, match=r"consolidate_checkpoint .*shards\.ckpt"):
+    with pytest.raises(
+        CheckpointError, match=r"consolidate_checkpoint .*shards\.ckpt"
+    ):
         read_checkpoint(tmp_path / "shards.ckpt")
     (tmp_path / "shards.ckpt" / "latest").touch()
     with pytest.raises(RebasinError, match="deepspeed"):
@@ -372,7 +418,9 @@ def test_safetensors(tmp_path, state, monkeypatch):
         state, tmp_path / "a.bin", metadata={"note": "x"}
     )  # the content decides, not the name
     c = read_checkpoint(tmp_path / "a.bin")
-    assert same(dict(sorted(c.state_dict.items())), dict(sorted(state.items())))
+    assert same(
+        dict(sorted(c.state_dict.items())), dict(sorted(state.items()))
+    )
     assert (c.format, dict(c.metadata)) == ("safetensors", {"note": "x"})
     raw = (tmp_path / "a.bin").read_bytes()
     (tmp_path / "a.bin").write_bytes(raw[:-3])
@@ -419,6 +467,7 @@ def test_files_that_lightning_wrote_with_weight_averaging(tmp_path):
         trainer.fit(Classifier(), train_loader())
     assert same(read_checkpoint(tmp_path / "a.ckpt").state_dict, averaged)
     assert same(
-        read_checkpoint(tmp_path / "a.ckpt", weights="current").state_dict, live
+        read_checkpoint(tmp_path / "a.ckpt", weights="current").state_dict,
+        live,
     )
     assert not same(live, averaged)

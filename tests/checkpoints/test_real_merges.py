@@ -56,7 +56,9 @@ class WideMLP(Evaluated):
         )
 
     def forward(self, x):
-        return self.layer_3(F.relu(self.layer_2(F.relu(self.layer_1(x.flatten(1))))))
+        return self.layer_3(
+            F.relu(self.layer_2(F.relu(self.layer_1(x.flatten(1)))))
+        )
 
 
 class CNN(Evaluated):
@@ -67,7 +69,11 @@ class CNN(Evaluated):
     def __init__(self, num_classes):
         super().__init__()
         self.save_hyperparameters()
-        block = lambda a, b: (nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        block = lambda a, b: (
+            nn.Conv2d(a, b, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
         self.features = nn.Sequential(*block(1, 32), *block(32, 64))
         self.classifier = nn.Linear(3136, num_classes)
 
@@ -94,7 +100,10 @@ def score(path, network):
         warnings.simplefilter("ignore")
         trainer = Trainer(accelerator="cpu", **dict.fromkeys(quiet, False))
         result = trainer.test(
-            network, loader("test", type(network), 4000), ckpt_path=path, verbose=False
+            network,
+            loader("test", type(network), 4000),
+            ckpt_path=path,
+            verbose=False,
         )
     return result[0]["accuracy"]
 
@@ -141,7 +150,9 @@ CASES = {
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=[pytest.mark.slow] if CASES[case][0] is CNN else [])
+        pytest.param(
+            case, marks=[pytest.mark.slow] if CASES[case][0] is CNN else []
+        )
         for case in CASES
     ],
 )
@@ -158,7 +169,12 @@ def test_merged_files_pass_the_trainers_test(tmp_path, case):
     ):
         out = tmp_path / f"{method}-{statistics}.ckpt"
         report = merge_checkpoints(
-            paths, out, module=network, method=method, data=data, statistics=statistics
+            paths,
+            out,
+            module=network,
+            method=method,
+            data=data,
+            statistics=statistics,
         )
         assert method == "average" or max(report.errors) < 1e-8
         scores[method, statistics] = score(out, network)
@@ -176,13 +192,22 @@ def test_merged_files_pass_the_trainers_test(tmp_path, case):
 def _readable(paths, tmp_path):
     """Old files that the trainer itself refuses, rewritten."""
     for path in paths:
-        merge_checkpoints([path], tmp_path / path.name, method="none", force=True)
+        merge_checkpoints(
+            [path], tmp_path / path.name, method="none", force=True
+        )
         yield tmp_path / path.name
 
 
 def test_merged_hyper_parameters_build_the_network(tmp_path):
-    paths = [shared_path(f"data/lightning/v2.6.5-mnist-cnn-{x}.ckpt") for x in "ab"]
+    paths = [
+        shared_path(f"data/lightning/v2.6.5-mnist-cnn-{x}.ckpt") for x in "ab"
+    ]
     merge_checkpoints(
-        paths, tmp_path / "m.ckpt", module=CNN(10), example=torch.randn(2, 1, 28, 28)
+        paths,
+        tmp_path / "m.ckpt",
+        module=CNN(10),
+        example=torch.randn(2, 1, 28, 28),
     )
-    assert CNN.load_from_checkpoint(tmp_path / "m.ckpt").hparams.num_classes == 10
+    assert (
+        CNN.load_from_checkpoint(tmp_path / "m.ckpt").hparams.num_classes == 10
+    )

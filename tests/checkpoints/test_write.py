@@ -60,7 +60,10 @@ def test_lightning_accepts_what_was_written(tmp_path, trained):
     source = read_checkpoint(trained)
     weights = {name: tensor + 1 for name, tensor in source.state_dict.items()}
     dropped = write_checkpoint(
-        tmp_path / "out.ckpt", weights, like=source, provenance={"method": "none"}
+        tmp_path / "out.ckpt",
+        weights,
+        like=source,
+        provenance={"method": "none"},
     )
     assert [d.split()[0] for d in dropped] == ["hyper_parameters.loss"]
     payload = torch.load(tmp_path / "out.ckpt", weights_only=True)
@@ -70,8 +73,12 @@ def test_lightning_accepts_what_was_written(tmp_path, trained):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few workers and the like
         module = Small.load_from_checkpoint(tmp_path / "out.ckpt")
-        assert all(torch.equal(module.state_dict()[n], t) for n, t in weights.items())
-        trainer(tmp_path).test(module, ckpt_path=tmp_path / "out.ckpt", verbose=False)
+        assert all(
+            torch.equal(module.state_dict()[n], t) for n, t in weights.items()
+        )
+        trainer(tmp_path).test(
+            module, ckpt_path=tmp_path / "out.ckpt", verbose=False
+        )
         again = Small(5)
         t = trainer(tmp_path, max_epochs=2)
         t.fit(again, ckpt_path=tmp_path / "out.ckpt")
@@ -98,32 +105,42 @@ def test_command_line_entries_and_own_entries_pass_through(tmp_path):
     }
     torch.save(payload, tmp_path / "a.ckpt")
     source = read_checkpoint(tmp_path / "a.ckpt")
-    assert write_checkpoint(tmp_path / "b.ckpt", source.state_dict, like=source) == ()
+    assert (
+        write_checkpoint(tmp_path / "b.ckpt", source.state_dict, like=source)
+        == ()
+    )
     got = torch.load(tmp_path / "b.ckpt", weights_only=True)
     assert got["hyper_parameters"] == payload["hyper_parameters"]
     assert got["vocabulary"] == ["a", "b"]
     assert got["optimizer_states"] == got["lr_schedulers"] == []
-    assert not {"callbacks", "loops", "current_model_state", "lightning_rebasin"} & set(
-        got
-    )
+    assert not {
+        "callbacks",
+        "loops",
+        "current_model_state",
+        "lightning_rebasin",
+    } & set(got)
 
 
 @pytest.mark.parametrize("wrapper", [None, "model"])
 def test_other_formats_keep_names_and_wrapper(tmp_path, wrapper):
     state = {f"module.{n}": t for n, t in mlp(3, 4, 2).state_dict().items()}
     torch.save(
-        state if wrapper is None else {wrapper: state, "epoch": 7}, tmp_path / "a.pt"
+        state if wrapper is None else {wrapper: state, "epoch": 7},
+        tmp_path / "a.pt",
     )
     source = read_checkpoint(tmp_path / "a.pt")
     write_checkpoint(
-        tmp_path / "b.pt", source.state_dict, like=source, provenance={"method": "x"}
+        tmp_path / "b.pt",
+        source.state_dict,
+        like=source,
+        provenance={"method": "x"},
     )
     got = torch.load(tmp_path / "b.pt", weights_only=True)
     inner = got if wrapper is None else got[wrapper]
     assert list(inner) == list(state)
-    assert (got.lightning_rebasin if wrapper is None else got["lightning_rebasin"]) == {
-        "method": "x"
-    }
+    assert (
+        got.lightning_rebasin if wrapper is None else got["lightning_rebasin"]
+    ) == {"method": "x"}
     write_checkpoint(tmp_path / "b.ckpt", source.state_dict, like=source)
     assert "pytorch-lightning_version" in torch.load(
         tmp_path / "b.ckpt", weights_only=True
@@ -133,14 +150,24 @@ def test_other_formats_keep_names_and_wrapper(tmp_path, wrapper):
 def test_safetensors_out_and_back(tmp_path):
     st = pytest.importorskip("safetensors")
     shared = torch.randn(3, 2)
-    state = {"a": shared, "b": shared, "t": torch.randn(2, 3).T, "n": torch.tensor(3)}
+    state = {
+        "a": shared,
+        "b": shared,
+        "t": torch.randn(2, 3).T,
+        "n": torch.tensor(3),
+    }
     write_checkpoint(
-        tmp_path / "a.safetensors", state, provenance={"p": torch.tensor([1, 0])}
+        tmp_path / "a.safetensors",
+        state,
+        provenance={"p": torch.tensor([1, 0])},
     )
     back = read_checkpoint(tmp_path / "a.safetensors")
     assert all(torch.equal(back.state_dict[n], t) for n, t in state.items())
     with st.safe_open(tmp_path / "a.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt", "lightning_rebasin": '{"p": [1, 0]}'}
+        assert file.metadata() == {
+            "format": "pt",
+            "lightning_rebasin": '{"p": [1, 0]}',
+        }
     write_checkpoint(tmp_path / "b.pt", back.state_dict, like=back)
     assert set(torch.load(tmp_path / "b.pt", weights_only=True)) == set(state)
 

@@ -24,7 +24,9 @@ def files(tmp_path, monkeypatch):
     net = Classifier(hidden=6, batch_norm=True)
     net.example_input_array = torch.randn(4, 6)
     state = {n: t.clone() for n, t in randomise(net).state_dict().items()}
-    order = Permutation.random(infer_spec(net), torch.Generator().manual_seed(0))
+    order = Permutation.random(
+        infer_spec(net), torch.Generator().manual_seed(0)
+    )
     common = {
         "pytorch-lightning_version": "2.6.6",
         "hyper_parameters": {"hidden": 6, "batch_norm": True, "x": print},
@@ -89,7 +91,12 @@ def test_merge_from_lightning_files(files, tmp_path, capsys):
     for key, tensor in payload["state_dict"].items():
         torch.testing.assert_close(tensor, state[key])
     report = json.loads((tmp_path / "r.json").read_text())
-    assert set(report["evaluation"]) == {"a.ckpt", "b.ckpt", "naive average", "merged"}
+    assert set(report["evaluation"]) == {
+        "a.ckpt",
+        "b.ckpt",
+        "naive average",
+        "merged",
+    }
     assert report["evaluation"]["merged"]["val_loss"] == pytest.approx(
         report["evaluation"]["a.ckpt"]["val_loss"], rel=1e-4
     )
@@ -99,7 +106,13 @@ def test_merge_from_lightning_files(files, tmp_path, capsys):
 @pytest.mark.parametrize("data", ["pair", "Blobs"])
 def test_statistics_from_a_function_or_a_data_module(files, data, capsys):
     _, name = files
-    arguments = ("--module", MODULE, "--data", f"{name}.{data}", "--no-progress")
+    arguments = (
+        "--module",
+        MODULE,
+        "--data",
+        f"{name}.{data}",
+        "--no-progress",
+    )
     assert (
         run(
             "merge",
@@ -144,7 +157,16 @@ def test_a_config_file_gives_network_and_data(files, tmp_path, capsys):
         f"model: {{class_path: {MODULE}}}\ndata: {{class_path: {name}.Nothing}}\n"
     )
     assert (
-        run("merge", "a.ckpt", "b.ckpt", "-o", "o.ckpt", "--config", "config.yaml") == 2
+        run(
+            "merge",
+            "a.ckpt",
+            "b.ckpt",
+            "-o",
+            "o.ckpt",
+            "--config",
+            "config.yaml",
+        )
+        == 2
     )
     assert "'data' section of config.yaml" in one_line(capsys)
 
@@ -191,7 +213,10 @@ def test_match_apply_and_back(files, capsys):
         torch.load("b.ckpt", weights_only=False)["state_dict"],
     )
     assert all(torch.equal(back[n], t) for n, t in b.items())
-    assert run("apply", "p.perm", "b.ckpt", "-o", "e.ckpt", "--permute-optimizer") == 2
+    assert (
+        run("apply", "p.perm", "b.ckpt", "-o", "e.ckpt", "--permute-optimizer")
+        == 2
+    )
     assert "no optimizer state" in capsys.readouterr().err
 
 
@@ -212,12 +237,16 @@ def test_a_spec_needs_no_model_code(files, capsys):
         == 0
     )
     assert "not proved" in capsys.readouterr().out
-    assert run("merge", "a.ckpt", "b.ckpt", "-o", "o.ckpt", "--spec", "a.ckpt") == 2
+    assert (
+        run("merge", "a.ckpt", "b.ckpt", "-o", "o.ckpt", "--spec", "a.ckpt")
+        == 2
+    )
     assert "cannot read a permutation spec from a.ckpt" in one_line(capsys)
 
 
 @pytest.mark.parametrize(
-    ("suffix", "module"), [("png", "Plain"), ("csv", "network"), ("json", "network")]
+    ("suffix", "module"),
+    [("png", "Plain"), ("csv", "network"), ("json", "network")],
 )
 def test_barrier_measures_and_draws(files, tmp_path, suffix, module, capsys):
     _, name = files
@@ -233,10 +262,15 @@ def test_barrier_measures_and_draws(files, tmp_path, suffix, module, capsys):
         "--match",
         "--no-progress",
     )
-    assert run("barrier", "a.ckpt", "b.ckpt", *arguments, "-o", f"b.{suffix}") == 0
+    assert (
+        run("barrier", "a.ckpt", "b.ckpt", *arguments, "-o", f"b.{suffix}")
+        == 0
+    )
     out = capsys.readouterr().out
     matched = float(
-        next(line for line in out.splitlines() if "loss" in line.split()[0]).split()[-1]
+        next(
+            line for line in out.splitlines() if "loss" in line.split()[0]
+        ).split()[-1]
     )
     assert matched == pytest.approx(0, abs=1e-3)
     content = (tmp_path / f"b.{suffix}").read_bytes()
@@ -322,13 +356,19 @@ BAD = {
         "'weight', 'activation'",
     ),
     "one file": ("merge a.ckpt -o x.ckpt --method average", "two or more"),
-    "missing file": ("merge a.ckpt no.ckpt -o x.ckpt --method average", "no.ckpt"),
+    "missing file": (
+        "merge a.ckpt no.ckpt -o x.ckpt --method average",
+        "no.ckpt",
+    ),
     "not a checkpoint": (
         "merge a.ckpt text.txt -o x.ckpt --method average",
         "text.txt",
     ),
     "no network": ("merge a.ckpt b.ckpt -o x.ckpt", "--module or --config"),
-    "bad module": ("merge a.ckpt b.ckpt -o x.ckpt --module no.such.Net", "no.such.Net"),
+    "bad module": (
+        "merge a.ckpt b.ckpt -o x.ckpt --module no.such.Net",
+        "no.such.Net",
+    ),
     "bad data": (
         f"merge a.ckpt b.ckpt -o x.ckpt --module {MODULE} --data os.bogus",
         "os.bogus",
@@ -349,7 +389,10 @@ BAD = {
     "live weights": (f"{AVERAGE} --weights current", "Averaging"),
     "bad prefix": (f"{AVERAGE} --prefix zz.", "zz."),
     "not a permutation": ("apply a.ckpt b.ckpt -o x.ckpt", "permutation"),
-    "barrier without data": (f"barrier a.ckpt b.ckpt --module {MODULE}", "--data"),
+    "barrier without data": (
+        f"barrier a.ckpt b.ckpt --module {MODULE}",
+        "--data",
+    ),
     "activation without data": (
         f"merge a.ckpt b.ckpt -o x.ckpt --module {MODULE} --method activation",
         "--data",
@@ -358,7 +401,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_mistakes_are_one_line_and_leave_nothing(files, tmp_path, case, capsys):
+def test_mistakes_are_one_line_and_leave_nothing(
+    files, tmp_path, case, capsys
+):
     (tmp_path / "text.txt").write_text("hello")
     before = {p.name for p in tmp_path.iterdir()}
     arguments, message = BAD[case]
@@ -456,10 +501,22 @@ def test_interrupted_while_writing_leaves_nothing(files, tmp_path):
         sys.executable,
         "-c",
         SLOW_SAVE,
-        *["merge", "a.ckpt", "b.ckpt", "-o", "out.ckpt", "--method", "average"],
+        *[
+            "merge",
+            "a.ckpt",
+            "b.ckpt",
+            "-o",
+            "out.ckpt",
+            "--method",
+            "average",
+        ],
     ]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        text=True,
     )
     assert process.stdout.readline() == "half\n"
     process.send_signal(signal.SIGINT)
@@ -494,7 +551,9 @@ def test_killed_while_writing_leaves_no_broken_output(files, tmp_path):
     assert process.stdout.readline() == "half\n"
     process.kill()
     process.communicate(timeout=120)
-    assert (tmp_path / "out.ckpt").read_bytes() == (tmp_path / "a.ckpt").read_bytes()
+    assert (tmp_path / "out.ckpt").read_bytes() == (
+        tmp_path / "a.ckpt"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(

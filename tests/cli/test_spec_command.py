@@ -55,7 +55,10 @@ class Stepwise(LightningModule):
         self.net = mlp(3, 5, 2)
 
     def validation_step(self, batch):
-        self.log("loss", nn.functional.cross_entropy(self.net(batch["x"]), batch["y"]))
+        self.log(
+            "loss",
+            nn.functional.cross_entropy(self.net(batch["x"]), batch["y"]),
+        )
 
 
 def batches():
@@ -109,7 +112,8 @@ def test_prints_table_explains_proves_and_writes(tmp_path, capsys):
     )
     out = capsys.readouterr().out
     assert (
-        "acts on (tensor[dimension])" in out and "head.weight: parameter (2, 4)" in out
+        "acts on (tensor[dimension])" in out
+        and "head.weight: parameter (2, 4)" in out
     )
     assert "proved: a random permutation" in out and f"wrote {target}" in out
     spec = PermutationSpec.load(target)
@@ -119,7 +123,11 @@ def test_prints_table_explains_proves_and_writes(tmp_path, capsys):
 def test_no_check_and_pin(capsys):
     assert run(*TOWER, *INPUT, "--no-check", "--pin", "head.weight") == 0
     out = capsys.readouterr().out
-    assert "proved" not in out and "pinned by the user" in out and "1 group;" in out
+    assert (
+        "proved" not in out
+        and "pinned by the user" in out
+        and "1 group;" in out
+    )
 
 
 def test_lightning_cli_configuration(tmp_path, capsys):
@@ -138,7 +146,10 @@ def test_lightning_cli_configuration(tmp_path, capsys):
     assert run("--config", config, *INPUT, "--explain", "head.weight") == 0
     assert "head.weight: parameter (5, 4)" in capsys.readouterr().out
     config.write_text("model: {width: 8}")  # a LightningCLI made for one class
-    assert run("--config", config, *TOWER, *INPUT, "--explain", "stem.0.weight") == 0
+    assert (
+        run("--config", config, *TOWER, *INPUT, "--explain", "stem.0.weight")
+        == 0
+    )
     assert "stem.0.weight: parameter (8, 3)" in capsys.readouterr().out
     config.write_text(
         "fit: {model: {class_path: tower_models.Tower, init_args: {width: 11}}}"
@@ -148,7 +159,14 @@ def test_lightning_cli_configuration(tmp_path, capsys):
 
 
 def test_several_inputs_of_several_dtypes(capsys):
-    shapes = ("--input-shape", "3,6", "--input-dtype", "long", "--input-shape", "3x6")
+    shapes = (
+        "--input-shape",
+        "3,6",
+        "--input-dtype",
+        "long",
+        "--input-shape",
+        "3x6",
+    )
     assert run("--module", "tower_models.Reader", *shapes) == 0
     assert "2 groups" in capsys.readouterr().out
 
@@ -170,7 +188,13 @@ def test_example_input_array_and_functions(capsys):
 
 def test_data_give_the_example(capsys):
     assert (
-        run("--module", "tower_models.Stepwise", "--data", "tower_models.batches") == 0
+        run(
+            "--module",
+            "tower_models.Stepwise",
+            "--data",
+            "tower_models.batches",
+        )
+        == 0
     )
     out = capsys.readouterr().out
     assert "1 group" in out and "proved" in out
@@ -199,7 +223,11 @@ def test_same_seed_same_output(capsys):
             ConfigurationError,
             "cannot import 'tower_models.Nothing'",
         ),
-        (("--module", "Tower", *INPUT), ConfigurationError, "package.module.Class"),
+        (
+            ("--module", "Tower", *INPUT),
+            ConfigurationError,
+            "package.module.Class",
+        ),
         (
             ("--module", "tower_models.not_a_module", *INPUT),
             ConfigurationError,
@@ -226,14 +254,22 @@ def test_same_seed_same_output(capsys):
             ConfigurationError,
             "--input-dtype is given",
         ),
-        ((*TOWER, *INPUT, "--input-high", "0"), ConfigurationError, "--input-high 0"),
+        (
+            (*TOWER, *INPUT, "--input-high", "0"),
+            ConfigurationError,
+            "--input-high 0",
+        ),
         ((*TOWER, "--input-shape", "2,99"), TraceError, "example input"),
         (
             (*TOWER, *INPUT, "--explain", "head.wieght"),
             SpecError,
             "did you mean 'head.weight'",
         ),
-        ((*TOWER, *INPUT, "--pin", "nothing"), SpecError, "no tensor 'nothing'"),
+        (
+            (*TOWER, *INPUT, "--pin", "nothing"),
+            SpecError,
+            "no tensor 'nothing'",
+        ),
         (("--module", "tower_models.Dead", *INPUT), EquivalenceError, "blind"),
         (
             (*TOWER, "--config", "missing.yaml", *INPUT),

@@ -16,7 +16,9 @@ from lightning_rebasin.errors import ConfigurationError, DataError, OutputError
 
 
 def write_idx(path, array):
-    header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    header = struct.pack(
+        f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape
+    )
     path.write_bytes(header + array.numpy().tobytes())
 
 
@@ -73,12 +75,16 @@ def test_a_missing_file_is_named(idx):
 )
 def test_a_malformed_file_is_named(idx, content):
     (idx / "train-labels-idx1-ubyte").write_bytes(content)
-    with pytest.raises(DataError, match="train-labels-idx1-ubyte is not an idx file"):
+    with pytest.raises(
+        DataError, match="train-labels-idx1-ubyte is not an idx file"
+    ):
         idx_folder(idx)
 
 
 def test_unequal_counts_are_refused(idx):
-    write_idx(idx / "train-labels-idx1-ubyte", torch.zeros(7, dtype=torch.uint8))
+    write_idx(
+        idx / "train-labels-idx1-ubyte", torch.zeros(7, dtype=torch.uint8)
+    )
     with pytest.raises(DataError, match="60 images but 7 labels"):
         idx_folder(idx)
 
@@ -100,7 +106,9 @@ def test_settings_are_checked(tmp_path, bad):
 def test_an_unwritable_output_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="output folder"):
-        run_demo(DemoSettings(tmp_path / "file" / "out", epochs=1), progress=False)
+        run_demo(
+            DemoSettings(tmp_path / "file" / "out", epochs=1), progress=False
+        )
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +132,9 @@ def test_the_naive_midpoint_is_broken_and_the_merged_one_is_not(demo):
 def test_everything_is_written(demo):
     settings, report = demo
     assert (
-        json.loads((settings.output / "report.json").read_text())["naive_barrier"]
+        json.loads((settings.output / "report.json").read_text())[
+            "naive_barrier"
+        ]
         == report.naive_barrier
     )
     with (settings.output / "barrier.csv").open() as file:
@@ -133,7 +143,9 @@ def test_everything_is_written(demo):
     assert float(lines[12]["naive_val_loss"]) == pytest.approx(
         report.rows[2].loss, rel=1e-6
     )
-    assert (settings.output / "barrier.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        (settings.output / "barrier.png").read_bytes().startswith(b"\x89PNG")
+    )
     assert list((settings.output / "snapshots").iterdir())
 
 
@@ -141,18 +153,22 @@ def test_the_merged_file_is_a_normal_lightning_checkpoint(demo):
     settings, report = demo
     tested = evaluate_merged(settings)
     assert tested["test_loss"] == pytest.approx(report.rows[3].loss, rel=1e-5)
-    assert tested["test_accuracy"] == pytest.approx(report.rows[3].accuracy, abs=1e-6)
+    assert tested["test_accuracy"] == pytest.approx(
+        report.rows[3].accuracy, abs=1e-6
+    )
     payload = torch.load(settings.output / "merged.ckpt", weights_only=True)
     assert payload["hyper_parameters"]["width"] == 256
     assert isinstance(
-        Classifier.load_from_checkpoint(settings.output / "merged.ckpt"), Classifier
+        Classifier.load_from_checkpoint(settings.output / "merged.ckpt"),
+        Classifier,
     )
 
 
 def test_the_same_seed_gives_the_same_result(tmp_path):
     reports = [
         run_demo(
-            DemoSettings(tmp_path / name, epochs=2, width=16, seed=3), progress=False
+            DemoSettings(tmp_path / name, epochs=2, width=16, seed=3),
+            progress=False,
         )
         for name in ("a", "b")
     ]
@@ -162,7 +178,8 @@ def test_the_same_seed_gives_the_same_result(tmp_path):
 
 def test_idx_files_run_too(idx, tmp_path):
     report = run_demo(
-        DemoSettings(tmp_path / "out", data_dir=idx, epochs=1, width=8), progress=False
+        DemoSettings(tmp_path / "out", data_dir=idx, epochs=1, width=8),
+        progress=False,
     )
     assert len(report.rows) == 4
 

@@ -14,7 +14,9 @@ Table = dict[str, tuple[str | None, ...]]
 Shapes = dict[str, tuple[int, ...]]
 
 
-def _norm(table: Table, shapes: Shapes, name: str, size: int, group: str) -> None:
+def _norm(
+    table: Table, shapes: Shapes, name: str, size: int, group: str
+) -> None:
     for part in ("weight", "bias"):
         shapes[f"{name}.{part}"], table[f"{name}.{part}"] = (size,), (group,)
 
@@ -26,14 +28,20 @@ def vgg16() -> tuple[Table, Shapes]:
     before, group = 3, None
     widths = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
     for i, width in enumerate(widths):
-        shapes[f"c{i}.weight"], shapes[f"c{i}.bias"] = (width, before, 3, 3), (width,)
+        shapes[f"c{i}.weight"], shapes[f"c{i}.bias"] = (
+            (width, before, 3, 3),
+            (width,),
+        )
         table[f"c{i}.weight"], table[f"c{i}.bias"] = (
             (f"g{i}", group, None, None),
             (f"g{i}",),
         )
         before, group = width, f"g{i}"
     for i, (width, own) in enumerate(((512, "f0"), (512, "f1"), (10, None))):
-        shapes[f"l{i}.weight"], shapes[f"l{i}.bias"] = (width, before), (width,)
+        shapes[f"l{i}.weight"], shapes[f"l{i}.bias"] = (
+            (width, before),
+            (width,),
+        )
         table[f"l{i}.weight"], table[f"l{i}.bias"] = (own, group), (own,)
         before, group = width, own
     return table, shapes
@@ -45,7 +53,9 @@ def resnet50() -> tuple[Table, Shapes]:
     shapes: Shapes = {"stem.weight": (64, 3, 7, 7)}
     _norm(table, shapes, "stem.bn", 64, "stem")
     before, stream = 64, "stem"
-    for stage, (width, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
+    for stage, (width, blocks) in enumerate(
+        ((64, 3), (128, 4), (256, 6), (512, 3))
+    ):
         out = f"stage{stage}"
         for block in range(blocks):
             name = f"{stage}.{block}"
@@ -99,9 +109,15 @@ def transformer_mlps(
     table: Table = {}
     shapes: Shapes = {}
     for i in range(layers):
-        shapes[f"{i}.up.weight"], shapes[f"{i}.up.bias"] = (hidden, width), (hidden,)
+        shapes[f"{i}.up.weight"], shapes[f"{i}.up.bias"] = (
+            (hidden, width),
+            (hidden,),
+        )
         shapes[f"{i}.down.weight"] = (width, hidden)
-        table[f"{i}.up.weight"], table[f"{i}.up.bias"] = (f"h{i}", None), (f"h{i}",)
+        table[f"{i}.up.weight"], table[f"{i}.up.bias"] = (
+            (f"h{i}", None),
+            (f"h{i}",),
+        )
         table[f"{i}.down.weight"] = (None, f"h{i}")
     return table, shapes
 

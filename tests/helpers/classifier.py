@@ -58,7 +58,9 @@ class Classifier(LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int
+    ) -> Tensor:
         x, y = batch
         loss = nn.functional.cross_entropy(self(x), y)
         self.train_losses.append(float(loss.detach()))
@@ -66,7 +68,10 @@ class Classifier(LightningModule):
         return loss
 
     def validation_step(
-        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
+        self,
+        batch: tuple[Tensor, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         x, y = batch
         logits = self(x + torch.rand_like(x) if self.noise else x)
@@ -74,7 +79,10 @@ class Classifier(LightningModule):
         self.log("val_loss", loss)
         self.log("val_largest", loss, reduce_fx="max")
         self.log("val_count", float(len(y)), reduce_fx="sum")
-        if self.trainer.num_val_batches == [] or len(self.trainer.num_val_batches) == 1:
+        if (
+            self.trainer.num_val_batches == []
+            or len(self.trainer.num_val_batches) == 1
+        ):
             # Lightning wants one metric object per loader.
             self.val_acc(logits, y)
             self.log("val_acc", self.val_acc, on_step=False, on_epoch=True)
@@ -111,7 +119,8 @@ def blobs(samples: int, seed: int) -> TensorDataset:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (samples,), generator=generator)
     return TensorDataset(
-        centres[labels] + torch.randn(samples, FEATURES, generator=generator), labels
+        centres[labels] + torch.randn(samples, FEATURES, generator=generator),
+        labels,
     )
 
 

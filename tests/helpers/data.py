@@ -39,8 +39,12 @@ def _idx(name: str, header: int) -> Tensor:
 def mnist(split: Split, name: str = "mnist") -> tuple[Tensor, Tensor]:
     """Images float32 ``(n, 1, 28, 28)`` in [0, 1] and labels int64 ``(n,)``; ``name`` may be ``fashion-mnist``."""
     stem = {"train": "train", "test": "t10k"}[split]
-    images = _idx(f"{name}/{stem}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
-    return images.float() / 255, _idx(f"{name}/{stem}-labels-idx1-ubyte.gz", 8).long()
+    images = _idx(f"{name}/{stem}-images-idx3-ubyte.gz", 16).reshape(
+        -1, 1, 28, 28
+    )
+    return images.float() / 255, _idx(
+        f"{name}/{stem}-labels-idx1-ubyte.gz", 8
+    ).long()
 
 
 @lru_cache(maxsize=2)
@@ -50,10 +54,14 @@ def cifar10(split: Split, limit: int | None = None) -> tuple[Tensor, Tensor]:
     Train images are JPEG of quality 95, test images lossless WebP; both need Pillow.
     """
     folder = shared_path("data/cifar10")
-    image = pytest.importorskip("PIL.Image", reason="reading CIFAR-10 needs Pillow")
+    image = pytest.importorskip(
+        "PIL.Image", reason="reading CIFAR-10 needs Pillow"
+    )
     sheets = []
     for sheet in sorted(
-        (folder / {"train": "train-jpeg95", "test": "test-lossless"}[split]).iterdir()
+        (
+            folder / {"train": "train-jpeg95", "test": "test-lossless"}[split]
+        ).iterdir()
     ):
         if limit is not None and 500 * len(sheets) >= limit:
             break
@@ -68,10 +76,14 @@ def cifar10(split: Split, limit: int | None = None) -> tuple[Tensor, Tensor]:
             )
     with lzma.open(folder / "index.csv.xz", "rt") as file:
         labels = [
-            int(row["label"]) for row in csv.DictReader(file) if row["split"] == split
+            int(row["label"])
+            for row in csv.DictReader(file)
+            if row["split"] == split
         ]
     images = (
-        torch.from_numpy(np.concatenate(sheets)[:limit]).permute(0, 3, 1, 2).float()
+        torch.from_numpy(np.concatenate(sheets)[:limit])
+        .permute(0, 3, 1, 2)
+        .float()
         / 255
     )
     return images.contiguous(), torch.tensor(labels[:limit])
@@ -79,5 +91,7 @@ def cifar10(split: Split, limit: int | None = None) -> tuple[Tensor, Tensor]:
 
 def normalise(images: Tensor, checkpoint: str) -> Tensor:
     """Normalise images as the networks of a checkpoint folder expect them."""
-    mean, std = (torch.tensor(v)[:, None, None] for v in NORMALISATION[checkpoint])
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in NORMALISATION[checkpoint]
+    )
     return (images - mean) / std

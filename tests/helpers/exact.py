@@ -22,7 +22,9 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
         for tensor in module.parameters():
             fan = max(1, tensor[0].numel()) if tensor.ndim > 1 else 4
             tensor.copy_(
-                torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                torch.randn(
+                    tensor.shape, generator=generator, dtype=torch.float64
+                )
                 / fan**0.5
             )
         for name, tensor in module.named_buffers():
@@ -36,7 +38,9 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
             elif name.endswith("running_var"):
                 tensor.copy_(
                     0.5
-                    + torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                    + torch.rand(
+                        tensor.shape, generator=generator, dtype=torch.float64
+                    )
                 )
     return module
 
@@ -45,12 +49,16 @@ def difference(a: Any, b: Any) -> float:
     """Largest difference of two outputs, relative to the largest value."""
     pairs = zip(_tensors(a), _tensors(b), strict=True)
     return max(
-        float((x - y).abs().max() / x.abs().max().clamp_min(1e-30)) for x, y in pairs
+        float((x - y).abs().max() / x.abs().max().clamp_min(1e-30))
+        for x, y in pairs
     )
 
 
 def exact(
-    module: nn.Module, *args: Any, spec: PermutationSpec | None = None, **kwargs: Any
+    module: nn.Module,
+    *args: Any,
+    spec: PermutationSpec | None = None,
+    **kwargs: Any,
 ) -> PermutationSpec:
     """Infer the spec of a randomised copy, permute every group at random, and demand the same function.
 
@@ -58,17 +66,23 @@ def exact(
     """
     module = randomised(module)
     spec = spec or infer_spec(module, *args, **kwargs)
-    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = {
+        name: tensor.clone() for name, tensor in module.state_dict().items()
+    }
     with torch.no_grad():
         before = module(*args, **kwargs)
         for seed in range(2):
-            moved = Permutation.random(spec, torch.Generator().manual_seed(seed)).apply(
-                state
-            )
+            moved = Permutation.random(
+                spec, torch.Generator().manual_seed(seed)
+            ).apply(state)
             module.load_state_dict(moved)
-            assert difference(before, module(*args, **kwargs)) < 1e-10, str(spec)
+            assert difference(before, module(*args, **kwargs)) < 1e-10, str(
+                spec
+            )
         changed = []
-        for name in [n for n in spec.maps if not torch.equal(moved[n], state[n])][:4]:
+        for name in [
+            n for n in spec.maps if not torch.equal(moved[n], state[n])
+        ][:4]:
             module.load_state_dict({**state, name: moved[name]})
             changed.append(difference(before, module(*args, **kwargs)))
         module.load_state_dict(state)
@@ -78,8 +92,12 @@ def exact(
 
 def log10(*groups: tuple[int, int]) -> float:
     """``log10`` of a product of factorials: pairs of a size and how many such groups."""
-    return sum(count * math.lgamma(size + 1) / math.log(10) for size, count in groups)
+    return sum(
+        count * math.lgamma(size + 1) / math.log(10) for size, count in groups
+    )
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+    return [
+        leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)
+    ]

@@ -33,7 +33,9 @@ class Net(LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int
+    ) -> Tensor:
         loss = cross_entropy(self(batch[0]), batch[1])
         self.log("train_loss", loss)
         return loss
@@ -44,7 +46,10 @@ def ends() -> list[dict[str, Tensor]]:
     for seed in (1, 2):
         torch.manual_seed(seed)
         states.append(
-            {name: tensor.clone() for name, tensor in Net().state_dict().items()}
+            {
+                name: tensor.clone()
+                for name, tensor in Net().state_dict().items()
+            }
         )
     return states
 
@@ -55,13 +60,17 @@ def loader(
     """In order and without remainder: two ranks with half batches see together what one process sees."""
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     return DataLoader(
-        data, size, sampler=DistributedSampler(data, devices, rank, shuffle=False)
+        data,
+        size,
+        sampler=DistributedSampler(data, devices, rank, shuffle=False),
     )
 
 
 def run(out: Path, devices: int, size: int) -> None:
     module = MergeModule(
-        Net(), *ends(), optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9)
+        Net(),
+        *ends(),
+        optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9),
     )
     trainer = Trainer(
         max_epochs=2,
@@ -77,7 +86,9 @@ def run(out: Path, devices: int, size: int) -> None:
         precision="64-true",  # rounding must not decide an assignment
     )
     trainer.fit(
-        module, loader(blobs(64, 0), devices, size), loader(blobs(32, 1), devices, size)
+        module,
+        loader(blobs(64, 0), devices, size),
+        loader(blobs(32, 1), devices, size),
     )
     state = {
         "free": [parameter.detach() for parameter in module.free],

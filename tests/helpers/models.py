@@ -132,7 +132,9 @@ class _PositionEmbed(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int, inner: int, length: int) -> None:
+    def __init__(
+        self, width: int, heads: int, inner: int, length: int
+    ) -> None:
         super().__init__()
         for letter in "QKV":
             setattr(
@@ -142,7 +144,9 @@ class _Attention(nn.Module):
             )
         self.W_O = nn.Parameter(torch.randn(heads, inner, width) / width**0.5)
         for letter in "QKV":
-            setattr(self, f"b_{letter}", nn.Parameter(torch.zeros(heads, inner)))
+            setattr(
+                self, f"b_{letter}", nn.Parameter(torch.zeros(heads, inner))
+            )
         self.b_O = nn.Parameter(torch.zeros(width))
         self.register_buffer(
             "mask", torch.ones(length, length, dtype=torch.bool).tril()
@@ -174,7 +178,9 @@ class _ReLUMLP(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, hidden: int, length: int) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, length: int
+    ) -> None:
         super().__init__()
         self.attn = _Attention(width, heads, width // heads, length)
         self.mlp = _ReLUMLP(width, hidden)
@@ -199,7 +205,11 @@ class ModularAdditionTransformer(nn.Module):
     """
 
     def __init__(
-        self, modulus: int = 113, width: int = 128, heads: int = 4, hidden: int = 512
+        self,
+        modulus: int = 113,
+        width: int = 128,
+        heads: int = 4,
+        hidden: int = 512,
     ) -> None:
         super().__init__()
         self.embed = _Embed(modulus + 1, width)
@@ -217,7 +227,9 @@ class ModularAdditionTransformer(nn.Module):
 class ModularAdditionMLP(nn.Module):
     """Two embeddings, one hidden layer; checkpoints/modular-addition/mlp-*.pt.  Input: pairs ``(batch, 2)``."""
 
-    def __init__(self, modulus: int = 113, width: int = 256, hidden: int = 128) -> None:
+    def __init__(
+        self, modulus: int = 113, width: int = 256, hidden: int = 128
+    ) -> None:
         super().__init__()
         self.W_x = nn.Parameter(torch.randn(modulus, width) / width**0.5)
         self.W_y = nn.Parameter(torch.randn(modulus, width) / width**0.5)
@@ -249,7 +261,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     payload = torch.load(path, map_location="cpu", weights_only=True)
     for key in ("state_dict", "model_state_dict"):
         payload = payload.get(key, payload)
-    return {name.removeprefix("module."): tensor for name, tensor in payload.items()}
+    return {
+        name.removeprefix("module."): tensor
+        for name, tensor in payload.items()
+    }
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -262,7 +277,9 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim > 1:
-                parameter.copy_(1.2 * noise(parameter) / parameter[0].numel() ** 0.5)
+                parameter.copy_(
+                    1.2 * noise(parameter) / parameter[0].numel() ** 0.5
+                )
             else:
                 parameter.add_(0.2 * noise(parameter))
         for name, buffer in module.named_buffers():
@@ -281,6 +298,8 @@ def accuracy(
     with torch.no_grad():
         right: Sequence[int] = [
             int((module(x).argmax(1) == y).sum())
-            for x, y in zip(inputs.split(batch), labels.split(batch), strict=True)
+            for x, y in zip(
+                inputs.split(batch), labels.split(batch), strict=True
+            )
         ]
     return sum(right) / len(labels)

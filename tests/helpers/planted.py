@@ -14,7 +14,10 @@ class _TransformerBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.qkv, self.out = (
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+        )
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +65,9 @@ class Transformer(nn.Module):
 class ResidualMLP(nn.Module):
     """One residual stream through many two-layer blocks, hardly anchored at its ends; input ``(batch, 1)``."""
 
-    def __init__(self, width: int = 64, hidden: int = 64, layers: int = 16) -> None:
+    def __init__(
+        self, width: int = 64, hidden: int = 64, layers: int = 16
+    ) -> None:
         super().__init__()
         self.first = nn.Linear(1, width, bias=False)
         self.blocks = nn.ModuleList(
@@ -109,7 +114,9 @@ class GroupedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
         return self.head(
-            (x + self.expand(F.relu(self.grouped(F.relu(self.reduce(x)))))).mean((2, 3))
+            (
+                x + self.expand(F.relu(self.grouped(F.relu(self.reduce(x)))))
+            ).mean((2, 3))
         )
 
 
@@ -149,7 +156,9 @@ def small_vgg() -> nn.Sequential:
 
 def chain(
     sizes: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32
-) -> tuple[dict[str, tuple[str | None, ...]], dict[str, Tensor], dict[str, Tensor]]:
+) -> tuple[
+    dict[str, tuple[str | None, ...]], dict[str, Tensor], dict[str, Tensor]
+]:
     """Table and two random states (weights and biases ~ N/√fan-in) of a multi-layer perceptron."""
     generator = torch.Generator().manual_seed(seed)
     last = len(sizes) - 2
@@ -167,6 +176,7 @@ def chain(
                 / before**0.5
             )
             state[f"{i}.bias"] = (
-                torch.randn(after, generator=generator, dtype=dtype) / before**0.5
+                torch.randn(after, generator=generator, dtype=dtype)
+                / before**0.5
             )
     return table, *states

@@ -54,12 +54,19 @@ class RandomGraph(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         values = [x, self.linear("stem", x, 6)]
         for number, (name, a, b, size) in enumerate(self.program):
-            left, right = values[-1 - a % len(values)], values[-1 - b % len(values)]
-            result = getattr(self, f"op_{name}")(str(number), left, right, size)
+            left, right = (
+                values[-1 - a % len(values)],
+                values[-1 - b % len(values)],
+            )
+            result = getattr(self, f"op_{name}")(
+                str(number), left, right, size
+            )
             if 0 < result.shape[-1] <= 24:
                 values.append(result)
         joined = torch.cat([values[-1], values[-2]], -1)
-        return self.layer("head", lambda: nn.Linear(joined.shape[-1], 2))(joined)
+        return self.layer("head", lambda: nn.Linear(joined.shape[-1], 2))(
+            joined
+        )
 
     # Every operation takes (key, left, right, size) and returns (batch, time, width).
     def op_linear(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
@@ -67,7 +74,9 @@ class RandomGraph(nn.Module):
 
     def op_mlp(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         return x + self.linear(
-            key + "b", F.gelu(self.linear(key + "a", x, 2 + size % 9)), x.shape[-1]
+            key + "b",
+            F.gelu(self.linear(key + "a", x, 2 + size % 9)),
+            x.shape[-1],
         )
 
     def op_conv(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
@@ -76,10 +85,13 @@ class RandomGraph(nn.Module):
         ]
         out = groups * (1 + size % 3)
         return self.layer(
-            key, lambda: nn.Conv1d(x.shape[-1], out, 3, padding=1, groups=groups)
+            key,
+            lambda: nn.Conv1d(x.shape[-1], out, 3, padding=1, groups=groups),
         )(x.mT).mT
 
-    def op_depthwise(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
+    def op_depthwise(
+        self, key: str, x: Tensor, _y: Tensor, size: int
+    ) -> Tensor:
         width = x.shape[-1]
         out = width * (1 + size % 2)
         return self.layer(
@@ -90,7 +102,9 @@ class RandomGraph(nn.Module):
         return torch.tanh(x)
 
     def op_add(self, key: str, x: Tensor, y: Tensor, _size: int) -> Tensor:
-        return x + (y if x.shape == y.shape else self.linear(key, y, x.shape[-1]))
+        return x + (
+            y if x.shape == y.shape else self.linear(key, y, x.shape[-1])
+        )
 
     def op_mul(self, key: str, x: Tensor, y: Tensor, _size: int) -> Tensor:
         return x * torch.sigmoid(
@@ -109,28 +123,42 @@ class RandomGraph(nn.Module):
     def op_slice(self, _key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         return x[..., size % x.shape[-1] :]
 
-    def op_stride(self, _key: str, x: Tensor, _y: Tensor, _size: int) -> Tensor:
+    def op_stride(
+        self, _key: str, x: Tensor, _y: Tensor, _size: int
+    ) -> Tensor:
         return x[..., ::2]
 
     def op_glu(self, _key: str, x: Tensor, _y: Tensor, _size: int) -> Tensor:
         return F.glu(x, -1) if x.shape[-1] % 2 == 0 else x
 
-    def op_layer_norm(self, key: str, x: Tensor, _y: Tensor, _size: int) -> Tensor:
+    def op_layer_norm(
+        self, key: str, x: Tensor, _y: Tensor, _size: int
+    ) -> Tensor:
         return self.layer(key, lambda: nn.LayerNorm(x.shape[-1]))(x)
 
-    def op_batch_norm(self, key: str, x: Tensor, _y: Tensor, _size: int) -> Tensor:
+    def op_batch_norm(
+        self, key: str, x: Tensor, _y: Tensor, _size: int
+    ) -> Tensor:
         return self.layer(key, lambda: nn.BatchNorm1d(x.shape[-1]))(x.mT).mT
 
-    def op_group_norm(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
+    def op_group_norm(
+        self, key: str, x: Tensor, _y: Tensor, size: int
+    ) -> Tensor:
         groups = [g for g in (1, 2, 3, 4) if x.shape[-1] % g == 0][
             size % 2 if x.shape[-1] % 2 == 0 else 0
         ]
-        return self.layer(key, lambda: nn.GroupNorm(groups, x.shape[-1]))(x.mT).mT
+        return self.layer(key, lambda: nn.GroupNorm(groups, x.shape[-1]))(
+            x.mT
+        ).mT
 
-    def op_softmax(self, _key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
+    def op_softmax(
+        self, _key: str, x: Tensor, _y: Tensor, size: int
+    ) -> Tensor:
         return x.softmax(-1 if size % 2 else 1)
 
-    def op_attention(self, key: str, x: Tensor, y: Tensor, size: int) -> Tensor:
+    def op_attention(
+        self, key: str, x: Tensor, y: Tensor, size: int
+    ) -> Tensor:
         heads, inner = 1 + size % 3, 2 + size % 2
         q, k, v = (
             self.linear(key + letter, z, heads * inner)
@@ -138,10 +166,16 @@ class RandomGraph(nn.Module):
             .transpose(1, 2)
             for letter, z in (("q", x), ("k", y), ("v", y))
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=size % 5 == 0)
-        return self.linear(key + "o", mixed.transpose(1, 2).flatten(2), x.shape[-1])
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, is_causal=size % 5 == 0
+        )
+        return self.linear(
+            key + "o", mixed.transpose(1, 2).flatten(2), x.shape[-1]
+        )
 
-    def op_fused_attention(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
+    def op_fused_attention(
+        self, key: str, x: Tensor, _y: Tensor, size: int
+    ) -> Tensor:
         heads = 1 + size % 2
         q, k, v = (
             self.linear(key, x, 3 * heads * 3)
@@ -170,10 +204,16 @@ class RandomGraph(nn.Module):
         mixed = ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
         return self.linear(key + "o", mixed, x.shape[-1])
 
-    def op_mix_time(self, key: str, x: Tensor, _y: Tensor, _size: int) -> Tensor:
-        return self.linear(key + "b", torch.tanh(self.linear(key, x.mT, 5)), TIME).mT
+    def op_mix_time(
+        self, key: str, x: Tensor, _y: Tensor, _size: int
+    ) -> Tensor:
+        return self.linear(
+            key + "b", torch.tanh(self.linear(key, x.mT, 5)), TIME
+        ).mT
 
-    def op_mean_time(self, _key: str, x: Tensor, _y: Tensor, _size: int) -> Tensor:
+    def op_mean_time(
+        self, _key: str, x: Tensor, _y: Tensor, _size: int
+    ) -> Tensor:
         return x - x.mean(1, keepdim=True)
 
     def op_flatten(self, key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
@@ -239,12 +279,16 @@ class RandomGraph(nn.Module):
             "bte,btep->btp",
             gate,
             torch.einsum(
-                "bteh,ehp->btep", torch.einsum("bti,eih->bteh", x, weight).relu(), back
+                "bteh,ehp->btep",
+                torch.einsum("bti,eih->bteh", x, weight).relu(),
+                back,
             ),
         )
 
     def op_write(self, _key: str, x: Tensor, y: Tensor, _size: int) -> Tensor:
-        buffer = torch.zeros(*x.shape[:-1], x.shape[-1] + y.shape[-1], dtype=x.dtype)
+        buffer = torch.zeros(
+            *x.shape[:-1], x.shape[-1] + y.shape[-1], dtype=x.dtype
+        )
         buffer[..., : x.shape[-1]] = x
         buffer[..., x.shape[-1] :] += y
         return buffer.mul_(2)
@@ -252,7 +296,9 @@ class RandomGraph(nn.Module):
     def op_pad(self, _key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
         return F.pad(x, (1 + size % 2, size % 3))
 
-    def op_positions(self, _key: str, x: Tensor, _y: Tensor, size: int) -> Tensor:
+    def op_positions(
+        self, _key: str, x: Tensor, _y: Tensor, size: int
+    ) -> Tensor:
         if size % 2:
             return x + torch.arange(TIME, dtype=x.dtype)[:, None]
         return x * torch.arange(1, x.shape[-1] + 1, dtype=x.dtype)
@@ -285,6 +331,8 @@ class RandomGraph(nn.Module):
 
 OPERATIONS = tuple(
     sorted(
-        name.removeprefix("op_") for name in vars(RandomGraph) if name.startswith("op_")
+        name.removeprefix("op_")
+        for name in vars(RandomGraph)
+        if name.startswith("op_")
     )
 )

@@ -14,7 +14,9 @@ from lightning_rebasin.symmetry import (
 )
 
 
-def nested_spec(heads: int = 3, inner: int = 4, width: int = 5) -> PermutationSpec:
+def nested_spec(
+    heads: int = 3, inner: int = 4, width: int = 5
+) -> PermutationSpec:
     """Heads with the units inside each of them, and a model width beside.
 
     ``value.weight`` is ``(heads · inner, width)`` as a fused projection, ``out.weight`` ``(width, heads · inner)``, and
@@ -52,7 +54,9 @@ def nested_spec(heads: int = 3, inner: int = 4, width: int = 5) -> PermutationSp
     )
 
 
-def grouped_spec(groups: int = 2, inputs: int = 3, outputs: int = 2) -> PermutationSpec:
+def grouped_spec(
+    groups: int = 2, inputs: int = 3, outputs: int = 2
+) -> PermutationSpec:
     """A grouped convolution: weight ``(groups · outputs, inputs, 3)``; both channel axes depend on the group."""
     outer = Group("g", groups)
     ins, outs = Group("in", inputs, outer), Group("out", outputs, outer)
@@ -66,14 +70,22 @@ def grouped_spec(groups: int = 2, inputs: int = 3, outputs: int = 2) -> Permutat
             "conv.weight",
             ((groups, outputs), (inputs,), (3,)),
             (
-                Component("out", (0, 1), torch.arange(groups * outputs)[:, None]),
-                Component("in", (0, 2), torch.arange(groups * inputs)[:, None]),
+                Component(
+                    "out", (0, 1), torch.arange(groups * outputs)[:, None]
+                ),
+                Component(
+                    "in", (0, 2), torch.arange(groups * inputs)[:, None]
+                ),
             ),
         ),
         "conv.bias": AxisMap(
             "conv.bias",
             ((groups, outputs),),
-            (Component("out", (0, 1), torch.arange(groups * outputs)[:, None]),),
+            (
+                Component(
+                    "out", (0, 1), torch.arange(groups * outputs)[:, None]
+                ),
+            ),
         ),
     }
     tensors = {
@@ -88,7 +100,9 @@ def blocks_spec(channels: int = 4, positions: int = 3) -> PermutationSpec:
     """conv → flatten → linear, ``cat([x, −x])`` and a partly mapped axis."""
     group = Group("c", channels)
     index = torch.arange(channels)[:, None]
-    twice = torch.stack([torch.arange(channels), torch.arange(channels) + channels], 1)
+    twice = torch.stack(
+        [torch.arange(channels), torch.arange(channels) + channels], 1
+    )
     maps = {
         "conv.weight": AxisMap(
             "conv.weight", ((channels,), (2,)), (Component("c", (0,), index),)
@@ -102,7 +116,9 @@ def blocks_spec(channels: int = 4, positions: int = 3) -> PermutationSpec:
             "crelu.weight", ((2 * channels,),), (Component("c", (0,), twice),)
         ),
         "part.weight": AxisMap(
-            "part.weight", ((channels + 2,),), (Component("c", (0,), index + 1),)
+            "part.weight",
+            ((channels + 2,),),
+            (Component("c", (0,), index + 1),),
         ),
     }
     tensors = {name: TensorInfo(m.shape) for name, m in maps.items()} | {

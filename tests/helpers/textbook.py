@@ -36,7 +36,10 @@ def cost_matrix(table, group, reference, source, permutation):
 def objective(table, reference, source, permutation):
     """``Σ ⟨A, π(B)⟩`` over the tensors of the table, in float64."""
     return sum(
-        (reference[name].double() * permuted(source[name], axes, permutation).double())
+        (
+            reference[name].double()
+            * permuted(source[name], axes, permutation).double()
+        )
         .sum()
         .item()
         for name, axes in table.items()
@@ -61,7 +64,9 @@ def weight_matching(
     for sweep in range(max_sweeps):
         progress = False
         for group in order(sweep):
-            cost = cost_matrix(table, group, reference, source, permutation).numpy()
+            cost = cost_matrix(
+                table, group, reference, source, permutation
+            ).numpy()
             rows, columns = linear_sum_assignment(cost, maximize=True)
             old = cost[rows, permutation[group].numpy()].sum()
             new = cost[rows, columns].sum()

@@ -22,7 +22,10 @@ class Timing:
     runs: int
 
     def row(
-        self, name: str, must: float | None = None, stretch: float | None = None
+        self,
+        name: str,
+        must: float | None = None,
+        stretch: float | None = None,
     ) -> str:
         """One line of the table in docs/matching.md."""
         target = (

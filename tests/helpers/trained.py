@@ -9,7 +9,9 @@ from helpers.data import mnist
 from helpers.models import mlp
 
 
-def trained_mlp(seed: int, epochs: int = 8, width: int = 512) -> dict[str, Tensor]:
+def trained_mlp(
+    seed: int, epochs: int = 8, width: int = 512
+) -> dict[str, Tensor]:
     """784-width³-10 on MNIST, Adam 1e-3, batch 500."""
     images, labels = mnist("train")
     images = images.reshape(len(images), -1)
@@ -24,7 +26,9 @@ def trained_mlp(seed: int, epochs: int = 8, width: int = 512) -> dict[str, Tenso
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    return {
+        name: tensor.detach() for name, tensor in model.state_dict().items()
+    }
 
 
 def mlp_table() -> dict[str, tuple[str | None, ...]]:
@@ -32,5 +36,8 @@ def mlp_table() -> dict[str, tuple[str | None, ...]]:
     table = {}
     for i in range(4):
         own, before = f"h{i}" if i < 3 else None, f"h{i - 1}" if i else None
-        table[f"{2 * i}.weight"], table[f"{2 * i}.bias"] = (own, before), (own,)
+        table[f"{2 * i}.weight"], table[f"{2 * i}.bias"] = (
+            (own, before),
+            (own,),
+        )
     return table

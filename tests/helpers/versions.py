@@ -40,7 +40,9 @@ def bottleneck_network() -> nn.Module:
     for stage, blocks in enumerate((3, 4, 6, 3)):
         width = 64 * 2**stage
         for block in range(blocks):
-            layers.append(_Bottleneck(inputs, width, 2 if block == 0 and stage else 1))
+            layers.append(
+                _Bottleneck(inputs, width, 2 if block == 0 and stage else 1)
+            )
             inputs = 4 * width
     return nn.Sequential(
         *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000)
@@ -52,8 +54,14 @@ class _Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.qkv, self.out = (
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+        )
+        self.up, self.down = (
+            nn.Linear(width, 4 * width),
+            nn.Linear(4 * width, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -84,13 +92,17 @@ class GPT2Sized(nn.Module):
             nn.Embedding(vocabulary, width),
             nn.Embedding(1024, width),
         )
-        self.blocks = nn.Sequential(*(_Block(width, heads) for _ in range(layers)))
+        self.blocks = nn.Sequential(
+            *(_Block(width, heads) for _ in range(layers))
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         return (
-            self.norm(self.blocks(self.tokens(tokens) + self.positions(positions)))
+            self.norm(
+                self.blocks(self.tokens(tokens) + self.positions(positions))
+            )
             @ self.tokens.weight.T
         )
 

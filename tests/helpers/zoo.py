@@ -82,9 +82,15 @@ def judge(name: str) -> Row:
         for key, value in model.state_dict().items()
         if isinstance(value, Tensor)
     }
-    permuted = Permutation.random(spec, torch.Generator().manual_seed(0)).apply(state)
-    row = replace(row, error=_error(before, _with(model, permuted, args, kwargs)))
-    row = replace(row, control=_control(spec, model, state, before, args, kwargs))
+    permuted = Permutation.random(
+        spec, torch.Generator().manual_seed(0)
+    ).apply(state)
+    row = replace(
+        row, error=_error(before, _with(model, permuted, args, kwargs))
+    )
+    row = replace(
+        row, control=_control(spec, model, state, before, args, kwargs)
+    )
     return replace(row, failure=_failure(row))
 
 
@@ -124,7 +130,9 @@ def _control(
                 (n for n in tied if state[n].shape == state[tensor].shape),
                 changed[tensor],
             )
-            found = max(found, _error(before, _with(model, changed, args, kwargs)))
+            found = max(
+                found, _error(before, _with(model, changed, args, kwargs))
+            )
             if found > 1e-4:
                 return found
     return found
@@ -152,7 +160,9 @@ def _outputs(
 ) -> list[Tensor]:
     torch.manual_seed(0)
     with torch.no_grad(), zoo().exact64():
-        return [tensor.clone() for tensor in zoo().outputs(model(*args, **kwargs))]
+        return [
+            tensor.clone() for tensor in zoo().outputs(model(*args, **kwargs))
+        ]
 
 
 def _error(before: list[Tensor], after: list[Tensor]) -> float:

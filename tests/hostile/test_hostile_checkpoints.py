@@ -43,7 +43,9 @@ ATTACKS = {
     "torch.load": lambda: Call(torch.load, "canary"),
     "hub": lambda: Call(torch.hub.load, "canary"),
     "torch.save": lambda: Call(torch.save, 1, "canary"),
-    "partial": lambda: Call(__import__("functools").partial, os.system, "touch canary"),
+    "partial": lambda: Call(
+        __import__("functools").partial, os.system, "touch canary"
+    ),
     "map": lambda: Call(list, Call(map, os.system, ["touch canary"])),
     "from_file": lambda: Call(torch.from_file, "canary", 1, 100),
     "storage": lambda: Call(torch.UntypedStorage.from_file, "canary", 1, 100),
@@ -58,12 +60,16 @@ def test_calls_in_a_file_are_inert(tmp_path, canary, attack, zipped):
         "state_dict": state,
         "hyper_parameters": {"x": ATTACKS[attack](), "lr": 0.1},
     }
-    torch.save(payload, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        payload, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped
+    )
     c = read_checkpoint(tmp_path / "a.ckpt")
     assert all(torch.equal(c.state_dict[n], t) for n, t in state.items())
     assert c.metadata["hyper_parameters"]["lr"] == 0.1
     torch.save(
-        ATTACKS[attack](), tmp_path / "b.ckpt", _use_new_zipfile_serialization=zipped
+        ATTACKS[attack](),
+        tmp_path / "b.ckpt",
+        _use_new_zipfile_serialization=zipped,
     )
     with pytest.raises(CheckpointError):
         read_checkpoint(tmp_path / "b.ckpt")
@@ -146,7 +152,11 @@ def legacy_head():
 def tar_with(path, data, kind=tarfile.REGTYPE, link=""):
     tensor = torch.arange(6.0).reshape(2, 3)
     float_storage = b"ctorch\nFloatStorage\n\x87."
-    storages = pickle.dumps(1, 2) + b"\x80\x02K\x00X\x03\x00\x00\x00cpu" + float_storage
+    storages = (
+        pickle.dumps(1, 2)
+        + b"\x80\x02K\x00X\x03\x00\x00\x00cpu"
+        + float_storage
+    )
     storages += (
         struct.pack("<q", 6)
         + struct.pack("<6f", *tensor.flatten().tolist())
@@ -184,11 +194,14 @@ def test_tar_files_of_the_first_torch_versions_load(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE],
 )
 def test_tar_members_that_are_no_files_are_refused(tmp_path, kind):
     tar_with(tmp_path / "a.pt", pickle.dumps({}), kind, "/etc/passwd")
-    with pytest.raises(CheckpointError, match="'storages' is not a plain file"):
+    with pytest.raises(
+        CheckpointError, match="'storages' is not a plain file"
+    ):
         read_checkpoint(tmp_path / "a.pt")
 
 
@@ -204,13 +217,16 @@ def test_zip_bombs(tmp_path):
 
 def test_tensors_that_claim_more_than_the_file_holds(tmp_path):
     torch.save({"w": torch.zeros(1).expand(10**9)}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="'w' claims 1,000,000,000 numbers"):
+    with pytest.raises(
+        CheckpointError, match="'w' claims 1,000,000,000 numbers"
+    ):
         read_checkpoint(tmp_path / "a.pt")
 
 
 def test_path_tricks_in_names_touch_no_other_file(tmp_path, canary):
     torch.save(
-        {"../canary": torch.zeros(2), "/etc/x": torch.ones(1)}, tmp_path / "a.pt"
+        {"../canary": torch.zeros(2), "/etc/x": torch.ones(1)},
+        tmp_path / "a.pt",
     )
     assert list(read_checkpoint(tmp_path / "a.pt").state_dict) == [
         "../canary",
@@ -276,7 +292,9 @@ def corrupt(raw, rng):
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy"])
-def test_damaged_files_end_in_a_typed_error_or_in_tensors(tmp_path, canary, kind):
+def test_damaged_files_end_in_a_typed_error_or_in_tensors(
+    tmp_path, canary, kind
+):
     rng = random.Random(20)
     raw = sources()[kind]
     outcomes = {"read": 0, "refused": 0}
@@ -287,8 +305,12 @@ def test_damaged_files_end_in_a_typed_error_or_in_tensors(tmp_path, canary, kind
         path.write_bytes(corrupt(raw, rng))
         try:
             c = read_checkpoint(path)
-            assert all(isinstance(t, torch.Tensor) for t in c.state_dict.values())
-            [t.sum() for t in c.state_dict.values()]  # the memory is really there
+            assert all(
+                isinstance(t, torch.Tensor) for t in c.state_dict.values()
+            )
+            [
+                t.sum() for t in c.state_dict.values()
+            ]  # the memory is really there
             outcomes["read"] += 1
         except CheckpointError as error:
             assert path.name in str(error)

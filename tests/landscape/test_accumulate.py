@@ -24,8 +24,12 @@ def reference(reduction, pairs):
     return {"sum": math.fsum, "min": min, "max": max}[reduction](values)
 
 
-@given(VALUES, st.sampled_from(["mean", "sum", "min", "max"]), st.integers(1, 3))
-def test_one_process_or_several_give_the_plain_result(pairs, reduction, processes):
+@given(
+    VALUES, st.sampled_from(["mean", "sum", "min", "max"]), st.integers(1, 3)
+)
+def test_one_process_or_several_give_the_plain_result(
+    pairs, reduction, processes
+):
     parts = [Average(reduction) for _ in range(processes)]
     for i, (value, weight) in enumerate(pairs):
         number = torch.tensor(value, dtype=torch.float64) if i % 2 else value
@@ -49,7 +53,9 @@ def test_float32_values_are_summed_in_float64():
 
 
 def test_names_of_reductions():
-    assert [reduction_name(f) for f in ("MEAN", "avg", torch.sum, min, torch.max)] == [
+    assert [
+        reduction_name(f) for f in ("MEAN", "avg", torch.sum, min, torch.max)
+    ] == [
         "mean",
         "mean",
         "sum",

@@ -18,7 +18,10 @@ from lightning_rebasin.landscape.barrier import (
 
 CURVE = BarrierCurve(
     (0.0, 0.25, 0.5, 0.75, 1.0),
-    {"val_loss": (0.2, 0.5, 0.9, 1.0, 0.6), "val_acc": (0.9, 0.8, 0.3, 0.2, 0.7)},
+    {
+        "val_loss": (0.2, 0.5, 0.9, 1.0, 0.6),
+        "val_acc": (0.9, 0.8, 0.3, 0.2, 0.7),
+    },
     samples=40,
 )
 
@@ -66,7 +69,9 @@ def test_nan_in_the_middle_is_not_hidden():
 
 def test_declared_direction_overrules_the_name():
     curve = BarrierCurve(
-        (0.0, 0.5, 1.0), {"perplexity_acc": (1.0, 3.0, 1.0)}, {"perplexity_acc": False}
+        (0.0, 0.5, 1.0),
+        {"perplexity_acc": (1.0, 3.0, 1.0)},
+        {"perplexity_acc": False},
     )
     assert curve.height("perplexity_acc") == 2.0
 
@@ -140,7 +145,13 @@ def test_json_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"format": "other"}', '{"format": "lightning-rebasin-barrier"}']
+    "text",
+    [
+        "",
+        "[]",
+        '{"format": "other"}',
+        '{"format": "lightning-rebasin-barrier"}',
+    ],
 )
 def test_foreign_json_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)

@@ -23,7 +23,9 @@ def ends(module, seed=0):
 
 def direct(module, a, b, lam, x):
     mixed = {k: (1 - lam) * a[k] + lam * b[k] for k in a}
-    return float(torch.func.functional_call(module, mixed, x).square().mean().detach())
+    return float(
+        torch.func.functional_call(module, mixed, x).square().mean().detach()
+    )
 
 
 def calls_of(monkeypatch):
@@ -80,7 +82,9 @@ class Normed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+        self.layer = torch.nn.utils.parametrizations.weight_norm(
+            nn.Linear(3, 3)
+        )
 
     def forward(self, x):
         return self.layer(x)
@@ -131,7 +135,12 @@ def test_weights_that_are_not_those_of_the_point_are_used_as_they_are(make):
 
 @pytest.mark.parametrize(
     ("make", "saves"),
-    [(lambda: mlp(3, 5, 2), True), (Shifted, False), (InPlace, True), (Twice, True)],
+    [
+        (lambda: mlp(3, 5, 2), True),
+        (Shifted, False),
+        (InPlace, True),
+        (Twice, True),
+    ],
 )
 def test_values_are_those_of_the_plain_network(make, saves, monkeypatch):
     module = make().double()
@@ -144,7 +153,12 @@ def test_values_are_those_of_the_plain_network(make, saves, monkeypatch):
     counts = calls_of(monkeypatch)
     points = [0.2, 0.8]
     curve = measure_barrier(
-        module, a, b, batches, points=points, loss=lambda m, x: m(x).square().mean()
+        module,
+        a,
+        b,
+        batches,
+        points=points,
+        loss=lambda m, x: m(x).square().mean(),
     )
     assert curve.values["loss"] == pytest.approx(expected, rel=1e-12)
     assert len(counts) == 3 * (5 * 2 - (3 if saves else 0))

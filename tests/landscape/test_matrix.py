@@ -17,7 +17,11 @@ from lightning_rebasin import (
     match_weights,
     measure_barrier,
 )
-from lightning_rebasin.errors import CheckpointError, ConfigurationError, DataError
+from lightning_rebasin.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DataError,
+)
 from lightning_rebasin.landscape import barrier_matrix, load_trajectory
 
 
@@ -60,12 +64,18 @@ def test_every_entry_is_the_barrier_of_its_pair(runs, tmp_path):
     matrix.to_csv(tmp_path / "m.csv")
     assert (tmp_path / "m.csv").read_text().splitlines()[0] == "step,0,3,8"
     matrix.to_json(tmp_path / "m.json")
-    assert json.loads((tmp_path / "m.json").read_text())["steps_b"] == [0, 3, 8]
+    assert json.loads((tmp_path / "m.json").read_text())["steps_b"] == [
+        0,
+        3,
+        8,
+    ]
 
 
 def test_a_run_has_no_barrier_with_itself_on_the_diagonal(runs):
     a, _, module = runs
-    matrix = barrier_matrix(module, a, a, val_loader(), points=3, same_step=True)
+    matrix = barrier_matrix(
+        module, a, a, val_loader(), points=3, same_step=True
+    )
     for i, row in enumerate(matrix.heights):
         assert row[i] == 0
         assert all(math.isnan(value) for j, value in enumerate(row) if j != i)
@@ -85,9 +95,9 @@ def test_with_a_spec_the_columns_are_re_matched(runs):
         .items()
     }
     matched = match_weights(spec, one, other).permutation.apply(other)
-    expected = measure_barrier(module, one, matched, val_loader(), points=3).height(
-        "val_loss"
-    )
+    expected = measure_barrier(
+        module, one, matched, val_loader(), points=3
+    ).height("val_loss")
     assert matrix.heights[0][0] == pytest.approx(expected, rel=1e-6)
 
 

@@ -12,7 +12,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_rebasin.errors import ConfigurationError, DataError, StateDictError
+from lightning_rebasin.errors import (
+    ConfigurationError,
+    DataError,
+    StateDictError,
+)
 from lightning_rebasin.landscape.measure import measure_barrier
 
 
@@ -54,7 +58,9 @@ def test_every_point_equals_trainer_validate_with_those_weights():
     assert curve.lambdas == (0.0, 0.25, 0.5, 0.75, 1.0)
     for i, lam in enumerate(curve.lambdas):
         mixed = {
-            k: (1 - lam) * a[k] + lam * b[k] if a[k].is_floating_point() else a[k]
+            k: (1 - lam) * a[k] + lam * b[k]
+            if a[k].is_floating_point()
+            else a[k]
             for k in a
         }
         expected = validated(module, mixed, val_loader())
@@ -68,7 +74,10 @@ def test_every_point_equals_trainer_validate_with_those_weights():
             "val_count",
         } == set(expected)
         for name, value in expected.items():
-            assert curve.values[name][i] == pytest.approx(value, rel=1e-5), (name, lam)
+            assert curve.values[name][i] == pytest.approx(value, rel=1e-5), (
+                name,
+                lam,
+            )
     assert curve.samples == 50
     assert curve.higher_is_better["val_auroc"]
 
@@ -84,7 +93,9 @@ def test_the_module_is_left_alone():
     measure_barrier(module, a, b, val_loader(), points=3)
     assert module.training
     assert all(p.requires_grad for p in module.parameters())
-    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
+    assert all(
+        torch.equal(before[k], v) for k, v in module.state_dict().items()
+    )
     assert torch.equal(generator, torch.get_rng_state())
     assert module.val_acc.update_count == 0
 
@@ -96,7 +107,12 @@ def test_average_is_weighted_by_samples():
     data = blobs(50, 5)
     state = net.state_dict()
     curve = measure_barrier(
-        net, state, state, DataLoader(data, batch_size=48), points=2, loss=cross_entropy
+        net,
+        state,
+        state,
+        DataLoader(data, batch_size=48),
+        points=2,
+        loss=cross_entropy,
     )
     with torch.no_grad():
         expected = float(cross_entropy(net, data.tensors))
@@ -118,7 +134,9 @@ def test_double_precision_modules_are_measured_in_double():
     loader = DataLoader(TensorDataset(x.double(), y), batch_size=7)
     a = {k: v.clone() for k, v in net.state_dict().items()}
     b = {k: v + torch.randn_like(v) for k, v in a.items()}
-    curve = measure_barrier(net, a, b, loader, points=[0.3], loss=cross_entropy)
+    curve = measure_barrier(
+        net, a, b, loader, points=[0.3], loss=cross_entropy
+    )
     mixed = {k: 0.7 * a[k] + 0.3 * b[k] for k in a}
     with torch.no_grad():
         expected = nn.functional.cross_entropy(
@@ -139,11 +157,20 @@ def test_several_metrics_and_several_loaders():
         }
 
     curve = measure_barrier(
-        net, state, state, [val_loader(), val_loader(seed=2)], points=2, loss=both
+        net,
+        state,
+        state,
+        [val_loader(), val_loader(seed=2)],
+        points=2,
+        loss=both,
     )
-    names = {f"{n}/dataloader_idx_{i}" for n in ("loss", "acc") for i in (0, 1)}
+    names = {
+        f"{n}/dataloader_idx_{i}" for n in ("loss", "acc") for i in (0, 1)
+    }
     assert set(curve.values) == names
-    one = measure_barrier(net, state, state, val_loader(seed=2), points=2, loss=both)
+    one = measure_barrier(
+        net, state, state, val_loader(seed=2), points=2, loss=both
+    )
     assert curve.values["loss/dataloader_idx_1"] == one.values["loss"]
 
 
@@ -156,12 +183,17 @@ def test_lightning_module_with_several_loaders_names_as_lightning_does():
 
     class TwoLoaders(Classifier):
         def validation_step(self, batch, batch_idx, dataloader_idx):
-            self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+            self.log(
+                "val_loss",
+                nn.functional.cross_entropy(self(batch[0]), batch[1]),
+            )
 
     curve = measure_barrier(TwoLoaders(), a, b, loaders, points=2)
     for index in (0, 1):
         name = f"val_loss/dataloader_idx_{index}"
-        assert curve.values[name][-1] == pytest.approx(expected[name], rel=1e-6)
+        assert curve.values[name][-1] == pytest.approx(
+            expected[name], rel=1e-6
+        )
 
 
 def test_limit_batches():
@@ -199,7 +231,9 @@ def test_steps_may_change_their_batch_in_place():
         return nn.functional.cross_entropy(module(batch.pop("x")), batch["y"])
 
     batches = [{"x": x, "y": y} for x, y in val_loader()]
-    curve = measure_barrier(net, state, state, batches, points=5, loss=destructive)
+    curve = measure_barrier(
+        net, state, state, batches, points=5, loss=destructive
+    )
     assert len(set(curve.values["loss"])) == 1
     assert all("x" in batch for batch in batches)
 
@@ -221,12 +255,16 @@ def test_batch_norm_is_re_estimated_at_every_point():
         return cross_entropy(module, batch)
 
     train = [(x, torch.zeros(6, dtype=torch.long)) for x in images]
-    curve = measure_barrier(net, a, b, test, points=3, loss=loss, batch_norm=train)
+    curve = measure_barrier(
+        net, a, b, test, points=3, loss=loss, batch_norm=train
+    )
     for i, lam in enumerate(curve.lambdas):
         other = copy.deepcopy(net)
         other.load_state_dict(
             {
-                k: torch.lerp(a[k], b[k], lam) if a[k].is_floating_point() else a[k]
+                k: torch.lerp(a[k], b[k], lam)
+                if a[k].is_floating_point()
+                else a[k]
                 for k in a
             }
         )
@@ -253,25 +291,35 @@ def test_published_counterexample_has_a_barrier_of_a_quarter_in_every_arrangemen
     )
     names = list(net.state_dict())
     state_a = {
-        n: torch.tensor(v, dtype=torch.float) for n, v in zip(names, a, strict=True)
+        n: torch.tensor(v, dtype=torch.float)
+        for n, v in zip(names, a, strict=True)
     }
     grid = torch.linspace(-1, 1, 41) + 1e-3
     points = torch.cartesian_prod(grid, grid)
     target = (points[:, 0] < 0) & (points[:, 1] > 0)
 
     def error(module, batch):
-        return {"error": ((module(batch[0])[:, 0] >= 0) != batch[1]).float().mean()}
+        return {
+            "error": ((module(batch[0])[:, 0] >= 0) != batch[1]).float().mean()
+        }
 
     for swap1 in (False, True):
         for swap2 in (False, True):
-            w1, c1, w2, c2, w3 = (torch.tensor(v, dtype=torch.float) for v in b)
+            w1, c1, w2, c2, w3 = (
+                torch.tensor(v, dtype=torch.float) for v in b
+            )
             if swap1:
                 w1, c1, w2 = w1.flip(0), c1.flip(0), w2.flip(1)
             if swap2:
                 w2, c2, w3 = w2.flip(0), c2.flip(0), w3.flip(1)
             state_b = dict(zip(names, (w1, c1, w2, c2, w3), strict=True))
             curve = measure_barrier(
-                net, state_a, state_b, [(points, target)], points=25, loss=error
+                net,
+                state_a,
+                state_b,
+                [(points, target)],
+                points=25,
+                loss=error,
             )
             assert curve.values["error"][0] == 0
             assert curve.values["error"][-1] == 0
@@ -283,7 +331,9 @@ def test_compiled_names_and_modules_are_accepted():
     module.trainer = quiet_trainer()
     expected = measure_barrier(module, a, b, val_loader(), points=3)
     module.net = torch.compile(module.net, backend="eager")
-    compiled = measure_barrier(module, module.state_dict(), b, val_loader(), points=3)
+    compiled = measure_barrier(
+        module, module.state_dict(), b, val_loader(), points=3
+    )
     assert compiled.values == expected.values
 
 
@@ -311,7 +361,9 @@ def test_a_plain_module_needs_a_loss():
 def test_no_batches_is_an_error():
     net = mlp(FEATURES, 4, CLASSES)
     with pytest.raises(DataError, match="no batch"):
-        measure_barrier(net, net.state_dict(), net.state_dict(), [], loss=cross_entropy)
+        measure_barrier(
+            net, net.state_dict(), net.state_dict(), [], loss=cross_entropy
+        )
 
 
 def test_what_cannot_be_copied_is_named():

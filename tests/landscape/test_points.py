@@ -14,7 +14,10 @@ from lightning_rebasin.landscape.points import Point
 def states(count, dtype=torch.float32, size=7):
     generator = torch.Generator().manual_seed(0)
     return tuple(
-        {"w": torch.randn(size, generator=generator).to(dtype), "n": torch.tensor(i)}
+        {
+            "w": torch.randn(size, generator=generator).to(dtype),
+            "n": torch.tensor(i),
+        }
         for i in range(count)
     )
 
@@ -25,7 +28,10 @@ def states(count, dtype=torch.float32, size=7):
 def test_interpolation_is_exact_at_the_ends_and_rounded_once_between(dtype):
     generator = torch.Generator().manual_seed(0)
     a, b = (
-        {"w": torch.randn(50, generator=generator).to(dtype), "n": torch.tensor(k)}
+        {
+            "w": torch.randn(50, generator=generator).to(dtype),
+            "n": torch.tensor(k),
+        }
         for k in (3, 8)
     )
     target = {"w": torch.empty(50, dtype=dtype), "n": torch.tensor(0)}
@@ -46,17 +52,25 @@ def test_interpolation_is_exact_at_the_ends_and_rounded_once_between(dtype):
 @given(lam=st.floats(-0.5, 1.5))
 def test_a_point_of_two_anchors_is_interpolation_to_the_bit(lam):
     a, b = states(2)
-    assert torch.equal(Line(a, b).at(lam).state()["w"], interpolate(a, b, lam)["w"])
+    assert torch.equal(
+        Line(a, b).at(lam).state()["w"], interpolate(a, b, lam)["w"]
+    )
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.float32, torch.float64]
+)
 def test_many_anchors_are_summed(dtype):
     anchors = states(4, dtype)
     coefficients = (0.5, -0.25, 0.125, 0.625)
     found = Point(anchors, coefficients).state()
-    wide = sum(c * a["w"].double() for a, c in zip(anchors, coefficients, strict=True))
+    wide = sum(
+        c * a["w"].double() for a, c in zip(anchors, coefficients, strict=True)
+    )
     assert found["w"].dtype == dtype
-    assert torch.allclose(found["w"].double(), wide, atol=4 * torch.finfo(dtype).eps)
+    assert torch.allclose(
+        found["w"].double(), wide, atol=4 * torch.finfo(dtype).eps
+    )
     assert int(found["n"]) == 3, "a counter comes from the largest coefficient"
 
 

@@ -45,7 +45,10 @@ def test_a_cached_cast_is_never_used():
     probe, points = probe_and_points()
     x = torch.randn(5, 3)
     probe.evaluate(
-        points, x, Place(), context=lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+        points,
+        x,
+        Place(),
+        context=lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     )
     found = [row["loss"] for row in probe.results()]
     for point, value in zip(points, found, strict=True):
@@ -63,9 +66,9 @@ def test_results_do_not_depend_on_the_order_of_the_points():
     x = torch.randn(5, 3)
     probe.evaluate(points, x, Place())
     other.evaluate(points[::-1], x, Place())
-    assert [r["loss"] for r in probe.results()] == [r["loss"] for r in other.results()][
-        ::-1
-    ]
+    assert [r["loss"] for r in probe.results()] == [
+        r["loss"] for r in other.results()
+    ][::-1]
 
 
 def test_copies_are_frozen_and_independent():

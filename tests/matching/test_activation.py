@@ -15,7 +15,11 @@ from helpers.shared import shared_path
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from lightning_rebasin.errors import ConfigurationError, DataError, NonFiniteError
+from lightning_rebasin.errors import (
+    ConfigurationError,
+    DataError,
+    NonFiniteError,
+)
 from lightning_rebasin.matching import match_activations, match_weights
 from lightning_rebasin.matching.activation import (
     CrossMoments,
@@ -26,12 +30,19 @@ from lightning_rebasin.merging import interpolate
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.infer import infer_spec
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
-from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group, TensorInfo
+from lightning_rebasin.symmetry.spec.values import (
+    AxisMap,
+    Component,
+    Group,
+    TensorInfo,
+)
 
 
 def data(count: int = 4, size: int = 32, features: int = 5) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(size, features, generator=generator) for _ in range(count)]
+    return [
+        torch.randn(size, features, generator=generator) for _ in range(count)
+    ]
 
 
 def pair() -> tuple[nn.Module, nn.Module, PermutationSpec]:
@@ -47,7 +58,9 @@ def hidden(net: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("statistic", ["inner_product", "correlation"])
-def test_equals_explicit_statistics_over_all_samples_at_once(statistic: str) -> None:
+def test_equals_explicit_statistics_over_all_samples_at_once(
+    statistic: str,
+) -> None:
     a, b, spec = pair()
     result = match_activations(spec, a, b, data(), statistic=statistic)
     x = torch.cat(data())
@@ -62,7 +75,9 @@ def test_equals_explicit_statistics_over_all_samples_at_once(statistic: str) -> 
             score = u.T @ v / len(x)
         else:
             with np.errstate(invalid="ignore"):
-                score = np.nan_to_num(np.corrcoef(u.T, v.T)[: u.shape[1], u.shape[1] :])
+                score = np.nan_to_num(
+                    np.corrcoef(u.T, v.T)[: u.shape[1], u.shape[1] :]
+                )
         rows, columns = linear_sum_assignment(score, maximize=True)
         assert order.tolist() == columns.tolist()
         objective += score[rows, columns].sum()
@@ -78,7 +93,9 @@ def test_finds_a_planted_permutation(statistic: str) -> None:
     b.load_state_dict(planted.inverse().apply(a.state_dict()))
     found = match_activations(spec, a, b, data(), statistic=statistic)
     with torch.no_grad():
-        assert all((layer.std(0) > 0).all() for layer in hidden(a, torch.cat(data())))
+        assert all(
+            (layer.std(0) > 0).all() for layer in hidden(a, torch.cat(data()))
+        )
     assert found.permutation == planted
 
 
@@ -101,7 +118,9 @@ def test_streaming_does_not_depend_on_how_the_samples_are_cut() -> None:
 def test_correlation_survives_a_large_mean_and_dead_units() -> None:
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(4, 1000, generator=generator, dtype=torch.float64)
-    b = 0.5 * a.flip(0) + torch.randn(4, 1000, generator=generator, dtype=torch.float64)
+    b = 0.5 * a.flip(0) + torch.randn(
+        4, 1000, generator=generator, dtype=torch.float64
+    )
     a[1], b[2] = 0.0, 3.7  # dead: silent, and stuck at a constant
     a, b = a + 1e4, b - 1e4
     moments = CrossMoments()
@@ -109,7 +128,9 @@ def test_correlation_survives_a_large_mean_and_dead_units() -> None:
         moments.update(u, v)
     with np.errstate(invalid="ignore"):
         expected = np.nan_to_num(np.corrcoef(a.numpy(), b.numpy())[:4, 4:])
-    np.testing.assert_allclose(moments.correlation().numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        moments.correlation().numpy(), expected, atol=1e-6
+    )
     assert not moments.correlation()[1].any()
     assert not moments.correlation()[:, 2].any()
 
@@ -152,10 +173,14 @@ def nested_spec(heads: int, size: int) -> PermutationSpec:
     inner = Group("heads/dims", size, outer)
     index = torch.arange(heads * size)[:, None]
     maps = {
-        "w": AxisMap("w", ((heads * size,),), (Component("heads/dims", (0,), index),))
+        "w": AxisMap(
+            "w", ((heads * size,),), (Component("heads/dims", (0,), index),)
+        )
     }
     return PermutationSpec(
-        {"heads": outer, "heads/dims": inner}, {"w": TensorInfo((heads * size,))}, maps
+        {"heads": outer, "heads/dims": inner},
+        {"w": TensorInfo((heads * size,))},
+        maps,
     )
 
 
@@ -166,24 +191,30 @@ def test_nested_assignment_is_the_best_of_all(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = {
         "heads": torch.randn(3, 3, generator=generator, dtype=torch.float64),
-        "heads/dims": torch.randn(9, 9, generator=generator, dtype=torch.float64),
+        "heads/dims": torch.randn(
+            9, 9, generator=generator, dtype=torch.float64
+        ),
     }
 
     def total(p: Permutation) -> float:
         return sum(
-            float(s[torch.arange(len(s)), p.flat(g)].sum()) for g, s in scores.items()
+            float(s[torch.arange(len(s)), p.flat(g)].sum())
+            for g, s in scores.items()
         )
 
     rows = list(itertools.permutations(range(3)))
     everything = (
         Permutation(
-            spec, {"heads": torch.tensor(outer), "heads/dims": torch.tensor(inner)}
+            spec,
+            {"heads": torch.tensor(outer), "heads/dims": torch.tensor(inner)},
         )
         for outer in rows
         for inner in itertools.product(rows, repeat=3)
     )
     best = max(map(total, everything))
-    assert total(best_permutation(spec, scores)) == pytest.approx(best, abs=1e-12)
+    assert total(best_permutation(spec, scores)) == pytest.approx(
+        best, abs=1e-12
+    )
 
 
 class Attention(nn.Module):
@@ -192,7 +223,9 @@ class Attention(nn.Module):
     def __init__(self, heads: int = 3, size: int = 4, width: int = 5) -> None:
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v = (nn.Linear(width, heads * size) for _ in range(3))
+        self.q, self.k, self.v = (
+            nn.Linear(width, heads * size) for _ in range(3)
+        )
         self.out = nn.Linear(heads * size, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -222,14 +255,20 @@ def test_finds_planted_heads_and_dimensions_within_them() -> None:
 def test_modules_are_left_as_they_were_and_run_in_eval_mode() -> None:
     torch.manual_seed(0)
     a = nn.Sequential(
-        nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 2)
+        nn.Linear(5, 6),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(6, 2),
     )
     b = copy.deepcopy(a)
     a[3].eval()
     spec = infer_spec(a, torch.randn(3, 5))
     before = copy.deepcopy(a.state_dict())
     modes = [m.training for m in a.modules()]
-    first, second = (match_activations(spec, a, b, data()).objective for _ in range(2))
+    first, second = (
+        match_activations(spec, a, b, data()).objective for _ in range(2)
+    )
     assert first == second, "dropout would make them differ"
     assert modes == [m.training for m in a.modules()]
     assert all(torch.equal(t, before[n]) for n, t in a.state_dict().items())
@@ -244,7 +283,9 @@ def test_modules_are_left_as_they_were_and_run_in_eval_mode() -> None:
     ],
     ids=str,
 )
-def test_batches_as_loaders_give_them(form: Callable[[Tensor], object]) -> None:
+def test_batches_as_loaders_give_them(
+    form: Callable[[Tensor], object],
+) -> None:
     a, b, spec = pair()
     expected = match_activations(spec, a, b, data())
     assert (
@@ -261,7 +302,11 @@ def test_bad_input_is_named() -> None:
         match_activations(spec, a, b, [])
     with pytest.raises(DataError, match="Sequential"):
         model_inputs(a, "text")
-    table = {"0.weight": ("h", None), "0.bias": ("h",), "2.weight": (None, "h")}
+    table = {
+        "0.weight": ("h", None),
+        "0.bias": ("h",),
+        "2.weight": (None, "h"),
+    }
     with pytest.raises(ConfigurationError, match="infer_spec"):
         match_activations(
             PermutationSpec.from_table(table, a.state_dict()), a, b, data()
@@ -299,7 +344,9 @@ def test_lenets_of_strangers() -> None:
     for batch in (250, 500, 1000):
         start = match_activations(spec, a, b, train.split(batch)).permutation
         assert accuracy(start) >= 0.981
-        descended = match_weights(spec, a.state_dict(), b.state_dict(), init=start)
+        descended = match_weights(
+            spec, a.state_dict(), b.state_dict(), init=start
+        )
         assert descended.objective > 34.9, (
             "better than every descent from the identity with textbook orders"
         )

@@ -40,7 +40,12 @@ def test_numbers_are_consistent(pair):
     assert -1 <= result.cosine <= 1
     assert 0 <= result.moved_fraction <= 1
     moved = sum(
-        int((result.permutation[g] != torch.arange(len(result.permutation[g]))).sum())
+        int(
+            (
+                result.permutation[g]
+                != torch.arange(len(result.permutation[g]))
+            ).sum()
+        )
         for g in spec.groups
     )
     assert result.moved_fraction == pytest.approx(moved / 35)
@@ -52,7 +57,9 @@ def test_similarity_is_the_cosine_of_a_groups_weights(pair):
     moved = result.permutation.apply(b)
     for group in spec.groups:
         x, y = (
-            torch.cat([s[n].flatten() for n in spec.tensors_of(group)]).double()
+            torch.cat(
+                [s[n].flatten() for n in spec.tensors_of(group)]
+            ).double()
             for s in (a, moved)
         )
         assert result.similarity[group] == pytest.approx(
@@ -96,7 +103,9 @@ def test_inner_product_in_every_dtype():
         float((x.half().double() * y.bfloat16().double()).sum()), rel=1e-12
     )
     z = torch.complex(x[:10], y[:10])
-    assert inner_product(z, z) == pytest.approx(float((z.abs().double() ** 2).sum()))
+    assert inner_product(z, z) == pytest.approx(
+        float((z.abs().double() ** 2).sum())
+    )
     assert inner_product(torch.empty(0), torch.empty(0)) == 0.0
 
 
@@ -126,9 +135,12 @@ def test_products_and_norms_by_definition(pair):
         "z": torch.zeros(3),
     }
     extreme |= {
-        f"{name} with two axes": tensor[None] for name, tensor in extreme.items()
+        f"{name} with two axes": tensor[None]
+        for name, tensor in extreme.items()
     }
-    expected = {name: {"x": 5e30, "y": 5e-30, "z": 0.0}[name[0]] for name in extreme}
+    expected = {
+        name: {"x": 5e30, "y": 5e-30, "z": 0.0}[name[0]] for name in extreme
+    }
     assert Parameters(extreme, extreme).norms == pytest.approx(
         expected, rel=1e-6, abs=0.0
     )
@@ -139,7 +151,9 @@ def test_products_and_norms_by_definition(pair):
     assert group_similarity(spec, dict.fromkeys(a, 0.0), norms)["h0"] == 0.0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16]
+)
 def test_products_of_large_tensors_are_taken_slice_by_slice(dtype):
     shapes = {
         "convolution": (120, 260, 3, 3),
@@ -153,7 +167,10 @@ def test_products_of_large_tensors_are_taken_slice_by_slice(dtype):
     }
     generator = torch.Generator().manual_seed(0)
     a, b = (
-        {n: torch.randn(s, generator=generator).to(dtype) for n, s in shapes.items()}
+        {
+            n: torch.randn(s, generator=generator).to(dtype)
+            for n, s in shapes.items()
+        }
         for _ in range(2)
     )
     spec = PermutationSpec.from_table(table, a)

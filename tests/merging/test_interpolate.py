@@ -53,7 +53,9 @@ def test_ends_come_back_bitwise_and_fresh(pair):
 def test_interpolation_is_the_formula_in_float64(lam, values, seed):
     a = torch.tensor(values, dtype=torch.float64)
     b = torch.randn(
-        len(values), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        len(values),
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(seed),
     )
     got = interpolate({"w": a}, {"w": b}, lam)["w"]
     torch.testing.assert_close(
@@ -74,7 +76,9 @@ def test_interpolation_is_the_formula_in_float64(lam, values, seed):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_rounded_once(dtype):
     a, b = (
-        torch.randn(1000, generator=torch.Generator().manual_seed(1)).to(dtype),
+        torch.randn(1000, generator=torch.Generator().manual_seed(1)).to(
+            dtype
+        ),
         torch.full((1000,), 3.0).to(dtype),
     )
     got = interpolate({"w": a}, {"w": b}, 0.3)["w"]
@@ -101,7 +105,8 @@ def test_mixed_precision_takes_the_wider():
 
 def test_integers_come_from_the_nearer_end(pair):
     assert [
-        int(interpolate(*pair, lam)["n"]) for lam in (0, 0.4, 0.5, 0.6, 1, -3, 4)
+        int(interpolate(*pair, lam)["n"])
+        for lam in (0, 0.4, 0.5, 0.6, 1, -3, 4)
     ] == [
         3,
         3,
@@ -130,14 +135,19 @@ def test_tied_weights_stay_tied_only_where_both_tie():
 
 @settings(deadline=None)
 @given(
-    st.lists(st.floats(0.0, 10), min_size=1, max_size=6).filter(lambda w: sum(w) > 1e-3)
+    st.lists(st.floats(0.0, 10), min_size=1, max_size=6).filter(
+        lambda w: sum(w) > 1e-3
+    )
 )
 def test_average_is_the_weighted_mean(weights):
     g = torch.Generator().manual_seed(len(weights))
-    states = [{"w": torch.randn(7, generator=g, dtype=torch.float64)} for _ in weights]
-    expected = sum(w * s["w"] for w, s in zip(weights, states, strict=True)) / sum(
-        weights
-    )
+    states = [
+        {"w": torch.randn(7, generator=g, dtype=torch.float64)}
+        for _ in weights
+    ]
+    expected = sum(
+        w * s["w"] for w, s in zip(weights, states, strict=True)
+    ) / sum(weights)
     torch.testing.assert_close(
         average(states, weights)["w"], expected, rtol=1e-12, atol=1e-12
     )
@@ -155,7 +165,8 @@ def test_average_agrees_with_interpolate_and_ignores_weight_zero(pair):
         atol=1e-7,
     )
     assert torch.equal(
-        average([a, {"w": torch.full((3, 4), float("nan"))}], [1, 0])["w"], a["w"]
+        average([a, {"w": torch.full((3, 4), float("nan"))}], [1, 0])["w"],
+        a["w"],
     )
 
 

@@ -3,7 +3,11 @@ import torch
 from helpers.models import BatchNormCNN, mlp, randomise
 from torch import nn
 
-from lightning_rebasin.errors import ConfigurationError, DataError, StateDictError
+from lightning_rebasin.errors import (
+    ConfigurationError,
+    DataError,
+    StateDictError,
+)
 from lightning_rebasin.merging import average, repair, reset_batch_norm
 from lightning_rebasin.merging.layers import Moments, Site, find_sites
 
@@ -20,7 +24,9 @@ def pair(build):
 
 def data(*shape, seed=0):
     return torch.randn(
-        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        *shape,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(seed),
     )
 
 
@@ -51,7 +57,9 @@ def test_every_layer_gets_the_mixed_mean_and_standard_deviation(shares):
         torch.testing.assert_close(
             mean, shares[0] * ends[0][0] + shares[1] * ends[1][0]
         )
-        torch.testing.assert_close(std, shares[0] * ends[0][1] + shares[1] * ends[1][1])
+        torch.testing.assert_close(
+            std, shares[0] * ends[0][1] + shares[1] * ends[1][1]
+        )
     assert result.variance_ratio[0] < 0.9
     assert result.variance_ratio[1] == pytest.approx(1)
     assert [v.layer for v in result.variances] == ["0", "2", "4"]
@@ -91,7 +99,9 @@ def test_batch_norms_get_the_mix_of_what_the_ends_really_return():
     assert (
         average(states)["bn1.weight"][0].abs() < wanted[0] / 2
     )  # signs cancel in the plain average
-    closed_form = (states[0]["bn1.weight"].abs() + states[1]["bn1.weight"].abs()) / 2
+    closed_form = (
+        states[0]["bn1.weight"].abs() + states[1]["bn1.weight"].abs()
+    ) / 2
     assert (closed_form / wanted - 1).abs().max() > 0.2
     mean, std = statistics(result.module, "bn1", x)
     # running statistics are averages over batches of the unbiased variance, with an epsilon
@@ -109,8 +119,16 @@ def _loaded(net, state):
 
 LAYERS = {
     "conv": (lambda: nn.Conv2d(4, 6, 3, groups=2), (8, 4, 5, 5), 1),
-    "conv without bias": (lambda: nn.Conv1d(2, 3, 2, bias=False), (8, 2, 5), 1),
-    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), (8, 4, 5, 5), 1),
+    "conv without bias": (
+        lambda: nn.Conv1d(2, 3, 2, bias=False),
+        (8, 2, 5),
+        1,
+    ),
+    "transposed": (
+        lambda: nn.ConvTranspose2d(4, 6, 3, groups=2),
+        (8, 4, 5, 5),
+        1,
+    ),
     "linear": (lambda: nn.Linear(4, 3), (8, 7, 4), -1),
     "layer norm": (lambda: nn.LayerNorm(4), (8, 7, 4), -1),
     "group norm": (lambda: nn.GroupNorm(2, 4), (8, 4, 5), 1),
@@ -171,7 +189,9 @@ class Awkward(nn.Module):
 
     def forward(self, x):
         return self.head(
-            self.norm(self.absorbed(self.tied(self.first(self.twice(self.twice(x))))))
+            self.norm(
+                self.absorbed(self.tied(self.first(self.twice(self.twice(x)))))
+            )
         )
 
 
@@ -187,7 +207,9 @@ def test_dead_channels_are_only_shifted():
     for state in states:
         state["0.weight"][0] = 0
     result = repair(mlp(3, 6, 2).double(), states, [data(100, 3)])
-    assert all(torch.isfinite(t).all() for t in result.module.state_dict().values())
+    assert all(
+        torch.isfinite(t).all() for t in result.module.state_dict().values()
+    )
     assert result.variance_ratio[1] == pytest.approx(1)
 
 
@@ -199,4 +221,8 @@ def test_errors():
     with pytest.raises(ConfigurationError, match="weights"):
         repair(net, states, [data(4, 3)], weights=[1])
     with pytest.raises(StateDictError):
-        repair(net, [states[0], {**states[1], "0.bias": torch.zeros(9)}], [data(4, 3)])
+        repair(
+            net,
+            [states[0], {**states[1], "0.bias": torch.zeros(9)}],
+            [data(4, 3)],
+        )

@@ -15,7 +15,9 @@ NOISE = 0.03
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("names", ["ce", "abcde"])
 def test_statistics_help_a_batch_norm_network(names, monkeypatch):
-    path = Path(__file__).resolve().parents[2] / "examples" / "merge_resnet20.py"
+    path = (
+        Path(__file__).resolve().parents[2] / "examples" / "merge_resnet20.py"
+    )
     spec = importlib.util.spec_from_file_location("merge_resnet20", path)
     example = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(
@@ -23,7 +25,9 @@ def test_statistics_help_a_batch_norm_network(names, monkeypatch):
     )  # dataclasses look their module up
     spec.loader.exec_module(example)
     images, labels = cifar10("test", 1000)
-    batches = normalise(cifar10("train", 500)[0], "cifar10-resnet20").split(250)
+    batches = normalise(cifar10("train", 500)[0], "cifar10-resnet20").split(
+        250
+    )
     states = {name: example.load(name) for name in names}
     row = example.measure(
         names, states, batches, normalise(images, "cifar10-resnet20"), labels

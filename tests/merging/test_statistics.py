@@ -9,7 +9,9 @@ from lightning_rebasin.merging import reset_batch_norm
 
 def batches(count=3, size=10, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return [torch.randn(size, 3, 8, 8, generator=g) * (i + 1) for i in range(count)]
+    return [
+        torch.randn(size, 3, 8, 8, generator=g) * (i + 1) for i in range(count)
+    ]
 
 
 def test_first_layer_statistics_are_the_mean_over_distinct_batches():
@@ -33,7 +35,12 @@ def test_later_layers_see_what_the_batch_statistics_of_earlier_ones_make():
     oracle = randomise(BatchNormCNN(4)).train()
     with torch.no_grad():
         y = nn.functional.batch_norm(
-            net.conv1(data[0]), None, None, net.bn1.weight, net.bn1.bias, training=True
+            net.conv1(data[0]),
+            None,
+            None,
+            net.bn1.weight,
+            net.bn1.bias,
+            training=True,
         )
         y = net.conv2(nn.functional.max_pool2d(y.relu(), 2))
     torch.testing.assert_close(new.bn2.running_mean, y.mean((0, 2, 3)))
@@ -42,7 +49,9 @@ def test_later_layers_see_what_the_batch_statistics_of_earlier_ones_make():
 
 
 def test_the_module_is_left_alone_and_dropout_stays_off():
-    net = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm2d(3, momentum=0.3)).train()
+    net = nn.Sequential(
+        nn.Dropout(0.9), nn.BatchNorm2d(3, momentum=0.3)
+    ).train()
     before = {n: t.clone() for n, t in net.state_dict().items()}
     data = batches()
     new = reset_batch_norm(net, data)
@@ -50,7 +59,8 @@ def test_the_module_is_left_alone_and_dropout_stays_off():
     assert net.training
     assert net[1].training
     torch.testing.assert_close(
-        new[1].running_mean, torch.stack([x.mean((0, 2, 3)) for x in data]).mean(0)
+        new[1].running_mean,
+        torch.stack([x.mean((0, 2, 3)) for x in data]).mean(0),
     )
     assert (new[1].momentum, new.training) == (0.3, False)
 
@@ -76,7 +86,9 @@ def test_synchronised_batch_norm_works_on_one_cpu():
     net, data = BatchNormCNN(2), batches(2)
     expected = reset_batch_norm(net, data).state_dict()
     got = reset_batch_norm(nn.SyncBatchNorm.convert_sync_batchnorm(net), data)
-    assert all(torch.equal(t, expected[n]) for n, t in got.state_dict().items())
+    assert all(
+        torch.equal(t, expected[n]) for n, t in got.state_dict().items()
+    )
     assert "forward" not in vars(got.bn1)
 
 

@@ -23,7 +23,9 @@ from lightning_rebasin.modules import MergeModule
 
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="needs a CUDA device"
+    ),
 ]
 
 
@@ -36,7 +38,9 @@ class Net(LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int
+    ) -> Tensor:
         return cross_entropy(self(batch[0]), batch[1])
 
 
@@ -109,10 +113,14 @@ def test_weight_matching_of_device_tensors_equals_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("statistic", ["inner_product", "correlation"])
-def test_activation_matching_on_the_device_equals_the_cpu(statistic: str) -> None:
+def test_activation_matching_on_the_device_equals_the_cpu(
+    statistic: str,
+) -> None:
     a, b = (net.double() for net in nets())
     spec = infer_spec(a)
     batches = [x.double() for x, _ in DataLoader(blobs(256, 0), batch_size=64)]
     host = match_activations(spec, a, b, batches, statistic=statistic)
-    device = match_activations(spec, a.cuda(), b.cuda(), batches, statistic=statistic)
+    device = match_activations(
+        spec, a.cuda(), b.cuda(), batches, statistic=statistic
+    )
     assert device.permutation == host.permutation

@@ -39,7 +39,8 @@ def launch(out: Path, devices: int, size: int) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="torch was built without distributed"
+    not torch.distributed.is_available(),
+    reason="torch was built without distributed",
 )
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     launch(tmp_path, 2, 8)
@@ -51,7 +52,9 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     for group, order in first["orders"].items():
         assert torch.equal(order, second["orders"][group])
         assert torch.equal(order, one["orders"][group])
-    assert first["best"] == second["best"] == pytest.approx(one["best"], rel=1e-5)
+    assert (
+        first["best"] == second["best"] == pytest.approx(one["best"], rel=1e-5)
+    )
     for mine, theirs, alone in zip(
         first["free"], second["free"], one["free"], strict=True
     ):

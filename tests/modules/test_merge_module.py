@@ -14,7 +14,11 @@ import torch
 from helpers.classifier import CLASSES, FEATURES, Classifier, blobs
 from helpers.models import BatchNormCNN, mlp
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+)
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
@@ -71,7 +75,9 @@ def ends() -> tuple[State, State]:
 
 
 def make(ends: tuple[State, State], **options: Any) -> MergeModule:
-    options.setdefault("optimizer", partial(torch.optim.SGD, lr=1.0, momentum=0.9))
+    options.setdefault(
+        "optimizer", partial(torch.optim.SGD, lr=1.0, momentum=0.9)
+    )
     return MergeModule(Classifier(hidden=16), *ends, **options)
 
 
@@ -104,13 +110,18 @@ def fit(
         }
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings(
+            "ignore", message=".*does not have many workers.*"
+        )
         warnings.filterwarnings("ignore", message=".*is deprecated.*")
         warnings.filterwarnings(
             "ignore", message=".*callbacks used to create the checkpoint.*"
         )
         trainer.fit(
-            module, train_data(shuffle=shuffle), held_out(), ckpt_path=ckpt_path
+            module,
+            train_data(shuffle=shuffle),
+            held_out(),
+            ckpt_path=ckpt_path,
         )
     return trainer
 
@@ -156,21 +167,34 @@ def test_the_best_candidate_is_no_worse_than_plain_weight_matching(
     start_loss = held_out_loss(
         Classifier(hidden=16), interpolate(ends[0], start.apply(ends[1]), 0.5)
     )
-    merged_loss = held_out_loss(Classifier(hidden=16), module.merged_state_dict())
+    merged_loss = held_out_loss(
+        Classifier(hidden=16), module.merged_state_dict()
+    )
     assert merged_loss <= start_loss + 1e-6
     # The score is that of the whole held-out set, smaller last batch included.
-    assert float(trainer.callback_metrics["best_midpoint_loss"]) == pytest.approx(
-        merged_loss, rel=1e-5
-    )
+    assert float(
+        trainer.callback_metrics["best_midpoint_loss"]
+    ) == pytest.approx(merged_loss, rel=1e-5)
 
 
 def test_logs_what_it_promises_and_redirects_the_users_own_log(
     ends: tuple[State, State], tmp_path: Path
 ) -> None:
-    trainer = fit(make(ends), tmp_path, logger=CSVLogger(tmp_path), max_epochs=1)
+    trainer = fit(
+        make(ends), tmp_path, logger=CSVLogger(tmp_path), max_epochs=1
+    )
     logged = set(trainer.callback_metrics)
-    assert {"midpoint_loss", "objective", "moved", "projection_seconds"} <= logged
-    assert {"val_midpoint_loss", "best_midpoint_loss", "midpoint/train_loss"} <= logged
+    assert {
+        "midpoint_loss",
+        "objective",
+        "moved",
+        "projection_seconds",
+    } <= logged
+    assert {
+        "val_midpoint_loss",
+        "best_midpoint_loss",
+        "midpoint/train_loss",
+    } <= logged
     assert torch.equal(
         trainer.callback_metrics["midpoint/train_loss"],
         trainer.callback_metrics["midpoint_loss_step"],
@@ -183,7 +207,9 @@ def test_the_users_model_is_left_alone(
     model = Classifier(hidden=16)
     before = copy.deepcopy(model.state_dict())
     fit(MergeModule(model, *ends), tmp_path, max_epochs=1)
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert all(
+        torch.equal(t, before[n]) for n, t in model.state_dict().items()
+    )
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not model.train_losses
     assert model._trainer is None
@@ -220,7 +246,8 @@ def test_checkpoint_loads_with_weights_only_and_holds_no_weights_but_the_free_on
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"lam": (0.3, 0.7), "stands_for": "midpoint", "project_every": 4}]
+    "options",
+    [{}, {"lam": (0.3, 0.7), "stands_for": "midpoint", "project_every": 4}],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
     ends: tuple[State, State], tmp_path: Path, options: dict[str, Any]
@@ -250,7 +277,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert resumed.permutation == whole.permutation
 
 
-def test_same_seed_same_result(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_same_seed_same_result(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     runs = []
     for _ in range(2):
         seed_everything(5, verbose=False)
@@ -271,7 +300,9 @@ def test_projects_once_per_optimizer_step_and_every_kth_if_asked(
     assert _count_projections(make(ends, project_every=5), tmp_path) == 3
 
 
-def _count_projections(module: MergeModule, folder: Path, **options: Any) -> int:
+def _count_projections(
+    module: MergeModule, folder: Path, **options: Any
+) -> int:
     steps = []
     real = module._project_on_rank_zero
     module._project_on_rank_zero = lambda step, start: (
@@ -313,9 +344,9 @@ def test_gradient_clipping_bounds_the_step(
         p.detach() - ends[0][name]
         for name, p in zip(module.ends.parameters, module.free, strict=True)
     ]
-    assert torch.cat([step.flatten() for step in steps]).norm() == pytest.approx(
-        1e-3, rel=1e-3
-    )
+    assert torch.cat(
+        [step.flatten() for step in steps]
+    ).norm() == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_default_optimizer_is_the_papers(
@@ -391,11 +422,15 @@ class BatchNormNet(LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int
+    ) -> Tensor:
         return cross_entropy(self(batch[0]), batch[1])
 
 
-def test_batch_norm_statistics_are_those_of_the_midpoint(tmp_path: Path) -> None:
+def test_batch_norm_statistics_are_those_of_the_midpoint(
+    tmp_path: Path,
+) -> None:
     generator = torch.Generator().manual_seed(0)
     batches = [
         (
@@ -438,9 +473,9 @@ def test_batch_norm_statistics_are_those_of_the_midpoint(tmp_path: Path) -> None
         loss = torch.stack(
             [cross_entropy(model.eval()(x), y) for x, y in batches[:2]]
         ).mean()
-    assert float(trainer.callback_metrics["best_midpoint_loss"]) == pytest.approx(
-        float(loss), rel=1e-5
-    )
+    assert float(
+        trainer.callback_metrics["best_midpoint_loss"]
+    ) == pytest.approx(float(loss), rel=1e-5)
 
 
 class StepOnly(Classifier):
@@ -449,10 +484,14 @@ class StepOnly(Classifier):
     def forward(self, x: Tensor, scale: float) -> Tensor:  # type: ignore[override]
         return self.net(x) * scale
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int
+    ) -> Tensor:
         return cross_entropy(self(batch[0], 2.0), batch[1])
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int
+    ) -> None:  # type: ignore[override]
         self.log("val_loss", cross_entropy(self(batch[0], 2.0), batch[1]))
 
 
@@ -465,7 +504,9 @@ def test_a_module_without_usable_forward_is_traced_and_proved_through_its_step(
     fit(module, tmp_path, max_epochs=1)
     assert [group.size for group in module.spec.groups.values()] == [16]
     module.export(tmp_path / "merged.ckpt")
-    merged = torch.load(tmp_path / "merged.ckpt", weights_only=True)["state_dict"]
+    merged = torch.load(tmp_path / "merged.ckpt", weights_only=True)[
+        "state_dict"
+    ]
     assert torch.equal(
         merged["net.fc1.weight"], module.merged_state_dict()["net.fc1.weight"]
     )
@@ -494,7 +535,9 @@ def test_buffers_that_both_ends_share_stay(tmp_path: Path) -> None:
     other = {**states[1], "table": states[1]["table"] + 1}
     assert [
         g.size
-        for g in MergeModule(Offset(), states[0], other, spec=full).spec.groups.values()
+        for g in MergeModule(
+            Offset(), states[0], other, spec=full
+        ).spec.groups.values()
     ] == [16]
 
 
@@ -502,12 +545,16 @@ def test_any_module_with_a_loss_function(tmp_path: Path) -> None:
     model = mlp(FEATURES, 8, CLASSES)
     ends = trained(model, 1), trained(model, 2)
     module = MergeModule(
-        model, *ends, loss=lambda net, batch: cross_entropy(net(batch[0]), batch[1])
+        model,
+        *ends,
+        loss=lambda net, batch: cross_entropy(net(batch[0]), batch[1]),
     )
     fit(module, tmp_path, max_epochs=1)
     assert len(module.permutation.orders) == 1
     module.export(tmp_path / "merged.pt")
-    model.load_state_dict(torch.load(tmp_path / "merged.pt", weights_only=True))
+    model.load_state_dict(
+        torch.load(tmp_path / "merged.pt", weights_only=True)
+    )
 
 
 def test_export_writes_proved_weights_only(
@@ -545,7 +592,9 @@ def test_weights_and_spec_may_be_files(
 ) -> None:
     paths = [tmp_path / f"{name}.ckpt" for name in "ab"]
     for path, state in zip(paths, ends, strict=True):
-        torch.save({"state_dict": state, "pytorch-lightning_version": "2.6.6"}, path)
+        torch.save(
+            {"state_dict": state, "pytorch-lightning_version": "2.6.6"}, path
+        )
     given = make(ends)
     fit(given, tmp_path)
     given.spec.save(tmp_path / "spec.json")
@@ -570,7 +619,9 @@ def test_starts_from_a_given_permutation(
     assert starts[0] == start
 
 
-def test_starts_from_activations(ends: tuple[State, State], tmp_path: Path) -> None:
+def test_starts_from_activations(
+    ends: tuple[State, State], tmp_path: Path
+) -> None:
     """All six batches are fewer than the twenty that are looked at, so the order of the samples does not matter."""
     module = make(ends, init="activations")
     starts = []
@@ -592,11 +643,17 @@ class FirstSample(Callback):
     """Remembers the first training batch."""
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if batch_idx == 0:
             self.batch = batch[0]
-            self.noise = torch.rand(3, generator=torch.default_generator.clone_state())
+            self.noise = torch.rand(
+                3, generator=torch.default_generator.clone_state()
+            )
 
 
 def test_looking_at_the_data_changes_neither_their_order_nor_the_random_state(
@@ -606,9 +663,17 @@ def test_looking_at_the_data_changes_neither_their_order_nor_the_random_state(
     for init in ("identity", "activations", None):
         first = FirstSample()
         torch.manual_seed(1)
-        module = Classifier(hidden=16) if init is None else make(ends, init=init)
+        module = (
+            Classifier(hidden=16) if init is None else make(ends, init=init)
+        )
         torch.manual_seed(1)
-        fit(module, tmp_path, max_epochs=1, callbacks=[first], limit_val_batches=0)
+        fit(
+            module,
+            tmp_path,
+            max_epochs=1,
+            callbacks=[first],
+            limit_val_batches=0,
+        )
         seen.append(first)
     assert torch.equal(seen[0].batch, seen[2].batch)
     assert torch.equal(seen[1].batch, seen[2].batch)
@@ -622,7 +687,9 @@ class Whisper(Callback):
     def __init__(self, permutation: Permutation) -> None:
         self.permutation = permutation
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: MergeModule) -> None:
+    def on_train_epoch_end(
+        self, trainer: Trainer, pl_module: MergeModule
+    ) -> None:
         pl_module._shortlist.offer(self.permutation, -1e9)
 
     on_train_epoch_start = on_train_epoch_end
@@ -707,7 +774,12 @@ def test_weights_that_do_not_fit_are_named(
     ends: tuple[State, State], tmp_path: Path
 ) -> None:
     with pytest.raises(StateDictError, match=r"net\.fc1\.weight"):
-        make((ends[0], {n: t for n, t in ends[1].items() if n != "net.fc1.weight"}))
+        make(
+            (
+                ends[0],
+                {n: t for n, t in ends[1].items() if n != "net.fc1.weight"},
+            )
+        )
     broken = {
         n: torch.full_like(t, torch.nan) if n == "net.fc1.bias" else t
         for n, t in ends[1].items()

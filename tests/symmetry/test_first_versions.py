@@ -9,7 +9,11 @@ from helpers.models import randomise
 from torch import nn
 
 from lightning_rebasin.errors import EquivalenceError, UntracedWarning
-from lightning_rebasin.symmetry import Permutation, check_equivalence, infer_spec
+from lightning_rebasin.symmetry import (
+    Permutation,
+    check_equivalence,
+    infer_spec,
+)
 from lightning_rebasin.symmetry.infer import infer_spec_many
 
 
@@ -31,7 +35,9 @@ def proved(module, *args):
     randomise(module)
     spec = infer_spec(module, *args)
     check_equivalence(
-        module, Permutation.random(spec, torch.Generator().manual_seed(0)), *args
+        module,
+        Permutation.random(spec, torch.Generator().manual_seed(0)),
+        *args,
     )
     return spec
 
@@ -55,7 +61,9 @@ def test_fused_qkv_keeps_the_three_parts_apart():
         Module(forward, qkv=nn.Linear(5, 18), out=nn.Linear(6, 2)), x(2, 4, 5)
     )
     assert sizes(spec) == [(6,), (6,)]
-    both = next(c for c in spec.maps["qkv.weight"].components if c.index.shape[1] == 2)
+    both = next(
+        c for c in spec.maps["qkv.weight"].components if c.index.shape[1] == 2
+    )
     assert (both.index[:, 1] - both.index[:, 0]).tolist() == [
         6
     ] * 6 and both.index.min() == 0
@@ -66,7 +74,10 @@ def test_fused_qkv_keeps_the_three_parts_apart():
 def test_flattened_channels_and_positions_are_not_confused(channels):
     """As many channels as positions in either order: only the channel part of the axis moves."""
     module = nn.Sequential(
-        nn.Conv2d(1, channels, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * channels, 3)
+        nn.Conv2d(1, channels, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * channels, 3),
     )
     spec = proved(module, x(2, 1, 4, 4))
     assert sizes(spec) == [(channels,)]
@@ -83,9 +94,9 @@ def test_flattened_channels_and_positions_are_not_confused(channels):
 
 def test_rotary_positions_fix_queries_and_keys_but_not_values():
     def rotate(z):
-        angle = torch.arange(z.shape[1], dtype=z.dtype)[:, None] * 0.3 ** torch.arange(
-            3, dtype=z.dtype
-        )
+        angle = torch.arange(z.shape[1], dtype=z.dtype)[
+            :, None
+        ] * 0.3 ** torch.arange(3, dtype=z.dtype)
         cos, sin = angle.cos().repeat(1, 2), angle.sin().repeat(1, 2)
         return z * cos + torch.cat([-z[..., 3:], z[..., :3]], -1) * sin
 
@@ -111,7 +122,9 @@ def test_cyclic_copies_fix_the_order():
 
 def test_slice_of_one_marks_its_unit():
     forward = lambda m, z: m.b(m.a(z) * m.a(z)[..., 2:3])
-    spec = proved(Module(forward, a=nn.Linear(3, 5), b=nn.Linear(5, 2)), x(2, 3))
+    spec = proved(
+        Module(forward, a=nn.Linear(3, 5), b=nn.Linear(5, 2)), x(2, 3)
+    )
     assert sizes(spec) == [(4,)]
     assert 2 not in spec.maps["a.weight"].components[0].index
 
@@ -157,7 +170,12 @@ def branches(m, z, *, right=False):
 
 def test_a_branch_not_taken_is_reported_and_a_second_example_takes_it():
     module = randomise(
-        Module(branches, a=nn.Linear(3, 5), left=nn.Linear(5, 2), right=nn.Linear(5, 2))
+        Module(
+            branches,
+            a=nn.Linear(3, 5),
+            left=nn.Linear(5, 2),
+            right=nn.Linear(5, 2),
+        )
     )
     example = x(4, 3)
     with pytest.warns(UntracedWarning) as caught:
@@ -189,7 +207,9 @@ def test_unused_units_stay():
     spec = infer_spec(module, x(2, 3))
     assert sizes(spec) in ([(4,)], [(2,), (4,)])
     check_equivalence(
-        module, Permutation.random(spec, torch.Generator().manual_seed(0)), x(2, 3)
+        module,
+        Permutation.random(spec, torch.Generator().manual_seed(0)),
+        x(2, 3),
     )
 
 
@@ -202,7 +222,9 @@ def test_tables_in_buffers_stay_where_models_share_them_and_statistics_move():
                 nn.BatchNorm1d(6),
                 nn.Linear(6, 2),
             )
-            self.register_buffer("table", torch.arange(24.0).reshape(4, 6).sin())
+            self.register_buffer(
+                "table", torch.arange(24.0).reshape(4, 6).sin()
+            )
 
         def forward(self, z):
             return self.b(

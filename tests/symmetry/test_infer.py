@@ -14,7 +14,9 @@ from lightning_rebasin.symmetry.infer import infer_spec, infer_spec_many
 
 def x(*shape, seed=1):
     return torch.randn(
-        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        *shape,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(seed),
     )
 
 
@@ -37,10 +39,12 @@ class FusedAttention(nn.Module):
     def turn(self, x):
         if not self.rotary:
             return x
-        angle = torch.arange(x.shape[2], dtype=x.dtype)[:, None] / 10 ** torch.arange(
-            self.size // 2
+        angle = torch.arange(x.shape[2], dtype=x.dtype)[
+            :, None
+        ] / 10 ** torch.arange(self.size // 2)
+        cos, sin = (
+            f(torch.cat([angle, angle], -1)) for f in (torch.cos, torch.sin)
         )
-        cos, sin = (f(torch.cat([angle, angle], -1)) for f in (torch.cos, torch.sin))
         a, b = x.chunk(2, -1)
         return x * cos + torch.cat([-b, a], -1) * sin
 
@@ -48,9 +52,12 @@ class FusedAttention(nn.Module):
         x = self.i(x)
         b, t, _ = x.shape
         q, k, v = self.qkv(x).split(
-            [self.size * self.heads, self.size * self.kv, self.size * self.kv], -1
+            [self.size * self.heads, self.size * self.kv, self.size * self.kv],
+            -1,
         )
-        q, k, v = (y.view(b, t, -1, self.size).transpose(1, 2) for y in (q, k, v))
+        q, k, v = (
+            y.view(b, t, -1, self.size).transpose(1, 2) for y in (q, k, v)
+        )
         q, k = self.turn(self.norm(q)), self.turn(self.norm(k))
         k, v = (y.repeat_interleave(self.heads // self.kv, 1) for y in (k, v))
         return self.out(
@@ -66,10 +73,14 @@ class FusedAttention(nn.Module):
 def test_fused_qkv_puts_two_elements_of_one_axis_into_one_class():
     spec = exact(FusedAttention(), x(2, 6, 5))
     # residual 12; 3 heads; inside each head 4 dims of q and k together, 4 of v and o
-    assert spec.log10_symmetries == pytest.approx(log10((12, 1), (3, 1), (4, 6)))
+    assert spec.log10_symmetries == pytest.approx(
+        log10((12, 1), (3, 1), (4, 6))
+    )
     heads = [g for g in spec.groups.values() if g.size == 3]
     assert len(heads) == 1
-    assert {g.shape for g in spec.groups.values() if g.parent == heads[0]} == {(3, 4)}
+    assert {g.shape for g in spec.groups.values() if g.parent == heads[0]} == {
+        (3, 4)
+    }
 
 
 def test_norm_of_heads_ties_the_dims_of_all_heads():
@@ -81,11 +92,15 @@ def test_norm_of_heads_ties_the_dims_of_all_heads():
 
 def test_rotary_positions_pin_the_dims_of_q_and_k_but_not_the_heads():
     spec = exact(FusedAttention(rotary=True), x(2, 6, 5))
-    assert spec.log10_symmetries == pytest.approx(log10((12, 1), (3, 1), (4, 3)))
+    assert spec.log10_symmetries == pytest.approx(
+        log10((12, 1), (3, 1), (4, 3))
+    )
 
 
 def test_grouped_queries_nest_in_key_heads():
-    spec = exact(FusedAttention(dim=16, heads=4, kv_heads=2, rotary=True), x(2, 6, 5))
+    spec = exact(
+        FusedAttention(dim=16, heads=4, kv_heads=2, rotary=True), x(2, 6, 5)
+    )
     # 2 key heads, 2 queries inside each, 4 dims of v inside each key head
     assert spec.log10_symmetries == pytest.approx(
         log10((16, 1), (2, 1), (2, 2), (4, 2))
@@ -104,7 +119,9 @@ def test_position_marks_are_per_relation():
     )
     spec = exact(net, x(2, 1, 4, 4))
     assert [g.size for g in spec.groups.values()] == [3, 6]
-    component = next(c for c in spec.maps["3.weight"].components if c.group == "0")
+    component = next(
+        c for c in spec.maps["3.weight"].components if c.group == "0"
+    )
     assert component.index.shape == (3, 9) or component.sites != (1,)
 
 
@@ -130,7 +147,9 @@ class Sliced(nn.Module):
 )
 def test_slices_mark_only_what_is_used(mode, sizes):
     """A slice of size 1 still marks its element; one that nothing uses constrains nothing."""
-    assert [g.size for g in exact(Sliced(mode), x(3, 4)).groups.values()] == sizes
+    assert [
+        g.size for g in exact(Sliced(mode), x(3, 4)).groups.values()
+    ] == sizes
 
 
 class Outputs(dict):
@@ -152,7 +171,8 @@ class Verbose(nn.Module):
 
 def test_unused_outputs_cost_nothing():
     assert [
-        g.size for g in infer_spec(Verbose(), torch.zeros(2, 4)).groups.values()
+        g.size
+        for g in infer_spec(Verbose(), torch.zeros(2, 4)).groups.values()
     ] == [8]
 
 
@@ -162,7 +182,11 @@ def test_cyclic_copies_are_equalities():
     class Rolled(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+            self.a, self.b, self.c = (
+                nn.Linear(4, 6),
+                nn.Linear(6, 5),
+                nn.Linear(5, 2),
+            )
 
         def forward(self, x):
             y = self.a(x)
@@ -209,7 +233,12 @@ def test_several_examples_give_one_spec_for_all_branches():
     module = Branching()
     examples = [((x(2, 4),), {}), ((x(2, 4),), {"right": True})]
     spec = infer_spec_many(module.double(), examples)
-    assert spec.tensors_of("a") == ("a.weight", "a.bias", "left.weight", "right.weight")
+    assert spec.tensors_of("a") == (
+        "a.weight",
+        "a.bias",
+        "left.weight",
+        "right.weight",
+    )
     assert not spec.notes
     for _, kwargs in examples:
         exact(module, x(2, 4), spec=spec, **kwargs)
@@ -228,7 +257,11 @@ def test_pin_on_request():
 class Sinusoidal(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 7), nn.Linear(7, 2)
+        self.a, self.b, self.c = (
+            nn.Linear(4, 6),
+            nn.Linear(6, 7),
+            nn.Linear(7, 2),
+        )
         self.register_buffer("table", torch.arange(30.0).reshape(5, 6).sin())
 
     def forward(self, x):
@@ -245,7 +278,10 @@ def test_persistent_tables_are_pinned_where_shared_and_statistics_move():
     assert [g.size for g in spec.groups.values()] == [7]
     spec = exact(
         nn.Sequential(
-            nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 3)
+            nn.Conv2d(2, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 2, 3),
         ),
         x(2, 2, 7, 7),
     )
@@ -291,7 +327,8 @@ def test_tied_weights_are_aliases():
 def test_reasons_name_the_operation_and_the_submodule():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
     reasons = {
-        (p.tensor, p.dim): p for p in infer_spec(net, torch.zeros(1, 3, 8, 8)).pinned
+        (p.tensor, p.dim): p
+        for p in infer_spec(net, torch.zeros(1, 3, 8, 8)).pinned
     }
     assert reasons["0.weight", 2].reason == "position in the kernel"
     assert reasons["0.weight", 2].where == "aten.convolution in 0"

@@ -14,7 +14,11 @@ from helpers.models import (
 )
 from helpers.shared import shared_path
 
-from lightning_rebasin.symmetry import Permutation, check_equivalence, infer_spec
+from lightning_rebasin.symmetry import (
+    Permutation,
+    check_equivalence,
+    infer_spec,
+)
 
 KINDS = {
     "transformer": (ModularAdditionTransformer, modular_addition_tokens),
@@ -32,7 +36,9 @@ def trained(request):
     module = build()
     module.load_state_dict(
         load_weights(
-            shared_path(f"data/checkpoints/modular-addition/{kind}-{number}.pt")
+            shared_path(
+                f"data/checkpoints/modular-addition/{kind}-{number}.pt"
+            )
         )
     )
     inputs, sums = data()
@@ -62,7 +68,9 @@ def test_symmetries_are_the_known_ones(trained):
     shapes = sorted(g.shape for g in spec.groups.values())
     # The residual stream, the hidden layer, the heads, and in every head the query-key and the value units.
     assert shapes == [(4,), (4, 32), (4, 32), (128,), (512,)]
-    expected = sum(log10_factorial(n) for n in (128, 512, 4)) + 8 * log10_factorial(32)
+    expected = sum(
+        log10_factorial(n) for n in (128, 512, 4)
+    ) + 8 * log10_factorial(32)
     assert spec.log10_symmetries == pytest.approx(expected)
     acting = {
         (group.shape, name)
@@ -77,7 +85,9 @@ def test_symmetries_are_the_known_ones(trained):
 
 
 def test_embeddings_are_tied():
-    spec = infer_spec(ModularAdditionTransformer(), modular_addition_tokens()[0][:5])
+    spec = infer_spec(
+        ModularAdditionTransformer(), modular_addition_tokens()[0][:5]
+    )
     assert set(spec.aliases) | set(spec.aliases.values()) == {
         "x_embed",
         "y_embed",

@@ -28,16 +28,24 @@ class Attention(nn.Module):
     def forward(self, x):
         x = self.i(x)
         q, k, v = (
-            y.unflatten(-1, (3, 2)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1)
+            y.unflatten(-1, (3, 2)).transpose(1, 2)
+            for y in self.qkv(x).chunk(3, -1)
         )
         return self.o(
             x
-            + self.p(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            + self.p(
+                F.scaled_dot_product_attention(q, k, v)
+                .transpose(1, 2)
+                .flatten(2)
+            )
         )
 
 
 NETWORKS = {
-    "mlp": lambda: (nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 2)), (4,)),
+    "mlp": lambda: (
+        nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 2)),
+        (4,),
+    ),
     "cnn": lambda: (
         nn.Sequential(
             nn.Conv2d(1, 5, 3),
@@ -77,10 +85,15 @@ def test_units_move_with_their_group(name):
     before = observe(spec, net, x)
     net.load_state_dict(permutation.apply(net.state_dict()))
     after = observe(spec, net, x)
-    assert {site.component.group for site, _ in before} == set(spec.activations)
+    assert {site.component.group for site, _ in before} == set(
+        spec.activations
+    )
     for (site, old), (_, new) in zip(before, after, strict=True):
         torch.testing.assert_close(
-            new, old[permutation.flat(site.component.group)], rtol=1e-9, atol=1e-12
+            new,
+            old[permutation.flat(site.component.group)],
+            rtol=1e-9,
+            atol=1e-12,
         )
         assert old.shape[0] == spec.groups[site.component.group].members
 
@@ -117,6 +130,6 @@ def test_another_path_is_refused():
         pytest.raises(TraceError, match="another path"),
         record_activations(spec, lambda *_: None),
     ):
-        nn.Sequential(nn.Linear(4, 7), nn.Unflatten(1, (7, 1)), nn.Conv1d(7, 2, 1))(
-            torch.zeros(1, 4)
-        )
+        nn.Sequential(
+            nn.Linear(4, 7), nn.Unflatten(1, (7, 1)), nn.Conv1d(7, 2, 1)
+        )(torch.zeros(1, 4))

@@ -7,7 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.data import cifar10, mnist, normalise
-from helpers.models import LeNet, ResNet20, accuracy, load_weights, mlp, mnist_mlp
+from helpers.models import (
+    LeNet,
+    ResNet20,
+    accuracy,
+    load_weights,
+    mlp,
+    mnist_mlp,
+)
 from helpers.shared import shared_path
 from torch import nn
 
@@ -46,17 +53,23 @@ class CounterExample:
             }
             for net in (NETWORK_A, NETWORK_B)
         )
-        self.spec = infer_spec(self.net, torch.zeros(1, 2, dtype=torch.float64))
+        self.spec = infer_spec(
+            self.net, torch.zeros(1, 2, dtype=torch.float64)
+        )
         grid = torch.linspace(-0.995, 0.995, 200, dtype=torch.float64)
         self.x = torch.cartesian_prod(grid, grid)
         self.label = (self.x[:, 0] < 0) & (self.x[:, 1] > 0)
 
     def outputs(self, state):
-        return torch.func.functional_call(self.net, state, (self.x,)).squeeze(1)
+        return torch.func.functional_call(self.net, state, (self.x,)).squeeze(
+            1
+        )
 
     def error(self, state):
         # Zero counts as positive, whatever the rounding.
-        return float(((self.outputs(state) > -1e-9) != self.label).double().mean())
+        return float(
+            ((self.outputs(state) > -1e-9) != self.label).double().mean()
+        )
 
 
 def test_counterexample_every_permutation_meets_a_barrier():
@@ -80,7 +93,9 @@ def test_counterexample_every_permutation_meets_a_barrier():
         permuted = Permutation(case.spec, orders).apply(case.b)
         assert torch.allclose(case.outputs(permuted), function)
         products.append(
-            sum(float((case.a[name] * permuted[name]).sum()) for name in case.a)
+            sum(
+                float((case.a[name] * permuted[name]).sum()) for name in case.a
+            )
         )
         path = [
             {n: torch.lerp(case.a[n], permuted[n], lam) for n in case.a}
@@ -93,7 +108,9 @@ def test_counterexample_every_permutation_meets_a_barrier():
 
 
 def floor_sum(spec):
-    return sum(math.floor(group.log10_symmetries) for group in spec.groups.values())
+    return sum(
+        math.floor(group.log10_symmetries) for group in spec.groups.values()
+    )
 
 
 def test_count_of_the_papers_mlp():
@@ -136,7 +153,11 @@ def vgg16():
         0,
     ):
         layers += (
-            [nn.Conv2d(before, width, 3, padding=1), ChannelNorm(width), nn.ReLU()]
+            [
+                nn.Conv2d(before, width, 3, padding=1),
+                ChannelNorm(width),
+                nn.ReLU(),
+            ]
             if width
             else [nn.MaxPool2d(2)]
         )
@@ -172,7 +193,8 @@ class ConvShortcutBlock(nn.Module):
         self.short = None
         if before != after:
             self.short = nn.Sequential(
-                nn.Conv2d(before, after, 3, stride, 1, bias=False), ChannelNorm(after)
+                nn.Conv2d(before, after, 3, stride, 1, bias=False),
+                ChannelNorm(after),
             )
 
     def forward(self, x):
@@ -183,17 +205,26 @@ class ConvShortcutBlock(nn.Module):
 def resnet20(width):
     """The paper's ResNet20: 3×3 stride-2 convolution and norm in the shortcuts."""
     blocks, before = (
-        [nn.Conv2d(3, width, 3, 1, 1, bias=False), ChannelNorm(width), nn.ReLU()],
+        [
+            nn.Conv2d(3, width, 3, 1, 1, bias=False),
+            ChannelNorm(width),
+            nn.ReLU(),
+        ],
         width,
     )
     for stage, after in enumerate((width, 2 * width, 4 * width)):
         for block in range(3):
             blocks.append(
-                ConvShortcutBlock(before, after, 2 if stage and not block else 1)
+                ConvShortcutBlock(
+                    before, after, 2 if stage and not block else 1
+                )
             )
             before = after
     return nn.Sequential(
-        *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10)
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4 * width, 10),
     )
 
 
@@ -201,7 +232,8 @@ def test_count_of_the_papers_resnet20_ties_the_residual_streams():
     module = resnet20(16)
     spec = infer_spec(module, torch.zeros(1, 3, 32, 32))
     assert (
-        sorted(g.size for g in spec.groups.values()) == [16] * 4 + [32] * 4 + [64] * 4
+        sorted(g.size for g in spec.groups.values())
+        == [16] * 4 + [32] * 4 + [64] * 4
     )
     assert spec.log10_symmetries == pytest.approx(551.38, abs=0.01)
 
@@ -235,13 +267,19 @@ MNIST = [
 
 
 @pytest.mark.parametrize(("folder", "name", "build", "expected"), MNIST)
-def test_trained_mnist_networks_keep_their_accuracy(folder, name, build, expected):
+def test_trained_mnist_networks_keep_their_accuracy(
+    folder, name, build, expected
+):
     module = trained(folder, name, build())
     images, labels = mnist("test")
     images = normalise(images, folder)
-    assert accuracy(module, images, labels) == pytest.approx(expected, abs=5e-5)
+    assert accuracy(module, images, labels) == pytest.approx(
+        expected, abs=5e-5
+    )
     spec = infer_spec(module, images[:4])
-    sizes = {"mnist-mlp": [100, 200, 400], "mnist-lenet": [20, 50, 500]}[folder]
+    sizes = {"mnist-mlp": [100, 200, 400], "mnist-lenet": [20, 50, 500]}[
+        folder
+    ]
     assert sorted(g.size for g in spec.groups.values()) == sizes
     p = Permutation.random(spec, torch.Generator().manual_seed(0))
     assert check_equivalence(module, p, images[:16]) < 1e-12
@@ -260,7 +298,8 @@ def test_trained_resnet20_with_option_a_shortcuts():
     # Nine inner groups, and the residual stream: 16 of stage one, 16 new in stage two, 32 new in stage three (padding
     # puts half of them on either side).
     assert (
-        sorted(g.size for g in spec.groups.values()) == [16] * 5 + [32] * 4 + [64] * 3
+        sorted(g.size for g in spec.groups.values())
+        == [16] * 5 + [32] * 4 + [64] * 3
     )
     assert spec.maps["layer3.0.conv2.weight"].dims_of(
         spec.maps["layer3.0.bn2.weight"].components[0].group
@@ -277,7 +316,9 @@ def test_trained_resnet20_reaches_its_accuracy(name):
     module = trained("cifar10-resnet20", f"{name}.th", ResNet20())
     images, labels = cifar10("test")
     assert (
-        0.91 <= accuracy(module, normalise(images, "cifar10-resnet20"), labels) <= 0.926
+        0.91
+        <= accuracy(module, normalise(images, "cifar10-resnet20"), labels)
+        <= 0.926
     )
 
 

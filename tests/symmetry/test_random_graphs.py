@@ -6,7 +6,11 @@ from helpers.random_graphs import INPUT, OPERATIONS, TIME, RandomGraph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_rebasin.symmetry import Permutation, infer_spec, measure_equivalence
+from lightning_rebasin.symmetry import (
+    Permutation,
+    infer_spec,
+    measure_equivalence,
+)
 
 steps = st.tuples(
     st.sampled_from(OPERATIONS),
@@ -27,14 +31,20 @@ def judge(program, seed):
     )
     spec = infer_spec(module, x)
     measured = measure_equivalence(
-        module, Permutation.random(spec, torch.Generator().manual_seed(seed)), x
+        module,
+        Permutation.random(spec, torch.Generator().manual_seed(seed)),
+        x,
     )
     return spec, measured
 
 
 @pytest.mark.filterwarnings("ignore::lightning_rebasin.errors.UntracedWarning")
 @given(st.lists(steps, min_size=1, max_size=9), st.integers(0, 2**16))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 def test_random_networks_are_exact(program, seed):
     spec, measured = judge(program, seed)
     assert measured.error < 1e-9, spec

@@ -15,7 +15,9 @@ from lightning_rebasin.symmetry import Permutation, PermutationSpec, infer_spec
 
 def x(*shape, seed=1):
     return torch.randn(
-        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        *shape,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(seed),
     )
 
 
@@ -49,7 +51,9 @@ def test_convolutions_of_every_kind(dims, transposed):
     )
     spec = exact(net, x(2, 2, *[5] * dims))
     # two blocks of 2 channels in and 3 out, which swap together
-    assert spec.log10_symmetries == pytest.approx(log10((2, 1), (2, 2), (3, 2)))
+    assert spec.log10_symmetries == pytest.approx(
+        log10((2, 1), (2, 2), (3, 2))
+    )
 
 
 def test_group_norm_nests_and_follows():
@@ -64,24 +68,46 @@ def test_group_norm_nests_and_follows():
 @pytest.mark.parametrize(
     ("operation", "groups"),
     [
-        (lambda h: (h[:, :4] * torch.sigmoid(h[:, 4:])).repeat(1, 2), [(4, 1)]),
+        (
+            lambda h: (h[:, :4] * torch.sigmoid(h[:, 4:])).repeat(1, 2),
+            [(4, 1)],
+        ),
         (lambda h: F.glu(torch.cat([h, h.flip(1)], 1), 1), [(4, 0)]),
         (lambda h: torch.cat([h, -h], 1)[:, :8], [(8, 1)]),
-        (lambda h: h.view(-1, 2, 4).softmax(-1).reshape(-1, 8), [(2, 1), (4, 2)]),
+        (
+            lambda h: h.view(-1, 2, 4).softmax(-1).reshape(-1, 8),
+            [(2, 1), (4, 2)],
+        ),
         (lambda h: h.view(-1, 2, 4).cumsum(1).reshape(-1, 8), [(4, 1)]),
         (lambda h: torch.stack([h[:, :4], h[:, 4:]], 2).flatten(1), [(4, 2)]),
-        (lambda h: torch.cat([t + 1 for t in h.unbind(1)]).view(8, -1).T, [(8, 0)]),
-        (lambda h: h.index_select(1, torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])), [(8, 1)]),
+        (
+            lambda h: torch.cat([t + 1 for t in h.unbind(1)]).view(8, -1).T,
+            [(8, 0)],
+        ),
+        (
+            lambda h: h.index_select(
+                1, torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
+            ),
+            [(8, 1)],
+        ),
         (lambda h: F.pad(h[:, 2:6], (2, 2)), [(4, 1)]),
         (lambda h: h.sort(1).values, []),
         (lambda h: h * (h > h.mean(1, keepdim=True)), [(8, 1)]),
-        (lambda h: h.clone().index_add_(0, torch.tensor([0, 2]), h[:2]), [(8, 1)]),
         (
-            lambda h: torch.zeros_like(h).scatter_(1, torch.arange(8).expand(3, -1), h),
+            lambda h: h.clone().index_add_(0, torch.tensor([0, 2]), h[:2]),
+            [(8, 1)],
+        ),
+        (
+            lambda h: torch.zeros_like(h).scatter_(
+                1, torch.arange(8).expand(3, -1), h
+            ),
             [],
         ),
         (lambda h: torch.fft.fft(h, dim=1).real, []),
-        (lambda h: F.normalize(h, dim=1) + h.logsumexp(1, keepdim=True), [(8, 1)]),
+        (
+            lambda h: F.normalize(h, dim=1) + h.logsumexp(1, keepdim=True),
+            [(8, 1)],
+        ),
     ],
 )
 def test_operations_on_units(operation, groups):
@@ -93,7 +119,11 @@ def test_writes_into_views():
     class Writes(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 3), nn.Linear(4, 5), nn.Linear(8, 2)
+            self.a, self.b, self.c = (
+                nn.Linear(4, 3),
+                nn.Linear(4, 5),
+                nn.Linear(8, 2),
+            )
 
         def forward(self, x):
             buffer = x.new_zeros(2, x.shape[0], 8)
@@ -117,7 +147,9 @@ def test_recurrent_networks(kind):
         def forward(self, x):
             return self.o(self.r(x)[0])
 
-    assert exact(Net(), x(4, 2, 3)).log10_symmetries == pytest.approx(log10((5, 2)))
+    assert exact(Net(), x(4, 2, 3)).log10_symmetries == pytest.approx(
+        log10((5, 2))
+    )
 
 
 class Stacked(nn.Module):
@@ -126,13 +158,16 @@ class Stacked(nn.Module):
     def __init__(self, d=6, h=3, k=2):
         super().__init__()
         self.i, self.o = nn.Linear(4, d), nn.Linear(d, 2)
-        self.q, self.k, self.v = (nn.Parameter(torch.zeros(h, d, k)) for _ in range(3))
+        self.q, self.k, self.v = (
+            nn.Parameter(torch.zeros(h, d, k)) for _ in range(3)
+        )
         self.w = nn.Parameter(torch.zeros(h, k, d))
 
     def forward(self, x):
         x = self.i(x)
         q, k, v = (
-            torch.einsum("btd,hdk->bhtk", x, w) for w in (self.q, self.k, self.v)
+            torch.einsum("btd,hdk->bhtk", x, w)
+            for w in (self.q, self.k, self.v)
         )
         a = torch.einsum("bhtk,bhsk->bhts", q, k).tril().softmax(-1)
         return self.o(x + torch.einsum("bhts,bhsk,hkd->btd", a, v, self.w))
@@ -182,7 +217,9 @@ def test_grouped_queries_in_the_kernel():
                 f(x).unflatten(-1, (-1, 3)).transpose(1, 2)
                 for f in (self.q, self.k, self.v)
             )
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            y = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=True
+            )
             return self.o(y.transpose(1, 2).flatten(2))
 
     # 2 key heads, 2 query heads in each, 3 dims of q and k and 3 of v in each key head
@@ -195,9 +232,14 @@ def test_weight_standardised_grouped_convolution():
     class Standardised(nn.Conv2d):
         def forward(self, x):
             w = F.batch_norm(
-                self.weight.reshape(1, self.out_channels, -1), None, None, training=True
+                self.weight.reshape(1, self.out_channels, -1),
+                None,
+                None,
+                training=True,
             )
-            return F.conv2d(x, w.view_as(self.weight), self.bias, groups=self.groups)
+            return F.conv2d(
+                x, w.view_as(self.weight), self.bias, groups=self.groups
+            )
 
     net = nn.Sequential(
         nn.Conv2d(2, 4, 1),
@@ -224,7 +266,9 @@ def test_interleaved_writes_and_masked_writes():
             y[:, ::2], y[:, 1::2] = h[:, 1::2] * 2, h[:, ::2]
             return self.b(y)
 
-    assert exact(Writes(), x(3, 4)).log10_symmetries == pytest.approx(log10((4, 2)))
+    assert exact(Writes(), x(3, 4)).log10_symmetries == pytest.approx(
+        log10((4, 2))
+    )
 
 
 def test_routing_between_capsules():
@@ -238,7 +282,9 @@ def test_routing_between_capsules():
             )
 
         def forward(self, x):
-            h = torch.einsum("bnd,nkjd->bnkj", self.i(x).view(-1, 4, 3), self.w)
+            h = torch.einsum(
+                "bnd,nkjd->bnkj", self.i(x).view(-1, 4, 3), self.w
+            )
             route = torch.zeros(h.shape[:3], dtype=h.dtype)
             for _ in range(2):
                 v = torch.tanh((route.softmax(2)[..., None] * h).sum(1))
@@ -266,7 +312,9 @@ def test_weights_mixed_from_several_convolutions():
             return self.o(F.relu(y.view(len(x), 8, *y.shape[2:])))
 
     spec = exact(Conditional(), x(2, 3, 7, 7))
-    assert spec.log10_symmetries == pytest.approx(log10((4, 1), (6, 1), (8, 1)))
+    assert spec.log10_symmetries == pytest.approx(
+        log10((4, 1), (6, 1), (8, 1))
+    )
 
 
 class FusedGroupedQueries(nn.Module):
@@ -283,13 +331,18 @@ class FusedGroupedQueries(nn.Module):
         )
 
     def heads(self, z):
-        if self.layout == "interleaved":  # each key head behind its query heads
+        if (
+            self.layout == "interleaved"
+        ):  # each key head behind its query heads
             z = z.unflatten(-1, (2, 5, 4))
             q = z[..., :3, :]
-            k, v = (torch.broadcast_to(z[..., [n], :], q.shape) for n in (3, 4))
+            k, v = (
+                torch.broadcast_to(z[..., [n], :], q.shape) for n in (3, 4)
+            )
             return (y.flatten(2, 3).transpose(1, 2) for y in (q, k, v))
         q, k, v = (
-            y.unflatten(-1, (-1, 4)).transpose(1, 2) for y in z.split([24, 8, 8], -1)
+            y.unflatten(-1, (-1, 4)).transpose(1, 2)
+            for y in z.split([24, 8, 8], -1)
         )
         return (
             (q, k, v)
@@ -364,7 +417,9 @@ def test_gram_matrix_of_channels():
             f = self.c(x).relu().flatten(2)
             return self.o((f @ f.mT).flatten(1))
 
-    assert [g.size for g in exact(Texture(), x(2, 3, 6, 6)).groups.values()] == [6]
+    assert [
+        g.size for g in exact(Texture(), x(2, 3, 6, 6)).groups.values()
+    ] == [6]
 
 
 def test_products_beside_the_units_themselves_are_pinned_or_exact():
@@ -386,11 +441,15 @@ def test_flattened_image_beside_other_features():
             )
 
         def forward(self, image, table):
-            z = torch.cat([self.c(image).relu().flatten(1), self.a(table).relu()], 1)
+            z = torch.cat(
+                [self.c(image).relu().flatten(1), self.a(table).relu()], 1
+            )
             return self.o(self.h(z).relu())
 
     spec = exact(Both(), x(2, 3, 8, 8), x(2, 4))
-    assert spec.log10_symmetries == pytest.approx(log10((6, 1), (5, 1), (7, 1)))
+    assert spec.log10_symmetries == pytest.approx(
+        log10((6, 1), (5, 1), (7, 1))
+    )
 
 
 def test_flattened_steps_joined_and_cut_again():
@@ -416,7 +475,10 @@ def test_rows_of_a_relative_table_that_no_output_reads():
     class Relative(nn.Module):
         def __init__(self):
             super().__init__()
-            self.q, self.rel = nn.Linear(5, 3), nn.Parameter(torch.zeros(11, 3))
+            self.q, self.rel = (
+                nn.Linear(5, 3),
+                nn.Parameter(torch.zeros(11, 3)),
+            )
 
         def forward(self, x):
             y = F.pad(self.q(x) @ self.rel.T, [0, 1]).flatten(1)

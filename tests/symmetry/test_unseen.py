@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from helpers.models import randomise
 from torch import nn
 
-from lightning_rebasin.symmetry import Permutation, infer_spec, measure_equivalence
+from lightning_rebasin.symmetry import (
+    Permutation,
+    infer_spec,
+    measure_equivalence,
+)
 
 CASES = {}
 
@@ -27,7 +31,9 @@ def case(*inputs, least):
 
 
 def image(*shape):
-    return lambda: torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    return lambda: torch.randn(
+        *shape, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def tokens(high, *shape):
@@ -37,7 +43,9 @@ def tokens(high, *shape):
 
 
 def log10(*groups):
-    return sum(times * math.lgamma(size + 1) / math.log(10) for size, times in groups)
+    return sum(
+        times * math.lgamma(size + 1) / math.log(10) for size, times in groups
+    )
 
 
 def conv(before, after, kernel=3):
@@ -50,7 +58,11 @@ class UNet(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.down1, self.down2, self.middle = conv(3, 6), conv(6, 10), conv(10, 14)
+        self.down1, self.down2, self.middle = (
+            conv(3, 6),
+            conv(6, 10),
+            conv(10, 14),
+        )
         self.up1 = nn.ConvTranspose2d(14, 8, 2, 2)
         self.join1, self.out = conv(18, 7), conv(13, 2, 1)
 
@@ -98,7 +110,9 @@ class DenseNet(nn.Module):
         features = [self.stem(x)]
         for layer in self.layers:
             features.append(layer(torch.cat(features, 1)))
-        return self.head(F.relu(self.norm(torch.cat(features, 1))).mean((2, 3)))
+        return self.head(
+            F.relu(self.norm(torch.cat(features, 1))).mean((2, 3))
+        )
 
 
 @case(image(1, 3, 8, 8), least=[(4, 1), (5, 2), (6, 3), (3, 1)])
@@ -120,7 +134,9 @@ class Inception(nn.Module):
             self.five(x),
             self.pool(F.max_pool2d(x, 3, 1, 1)),
         ]
-        return self.head(F.relu(self.mix(F.relu(torch.cat(branches, 1)))).flatten(1))
+        return self.head(
+            F.relu(self.mix(F.relu(torch.cat(branches, 1)))).flatten(1)
+        )
 
 
 @case(image(6, 5), least=[(8, 1), (3, 1), (7, 3)])
@@ -212,8 +228,13 @@ class GroupedQueryRoPE(nn.Module):
             w(h).unflatten(-1, (-1, 4)).transpose(1, 2)
             for w in (self.q, self.k, self.v)
         )
-        k, v = self.rotate(k).repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-        y = F.scaled_dot_product_attention(self.rotate(q), k, v, is_causal=True)
+        k, v = (
+            self.rotate(k).repeat_interleave(2, 1),
+            v.repeat_interleave(2, 1),
+        )
+        y = F.scaled_dot_product_attention(
+            self.rotate(q), k, v, is_causal=True
+        )
         x = x + self.o(y.transpose(1, 2).flatten(2))
         h = self.n2(x)
         return self.head(x + self.down(F.silu(self.gate(h)) * self.up(h)))
@@ -234,7 +255,8 @@ class RelativeBias(nn.Module):
     def forward(self, ids):
         x = self.embed(ids)
         q, k, v = (
-            w(x).unflatten(-1, (3, 4)).transpose(1, 2) for w in (self.q, self.k, self.v)
+            w(x).unflatten(-1, (3, 4)).transpose(1, 2)
+            for w in (self.q, self.k, self.v)
         )
         place = torch.arange(ids.shape[1])
         bias = self.bias(place[:, None] - place[None] + 5).permute(2, 0, 1)
@@ -254,7 +276,11 @@ class SelectiveScan(nn.Module):
             nn.Linear(6, 10),
         )
         self.conv = nn.Conv1d(10, 10, 3, padding=2, groups=10)
-        self.dt, self.b, self.c = nn.Linear(10, 10), nn.Linear(10, 3), nn.Linear(10, 3)
+        self.dt, self.b, self.c = (
+            nn.Linear(10, 10),
+            nn.Linear(10, 3),
+            nn.Linear(10, 3),
+        )
         self.a, self.d, self.out = (
             nn.Parameter(torch.randn(10, 3)),
             nn.Parameter(torch.randn(10)),
@@ -269,9 +295,13 @@ class SelectiveScan(nn.Module):
         state, outs = u.new_zeros(u.shape[0], 10, 3), []
         for t in range(u.shape[1]):
             decay = torch.exp(-dt[:, t, :, None] * self.a.exp())
-            state = decay * state + (dt[:, t] * u[:, t])[..., None] * b[:, t, None]
+            state = (
+                decay * state + (dt[:, t] * u[:, t])[..., None] * b[:, t, None]
+            )
             outs.append((state * c[:, t, None]).sum(-1) + self.d * u[:, t])
-        return self.head(x + self.out(torch.stack(outs, 1) * F.silu(self.gate(x))))
+        return self.head(
+            x + self.out(torch.stack(outs, 1) * F.silu(self.gate(x)))
+        )
 
 
 @case(image(2, 6, 5), least=[(8, 1), (2, 1), (3, 4), (8, 1)])
@@ -297,7 +327,9 @@ class LinearAttention(nn.Module):
             torch.einsum("bhtd,bhde->bhte", q, total)
             / torch.einsum("bhtd,bhd->bht", q, k.sum(2))[..., None]
         )
-        return self.head(F.relu(self.mlp(x + self.o(y.transpose(1, 2).flatten(2)))))
+        return self.head(
+            F.relu(self.mlp(x + self.o(y.transpose(1, 2).flatten(2))))
+        )
 
 
 @case(image(2, 4, 3, 6, 6), least=[(5, 1)])
@@ -368,9 +400,9 @@ class Siamese(nn.Module):
 
     def forward(self, a, b):
         a, b = self.tower(a), self.tower(2 * b)
-        return self.head(torch.cat([(a - b).abs(), a * b], 1)), F.cosine_similarity(
-            a, b, 1
-        )
+        return self.head(
+            torch.cat([(a - b).abs(), a * b], 1)
+        ), F.cosine_similarity(a, b, 1)
 
 
 @case(image(4, 7), least=[(6, 1), (4, 1)])
@@ -397,14 +429,18 @@ class FiLM(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.norm = conv(3, 8), nn.BatchNorm2d(8, affine=False)
-        self.conditioner = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 16))
+        self.conditioner = nn.Sequential(
+            nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 16)
+        )
         self.last, self.head = conv(8, 6), nn.Linear(6, 2)
 
     def forward(self, x, z):
         scale, shift = self.conditioner(z)[:, :, None, None].chunk(2, 1)
         return self.head(
             F.relu(
-                self.last(F.relu(self.norm(self.stem(x)) * (1 + scale) + shift))
+                self.last(
+                    F.relu(self.norm(self.stem(x)) * (1 + scale) + shift)
+                )
             ).amax((2, 3))
         )
 
@@ -424,12 +460,18 @@ class GraphAttention(nn.Module):
     def forward(self, x, edges):
         h = self.w(x).view(-1, 3, 5)
         score = F.leaky_relu(
-            (h * self.left).sum(-1)[edges[0]] + (h * self.right).sum(-1)[edges[1]], 0.2
+            (h * self.left).sum(-1)[edges[0]]
+            + (h * self.right).sum(-1)[edges[1]],
+            0.2,
         ).exp()
-        total = torch.zeros(len(x), 3, dtype=x.dtype).index_add(0, edges[1], score)
+        total = torch.zeros(len(x), 3, dtype=x.dtype).index_add(
+            0, edges[1], score
+        )
         message = h[edges[0]] * (score / (total[edges[1]] + 1e-9))[..., None]
         return self.head(
-            F.elu(torch.zeros_like(h).index_add(0, edges[1], message).flatten(1))
+            F.elu(
+                torch.zeros_like(h).index_add(0, edges[1], message).flatten(1)
+            )
         )
 
 
@@ -475,7 +517,9 @@ class PixelCNN(nn.Module):
 
     def forward(self, x):
         for layer in (self.a, self.b):
-            x = F.relu(F.conv2d(x, layer.weight * self.mask, layer.bias, padding=1))
+            x = F.relu(
+                F.conv2d(x, layer.weight * self.mask, layer.bias, padding=1)
+            )
         return self.head(x)
 
 
@@ -541,7 +585,9 @@ class SplineNetwork(nn.Module):
 
     def forward(self, x):
         bumps = lambda z: torch.exp(-((z[..., None] - self.grid) ** 2))
-        h = torch.einsum("big,oig->bo", bumps(x), self.first) + F.silu(self.base(x))
+        h = torch.einsum("big,oig->bo", bumps(x), self.first) + F.silu(
+            self.base(x)
+        )
         return torch.einsum("big,oig->bo", bumps(h), self.second)
 
 
@@ -555,8 +601,12 @@ class FourierMixer(nn.Module):
         self.filter = nn.Parameter(torch.randn(3, 6, 2))
 
     def forward(self, x):
-        h = torch.fft.rfft(self.stem(x), dim=1) * torch.view_as_complex(self.filter)
-        return self.head(torch.fft.irfft(h, n=x.shape[1], dim=1).relu().amax(1))
+        h = torch.fft.rfft(self.stem(x), dim=1) * torch.view_as_complex(
+            self.filter
+        )
+        return self.head(
+            torch.fft.irfft(h, n=x.shape[1], dim=1).relu().amax(1)
+        )
 
 
 @case(image(3, 8), least=[(5, 1)])
@@ -572,7 +622,9 @@ class FourierOverUnits(nn.Module):
         )
 
     def forward(self, x):
-        return self.head(torch.relu(self.after(torch.fft.fft(self.stem(x)).real)))
+        return self.head(
+            torch.relu(self.after(torch.fft.fft(self.stem(x)).real))
+        )
 
 
 @case(image(3, 8), least=[(10, 1)])
@@ -636,7 +688,9 @@ class SetTransformerPooling(nn.Module):
     def forward(self, x):
         x = self.stem(x)
         pooled = ((self.seed @ x.mT) / 12**0.5).softmax(-1) @ x
-        pooled = pooled + self.scale * self.down(F.gelu(self.up(self.norm(pooled))))
+        pooled = pooled + self.scale * self.down(
+            F.gelu(self.up(self.norm(pooled)))
+        )
         return self.head(pooled.squeeze(1))
 
 
@@ -656,7 +710,9 @@ class TemporalConvolution(nn.Module):
     def forward(self, x):
         x = self.stem(x)
         skips = 0
-        for i, (gated, mix) in enumerate(zip(self.filters, self.mixes, strict=True)):
+        for i, (gated, mix) in enumerate(
+            zip(self.filters, self.mixes, strict=True)
+        ):
             a, b = gated(F.pad(x, (2**i, 0))).chunk(2, 1)
             y = mix(a.tanh() * b.sigmoid())
             x, skips = x + y, skips + y

@@ -10,14 +10,19 @@ from helpers import zoo
 CORE = zoo.names("core")
 
 
-@pytest.mark.skipif(not CORE, reason="needs the shared zoo (set REBASIN_SHARED)")
+@pytest.mark.skipif(
+    not CORE, reason="needs the shared zoo (set REBASIN_SHARED)"
+)
 def test_the_core_set_is_complete():
     assert len(CORE) == 23
 
 
 @pytest.mark.parametrize(
     "name",
-    CORE or [pytest.param("", marks=pytest.mark.skip(reason="needs the shared zoo"))],
+    CORE
+    or [
+        pytest.param("", marks=pytest.mark.skip(reason="needs the shared zoo"))
+    ],
 )
 def test_core_architecture(name):
     row = zoo.judge(name)

@@ -109,7 +109,9 @@ def main() -> int:
         default=[],
         help="only architectures with one of these tags",
     )
-    parser.add_argument("--match", default="", help="only names that contain this")
+    parser.add_argument(
+        "--match", default="", help="only names that contain this"
+    )
     parser.add_argument(
         "--timeout", type=float, default=300.0, help="seconds per architecture"
     )
@@ -133,7 +135,9 @@ def main() -> int:
     summary = f"{len(rows) - failures} of {len(rows)} architectures: exact, control moving, at or above the floor."
     print(summary)
     if options.output:
-        text = "\n".join([INTRODUCTION, summary, REMARKS, HEADER, *map(line, rows)])
+        text = "\n".join(
+            [INTRODUCTION, summary, REMARKS, HEADER, *map(line, rows)]
+        )
         options.output.write_text(text + "\n", encoding="utf-8")
     return min(failures, 100)
 

@@ -49,7 +49,9 @@ class Plane:
         height = self.coordinates[2][1]
         scale = max(self.coordinates[1][0], height)
         if not height > 1e-9 * scale:
-            raise ConfigurationError("the three models of a plane lie on one line")
+            raise ConfigurationError(
+                "the three models of a plane lie on one line"
+            )
 
     @cached_property
     def coordinates(self) -> tuple[tuple[float, float], ...]:
@@ -65,7 +67,9 @@ class Plane:
                 squares[pair] += float(product)
         width = math.sqrt(squares["uu"])
         if not width:
-            raise ConfigurationError("the first two models of a plane are the same")
+            raise ConfigurationError(
+                "the first two models of a plane are the same"
+            )
         along = squares["uv"] / width
         # Rounding may leave a model on the line a little below it.
         height = math.sqrt(max(squares["vv"] - along**2, 0.0))

@@ -122,7 +122,11 @@ class Block:
             ]
         )
         for dim, segment in enumerate(self.segments):
-            split = split if segment.whole else _select(split, dim, segment.positions)
+            split = (
+                split
+                if segment.whole
+                else _select(split, dim, segment.positions)
+            )
         return split.reshape(self.lengths)
 
     def index(self, axis: int, flats: Flats) -> Tensor:
@@ -157,7 +161,9 @@ def blocks_of(spec: PermutationSpec) -> tuple[Block, ...]:
 
 def _split(axis_map: AxisMap) -> Iterator[Block]:
     owner: dict[int, int] = {
-        site: n for n, (sites, _) in enumerate(axis_map.clusters) for site in sites
+        site: n
+        for n, (sites, _) in enumerate(axis_map.clusters)
+        for site in sites
     }
     merged: list[tuple[int, ...]] = []
     choices: list[tuple[Segment, ...]] = []
@@ -172,11 +178,15 @@ def _split(axis_map: AxisMap) -> Iterator[Block]:
             merged.append(sites)
             choices.append(tuple(_segments(axis_map, sites, components)))
     for segments in product(*choices):
-        yield Block(axis_map.tensor, axis_map.site_shape, tuple(merged), segments)
+        yield Block(
+            axis_map.tensor, axis_map.site_shape, tuple(merged), segments
+        )
 
 
 def _segments(
-    axis_map: AxisMap, sites: tuple[int, ...], components: tuple[Component, ...]
+    axis_map: AxisMap,
+    sites: tuple[int, ...],
+    components: tuple[Component, ...],
 ) -> Iterator[Segment]:
     total = math.prod(axis_map.site_shape[site] for site in sites)
     if any(c.sites != sites for c in components):
@@ -193,7 +203,9 @@ def _segments(
     for c in components:
         rest[c.index.reshape(-1)] = False
         positions = c.index.reshape(-1)
-        whole = len(positions) == total and torch.equal(positions, torch.arange(total))
+        whole = len(positions) == total and torch.equal(
+            positions, torch.arange(total)
+        )
         yield Segment((c.group,), positions, c.index.shape[1], whole)
     if bool(rest.any()):
         yield Segment((), rest.nonzero().reshape(-1), 1, whole=False)

@@ -60,7 +60,9 @@ class TermTable:
             self._roots[block.tensor] = (
                 self._roots.get(block.tensor, frozenset()) | roots
             )
-        self.depends_on = {name: _partners(terms) for name, terms in by_group.items()}
+        self.depends_on = {
+            name: _partners(terms) for name, terms in by_group.items()
+        }
         self.coupled = frozenset(
             root for block in self.blocks for root in _twice(spec, block)
         )
@@ -179,7 +181,9 @@ class CostCache:
             for term in terms:
                 own = term.block.lengths[term.axis]
                 mixed = sum(term.block.lengths[axis] for axis in term.partners)
-                work += 2.0 * term.rank * own * (own + mixed) * bool(term.partners)
+                work += (
+                    2.0 * term.rank * own * (own + mixed) * bool(term.partners)
+                )
         return work
 
     def soft_matrix(self, group: str, soft: Mapping[str, Tensor]) -> Tensor:
@@ -194,11 +198,20 @@ class CostCache:
         """
         static = self._static_part(group)
         members = self._table.groups[group].members
-        zeros = torch.zeros(members, members, dtype=self.dtype, device=self.device)
+        zeros = torch.zeros(
+            members, members, dtype=self.dtype, device=self.device
+        )
         cost = zeros if static is None else static.clone()
         for term in self._table.by_group[group]:
             if term.partners and not term.joint:
-                add_soft(cost, term, self._reference, self._source, soft, self._scratch)
+                add_soft(
+                    cost,
+                    term,
+                    self._reference,
+                    self._source,
+                    soft,
+                    self._scratch,
+                )
         return cost
 
     def _linear_and_general(self, group: str, flats: Flats) -> Tensor:
@@ -208,7 +221,13 @@ class CostCache:
         for term, before, after, where in changes or ():
             models = self._reference, self._source
             add_bilinear_change(
-                self._linear[group], term, *models, before, after, where, self._scratch
+                self._linear[group],
+                term,
+                *models,
+                before,
+                after,
+                where,
+                self._scratch,
             )
         return self._with_general(group, flats)
 
@@ -235,7 +254,11 @@ class CostCache:
         if group not in self._made_with:
             return None
         seen = dict(
-            zip(self._table.depends_on[group], self._made_with[group], strict=True)
+            zip(
+                self._table.depends_on[group],
+                self._made_with[group],
+                strict=True,
+            )
         )
         changes, rank, full = [], 0, 0
         where: dict[str, Tensor] = {}
@@ -245,28 +268,40 @@ class CostCache:
                 full += term.rank
                 if before is not after:
                     if term.partner not in where:
-                        where[term.partner] = (before != after).nonzero().reshape(-1)
+                        where[term.partner] = (
+                            (before != after).nonzero().reshape(-1)
+                        )
                     moved = where[term.partner]
                     rank += term.rank * len(moved) // max(len(after), 1)
                     device = self.device
                     changes.append(
-                        (term, before.to(device), after.to(device), moved.to(device))
+                        (
+                            term,
+                            before.to(device),
+                            after.to(device),
+                            moved.to(device),
+                        )
                     )
         self._drift[group] += rank / max(full, 1)
         # Every update adds rounding errors of its own, so they may not pile up for ever.
         overdue = self._drift[group] > _MOST_DRIFT
         return (
             None
-            if overdue or rank > _worthwhile(self._table.groups[group].members) * full
+            if overdue
+            or rank > _worthwhile(self._table.groups[group].members) * full
             else changes
         )
 
     def _rebuild(self, group: str, flats: Flats) -> None:
         if not self._linear:
             # One allocation: matrices that live long would scatter among temporary ones and leave memory full of holes.
-            sizes = {name: of.members for name, of in self._table.groups.items()}
+            sizes = {
+                name: of.members for name, of in self._table.groups.items()
+            }
             room = torch.empty(
-                sum(n * n for n in sizes.values()), dtype=self.dtype, device=self.device
+                sum(n * n for n in sizes.values()),
+                dtype=self.dtype,
+                device=self.device,
             )
             parts = torch.split(room, [n * n for n in sizes.values()])
             self._linear = {
@@ -279,12 +314,19 @@ class CostCache:
             if (static := self._static_part(group)) is not None:
                 cost.copy_(static)
         else:
-            add_static(cost, self._static_terms(group), self._reference, self._source)
+            add_static(
+                cost, self._static_terms(group), self._reference, self._source
+            )
         for term in self._table.by_group[group]:
             if term.kind == "bilinear":
                 moved = self._moved(term.partner, flats[term.partner])
                 add_bilinear(
-                    cost, term, self._reference, self._source, moved, self._scratch
+                    cost,
+                    term,
+                    self._reference,
+                    self._source,
+                    moved,
+                    self._scratch,
                 )
         self._drift[group] = 0.0
 
@@ -301,7 +343,11 @@ class CostCache:
         return known[1]
 
     def _with_general(self, group: str, flats: Flats) -> Tensor:
-        terms = [term for term in self._table.by_group[group] if term.kind == "general"]
+        terms = [
+            term
+            for term in self._table.by_group[group]
+            if term.kind == "general"
+        ]
         if not terms:
             return self._linear[group]
         cost = self._linear[group].clone()
@@ -314,7 +360,9 @@ class CostCache:
             terms = self._static_terms(group)
             members = self._table.groups[group].members
             made = (
-                torch.zeros(members, members, dtype=self.dtype, device=self.device)
+                torch.zeros(
+                    members, members, dtype=self.dtype, device=self.device
+                )
                 if terms
                 else None
             )
@@ -324,7 +372,11 @@ class CostCache:
         return self._static[group]
 
     def _static_terms(self, group: str) -> list[Term]:
-        return [term for term in self._table.by_group[group] if term.kind == "static"]
+        return [
+            term
+            for term in self._table.by_group[group]
+            if term.kind == "static"
+        ]
 
 
 def _worthwhile(members: int) -> float:
@@ -349,5 +401,7 @@ def _partners(terms: list[Term]) -> tuple[str, ...]:
 
 def _twice(spec: PermutationSpec, block: Block) -> frozenset[str]:
     """Roots that act on two axes of one block, or on one axis through several groups."""
-    roots = [spec.groups[group].root.id for axis in block.axes for group in axis]
+    roots = [
+        spec.groups[group].root.id for axis in block.axes for group in axis
+    ]
     return frozenset(root for root in roots if roots.count(root) > 1)

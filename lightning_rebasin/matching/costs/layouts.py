@@ -82,7 +82,11 @@ class Layouts:
             return self._kept[key]
         ordered = self._ordered(block, order)
         # As a matrix: torch transposes two axes blockwise, twice as fast as it copies any others.
-        made = ordered.reshape(-1, ordered.shape[-1]).contiguous().view(ordered.shape)
+        made = (
+            ordered.reshape(-1, ordered.shape[-1])
+            .contiguous()
+            .view(ordered.shape)
+        )
         if self.keep:
             self._kept[key] = made
         return made
@@ -137,7 +141,9 @@ class Layouts:
         taken = block.take(self._state[block.tensor]).permute(order)
         # The real part of ⟨a, b⟩ is the inner product of real and imaginary parts taken as two numbers.
         return (
-            torch.view_as_real(taken).movedim(-1, -2) if taken.is_complex() else taken
+            torch.view_as_real(taken).movedim(-1, -2)
+            if taken.is_complex()
+            else taken
         ).to(self._device)
 
 
@@ -151,7 +157,9 @@ class Scratch:
         keep: Whether to keep the room between uses.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, *, keep: bool) -> None:
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device, *, keep: bool
+    ) -> None:
         self._empty = torch.empty(0, dtype=dtype, device=device)
         self._keep = keep
         self._rooms: dict[str, Tensor] = {}
@@ -160,7 +168,9 @@ class Scratch:
         """Free the room; it is made again when needed."""
         self._rooms.clear()
 
-    def gather(self, room: str, tensor: Tensor, axis: int, index: Tensor) -> Tensor:
+    def gather(
+        self, room: str, tensor: Tensor, axis: int, index: Tensor
+    ) -> Tensor:
         """``tensor.index_select(axis, index)`` in the working dtype, valid until the next call for ``room``."""
         out = self._room(
             room, (*tensor.shape[:axis], len(index), *tensor.shape[axis + 1 :])
@@ -172,18 +182,26 @@ class Scratch:
         return out.copy_(tensor.index_select(axis, index))
 
     def difference(
-        self, room: str, tensor: Tensor, axis: int, after: Tensor, before: Tensor
+        self,
+        room: str,
+        tensor: Tensor,
+        axis: int,
+        after: Tensor,
+        before: Tensor,
     ) -> Tensor:
         """``after`` gathered less ``before`` gathered, in the working dtype; valid as long."""
         out = (
             self._room(
-                room, (*tensor.shape[:axis], len(after), *tensor.shape[axis + 1 :])
+                room,
+                (*tensor.shape[:axis], len(after), *tensor.shape[axis + 1 :]),
             )
             if axis == 1
             else None
         )
         if out is not None and self._compiles(tensor, len(after)):
-            from lightning_rebasin.matching.costs.gather import gather_differences
+            from lightning_rebasin.matching.costs.gather import (
+                gather_differences,
+            )
 
             gather_differences(
                 *(t.flatten(2).numpy() for t in (out, tensor)),
@@ -197,7 +215,10 @@ class Scratch:
 
     def _compiles(self, tensor: Tensor, parts: int) -> bool:
         # Smaller groups have SciPy solve their assignments: compiling for them would pay for neither.
-        large = len(tensor) >= COMPILED_FROM and torch.get_num_threads() <= _FEW_THREADS
+        large = (
+            len(tensor) >= COMPILED_FROM
+            and torch.get_num_threads() <= _FEW_THREADS
+        )
         plain = (
             tensor.is_cpu
             and tensor.is_contiguous()
@@ -223,7 +244,9 @@ class Scratch:
         if tensor.dtype is self._empty.dtype:
             return tensor
         out = self._room(room, tuple(tensor.shape))
-        return tensor.to(self._empty.dtype) if out is None else out.copy_(tensor)
+        return (
+            tensor.to(self._empty.dtype) if out is None else out.copy_(tensor)
+        )
 
     def product(self, room: str, left: Tensor, right: Tensor) -> Tensor:
         """``left @ right``; valid as long."""

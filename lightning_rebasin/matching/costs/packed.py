@@ -87,7 +87,9 @@ class Packing:
         )
         return (
             None
-            if large or not terms or any(term.kind == "general" for term in terms)
+            if large
+            or not terms
+            or any(term.kind == "general" for term in terms)
             else cls(terms, members)
         )
 
@@ -102,9 +104,14 @@ class PackedCost:
         source: Layouts of the source.
     """
 
-    def __init__(self, packing: Packing, reference: Layouts, source: Layouts) -> None:
+    def __init__(
+        self, packing: Packing, reference: Layouts, source: Layouts
+    ) -> None:
         shape, dtype = (packing.rank, packing.members), reference.dtype
-        self._units, self._moved = np.empty(shape, dtype), np.empty(shape, dtype)
+        self._units, self._moved = (
+            np.empty(shape, dtype),
+            np.empty(shape, dtype),
+        )
         packed = np.empty(shape, dtype)
         self._cost = np.empty((packing.members, packing.members), dtype)
         if packing.vectors:
@@ -115,7 +122,9 @@ class PackedCost:
                 )
         self._moving: list[_Moving] = []
         for block, order, rows, partner in packing.parts:
-            a, b = (of.array(block).transpose(order) for of in (reference, source))
+            a, b = (
+                of.array(block).transpose(order) for of in (reference, source)
+            )
             units = self._units[rows].reshape(a.shape)
             units[...] = a
             if partner is None:
@@ -134,7 +143,9 @@ class PackedCost:
         """The cost under the flat orders ``flats``; valid until the next call."""
         orders = [flats[part.partner] for part in self._moving]
         if not (self._made_with and self._updated(orders)):
-            for i, (part, order) in enumerate(zip(self._moving, orders, strict=True)):
+            for i, (part, order) in enumerate(
+                zip(self._moving, orders, strict=True)
+            ):
                 if not self._made_with or self._made_with[i] is not order:
                     # Any other mode would gather into a buffer first, to keep the output whole if an index were wrong.
                     part.packed.take(order.numpy(), 0, part.gathered, "clip")
@@ -145,7 +156,12 @@ class PackedCost:
 
     def _updated(self, orders: list[Tensor]) -> bool:
         """Bring the cost up to date by the rows that changed; ``False`` if a whole product takes less time."""
-        members, rank, changes, changed = len(self._cost), len(self._units), [], 0
+        members, rank, changes, changed = (
+            len(self._cost),
+            len(self._units),
+            [],
+            0,
+        )
         for part, before, order in zip(
             self._moving, self._made_with, orders, strict=True
         ):
@@ -161,8 +177,11 @@ class PackedCost:
             return False
         for part, where, order in changes:
             change = part.packed[order]
-            part.gathered[where], change = change, change - part.gathered[where]
-            self._cost += part.units[where].reshape(-1, members).T @ change.reshape(
-                -1, members
+            part.gathered[where], change = (
+                change,
+                change - part.gathered[where],
             )
+            self._cost += part.units[where].reshape(
+                -1, members
+            ).T @ change.reshape(-1, members)
         return True

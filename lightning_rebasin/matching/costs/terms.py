@@ -65,7 +65,9 @@ class Term:
     def rank(self) -> int:
         """Length of the sums behind each entry: everything in the block but the group's own axis."""
         return math.prod(
-            size for axis, size in enumerate(self.block.lengths) if axis != self.axis
+            size
+            for axis, size in enumerate(self.block.lengths)
+            if axis != self.axis
         )
 
     @cached_property
@@ -102,7 +104,9 @@ class Term:
         )
 
 
-def terms_of(spec: PermutationSpec, blocks: Iterable[Block]) -> tuple[Term, ...]:
+def terms_of(
+    spec: PermutationSpec, blocks: Iterable[Block]
+) -> tuple[Term, ...]:
     """All terms of ``blocks``: one per group axis; a joint axis gives one per group that it depends on."""
     found = []
     for block in blocks:
@@ -111,7 +115,13 @@ def terms_of(spec: PermutationSpec, blocks: Iterable[Block]) -> tuple[Term, ...]
                 a for a, other in enumerate(block.axes) if other and a != axis
             )
             found += [
-                Term(group, block, axis, partners, _kind(spec, block, axis, partners))
+                Term(
+                    group,
+                    block,
+                    axis,
+                    partners,
+                    _kind(spec, block, axis, partners),
+                )
                 for group in groups
             ]
     return tuple(found)
@@ -142,7 +152,9 @@ def add_static(
     small = [term for term in terms if term.rank < _OWN_PRODUCT]
     if small:
         a, b = (
-            torch.cat([_static_rows(of, term) for term in small]).to(cost.dtype)
+            torch.cat([_static_rows(of, term) for term in small]).to(
+                cost.dtype
+            )
             for of in (reference, source)
         )
         cost.addmm_(a.t(), b)
@@ -157,7 +169,10 @@ def add_static(
 
 def _static_rows(of: Layouts, term: Term) -> Tensor:
     """The block as ``(everything else, members)``; short work for biases and norms."""
-    if len(term.block.lengths) == 1 and (vector := of.natural(term.block)).ndim == 1:
+    if (
+        len(term.block.lengths) == 1
+        and (vector := of.natural(term.block)).ndim == 1
+    ):
         return vector.unsqueeze(0)
     return of.view(term.block, term.order)
 
@@ -205,14 +220,24 @@ def _units(  # noqa: PLR0917
     """
     if term.following:
         return scratch.swapped(
-            room, _taken(of.standing(term.block), 0, index, less, "taken", scratch)
+            room,
+            _taken(of.standing(term.block), 0, index, less, "taken", scratch),
         ).flatten(1)
     if term.leading:
-        return _taken(of.standing(term.block), 1, index, less, room, scratch).flatten(1)
+        return _taken(
+            of.standing(term.block), 1, index, less, room, scratch
+        ).flatten(1)
     if index is None:
         return scratch.working(room, of.view(term.block, term.order)).t()
     return (
-        _taken(of.contiguous(term.block, term.order), 0, index, less, room, scratch)
+        _taken(
+            of.contiguous(term.block, term.order),
+            0,
+            index,
+            less,
+            room,
+            scratch,
+        )
         .flatten(0, -2)
         .t()
     )
@@ -253,11 +278,13 @@ def _mixed_units(
     if term.following or (term.leading and term.large):
         block = scratch.working("moved", source.standing(term.block))
         if block.shape[2:].numel() == 1:
-            return scratch.product("mixed", block.flatten(1), soft[term.partner].t())
+            return scratch.product(
+                "mixed", block.flatten(1), soft[term.partner].t()
+            )
         front = block if term.following else scratch.swapped("taken", block)
-        mixed = scratch.product("mixed", soft[term.partner], front.flatten(1)).view(
-            front.shape
-        )
+        mixed = scratch.product(
+            "mixed", soft[term.partner], front.flatten(1)
+        ).view(front.shape)
         return scratch.swapped("moved", mixed).flatten(1)
     moved = scratch.working("moved", source.contiguous(term.block, term.order))
     for position, axis in enumerate(term.partners):
@@ -278,7 +305,9 @@ def add_general(
     block, group = term.block, term.group
     moved = source.natural(block)
     for axis in (term.axis, *term.partners):
-        moved = moved.index_select(axis, block.index(axis, flats).to(moved.device))
+        moved = moved.index_select(
+            axis, block.index(axis, flats).to(moved.device)
+        )
     own = _own_rows(term, reference.natural(block))
     framed = own @ _own_rows(term, moved).t()
     inverse = torch.argsort(flats[group])
@@ -300,6 +329,8 @@ def _own_rows(term: Term, block: Tensor) -> Tensor:
             places = tuple(sites.index(site) for site in component.sites)
             flat = split.movedim(places, tuple(range(len(places))))
             flat = flat.reshape(math.prod(flat.shape[: len(places)]), -1)
-            chosen = flat.index_select(0, component.index.reshape(-1).to(flat.device))
+            chosen = flat.index_select(
+                0, component.index.reshape(-1).to(flat.device)
+            )
             rows.append(chosen.reshape(component.index.shape[0], -1))
     return torch.cat(rows, 1)

@@ -62,7 +62,9 @@ class _FrankWolfe:
         for _ in range(_MOST_STEPS):
             target = self._direction(soft)
             step, after = self._line(soft, target)
-            soft = [_mix(s, t, step) for s, t in zip(soft, target, strict=True)]
+            soft = [
+                _mix(s, t, step) for s, t in zip(soft, target, strict=True)
+            ]
             still = still + 1 if after - value < _TOLERANCE * abs(after) else 0
             value = after
             if still >= _PATIENCE or step == 0.0:
@@ -89,7 +91,8 @@ class _FrankWolfe:
             source = networks.source(i)
             mine = networks.applied(source, soft)
             others = {
-                name: total[name] - self._u.weights[i] * mine[name] for name in total
+                name: total[name] - self._u.weights[i] * mine[name]
+                for name in total
             }
             costs = networks.costs(others, source)
             target: dict[str, torch.Tensor] = {}
@@ -105,7 +108,9 @@ class _FrankWolfe:
         }
         flats = solve_nested(family, matrices)
         return {
-            name: permutation_matrix(torch.from_numpy(flat), self._networks.dtype)
+            name: permutation_matrix(
+                torch.from_numpy(flat), self._networks.dtype
+            )
             for name, flat in flats.items()
         }
 
@@ -120,16 +125,27 @@ class _FrankWolfe:
         steps = np.linspace(0.0, 1.0, degree + 1)
         values = [
             self._networks.value(
-                [_mix(s, t, float(step)) for s, t in zip(softs, target, strict=True)]
+                [
+                    _mix(s, t, float(step))
+                    for s, t in zip(softs, target, strict=True)
+                ]
             )
             for step in steps
         ]
         polynomial = np.polynomial.Polynomial.fit(steps, values, degree)
-        roots: list[complex] = [complex(root) for root in polynomial.deriv().roots()]
-        inside = [r.real for r in roots if abs(r.imag) < 1e-9 and 0.0 < r.real < 1.0]
-        best = max([0.0, 1.0, *inside], key=lambda step: float(polynomial(step)))
+        roots: list[complex] = [
+            complex(root) for root in polynomial.deriv().roots()
+        ]
+        inside = [
+            r.real for r in roots if abs(r.imag) < 1e-9 and 0.0 < r.real < 1.0
+        ]
+        best = max(
+            [0.0, 1.0, *inside], key=lambda step: float(polynomial(step))
+        )
         return best, float(polynomial(best))
 
 
 def _mix(soft: Soft, target: Soft, step: float) -> Soft:
-    return {name: (1.0 - step) * soft[name] + step * target[name] for name in soft}
+    return {
+        name: (1.0 - step) * soft[name] + step * target[name] for name in soft
+    }

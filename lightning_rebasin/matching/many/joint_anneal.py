@@ -15,13 +15,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_rebasin.matching.many.soft import Soft, SoftNetworks, permutation_matrix
+from lightning_rebasin.matching.many.soft import (
+    Soft,
+    SoftNetworks,
+    permutation_matrix,
+)
 from lightning_rebasin.matching.many.universe import Universe
 from lightning_rebasin.matching.search.anneal import Schedule, SoftOrders
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 
 
-def joint_anneal(universe: Universe, frame: int, schedule: Schedule, seed: int) -> None:
+def joint_anneal(
+    universe: Universe, frame: int, schedule: Schedule, seed: int
+) -> None:
     """Give every network of ``universe`` the permutation that cooling all of them together ends in.
 
     Args:
@@ -32,7 +38,9 @@ def joint_anneal(universe: Universe, frame: int, schedule: Schedule, seed: int) 
     """
     count = len(universe.permutations)
     universe.permutations = [Permutation.identity(universe.spec)] * count
-    _JointAnnealing(universe, frame, torch.Generator().manual_seed(seed)).run(schedule)
+    _JointAnnealing(universe, frame, torch.Generator().manual_seed(seed)).run(
+        schedule
+    )
 
 
 class _JointAnnealing:
@@ -42,7 +50,9 @@ class _JointAnnealing:
         self._u = universe
         self._networks = networks = SoftNetworks(universe)
         self._generator = generator
-        self._free = [i for i in range(len(universe.permutations)) if i != frame]
+        self._free = [
+            i for i in range(len(universe.permutations)) if i != frame
+        ]
         device = torch.device("cpu")
         self._orders = {
             i: SoftOrders(networks.families, networks.dtype, device, generator)
@@ -78,16 +88,27 @@ class _JointAnnealing:
         self._u.move(found)
 
     def _visit(
-        self, i: int, total: dict[str, Tensor], temperature: float, *, backward: bool
+        self,
+        i: int,
+        total: dict[str, Tensor],
+        temperature: float,
+        *,
+        backward: bool,
     ) -> dict[str, Tensor]:
         """Cool one network against the sum of the others; returns its last costs and updates the sum."""
-        networks, orders, weight = self._networks, self._orders[i], self._u.weights[i]
+        networks, orders, weight = (
+            self._networks,
+            self._orders[i],
+            self._u.weights[i],
+        )
         source = networks.source(i)
         for name, tensor in networks.applied(source, orders.soft).items():
             total[name] = total[name] - weight * tensor
         cache = networks.costs(total, source)
         costs: dict[str, Tensor] = {}
-        for family in networks.families[::-1] if backward else networks.families:
+        for family in (
+            networks.families[::-1] if backward else networks.families
+        ):
             own = {
                 group.id: cache.soft_matrix(group.id, orders.soft)
                 for group in family.groups

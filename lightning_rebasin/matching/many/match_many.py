@@ -91,7 +91,11 @@ class ManyMatchResult:
 
         For all ``a, b, c``: ``pairwise(a, b).compose(pairwise(b, c)) == pairwise(a, c)``.
         """
-        return self.permutations[reference].inverse().compose(self.permutations[source])
+        return (
+            self.permutations[reference]
+            .inverse()
+            .compose(self.permutations[source])
+        )
 
     def __repr__(self) -> str:
         return (
@@ -158,14 +162,21 @@ def match_many(
             f"method must be 'merge_many' or 'cycle_consistent', not {method!r}"
         )
     spec = spec.pin_identical_buffers(*states)
-    universe = Universe(spec, states, _normalised(weights, len(states)), solver)
+    universe = Universe(
+        spec, states, _normalised(weights, len(states)), solver
+    )
     identity_objective = universe.objective
     search = _Search(universe, seed, max_sweeps, identity_objective)
     with tqdm(desc="matching many", unit="start", disable=not progress) as bar:
         search.first_pass(bar)
         # Networks that share a basin are right where they are; all that can be won is in units that hardly matter.
-        same_basin = 0.0 < SAME_BASIN * search.best.objectives[-1] <= identity_objective
-        if not same_basin and search.best.objectives[-1] < OBVIOUS * universe.bound:
+        same_basin = (
+            0.0 < SAME_BASIN * search.best.objectives[-1] <= identity_objective
+        )
+        if (
+            not same_basin
+            and search.best.objectives[-1] < OBVIOUS * universe.bound
+        ):
             search.anneal(bar)
         if method == "cycle_consistent":
             search.improve_together(bar)
@@ -225,9 +236,12 @@ class _Search:
         if not self._soft:
             return
         weights, schedule = self._u.weights, self._schedule
-        frames = sorted(range(len(weights)), key=lambda i: -weights[i])[:_MOST_FRAMES]
+        frames = sorted(range(len(weights)), key=lambda i: -weights[i])[
+            :_MOST_FRAMES
+        ]
         affordable = int(
-            _BUDGET / (len(weights) * self._work * schedule.affordable(self._work))
+            _BUDGET
+            / (len(weights) * self._work * schedule.affordable(self._work))
         )
         for frame in frames[: max(affordable, 1)]:
             joint_anneal(self._u, frame, schedule, self._seed)
@@ -274,14 +288,18 @@ class _Search:
         bar.update()
 
 
-def _normalised(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+def _normalised(
+    weights: Sequence[float] | None, count: int
+) -> tuple[float, ...]:
     if count < 2:
         raise ConfigurationError(
             f"matching many needs at least two networks, not {count}"
         )
     if weights is None:
         return (1.0 / count,) * count
-    if len(weights) != count or not all(0.0 < w < float("inf") for w in weights):
+    if len(weights) != count or not all(
+        0.0 < w < float("inf") for w in weights
+    ):
         raise ConfigurationError(
             f"weights must be {count} positive numbers, one per network, not {list(weights)}"
         )

@@ -18,7 +18,10 @@ from lightning_rebasin.matching.costs.cache import CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts
 from lightning_rebasin.matching.many.universe import State, Universe
 from lightning_rebasin.matching.objective import inner_product
-from lightning_rebasin.matching.steps.permutation import families_of, solve_nested
+from lightning_rebasin.matching.steps.permutation import (
+    families_of,
+    solve_nested,
+)
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 
 #: Doubly stochastic matrix ``(members, members)`` of each group of one network.
@@ -47,7 +50,9 @@ class SoftNetworks:
         self.families = tuple(
             family for family in families if family.root.id not in joint
         )
-        self.groups = [group for family in self.families for group in family.groups]
+        self.groups = [
+            group for family in self.families for group in family.groups
+        ]
         self._names = objective_tensors(universe.spec)
         self.dtype = torch.promote_types(
             next(iter(universe.sum.values())).dtype, torch.float32
@@ -70,13 +75,16 @@ class SoftNetworks:
     def applied(self, state: State, soft: Soft) -> dict[str, Tensor]:
         """``P(Θ)``: every axis mixed by its group's matrix; only the tensors of the objective."""
         result = {
-            name: state[name].detach().to(self.dtype).clone() for name in self._names
+            name: state[name].detach().to(self.dtype).clone()
+            for name in self._names
         }
         for block in self.table.blocks:
             if not any(group in soft for axis in block.axes for group in axis):
                 continue
             tensor = result[block.tensor]
-            places = block.take(torch.arange(tensor.numel()).reshape(tensor.shape))
+            places = block.take(
+                torch.arange(tensor.numel()).reshape(tensor.shape)
+            )
             mixed = block.take(state[block.tensor].detach()).to(self.dtype)
             for axis, groups in enumerate(block.axes):
                 if len(groups) == 1 and groups[0] in soft:
@@ -98,14 +106,18 @@ class SoftNetworks:
             for name, tensor in self.applied(self.source(i), soft).items():
                 squares += weight**2 * inner_product(tensor, tensor)
                 total[name] = (
-                    total[name] + weight * tensor if name in total else weight * tensor
+                    total[name] + weight * tensor
+                    if name in total
+                    else weight * tensor
                 )
         return total, squares
 
     def value(self, softs: Sequence[Soft]) -> float:
         """``Σ_{a<b} w_a w_b ⟨P_a(Θ_a), P_b(Θ_b)⟩``."""
         total, squares = self.total(softs)
-        return 0.5 * (sum(inner_product(t, t) for t in total.values()) - squares)
+        return 0.5 * (
+            sum(inner_product(t, t) for t in total.values()) - squares
+        )
 
     def costs(self, reference: State, source: State) -> CostCache:
         """Cost matrices of one network against a sum of others."""

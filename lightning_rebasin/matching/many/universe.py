@@ -52,7 +52,8 @@ class Universe:
             state = self.load(i, checked=True)
             lengths.append(
                 weights[i]
-                * sum(inner_product(state[n], state[n]) for n in self._names) ** 0.5
+                * sum(inner_product(state[n], state[n]) for n in self._names)
+                ** 0.5
             )
         self._squares = float(sum(length**2 for length in lengths))
         #: What the objective would be if all networks pointed the same way: no permutations reach more.
@@ -107,7 +108,9 @@ class Universe:
         for i in order:
             state = self.load(i)
             others = dict(self.sum)
-            self._add(others, self.permutations[i].apply(state), -self.weights[i])
+            self._add(
+                others, self.permutations[i].apply(state), -self.weights[i]
+            )
             matcher = WeightMatcher(self.spec, state, solver=self.solver)
             found = matcher.match(others, self.permutations[i], seed=seed)
             self.permutations[i] = found.permutation
@@ -117,13 +120,17 @@ class Universe:
         self.sum = self.summed()
         return self.objective
 
-    def _add(self, total: dict[str, Tensor], state: State, weight: float) -> None:
+    def _add(
+        self, total: dict[str, Tensor], state: State, weight: float
+    ) -> None:
         """``total += weight · state``; what is not floating point is taken from the first network."""
         for name, tensor in state.items():
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 total.setdefault(name, tensor)
                 continue
-            wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+            wide = tensor.detach().to(
+                torch.promote_types(tensor.dtype, torch.float32)
+            )
             total[name] = (
                 total[name] + weight * wide if name in total else weight * wide
             )

@@ -41,11 +41,15 @@ class Schedule:
 
     def temperature(self, sweep: int, sweeps: int) -> float:
         """Temperature of one of ``sweeps`` sweeps."""
-        return float(self.hot * (self.cold / self.hot) ** (sweep / max(sweeps - 1, 1)))
+        return float(
+            self.hot * (self.cold / self.hot) ** (sweep / max(sweeps - 1, 1))
+        )
 
     def affordable(self, work: float) -> int:
         """Sweeps for a pair whose sweep takes ``work`` floating-point operations: fewer for very large networks."""
-        return min(self.sweeps, max(_FEWEST_SWEEPS, int(_BUDGET / max(work, 1.0))))
+        return min(
+            self.sweeps, max(_FEWEST_SWEEPS, int(_BUDGET / max(work, 1.0)))
+        )
 
 
 SLOW = Schedule(30)
@@ -94,16 +98,23 @@ class Annealing:
         )
         for sweep in range(sweeps):
             temperature = schedule.temperature(sweep, sweeps)
-            for family in self._families if sweep % 2 == 0 else self._families[::-1]:
+            for family in (
+                self._families if sweep % 2 == 0 else self._families[::-1]
+            ):
                 costs = {
-                    group.id: self._costs.soft_matrix(group.id, self._orders.soft)
+                    group.id: self._costs.soft_matrix(
+                        group.id, self._orders.soft
+                    )
                     for group in family.groups
                 }
                 self._orders.cool(family, costs, temperature)
                 if sweep == sweeps - 1:
                     solved = solve_nested(
                         family,
-                        {name: cost.cpu().numpy() for name, cost in costs.items()},
+                        {
+                            name: cost.cpu().numpy()
+                            for name, cost in costs.items()
+                        },
                     )
                     flats.update(
                         {
@@ -139,12 +150,16 @@ class SoftOrders:
         groups = [group for family in families for group in family.groups]
         # One allocation: matrices that live long would scatter among temporary ones and leave memory full of holes.
         room = torch.empty(
-            sum(group.members**2 for group in groups), dtype=dtype, device=device
+            sum(group.members**2 for group in groups),
+            dtype=dtype,
+            device=device,
         )
         parts = torch.split(room, [group.members**2 for group in groups])
         for group, part in zip(groups, parts, strict=True):
             uniform = torch.full(
-                (group.members, group.members), 1.0 / group.members, dtype=dtype
+                (group.members, group.members),
+                1.0 / group.members,
+                dtype=dtype,
             )
             if noise:
                 uniform *= 1.0 + noise * torch.randn(
@@ -161,10 +176,16 @@ class SoftOrders:
         for group in reversed(family.groups):
             blocks = (
                 total[group.id]
-                .reshape(group.instances, group.size, group.instances, group.size)
+                .reshape(
+                    group.instances, group.size, group.instances, group.size
+                )
                 .transpose(1, 2)
             )
-            scale = temperature * float(blocks.std()) if blocks.numel() > 1 else 0.0
+            scale = (
+                temperature * float(blocks.std())
+                if blocks.numel() > 1
+                else 0.0
+            )
             inner[group.id] = self._sinkhorn(group.id, blocks, scale)
             if group.parent is not None:
                 value = (inner[group.id] * blocks).sum((-1, -2))
@@ -192,7 +213,17 @@ class SoftOrders:
         v = torch.ones_like(columns)
         u = torch.ones_like(rows)
         for _ in range(_ITERATIONS):
-            u = (kernel @ v[..., None]).squeeze(-1).clamp_min_(1e-30).reciprocal_()
-            v = (u[..., None, :] @ kernel).squeeze(-2).clamp_min_(1e-30).reciprocal_()
+            u = (
+                (kernel @ v[..., None])
+                .squeeze(-1)
+                .clamp_min_(1e-30)
+                .reciprocal_()
+            )
+            v = (
+                (u[..., None, :] @ kernel)
+                .squeeze(-2)
+                .clamp_min_(1e-30)
+                .reciprocal_()
+            )
         self._potentials[name] = (rows, columns - temperature * v.log())
         return kernel.mul_(u[..., :, None]).mul_(v[..., None, :])

@@ -77,7 +77,9 @@ class CoordinateDescent:
         self.duals = duals
         self.flats: dict[str, Tensor] = {}
 
-    def start(self, flats: Mapping[str, Tensor], *, warm: bool = False) -> None:
+    def start(
+        self, flats: Mapping[str, Tensor], *, warm: bool = False
+    ) -> None:
         """Go on from ``flats``; unless ``warm``, forget the dual variables of the last descent."""
         self.flats = dict(flats)
         self._settled = set()
@@ -105,7 +107,9 @@ class CoordinateDescent:
             proposed = solve_nested(family, costs, self._solver)
         else:
             proposed = {
-                family.root.id: self._solve(family.root.id, costs[family.root.id])
+                family.root.id: self._solve(
+                    family.root.id, costs[family.root.id]
+                )
             }
         gain = self._accept(family, costs, proposed)
         if not gain and family.coupled and family.nested:
@@ -121,7 +125,9 @@ class CoordinateDescent:
                 order = solve_inside(
                     group, cost, self.flats[group.id].numpy(), self._solver
                 )
-                total += self._accept(family, {group.id: cost}, {group.id: order})
+                total += self._accept(
+                    family, {group.id: cost}, {group.id: order}
+                )
         return total
 
     def _accept(
@@ -144,16 +150,18 @@ class CoordinateDescent:
         noise = 2.0 * self._epsilon * self._scales[family.root.id] * moved
         if gain <= noise and not family.coupled:
             return 0.0
-        found = {name: torch.from_numpy(order) for name, order in proposed.items()}
+        found = {
+            name: torch.from_numpy(order) for name, order in proposed.items()
+        }
         after = {**self.flats, **found}
         if not (family.nested or family.coupled):
             self.flats = after
             return gain
         after = _carry_children(family, self.flats, after, proposed)
         if family.coupled:
-            gain = self._local_objective(family, after) - self._local_objective(
-                family, self.flats
-            )
+            gain = self._local_objective(
+                family, after
+            ) - self._local_objective(family, self.flats)
         if gain <= noise:
             return 0.0
         self.flats = {

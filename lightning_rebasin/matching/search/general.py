@@ -29,7 +29,11 @@ from lightning_rebasin.matching.steps.nested import best_elements
 from lightning_rebasin.matching.steps.permutation import Family, families_of
 from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
-from lightning_rebasin.symmetry.spec.values import AxisMap, Component, rows_of_units
+from lightning_rebasin.symmetry.spec.values import (
+    AxisMap,
+    Component,
+    rows_of_units,
+)
 
 State = Mapping[str, Tensor]
 #: The order of the visits in each sweep.
@@ -70,7 +74,9 @@ class GeneralMatcher:
         self._reference = {
             name: reference[name].detach().double().cpu() for name in names
         }
-        self._source = {name: source[name].detach().double().cpu() for name in names}
+        self._source = {
+            name: source[name].detach().double().cpu() for name in names
+        }
 
     def match(
         self,
@@ -119,7 +125,9 @@ class GeneralMatcher:
             total += float(torch.dot(tensor.flatten(), moved.flatten()))
         return total
 
-    def _start(self, init: GeneralInit, generator: torch.Generator) -> Transform:
+    def _start(
+        self, init: GeneralInit, generator: torch.Generator
+    ) -> Transform:
         if isinstance(init, Transform):
             return init
         if init == "random":
@@ -136,7 +144,9 @@ class GeneralMatcher:
         for order in sweeps:
             value = objectives[-1]
             for number in order:
-                current, value = self._visit(self._families[number], current, value)
+                current, value = self._visit(
+                    self._families[number], current, value
+                )
             converged = value == objectives[-1]
             objectives.append(value)
             if converged:
@@ -165,7 +175,9 @@ class GeneralMatcher:
         costs: dict[str, Tensor] = {}
         for name, tensor in self._reference.items():
             axis_map = self._spec.maps.get(name)
-            for component in axis_map.components if axis_map is not None else ():
+            for component in (
+                axis_map.components if axis_map is not None else ()
+            ):
                 if component.group not in own:
                     continue
                 assert axis_map is not None
@@ -173,7 +185,9 @@ class GeneralMatcher:
                 source = current.apply_map(self._source[name], others)
                 product = _row_products(tensor, source, axis_map, component)
                 known = costs.get(component.group)
-                costs[component.group] = product if known is None else known + product
+                costs[component.group] = (
+                    product if known is None else known + product
+                )
         return costs
 
 
@@ -206,23 +220,31 @@ def match_generally(
         ConfigurationError: ``init`` is the state of a permutation matching, or belongs to another spec.
     """
     if not (
-        init is None or isinstance(init, Transform) or init in ("identity", "random")
+        init is None
+        or isinstance(init, Transform)
+        or init in ("identity", "random")
     ):
         raise ConfigurationError(
             f"init must be None, 'identity', 'random' or a Transform for this spec, not {init!r}"
         )
     if isinstance(init, Transform) and init.spec != spec:
-        raise ConfigurationError("the initial transform belongs to another spec")
+        raise ConfigurationError(
+            "the initial transform belongs to another spec"
+        )
     generator = torch.Generator().manual_seed(seed)
     first: GeneralInit = "identity" if init is None else init
     count = restarts or (3 if init is None else 1)
     later: GeneralInit = "random" if init is None else init
     inits = [first, *(later for _ in range(count - 1))]
     matcher = GeneralMatcher(spec, reference, source, solver)
-    return matcher.match(inits, lambda: sweeps(generator), generator, progress=progress)
+    return matcher.match(
+        inits, lambda: sweeps(generator), generator, progress=progress
+    )
 
 
-def _without(axis_map: AxisMap, component: Component, family: set[str]) -> AxisMap:
+def _without(
+    axis_map: AxisMap, component: Component, family: set[str]
+) -> AxisMap:
     """The map without what a family does where one of its components lies; its other axes stay."""
     here = set(component.sites)
     kept = []
@@ -244,7 +266,9 @@ def _row_products(
 
 
 def _norm(state: State) -> float:
-    squares = sum(float(torch.dot(t.flatten(), t.flatten())) for t in state.values())
+    squares = sum(
+        float(torch.dot(t.flatten(), t.flatten())) for t in state.values()
+    )
     return float(squares**0.5)
 
 

@@ -65,7 +65,10 @@ def plan(
     visits = order or "random"
     if isinstance(init, Permutation):
         # From a good start (activations, the last measurement) input to output ends higher than a random order does.
-        tours = [order or ("random" if n else "forward") for n in range(restarts or 1)]
+        tours = [
+            order or ("random" if n else "forward")
+            for n in range(restarts or 1)
+        ]
         return tuple(
             Start(f"given, {tour} order {n}", "given", tour)
             for n, tour in enumerate(tours)
@@ -116,7 +119,11 @@ def orders(
 
 
 def check_options(
-    spec: PermutationSpec, init: Any, restarts: int | None, max_sweeps: int, order: Any
+    spec: PermutationSpec,
+    init: Any,
+    restarts: int | None,
+    max_sweeps: int,
+    order: Any,
 ) -> None:
     """Refuse options that cannot work.
 
@@ -127,15 +134,21 @@ def check_options(
     given = init.permutation if isinstance(init, MatchState) else init
     if isinstance(given, Permutation):
         if given.spec is not spec and given.spec != spec:
-            raise PermutationError("the initial permutation belongs to another spec")
+            raise PermutationError(
+                "the initial permutation belongs to another spec"
+            )
     elif given not in (None, "identity", "random"):
         raise ConfigurationError(
             f"init must be None, 'identity', 'random' or a Permutation, not {init!r}"
         )
     if restarts is not None and restarts < 1:
-        raise ConfigurationError(f"restarts must be at least 1, not {restarts}")
+        raise ConfigurationError(
+            f"restarts must be at least 1, not {restarts}"
+        )
     if max_sweeps < 1:
-        raise ConfigurationError(f"max_sweeps must be at least 1, not {max_sweeps}")
+        raise ConfigurationError(
+            f"max_sweeps must be at least 1, not {max_sweeps}"
+        )
     if order is not None and order not in ORDERS:
         raise ConfigurationError(
             f"order must be one of {', '.join(ORDERS)}, not {order!r}"

@@ -24,12 +24,18 @@ from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.matching.costs.blocks import objective_tensors
 from lightning_rebasin.matching.costs.cache import CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts
-from lightning_rebasin.matching.objective import group_similarity, inner_products
+from lightning_rebasin.matching.objective import (
+    group_similarity,
+    inner_products,
+)
 from lightning_rebasin.matching.parameters import Parameters
 from lightning_rebasin.matching.result import Descent, MatchResult, MatchState
 from lightning_rebasin.matching.search.anneal import SLOW, Annealing
 from lightning_rebasin.matching.search.descent import CoordinateDescent, Duals
-from lightning_rebasin.matching.search.general import GeneralInit, match_generally
+from lightning_rebasin.matching.search.general import (
+    GeneralInit,
+    match_generally,
+)
 from lightning_rebasin.matching.search.memory import (
     LARGE,
     return_large_blocks,
@@ -108,7 +114,9 @@ def match_weights(
             source,
             init=cast("GeneralInit | None", init),
             restarts=restarts,
-            sweeps=lambda generator: orders("random", roots, max_sweeps, generator),
+            sweeps=lambda generator: orders(
+                "random", roots, max_sweeps, generator
+            ),
             seed=seed,
             solver=_check_solver(solver),
             progress=progress,
@@ -158,7 +166,9 @@ class WeightMatcher:
         self._source = _checked(spec, source, "source", self._names)
         self._dtype = _working_dtype(self._source.tensors.values())
         first = next(iter(self._source.tensors.values()), torch.empty(0))
-        self._device = torch.device(device) if device is not None else first.device
+        self._device = (
+            torch.device(device) if device is not None else first.device
+        )
         self._table = TermTable.of(spec)
         size = (
             sum(tensor.numel() for tensor in self._source.tensors.values())
@@ -254,14 +264,22 @@ class _Pair:
         max_sweeps: int,
     ) -> None:
         self._m = matcher
-        self._reference = _checked(matcher.spec, reference, "reference", matcher._names)
+        self._reference = _checked(
+            matcher.spec, reference, "reference", matcher._names
+        )
         self._max_sweeps = max_sweeps
         self._generator = torch.Generator().manual_seed(seed)
         layouts = matcher._layouts_of(self._reference)
         self._costs = CostCache(
-            matcher._table, layouts, matcher._layouts, matcher._dtype, matcher._device
+            matcher._table,
+            layouts,
+            matcher._layouts,
+            matcher._dtype,
+            matcher._device,
         )
-        scales = dict.fromkeys((family.root.id for family in matcher._families), 0.0)
+        scales = dict.fromkeys(
+            (family.root.id for family in matcher._families), 0.0
+        )
         for name in matcher._names:
             for root in matcher._table.roots_of(name):
                 scales[root] += (
@@ -301,16 +319,22 @@ class _Pair:
         """Whether the networks are too large for a slow annealed start."""
         return 2 * SLOW.affordable(self._costs.soft_work) <= SLOW.sweeps
 
-    def descend(self, start: Start, init: Init | None, bar: tqdm[None]) -> None:
+    def descend(
+        self, start: Start, init: Init | None, bar: tqdm[None]
+    ) -> None:
         """Run one descent and keep its end if it is the best so far."""
         begin = time.perf_counter()
         first, warm, sweeps = self._begin(start, init)
         self._run.start(
-            {group: first.flat(group) for group in self._m.spec.groups}, warm=warm
+            {group: first.flat(group) for group in self._m.spec.groups},
+            warm=warm,
         )
         gains: list[float] = []
         for order in orders(
-            start.order, len(self._m._families), self._max_sweeps, self._generator
+            start.order,
+            len(self._m._families),
+            self._max_sweeps,
+            self._generator,
         ):
             gains.append(self._run.sweep(order))
             sweeps += 1
@@ -332,7 +356,9 @@ class _Pair:
             objectives.append(objectives[-1] - gain)
         seconds = time.perf_counter() - begin
         self._descents.append(
-            Descent(start.name, tuple(reversed(objectives)), not gains[-1], seconds)
+            Descent(
+                start.name, tuple(reversed(objectives)), not gains[-1], seconds
+            )
         )
         if objectives[0] > self._best[2]:
             self._best = (permutation, products, objectives[0])
@@ -343,7 +369,9 @@ class _Pair:
         """The best permutation found and the report."""
         m = self._m
         at_identity = sum(self._at_identity.values())
-        same_basin = at_identity > 0.0 and at_identity >= SAME_BASIN * self._best[2]
+        same_basin = (
+            at_identity > 0.0 and at_identity >= SAME_BASIN * self._best[2]
+        )
         permutation, products, best = self._best
         if same_basin and choose_basin:
             permutation, products, best = self._from_identity
@@ -361,7 +389,9 @@ class _Pair:
             identity_objective=at_identity,
             descents=tuple(self._descents),
             similarity=group_similarity(m.spec, products, norms),
-            identity_similarity=group_similarity(m.spec, self._at_identity, norms),
+            identity_similarity=group_similarity(
+                m.spec, self._at_identity, norms
+            ),
             norms=(a, b),
             same_basin=same_basin,
             seconds=time.perf_counter() - begin,
@@ -372,7 +402,9 @@ class _Pair:
         """Free matrices and layouts now: the descent refers back to this object, and the garbage collector is late."""
         del self._run, self._costs
 
-    def _begin(self, start: Start, init: Init | None) -> tuple[Permutation, bool, int]:
+    def _begin(
+        self, start: Start, init: Init | None
+    ) -> tuple[Permutation, bool, int]:
         """Where the descent starts, whether the dual variables may be kept, and the sweeps done before."""
         spec = self._m.spec
         if start.kind == "identity":
@@ -410,13 +442,17 @@ class _Pair:
         )
 
     def _products(
-        self, permutation: Permutation | None, names: Iterable[str] | None = None
+        self,
+        permutation: Permutation | None,
+        names: Iterable[str] | None = None,
     ) -> dict[str, float]:
         return inner_products(
             self._m.spec, self._reference, self._m._source, permutation, names
         )
 
-    def _local_objective(self, family: Family, flats: Mapping[str, Tensor]) -> float:
+    def _local_objective(
+        self, family: Family, flats: Mapping[str, Tensor]
+    ) -> float:
         permutation = Permutation.from_flat(self._m.spec, flats)
         return sum(
             self._products(

@@ -19,7 +19,9 @@ from lightning_rebasin.symmetry.spec.values import Group
 
 
 def best_elements(
-    groups: Sequence[Group], costs: Mapping[str, Tensor], solver: Solver = "auto"
+    groups: Sequence[Group],
+    costs: Mapping[str, Tensor],
+    solver: Solver = "auto",
 ) -> dict[str, Tensor]:
     """Best elements of a root group and everything inside it, jointly.
 
@@ -36,17 +38,23 @@ def best_elements(
     """
     total: dict[str, Tensor] = {}
     for group in groups:
-        nothing = torch.zeros(group.members, group.members, dtype=torch.float64)
+        nothing = torch.zeros(
+            group.members, group.members, dtype=torch.float64
+        )
         total[group.id] = costs.get(group.id, nothing)
     candidates: dict[str, Tensor] = {}
     for group in reversed(groups):
         count, size = group.instances, group.size
-        blocks = total[group.id].reshape(count, size, count, size).transpose(1, 2)
+        blocks = (
+            total[group.id].reshape(count, size, count, size).transpose(1, 2)
+        )
         problems = blocks.reshape(count * count, size, size)
         if action_of(group).cost == "diagonal":
             problems = problems.diagonal(dim1=-2, dim2=-1)
         elements, values = step_of(group).best(problems, solver)
-        candidates[group.id] = elements.reshape(count, count, *elements.shape[1:])
+        candidates[group.id] = elements.reshape(
+            count, count, *elements.shape[1:]
+        )
         if group.parent is not None:
             total[group.parent.id] = total[group.parent.id] + values.reshape(
                 count, count
@@ -71,5 +79,7 @@ def _choose(
         outer = group.shape[:-1]
         found[group.id] = chosen.reshape(*outer, *chosen.shape[1:])
         if action_of(group).rearranges:
-            flats[group.id] = (parent[:, None] * group.size + chosen).reshape(-1)
+            flats[group.id] = (parent[:, None] * group.size + chosen).reshape(
+                -1
+            )
     return found

@@ -66,7 +66,9 @@ class Family:
         return len(self.groups) > 1
 
 
-def families_of(spec: SpecFields, coupled: Collection[str] = ()) -> tuple[Family, ...]:
+def families_of(
+    spec: SpecFields, coupled: Collection[str] = ()
+) -> tuple[Family, ...]:
     """All families of ``spec`` in the order of their roots.
 
     Args:
@@ -76,7 +78,9 @@ def families_of(spec: SpecFields, coupled: Collection[str] = ()) -> tuple[Family
     found = []
     for root in spec.groups.values():
         if root.parent is None:
-            groups = tuple(g for g in spec.groups.values() if g.root.id == root.id)
+            groups = tuple(
+                g for g in spec.groups.values() if g.root.id == root.id
+            )
             found.append(Family(root, groups, root.id in coupled))
     return tuple(found)
 
@@ -113,13 +117,17 @@ def solve_nested(
         columns = _best_columns(blocks, solver, stay=stay)
         inner[group.id] = columns
         if group.parent is not None:
-            values = np.take_along_axis(blocks, columns[..., None], 3)[..., 0].sum(-1)
+            values = np.take_along_axis(blocks, columns[..., None], 3)[
+                ..., 0
+            ].sum(-1)
             total[group.parent.id] = total[group.parent.id] + values
     flats: dict[str, FlatOrder] = {}
     for group in family.groups:
         # At the top there is one instance, paired with itself.
         parent = (
-            np.zeros(1, np.int64) if group.parent is None else flats[group.parent.id]
+            np.zeros(1, np.int64)
+            if group.parent is None
+            else flats[group.parent.id]
         )
         chosen = inner[group.id][np.arange(len(parent)), parent]
         flats[group.id] = (parent[:, None] * group.size + chosen).reshape(-1)
@@ -133,7 +141,9 @@ def solve_inside(
     blocks = pair_blocks(np.asarray(cost), group)
     parents = flat.reshape(group.instances, group.size)[:, 0] // group.size
     own = blocks[np.arange(group.instances), parents]
-    return (parents[:, None] * group.size + solve_batch(own, solver)).reshape(-1)
+    return (parents[:, None] * group.size + solve_batch(own, solver)).reshape(
+        -1
+    )
 
 
 def pair_blocks(cost: Matrix, group: Group) -> Matrix:
@@ -142,14 +152,18 @@ def pair_blocks(cost: Matrix, group: Group) -> Matrix:
     return cost.reshape(count, size, count, size).transpose(0, 2, 1, 3)
 
 
-def _best_columns(blocks: Matrix, solver: Solver, *, stay: bool) -> NDArray[np.int64]:
+def _best_columns(
+    blocks: Matrix, solver: Solver, *, stay: bool
+) -> NDArray[np.int64]:
     """The best assignment of every pair of instances, ``(instances, instances, size)``."""
     count, size = blocks.shape[0], blocks.shape[-1]
     columns = solve_batch(blocks.reshape(-1, size, size), solver).reshape(
         count, count, size
     )
     if stay:
-        best = np.take_along_axis(blocks, columns[..., None], 3)[..., 0].sum(-1)
+        best = np.take_along_axis(blocks, columns[..., None], 3)[..., 0].sum(
+            -1
+        )
         in_place = np.trace(blocks, axis1=2, axis2=3)
         columns[in_place >= best] = np.arange(size)
     return columns

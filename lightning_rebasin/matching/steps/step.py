@@ -48,7 +48,9 @@ def register_step(step: Step) -> Step:
         ConfigurationError: The kind has a step already.
     """
     if step.kind in _STEPS:
-        raise ConfigurationError(f"the kind {step.kind!r} has a matching step already")
+        raise ConfigurationError(
+            f"the kind {step.kind!r} has a matching step already"
+        )
     _STEPS[step.kind] = step
     return step
 

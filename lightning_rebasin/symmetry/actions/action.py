@@ -68,7 +68,9 @@ class Action(ABC):
         """The element that undoes ``element``, instance by instance."""
 
     @abstractmethod
-    def apply(self, group: Group, element: Tensor, units: Tensor, power: int) -> Tensor:
+    def apply(
+        self, group: Group, element: Tensor, units: Tensor, power: int
+    ) -> Tensor:
         """What becomes of the units of one tensor.
 
         Args:

@@ -23,7 +23,9 @@ from lightning_rebasin.symmetry.spec.values import AxisMap, Component
 FlatOrders = Callable[[str], Tensor]
 
 
-def gather_units(tensor: Tensor, axis_map: AxisMap, flat: FlatOrders) -> Tensor:
+def gather_units(
+    tensor: Tensor, axis_map: AxisMap, flat: FlatOrders
+) -> Tensor:
     """Move the positions of one tensor with their units.
 
     Args:
@@ -42,7 +44,9 @@ def gather_units(tensor: Tensor, axis_map: AxisMap, flat: FlatOrders) -> Tensor:
     """
     result = tensor
     for sites, components in axis_map.clusters:
-        index = cluster_index(axis_map, sites, components, flat).to(tensor.device)
+        index = cluster_index(axis_map, sites, components, flat).to(
+            tensor.device
+        )
         dims = {axis_map.site_dims[site] for site in sites}
         first = min(dims)
         if len(dims) == 1 and len(sites) == len(axis_map.sites[first]):
@@ -60,7 +64,11 @@ def _gather_over_sites(
     leading = tuple(range(len(sites)))
     front = tensor.reshape(axis_map.site_shape).movedim(sites, leading)
     gathered = front.reshape(len(index), -1).index_select(0, index)
-    return gathered.reshape(front.shape).movedim(leading, sites).reshape(tensor.shape)
+    return (
+        gathered.reshape(front.shape)
+        .movedim(leading, sites)
+        .reshape(tensor.shape)
+    )
 
 
 def cluster_index(
@@ -96,13 +104,17 @@ def cluster_index(
     for own, members in by_sites.items():
         index, named = _index_over(axis_map, own, members, flat)
         sizes = tuple(axis_map.site_shape[site] for site in own)
-        view = [axis_map.site_shape[site] if site in own else 1 for site in sites]
+        view = [
+            axis_map.site_shape[site] if site in own else 1 for site in sites
+        ]
         for site, coordinate in zip(
             own, torch.unravel_index(index, sizes), strict=True
         ):
             # Positions that these components do not name are left to the others.
             found = torch.where(
-                named.reshape(view), coordinate.reshape(view), coordinates[site]
+                named.reshape(view),
+                coordinate.reshape(view),
+                coordinates[site],
             )
             coordinates[site] = found
     result = torch.zeros((), dtype=torch.long)

@@ -37,7 +37,11 @@ class PermutationAction(Action):
     def identity(self, group: Group) -> Tensor:
         """Everything in its place."""
         order = torch.arange(group.size)
-        return order if group.parent is None else order.expand(group.shape).contiguous()
+        return (
+            order
+            if group.parent is None
+            else order.expand(group.shape).contiguous()
+        )
 
     def random(self, group: Group, generator: torch.Generator) -> Tensor:
         """A uniformly random order in each instance."""
@@ -55,7 +59,9 @@ class PermutationAction(Action):
         """
         if not _holds_integers(element):
             given = (
-                element.dtype if isinstance(element, Tensor) else type(element).__name__
+                element.dtype
+                if isinstance(element, Tensor)
+                else type(element).__name__
             )
             raise PermutationError(
                 f"group {group.id!r}: the order must be a LongTensor, not {given}"
@@ -79,9 +85,13 @@ class PermutationAction(Action):
         """``inverse[element[i]] = i``."""
         return torch.argsort(element, -1)
 
-    def apply(self, group: Group, element: Tensor, units: Tensor, power: int) -> Tensor:
+    def apply(
+        self, group: Group, element: Tensor, units: Tensor, power: int
+    ) -> Tensor:
         """Units in their new order.  Transforms gather all permutations of a tensor at once instead."""
-        order = element.reshape(group.instances, group.size, 1).to(units.device)
+        order = element.reshape(group.instances, group.size, 1).to(
+            units.device
+        )
         return units.gather(1, order.expand(units.shape))
 
     def far(self, group: Group) -> Tensor:
@@ -125,7 +135,9 @@ class Permutation(Transform, kinds=("permutation",)):
     format: ClassVar[str] = "lightning-rebasin-permutation"
     kept_as: ClassVar[str] = "orders"
 
-    def __init__(self, spec: PermutationSpec, orders: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, spec: PermutationSpec, orders: Mapping[str, Tensor]
+    ) -> None:
         for group in spec.groups.values():
             if group.kind != "permutation":
                 raise PermutationError(
@@ -148,10 +160,13 @@ class Permutation(Transform, kinds=("permutation",)):
             PermutationError: A flat index breaks the nesting of the groups.
         """
         if unknown := set(flat) - set(spec.groups):
-            raise PermutationError(f"the spec has no group {sorted(unknown)[0]!r}")
+            raise PermutationError(
+                f"the spec has no group {sorted(unknown)[0]!r}"
+            )
         given = [group for group in spec.groups.values() if group.id in flat]
         permutation = cls(
-            spec, {group.id: _order_of(group, flat[group.id]) for group in given}
+            spec,
+            {group.id: _order_of(group, flat[group.id]) for group in given},
         )
         for group in given:
             if group.parent is None:
@@ -168,7 +183,9 @@ class Permutation(Transform, kinds=("permutation",)):
         found = {}
         for group in self.orders:
             order = self.flat(group)
-            found[group] = float((order != torch.arange(len(order))).double().mean())
+            found[group] = float(
+                (order != torch.arange(len(order))).double().mean()
+            )
         return found
 
     def apply_map(self, tensor: Tensor, axis_map: AxisMap) -> Tensor:

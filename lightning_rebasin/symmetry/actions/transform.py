@@ -61,12 +61,16 @@ class Transform(ABC):
     #: The class for specs whose groups are all of some kinds; any other spec gets :class:`MixedTransform`.
     _classes: ClassVar[dict[frozenset[str], type[Transform]]] = {}
 
-    def __init_subclass__(cls, kinds: Collection[str] = (), **kwargs: Any) -> None:
+    def __init_subclass__(
+        cls, kinds: Collection[str] = (), **kwargs: Any
+    ) -> None:
         super().__init_subclass__(**kwargs)
         if kinds:
             Transform._classes[frozenset(kinds)] = cls
 
-    def __init__(self, spec: PermutationSpec, elements: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, spec: PermutationSpec, elements: Mapping[str, Tensor]
+    ) -> None:
         unknown = set(elements) - set(spec.groups)
         if unknown:
             raise self.error(f"the spec has no group {sorted(unknown)[0]!r}")
@@ -74,7 +78,10 @@ class Transform(ABC):
         checked: dict[str, Tensor] = {}
         for group in spec.groups.values():
             action = action_of(group)
-            if group.parent is not None and not action_of(group.parent).rearranges:
+            if (
+                group.parent is not None
+                and not action_of(group.parent).rearranges
+            ):
                 raise TransformError(
                     f"group {group.id!r} lies inside {group.parent.id!r}, which is not a permutation: its instances "
                     "would have no place"
@@ -93,9 +100,9 @@ class Transform(ABC):
         """The transform with these elements, of the class that fits the kinds of the spec."""
         if cls is not Transform:
             return cls(spec, elements)
-        kinds = frozenset(group.kind for group in spec.groups.values()) or frozenset(
-            ("permutation",)
-        )
+        kinds = frozenset(
+            group.kind for group in spec.groups.values()
+        ) or frozenset(("permutation",))
         fitting = Transform._classes.get(kinds, MixedTransform)
         return cast("Self", fitting(spec, elements))
 
@@ -115,12 +122,17 @@ class Transform(ABC):
         groups = spec.groups.values()
         return cls.of(
             spec,
-            {group.id: action_of(group).random(group, generator) for group in groups},
+            {
+                group.id: action_of(group).random(group, generator)
+                for group in groups
+            },
         )
 
     def only(self, groups: Iterable[str]) -> Self:
         """The elements of some groups, the identity for all others."""
-        return type(self)(self.spec, {group: self.elements[group] for group in groups})
+        return type(self)(
+            self.spec, {group: self.elements[group] for group in groups}
+        )
 
     def __getitem__(self, group: str) -> Tensor:
         return self.elements[group]
@@ -145,7 +157,9 @@ class Transform(ABC):
     def distances(self) -> Mapping[str, float]:
         """How far from the identity the element of each group is, from 0 to 1."""
         groups = self.spec.groups.values()
-        return {g.id: action_of(g).distance(g, self.elements[g.id]) for g in groups}
+        return {
+            g.id: action_of(g).distance(g, self.elements[g.id]) for g in groups
+        }
 
     @property
     def moved(self) -> Mapping[str, float]:
@@ -160,7 +174,9 @@ class Transform(ABC):
     @property
     def exact(self) -> bool:
         """Whether applying the transform and then its inverse gives back the same bits."""
-        return all(action_of(group).exact for group in self.spec.groups.values())
+        return all(
+            action_of(group).exact for group in self.spec.groups.values()
+        )
 
     def inverse(self) -> Self:
         """The transform that undoes this one."""
@@ -192,7 +208,9 @@ class Transform(ABC):
             )
         return type(self)(self.spec, found)
 
-    def _parent_order(self, group: Group, *, inverse: bool = False) -> Tensor | None:
+    def _parent_order(
+        self, group: Group, *, inverse: bool = False
+    ) -> Tensor | None:
         """Where each instance of a group came from (or goes to); ``None`` at the top."""
         if group.parent is None:
             return None
@@ -236,7 +254,11 @@ class Transform(ABC):
             tensor: Its value.
         """
         axis_map = self.spec.maps.get(self.spec.aliases.get(name, name))
-        return tensor.clone() if axis_map is None else self.apply_map(tensor, axis_map)
+        return (
+            tensor.clone()
+            if axis_map is None
+            else self.apply_map(tensor, axis_map)
+        )
 
     @abstractmethod
     def apply_map(self, tensor: Tensor, axis_map: AxisMap) -> Tensor:
@@ -249,7 +271,8 @@ class Transform(ABC):
         ):
             return False
         return all(
-            torch.equal(own, other.elements[g]) for g, own in self.elements.items()
+            torch.equal(own, other.elements[g])
+            for g, own in self.elements.items()
         )
 
     __hash__ = object.__hash__
@@ -257,9 +280,9 @@ class Transform(ABC):
     def __repr__(self) -> str:
         moved = self.moved
         total = sum(g.members for g in self.spec.groups.values())
-        share = sum(moved[g.id] * g.members for g in self.spec.groups.values()) / max(
-            total, 1
-        )
+        share = sum(
+            moved[g.id] * g.members for g in self.spec.groups.values()
+        ) / max(total, 1)
         return f"{type(self).__name__}({len(moved)} groups, {share:.1%} of {total} units moved)"
 
     def save(self, path: str | Path) -> None:
@@ -277,7 +300,9 @@ class Transform(ABC):
             torch.save(payload, temporary)
 
     @classmethod
-    def load(cls, path: str | Path, spec: PermutationSpec | None = None) -> Self:
+    def load(
+        cls, path: str | Path, spec: PermutationSpec | None = None
+    ) -> Self:
         """Read a transform, or a permutation, written by :meth:`save`.
 
         Args:
@@ -309,7 +334,11 @@ class MixedTransform(Transform):
         return result
 
     def _act(
-        self, tensor: Tensor, axis_map: AxisMap, component: Component, group: Group
+        self,
+        tensor: Tensor,
+        axis_map: AxisMap,
+        component: Component,
+        group: Group,
     ) -> Tensor:
         """One group acts on its units, in place where they lie."""
         sites = component.sites
@@ -326,7 +355,9 @@ class MixedTransform(Transform):
         changed = action_of(group).apply(
             group, self.elements[group.id], units, component.power
         )
-        rows = rows.index_copy(0, index.reshape(-1), changed.reshape(index.numel(), -1))
+        rows = rows.index_copy(
+            0, index.reshape(-1), changed.reshape(index.numel(), -1)
+        )
         return (
             rows.reshape(front.shape)
             .movedim(tuple(range(len(sites))), sites)
@@ -339,7 +370,9 @@ def _instances(group: Group, element: Tensor, order: Tensor | None) -> Tensor:
     if order is None:
         return element
     inner = element.shape[len(group.shape) - 1 :]
-    return element.reshape(group.instances, *inner)[order].reshape(element.shape)
+    return element.reshape(group.instances, *inner)[order].reshape(
+        element.shape
+    )
 
 
 def _read(
@@ -352,9 +385,13 @@ def _read(
     except (
         Exception
     ) as error:  # torch.load raises a dozen unrelated types on foreign files
-        raise wanted.error(f"cannot read a {word} from {path}: {error}") from error
+        raise wanted.error(
+            f"cannot read a {word} from {path}: {error}"
+        ) from error
     kept_as = {MixedTransform.format: MixedTransform.kept_as}
-    kept_as.update({cls.format: cls.kept_as for cls in Transform._classes.values()})
+    kept_as.update(
+        {cls.format: cls.kept_as for cls in Transform._classes.values()}
+    )
     found = payload.get("format") if isinstance(payload, dict) else None
     if found not in kept_as:
         raise wanted.error(f"{path} is not a {word} file")
@@ -363,4 +400,6 @@ def _read(
         spec = PermutationSpec.from_dict(json.loads(payload["spec"]))
         return spec, dict(payload[kept_as[found]])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise wanted.error(f"{path} is not a valid {word} file: {error!r}") from error
+        raise wanted.error(
+            f"{path} is not a valid {word} file: {error!r}"
+        ) from error

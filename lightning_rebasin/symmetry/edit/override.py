@@ -21,7 +21,12 @@ from lightning_rebasin.symmetry.spec.pin import (
     require_group,
 )
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
-from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group
+from lightning_rebasin.symmetry.spec.values import (
+    ActivationAddress,
+    AxisMap,
+    Component,
+    Group,
+)
 
 
 def pin_tensor(
@@ -50,11 +55,16 @@ def pin_tensor(
         ancestor = spec.groups[deepest].parent
         spec = pin_group(spec, deepest, reason)
         while ancestor is not None:
-            spec, ancestor = pin_group(spec, ancestor.id, reason), ancestor.parent
+            spec, ancestor = (
+                pin_group(spec, ancestor.id, reason),
+                ancestor.parent,
+            )
     return spec
 
 
-def tie_groups(spec: PermutationSpec, first: str, second: str) -> PermutationSpec:
+def tie_groups(
+    spec: PermutationSpec, first: str, second: str
+) -> PermutationSpec:
     """Make two groups move alike: one permutation for both.
 
     Args:
@@ -76,50 +86,51 @@ def tie_groups(spec: PermutationSpec, first: str, second: str) -> PermutationSpe
             f"groups {first!r} ({a.size} units in {a.parent and a.parent.id!r}) and {second!r} ({b.size} units in "
             f"{b.parent and b.parent.id!r}) cannot be tied: they must be two groups of one size inside the same parent"
         )
-    groups: dict[str, Group] = {}
+    maps = {}
+    for name, axis_map in spec.maps.items():
+        tied = [_renamed(c, second, first) for c in axis_map.components]
+        maps[name] = replace(axis_map, components=tuple(tied))
+    watched: dict[str, tuple[ActivationAddress, ...]] = {}
+    for group, addresses in spec.activations.items():
+        now = first if group == second else group
+        for address in addresses:
+            component = _renamed(address.component, second, first)
+            moved = replace(address, component=component)
+            watched[now] = (*watched.get(now, ()), moved)
+    groups = _with_one_group_less(spec, first, second)
+    return rebuilt(replace(spec, activations=watched), groups, maps, set(), "")
+
+
+def _renamed(component: Component, old: str, new: str) -> Component:
+    return (
+        replace(component, group=new) if component.group == old else component
+    )
+
+
+def _with_one_group_less(
+    spec: PermutationSpec, first: str, second: str
+) -> dict[str, Group]:
+    """The groups when ``second`` has become ``first``; what lay inside it lies inside ``first``."""
     # The children of both may come before the later of the two, so the one that stays takes the earlier place.
     earlier = next(name for name in spec.groups if name in (first, second))
-    ordered = [
-        a if g.id == earlier else g
-        for g in spec.groups.values()
-        if g.id == earlier or g.id not in (first, second)
-    ]
-    for g in ordered:
-        parent = (
-            None
-            if g.parent is None
-            else groups.get(first if g.parent.id == second else g.parent.id)
-        )
-        groups[g.id] = Group(g.id, g.size, parent, g.kind)
-    maps = {
-        name: replace(
-            m,
-            components=tuple(
-                replace(c, group=first) if c.group == second else c
-                for c in m.components
-            ),
-        )
-        for name, m in spec.maps.items()
-    }
-    moved = (
-        replace(x, component=replace(x.component, group=first))
-        for x in spec.activations.get(second, ())
-    )
-    watched = {
-        name: sites for name, sites in spec.activations.items() if name != second
-    }
-    watched[first] = (*watched.get(first, ()), *moved)
-    return rebuilt(
-        replace(spec, activations={g: x for g, x in watched.items() if x}),
-        groups,
-        maps,
-        set(),
-        "",
-    )
+    groups: dict[str, Group] = {}
+    for group in spec.groups.values():
+        if group.id in (first, second):
+            if group.id != earlier:
+                continue
+            group = spec.groups[first]  # noqa: PLW2901 - it takes this place
+        parent = None
+        if group.parent is not None:
+            outer = group.parent.id
+            parent = groups[first if outer == second else outer]
+        groups[group.id] = Group(group.id, group.size, parent, group.kind)
+    return groups
 
 
 def free_group(
-    spec: PermutationSpec, group: str, axes: Mapping[str, int | tuple[int, ...]]
+    spec: PermutationSpec,
+    group: str,
+    axes: Mapping[str, int | tuple[int, ...]],
 ) -> PermutationSpec:
     """Add a group that the inference did not find: a claim that the gate has to prove.
 
@@ -136,34 +147,45 @@ def free_group(
     """
     if group in spec.groups:
         raise SpecError(f"the spec has a group {group!r} already")
-    maps, size = dict(spec.maps), 0
+    maps = dict(spec.maps)
+    size = 0
     freed: set[tuple[str, int]] = set()
     for name, value in axes.items():
         if name not in spec.tensors or name in spec.aliases:
             raise SpecError(f"the spec has no tensor {name!r} of its own")
-        shape = spec.tensors[name].shape
-        axis_map = maps.get(name, AxisMap(name, tuple((n,) for n in shape), ()))
+        whole = tuple((n,) for n in spec.tensors[name].shape)
+        axis_map = maps.get(name, AxisMap(name, whole, ()))
         for dim in (value,) if isinstance(value, int) else value:
-            if not 0 <= dim < len(shape):
-                raise SpecError(f"tensor {name!r} has no dimension {dim}")
-            if shape[dim] != (size := size or shape[dim]):
-                raise SpecError(
-                    f"dimension {dim} of {name!r} has size {shape[dim]}, group {group!r} has {size}"
-                )
-            if len(axis_map.sites[dim]) > 1 or bool(
-                moved_positions(axis_map, dim).any()
-            ):
-                raise SpecError(
-                    f"dimension {dim} of {name!r} is moved by another group already; pin that one first"
-                )
+            # the first axis decides how many units there are
+            size = _check_free(axis_map, dim, group, size)
             site = sum(len(factors) for factors in axis_map.sites[:dim])
             new = Component(group, (site,), torch.arange(size)[:, None])
-            axis_map = replace(axis_map, components=(*axis_map.components, new))
+            axis_map = replace(
+                axis_map, components=(*axis_map.components, new)
+            )
             freed.add((name, dim))
         maps[name] = axis_map
     if not freed:
         raise SpecError(f"group {group!r} needs at least one axis")
-    kept = tuple(pin for pin in spec.pinned if (pin.tensor, pin.dim) not in freed)
-    return replace(
-        spec, groups={**spec.groups, group: Group(group, size)}, maps=maps, pinned=kept
+    kept = tuple(
+        pin for pin in spec.pinned if (pin.tensor, pin.dim) not in freed
     )
+    groups = {**spec.groups, group: Group(group, size)}
+    return replace(spec, groups=groups, maps=maps, pinned=kept)
+
+
+def _check_free(axis_map: AxisMap, dim: int, group: str, size: int) -> int:
+    """The size of a dimension that nothing moves yet."""
+    name, shape = axis_map.tensor, axis_map.shape
+    if not 0 <= dim < len(shape):
+        raise SpecError(f"tensor {name!r} has no dimension {dim}")
+    if size not in (0, shape[dim]):
+        raise SpecError(
+            f"dimension {dim} of {name!r} has size {shape[dim]}, group {group!r} has {size}"
+        )
+    moved = moved_positions(axis_map, dim)
+    if len(axis_map.sites[dim]) > 1 or bool(moved.any()):
+        raise SpecError(
+            f"dimension {dim} of {name!r} is moved by another group already; pin that one first"
+        )
+    return shape[dim]

@@ -27,5 +27,9 @@ def restrict(
     }
     return Permutation(
         after,
-        {name: order for name, order in permutation.orders.items() if name in kept},
+        {
+            name: order
+            for name, order in permutation.orders.items()
+            if name in kept
+        },
     )

@@ -42,7 +42,9 @@ class Assembly:
     maps: dict[str, AxisMap] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
     inexpressible: list[IntArray] = field(default_factory=list)
-    activations: dict[str, list[ActivationAddress]] = field(default_factory=dict)
+    activations: dict[str, list[ActivationAddress]] = field(
+        default_factory=dict
+    )
 
 
 class Namer:
@@ -61,7 +63,9 @@ class Namer:
         for cell in found.cells.values():
             if cell.kind == "group":
                 self.member_of[cell.members] = np.arange(len(cell.members))
-        self.is_group = np.zeros(int(colouring.cells.max(initial=0)) + 1, dtype=bool)
+        self.is_group = np.zeros(
+            int(colouring.cells.max(initial=0)) + 1, dtype=bool
+        )
         self.follows = self.is_group.copy()
         for cell in found.cells.values():
             kind = self.is_group if cell.kind == "group" else self.follows
@@ -90,7 +94,11 @@ class Namer:
         return acting
 
     def _add(
-        self, number: int, tensor: str, found: dict[int, Group], taken: set[str]
+        self,
+        number: int,
+        tensor: str,
+        found: dict[int, Group],
+        taken: set[str],
     ) -> Group:
         """Name a group after the module of a tensor, its parents before it."""
         if number in found:
@@ -221,7 +229,9 @@ def _axis_map(
             if not layout.add_product(namer, part):
                 # No axis map can say how these move: the caller pins them and tries again.
                 for cell in following:
-                    result.inexpressible.append(np.flatnonzero(namer.cell_of == cell))
+                    result.inexpressible.append(
+                        np.flatnonzero(namer.cell_of == cell)
+                    )
             continue
         for cell in np.unique(cells[namer.is_group[cells]]).tolist():
             layout.add(part.sites, _component(namer, cell, (), flat))
@@ -248,7 +258,9 @@ class _Layout:
     def add(self, sites: tuple[int, ...], component: Component) -> None:
         """A component over whole sites."""
         whole = [(site, -1) for site in sites]
-        self.components.append(_Placed(component.group, whole, component.index))
+        self.components.append(
+            _Placed(component.group, whole, component.index)
+        )
 
     def add_product(self, namer: Namer, part: Part) -> bool:
         """Components of a part that several groups move; whether that can be expressed."""
@@ -267,7 +279,9 @@ class _Layout:
         for cell, own, index in found.components:
             chosen = [places[k] for k in own]
             positions = torch.from_numpy(index)
-            self.components.append(_Placed(namer.groups[cell].id, chosen, positions))
+            self.components.append(
+                _Placed(namer.groups[cell].id, chosen, positions)
+            )
         return True
 
     def axis_map(self, tensor: str) -> AxisMap:
@@ -289,7 +303,9 @@ class _Layout:
             for site, k in placed.places:
                 chosen = range(len(self.factors[site])) if k < 0 else [k]
                 own += [number[site, factor] for factor in chosen]
-            components.append(Component(placed.group, tuple(own), placed.index))
+            components.append(
+                Component(placed.group, tuple(own), placed.index)
+            )
         return AxisMap(tensor, tuple(sites), tuple(components))
 
 
@@ -300,12 +316,16 @@ def _component(
     positions = np.flatnonzero(namer.cell_of[flat] == cell)
     elements = flat[positions]
     member = namer.member_of[namer.found.colouring.classes[elements]]
-    order = np.lexsort((positions, namer.found.colouring.colours[elements], member))
+    order = np.lexsort(
+        (positions, namer.found.colouring.colours[elements], member)
+    )
     count = len(namer.found.cells[cell].members)
     index = positions[order].reshape(count, -1)
     index = index[:, np.argsort(index[0], kind="stable")]
     return Component(
-        namer.groups[cell].id, sites, torch.from_numpy(np.ascontiguousarray(index))
+        namer.groups[cell].id,
+        sites,
+        torch.from_numpy(np.ascontiguousarray(index)),
     )
 
 
@@ -336,7 +356,10 @@ def _simplify(axis_map: AxisMap) -> AxisMap:
 
 
 def _go_together(
-    before: int, site: int, dims: Sequence[int], components: Sequence[Component]
+    before: int,
+    site: int,
+    dims: Sequence[int],
+    components: Sequence[Component],
 ) -> bool:
     """Whether two neighbouring sites belong to one dimension and to the same components."""
     if dims[before] != dims[site]:
@@ -344,7 +367,9 @@ def _go_together(
     return all((before in c.sites) == (site in c.sites) for c in components)
 
 
-def _without_idle_sites(component: Component, shape: tuple[int, ...]) -> Component:
+def _without_idle_sites(
+    component: Component, shape: tuple[int, ...]
+) -> Component:
     """Leave out sites that a component fills evenly: its units move alike at every position there."""
     for site in component.sites:
         index = _without_site(component, shape, site)

@@ -29,7 +29,11 @@ from lightning_rebasin.symmetry.permutations.colouring import (
     Rows,
     mix,
 )
-from lightning_rebasin.symmetry.permutations.elements import ElementRun, IntArray, Table
+from lightning_rebasin.symmetry.permutations.elements import (
+    ElementRun,
+    IntArray,
+    Table,
+)
 
 _MOST_ROUNDS = 60
 _NONE: IntArray = np.zeros(0, dtype=np.int64)
@@ -80,7 +84,9 @@ class _Closure:
         """How much is implied: it only grows."""
         return len(self.equal) + len(self.relation)
 
-    def arrays(self, what: Literal["equal", "relation"]) -> tuple[IntArray, IntArray]:
+    def arrays(
+        self, what: Literal["equal", "relation"]
+    ) -> tuple[IntArray, IntArray]:
         """All pairs."""
         pairs = self.equal if what == "equal" else self.relation
         left, right = [_NONE], [_NONE]
@@ -95,7 +101,10 @@ Maps = dict[int, list[IntArray]]
 
 
 def find_cells(
-    size: int, runs: Sequence[ElementRun], tables: Sequence[Table], seed: int = 0
+    size: int,
+    runs: Sequence[ElementRun],
+    tables: Sequence[Table],
+    seed: int = 0,
 ) -> Cells:
     """Find the cells.
 
@@ -119,7 +128,9 @@ def find_cells(
     return _cells_given(refiner, closure, np.arange(size, dtype=np.int64))
 
 
-def _cells_given(refiner: Refiner, closure: _Closure, forced: IntArray) -> Cells:
+def _cells_given(
+    refiner: Refiner, closure: _Closure, forced: IntArray
+) -> Cells:
     """The cells when some elements are pinned."""
     colouring, maps = _close(refiner, closure, forced)
     return Cells(colouring, _decide(colouring, maps), forced)
@@ -135,7 +146,9 @@ def _close(
         members = _members(colouring)
         before = closure.size
         maps = {}
-        for cell, images in _parent_maps(refiner, closure, colouring, members).items():
+        for cell, images in _parent_maps(
+            refiner, closure, colouring, members
+        ).items():
             maps[cell] = _imply(closure, colouring, members[cell], images)
         if closure.size == before:
             return colouring, maps
@@ -187,7 +200,9 @@ def _parent_maps(
     own_key = mix(
         rows.table, colouring.colours[rows.left], colouring.colours[rows.right]
     )
-    extra_key = np.broadcast_to(mix(5, np.zeros(1, dtype=np.int64)), len(extra_child))
+    extra_key = np.broadcast_to(
+        mix(5, np.zeros(1, dtype=np.int64)), len(extra_child)
+    )
     key = np.concatenate([own_key, extra_key])
     child = colouring.classes[np.concatenate([rows.left, extra_child])]
     parent = colouring.classes[np.concatenate([rows.right, extra_parent])]
@@ -198,8 +213,15 @@ def _parent_maps(
     cell, child, parent, key = cell[keep], child[keep], parent[keep], key[keep]
     key = mix(key, colouring.cells[parent])
     order = np.lexsort((parent, child, key, cell))
-    order = order[_new_values(cell[order], key[order], child[order], parent[order])]
-    cell, key, child, parent = cell[order], key[order], child[order], parent[order]
+    order = order[
+        _new_values(cell[order], key[order], child[order], parent[order])
+    ]
+    cell, key, child, parent = (
+        cell[order],
+        key[order],
+        child[order],
+        parent[order],
+    )
 
     rank = np.zeros(len(colouring.cells), dtype=np.int64)
     for classes in members.values():
@@ -216,7 +238,10 @@ def _parent_maps(
 
 
 def _imply(
-    closure: _Closure, colouring: Colouring, members: IntArray, images: list[IntArray]
+    closure: _Closure,
+    colouring: Colouring,
+    members: IntArray,
+    images: list[IntArray],
 ) -> list[IntArray]:
     """Close the parent maps of one cell; returns one map for each way that they cut the cell into blocks."""
     representative = colouring.order[colouring.starts[:-1]]
@@ -227,13 +252,17 @@ def _imply(
             continue
         if cut.blocks == len(members):
             # every member has a parent of its own: member and parent are one unit
-            closure.equal.append((representative[members], representative[image]))
+            closure.equal.append(
+                (representative[members], representative[image])
+            )
             continue
         known = by_partition.setdefault(cut.partition.tobytes(), cut)
         if known is not cut:
             # two parents that cut the cell into the same blocks are one unit each
             theirs, mine = known.image[cut.first], image[cut.first]
-            closure.equal.append((representative[theirs], representative[mine]))
+            closure.equal.append(
+                (representative[theirs], representative[mine])
+            )
     for fine in by_partition.values():
         for coarse in by_partition.values():
             if fine.blocks > coarse.blocks:
@@ -258,7 +287,9 @@ class _Cut:
     @classmethod
     def of(cls, image: IntArray) -> _Cut:
         """The cut that a parent map makes: ``[7, 7, 4]`` has the partition ``[0, 0, 1]``."""
-        _, first, inverse = np.unique(image, return_index=True, return_inverse=True)
+        _, first, inverse = np.unique(
+            image, return_index=True, return_inverse=True
+        )
         number = np.argsort(np.argsort(first))
         return cls(image, first, number[inverse])
 
@@ -308,7 +339,9 @@ def _cell(
     rank = {int(c): i for i, c in enumerate(parent.members)}
     order = np.argsort([rank.get(int(c), -1) for c in fine], kind="stable")
     size = len(classes) // len(parent.members)
-    return Cell(number, "group", classes[order], size, (parent.number,), (fine[order],))
+    return Cell(
+        number, "group", classes[order], size, (parent.number,), (fine[order],)
+    )
 
 
 def _is_nested(
@@ -336,7 +369,9 @@ def random_automorphism(found: Cells, rng: np.random.Generator) -> IntArray:
             if cell.parents:
                 parent = found.cells[cell.parents[0]]
                 by_number = np.argsort(parent.members)
-                place = np.searchsorted(parent.members[by_number], move[parent.members])
+                place = np.searchsorted(
+                    parent.members[by_number], move[parent.members]
+                )
                 shuffled = shuffled[by_number[place]]
             move[table] = shuffled
         elif cell.kind == "follow":
@@ -346,7 +381,10 @@ def random_automorphism(found: Cells, rng: np.random.Generator) -> IntArray:
 
 def _followed(cell: Cell, move: IntArray) -> IntArray:
     """Where the members of a following cell go when their parents move (in natural order among equals)."""
-    here, there = np.stack(cell.maps), np.stack([move[image] for image in cell.maps])
+    here, there = (
+        np.stack(cell.maps),
+        np.stack([move[image] for image in cell.maps]),
+    )
     source, target = np.lexsort(here), np.lexsort(there)
     result = np.full(len(cell.members), -1, dtype=np.int64)
     if bool((here[:, source] == there[:, target]).all()):
@@ -369,7 +407,9 @@ def _broken_elements(
         image = element_map(colouring, move)
         for rows in (refiner.equal, refiner.relation, refiner.position):
             # The right column of a position table holds values, which do not move.
-            right = rows.right if rows is refiner.position else image[rows.right]
+            right = (
+                rows.right if rows is refiner.position else image[rows.right]
+            )
             bad = _rows_that_are_new(rows, image[rows.left], right)
             if bad.any():
                 # A child out of place says that its parent moved wrongly.
@@ -414,7 +454,9 @@ def element_map(colouring: Colouring, move: IntArray) -> IntArray:
     classes = colouring.classes[order]
     place = np.arange(len(order)) - starts[classes]
     result = np.empty(len(order), dtype=np.int64)
-    result[order] = order[np.minimum(starts[move[classes]] + place, len(order) - 1)]
+    result[order] = order[
+        np.minimum(starts[move[classes]] + place, len(order) - 1)
+    ]
     return result
 
 
@@ -422,5 +464,7 @@ def moving(found: Cells) -> NDArray[np.bool_]:
     """Which elements belong to a cell that moves."""
     kinds = np.zeros(int(found.colouring.cells.max(initial=0)) + 1, dtype=bool)
     kinds[list(found.cells)] = True
-    result: NDArray[np.bool_] = kinds[found.colouring.cells[found.colouring.classes]]
+    result: NDArray[np.bool_] = kinds[
+        found.colouring.cells[found.colouring.classes]
+    ]
     return result

@@ -20,7 +20,11 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lightning_rebasin.symmetry.permutations.elements import ElementRun, IntArray, Table
+from lightning_rebasin.symmetry.permutations.elements import (
+    ElementRun,
+    IntArray,
+    Table,
+)
 
 Hash = NDArray[np.uint64]
 _MOST_ROUNDS = 200
@@ -163,7 +167,9 @@ class Refiner:
         new = both.copy()
         for rows, salt in ((self.equal, 11), (self.relation, 13)):
             np.add.at(new, rows.left, mix(both[rows.right], rows.table, salt))
-            np.add.at(new, rows.right, mix(both[rows.left], rows.table, salt + 100))
+            np.add.at(
+                new, rows.right, mix(both[rows.left], rows.table, salt + 100)
+            )
         child, parent = extra
         np.add.at(new, child, mix(of_class[classes[parent]], 17))
         np.add.at(new, parent, mix(of_class[classes[child]], 19))

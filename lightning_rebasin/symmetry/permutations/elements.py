@@ -86,8 +86,12 @@ class Constraints:
     ) -> Elements:
         """New elements, for an axis of ``tensor`` or for an intermediate result."""
         count = int(np.prod(shape, dtype=np.int64))
-        self.runs.append(ElementRun(self.size, self.size + count, tensor, axis))
-        ids = np.arange(self.size, self.size + count, dtype=np.int64).reshape(shape)
+        self.runs.append(
+            ElementRun(self.size, self.size + count, tensor, axis)
+        )
+        ids = np.arange(self.size, self.size + count, dtype=np.int64).reshape(
+            shape
+        )
         self.size += count
         return Elements(ids)
 
@@ -127,7 +131,10 @@ class Constraints:
                 return
             self._seen.add(key)
         self._add(
-            "relation", child.ids, along(parent.ids, axes, child.shape), defines=defines
+            "relation",
+            child.ids,
+            along(parent.ids, axes, child.shape),
+            defines=defines,
         )
 
     def position(
@@ -139,7 +146,9 @@ class Constraints:
             return
         if not defines:
             self._seen.add(key)
-        values = along(np.arange(e.shape[axis], dtype=np.int64), (axis,), e.shape)
+        values = along(
+            np.arange(e.shape[axis], dtype=np.int64), (axis,), e.shape
+        )
         self._add("position", e.ids, values, reason, defines=defines)
 
     def pin(self, e: Elements, reason: str) -> None:
@@ -147,7 +156,12 @@ class Constraints:
         key = ("pin", e.key)
         if key not in self._seen:
             self._seen.add(key)
-            self._add("position", e.ids, np.arange(e.ids.size, dtype=np.int64), reason)
+            self._add(
+                "position",
+                e.ids,
+                np.arange(e.ids.size, dtype=np.int64),
+                reason,
+            )
 
     def mark(self, e: Elements, *, defines: bool = False) -> None:
         """Elements are used together, as a set."""
@@ -156,7 +170,10 @@ class Constraints:
             if not defines:
                 self._seen.add(key)
             self._add(
-                "mark", e.ids, np.zeros(e.ids.size, dtype=np.int64), defines=defines
+                "mark",
+                e.ids,
+                np.zeros(e.ids.size, dtype=np.int64),
+                defines=defines,
             )
 
     def project(
@@ -190,7 +207,12 @@ class Constraints:
     ) -> None:
         self.tables.append(
             Table(
-                kind, left.reshape(-1), right.reshape(-1), self.where, reason, defines
+                kind,
+                left.reshape(-1),
+                right.reshape(-1),
+                self.where,
+                reason,
+                defines,
             )
         )
 
@@ -218,7 +240,9 @@ def _defined(table: Table) -> IntArray:
     return table.right if is_block else table.left
 
 
-def along(values: IntArray, axes: Iterable[int], shape: tuple[int, ...]) -> IntArray:
+def along(
+    values: IntArray, axes: Iterable[int], shape: tuple[int, ...]
+) -> IntArray:
     """Broadcast ``values``, whose axes are ``axes`` of ``shape`` (ascending), to ``shape``."""
     axes = tuple(axes)
     view = [shape[i] if i in axes else 1 for i in range(len(shape))]

@@ -17,11 +17,21 @@ whose 3 features are the elements ``[7, 8, 9]``:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from lightning_rebasin.symmetry.permutations.elements import Constraints, Elements
+from lightning_rebasin.symmetry.permutations.elements import (
+    Constraints,
+    Elements,
+)
 from lightning_rebasin.symmetry.permutations.labels import (
     Label,
     Part,
@@ -56,10 +66,17 @@ class Refinement:
 class Wishes:
     """Refinements asked for during a pass over the tape; the next pass grants them."""
 
-    found: dict[tuple[bytes, bytes, int], Refinement] = field(default_factory=dict)
+    found: dict[tuple[bytes, bytes, int], Refinement] = field(
+        default_factory=dict
+    )
 
     def ask(
-        self, inner: Elements, outer: Elements, blocks: int, *, stack: bool = False
+        self,
+        inner: Elements,
+        outer: Elements,
+        blocks: int,
+        *,
+        stack: bool = False,
     ) -> None:
         """Ask that ``inner`` depend on the blocks of ``outer``."""
         key = (inner.key, outer.key, blocks)
@@ -97,7 +114,9 @@ class _Joint:
     def sites_of(self, letters: Collection[Letter]) -> set[int]:
         """Site numbers of some letters."""
         return {
-            number for (letter, _), number in self.numbers.items() if letter in letters
+            number
+            for (letter, _), number in self.numbers.items()
+            if letter in letters
         }
 
 
@@ -136,7 +155,9 @@ def join(
     parts = _relate(store, every_part, joint.pinned, joint.sizes, inside)
     # Parts inside others are cut into blocks too, so that the blocks of both are known to fit (grouped queries).
     for part in inside:
-        if reduced.intersection(part.sites) and not reduced.issuperset(part.sites):
+        if reduced.intersection(part.sites) and not reduced.issuperset(
+            part.sites
+        ):
             parts.append(part)
     return _without(joint, reduced, reduce_sites(store, parts, reduced), out)
 
@@ -152,7 +173,8 @@ def _without(
         if letter in dims:
             dims[letter].append(new[site])
     found = [
-        Part(tuple(new[site] for site in part.sites), part.elements) for part in parts
+        Part(tuple(new[site] for site in part.sites), part.elements)
+        for part in parts
     ]
     return Label(
         tuple(tuple(dims[letter]) for letter in out),
@@ -174,7 +196,9 @@ def _with_common_sites(
     """Split the sites of all operands until they agree, and number them: first those of ``out``, letter by letter."""
     letters = list(dict.fromkeys(out))
     for operand in operands:
-        letters += [letter for letter in operand.letters if letter not in letters]
+        letters += [
+            letter for letter in operand.letters if letter not in letters
+        ]
     numbers: dict[tuple[Letter, int], int] = {}
     sizes: list[int] = []
     for letter in letters:
@@ -186,10 +210,14 @@ def _with_common_sites(
     pending: list[Elements] = []
     for operand in operands:
         common: dict[int, int] = {}
-        for letter, sites in zip(operand.letters, operand.label.dims, strict=True):
+        for letter, sites in zip(
+            operand.letters, operand.label.dims, strict=True
+        ):
             for k, site in enumerate(sites):
                 common[site] = numbers[letter, k]
-        parts.append([renumbered(part, common) for part in operand.label.parts])
+        parts.append(
+            [renumbered(part, common) for part in operand.label.parts]
+        )
         pinned.update(common[site] for site in operand.label.pinned)
         pending += operand.label.pending
     return _Joint(numbers, tuple(sizes), parts, pinned, pending)
@@ -217,10 +245,14 @@ def _agree(
 
 
 def _layout(operand: Operand, letter: Letter) -> tuple[int, ...]:
-    return tuple(operand.label.sizes[site] for site in operand.sites_of(letter))
+    return tuple(
+        operand.label.sizes[site] for site in operand.sites_of(letter)
+    )
 
 
-def _common_factors(layouts: Iterable[tuple[int, ...]]) -> tuple[int, ...] | None:
+def _common_factors(
+    layouts: Iterable[tuple[int, ...]],
+) -> tuple[int, ...] | None:
     """The coarsest factors that all layouts can be split into, or ``None``.
 
     A layout cuts the whole at the products of its last factors: ``(2, 3)`` at 1, 3 and 6.
@@ -237,11 +269,15 @@ def _common_factors(layouts: Iterable[tuple[int, ...]]) -> tuple[int, ...] | Non
 def _fuse_letter(store: Constraints, operand: Operand, letter: Letter) -> None:
     sites = operand.sites_of(letter)
     if sites != tuple(range(sites[0], sites[0] + len(sites))):
-        raise AssertionError(f"sites {sites} of one dimension are not consecutive")
+        raise AssertionError(
+            f"sites {sites} of one dimension are not consecutive"
+        )
     operand.label = fuse_sites(operand.label, sites[0], len(sites), store)
 
 
-def _split_letter(operand: Operand, letter: Letter, common: tuple[int, ...]) -> None:
+def _split_letter(
+    operand: Operand, letter: Letter, common: tuple[int, ...]
+) -> None:
     """Split the sites of a letter into the ``common`` factors."""
     remaining = list(common)
     position = 0
@@ -259,7 +295,9 @@ def _wish(
     wishes: Wishes, parts: list[list[Part]], batch: set[int], summed: set[int]
 ) -> None:
     """Ask for finer axes where an operand's axes are independent but the operation stacks them."""
-    spanning = [set(part.sites) for own in parts for part in own if len(part.sites) > 1]
+    spanning = [
+        set(part.sites) for own in parts for part in own if len(part.sites) > 1
+    ]
     for own in parts:
         for outer, inner in _apart(own):
             both = {*inner.sites, *outer.sites}
@@ -310,7 +348,9 @@ def _relate(
                 continue
             axes = tuple(big.index(site) for site in shared)
             if set(small) <= set(big):
-                store.relation(store.canonical(by_sites[big]), by_sites[small], axes)
+                store.relation(
+                    store.canonical(by_sites[big]), by_sites[small], axes
+                )
                 dropped.add(small)
                 inside.append(Part(small, by_sites[small]))
             else:
@@ -318,7 +358,11 @@ def _relate(
                 theirs = tuple(small.index(site) for site in shared)
                 blocks = store.project(by_sites[big], axes)
                 store.equal(blocks, store.project(by_sites[small], theirs))
-    left = [(sites, found) for sites, found in by_sites.items() if sites not in dropped]
+    left = [
+        (sites, found)
+        for sites, found in by_sites.items()
+        if sites not in dropped
+    ]
     return [Part(sites, store.canonical(found)) for sites, found in left]
 
 
@@ -330,7 +374,9 @@ def _equated(
     for part in parts:
         known = by_sites.get(part.sites)
         by_sites[part.sites] = (
-            part.elements if known is None else store.equal(known, part.elements)
+            part.elements
+            if known is None
+            else store.equal(known, part.elements)
         )
     return by_sites
 
@@ -349,11 +395,17 @@ def _apply_pins(
     for sites, elements in by_sites.items():
         for site in pinned.intersection(sites):
             axis = sites.index(site)
-            store.position(elements, axis, "it meets a dimension whose order is fixed")
+            store.position(
+                elements, axis, "it meets a dimension whose order is fixed"
+            )
 
 
 def reduce_sites(
-    store: Constraints, parts: Iterable[Part], reduced: set[int], *, keep: bool = False
+    store: Constraints,
+    parts: Iterable[Part],
+    reduced: set[int],
+    *,
+    keep: bool = False,
 ) -> list[Part]:
     """Reduce some sites: parts inside are marked, parts that straddle are projected to their blocks.
 

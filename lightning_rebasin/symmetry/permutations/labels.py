@@ -60,7 +60,9 @@ class Label:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the tensor."""
-        return tuple(math.prod(self.sizes[s] for s in sites) for sites in self.dims)
+        return tuple(
+            math.prod(self.sizes[s] for s in sites) for sites in self.dims
+        )
 
     def covered(self, site: int) -> bool:
         """Whether a part says what the positions of ``site`` are."""
@@ -98,7 +100,10 @@ def canonical(label: Label, store: Constraints) -> Label:
     """The same label in terms of the current representatives."""
     if not label.parts:
         return label
-    parts = [Part(part.sites, store.canonical(part.elements)) for part in label.parts]
+    parts = [
+        Part(part.sites, store.canonical(part.elements))
+        for part in label.parts
+    ]
     return replace(label, parts=tuple(parts))
 
 
@@ -154,10 +159,14 @@ def _with_sites(
     """The label after its sites were split, fused or dropped: old site ``s`` is now the sites ``new[s]``."""
     pinned = {site for old in label.pinned for site in new[old]}
     dims = tuple(_now(sites, new) for sites in label.dims)
-    return Label(dims, tuple(sizes), tuple(parts), frozenset(pinned), label.pending)
+    return Label(
+        dims, tuple(sizes), tuple(parts), frozenset(pinned), label.pending
+    )
 
 
-def _now(sites: Iterable[int], new: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def _now(
+    sites: Iterable[int], new: Sequence[tuple[int, ...]]
+) -> tuple[int, ...]:
     """What some old sites are now, ascending, each once (fused sites are several old ones)."""
     found = {site for old in sites for site in new[old]}
     return tuple(sorted(found))
@@ -180,14 +189,20 @@ def split_site(label: Label, site: int, factors: Sequence[int]) -> Label:
         elements = part.elements
         if site in part.sites:
             axis = part.sites.index(site)
-            shape = (*elements.shape[:axis], *factors, *elements.shape[axis + 1 :])
+            shape = (
+                *elements.shape[:axis],
+                *factors,
+                *elements.shape[axis + 1 :],
+            )
             elements = Elements(elements.ids.reshape(shape))
         parts.append(Part(_now(part.sites, new), elements))
     sizes = (*label.sizes[:site], *factors, *label.sizes[site + 1 :])
     return _with_sites(label, new, sizes, parts)
 
 
-def fuse_sites(label: Label, first: int, count: int, store: Constraints) -> Label:
+def fuse_sites(
+    label: Label, first: int, count: int, store: Constraints
+) -> Label:
     """Fuse ``count`` consecutive sites into one (they must belong to one dimension, or be about to)."""
     if count <= 1:
         return label
@@ -198,7 +213,9 @@ def fuse_sites(label: Label, first: int, count: int, store: Constraints) -> Labe
     if len(touching) > 1 or not fused <= set(touching[0].sites):
         # Two parts cannot share one site: the positions get elements of their own below those of the parts.
         label = _joint(label, fused, touching, store)
-        touching = [part for part in label.parts if fused.intersection(part.sites)]
+        touching = [
+            part for part in label.parts if fused.intersection(part.sites)
+        ]
     else:
         _keep_pinned_positions(label, fused, touching[0], store)
     # The elements of the part know which positions are fixed; the fused site as a whole is not.
@@ -212,7 +229,9 @@ def _keep_pinned_positions(
     """A site that is pinned stays so inside a fused one: its coordinate becomes a property of the elements."""
     for site in label.pinned.intersection(fused):
         axis = part.sites.index(site)
-        store.position(part.elements, axis, "its position matters", defines=True)
+        store.position(
+            part.elements, axis, "its position matters", defines=True
+        )
 
 
 def _with_fused(
@@ -220,14 +239,20 @@ def _with_fused(
 ) -> Label:
     """Renumber after fusing; ``touching`` are the parts that cover all of the fused sites."""
     last = first + count - 1
-    new = [(min(max(first, s - count + 1), s),) for s in range(len(label.sizes))]
+    new = [
+        (min(max(first, s - count + 1), s),) for s in range(len(label.sizes))
+    ]
     size = math.prod(label.sizes[first : last + 1])
     parts = []
     for part in label.parts:
         elements = part.elements
         if any(part is one for one in touching):
             axis = part.sites.index(first)
-            shape = (*elements.shape[:axis], size, *elements.shape[axis + count :])
+            shape = (
+                *elements.shape[:axis],
+                size,
+                *elements.shape[axis + count :],
+            )
             elements = Elements(elements.ids.reshape(shape))
         parts.append(Part(_now(part.sites, new), elements))
     sizes = (*label.sizes[:first], size, *label.sizes[last + 1 :])
@@ -249,7 +274,9 @@ def _joint(
         axes = tuple(sites.index(site) for site in part.sites)
         store.relation(new, part.elements, axes, defines=True)
     for site in label.pinned & set(sites):
-        store.position(new, sites.index(site), "its position matters", defines=True)
+        store.position(
+            new, sites.index(site), "its position matters", defines=True
+        )
     others = [part for part in label.parts if part not in touching]
     return replace(label, parts=(*others, Part(sites, new)))
 
@@ -257,7 +284,11 @@ def _joint(
 def single_site(label: Label, dim: int, store: Constraints) -> Label:
     """The label with the sites of ``dim`` fused into one."""
     sites = label.dims[dim]
-    return fuse_sites(label, sites[0], len(sites), store) if len(sites) > 1 else label
+    return (
+        fuse_sites(label, sites[0], len(sites), store)
+        if len(sites) > 1
+        else label
+    )
 
 
 def view(label: Label, shape: Sequence[int], store: Constraints) -> Label:
@@ -300,7 +331,9 @@ def expand(label: Label, shape: Sequence[int]) -> Label:
             sizes.append(int(size))
             old = (len(sizes) - 1,)
         dims.append(old)
-    grown = Label(tuple(dims), tuple(sizes), label.parts, label.pinned, label.pending)
+    grown = Label(
+        tuple(dims), tuple(sizes), label.parts, label.pinned, label.pending
+    )
     return arrange(grown, dims)
 
 
@@ -327,14 +360,18 @@ def take(label: Label, dim: int, index: IntArray, store: Constraints) -> Label:
             continue
         axis = part.sites.index(site)
         picked = Elements(part.elements.ids.take(index, axis))
-        parts.append(Part(part.sites, _copies(picked, store) if repeated else picked))
+        parts.append(
+            Part(part.sites, _copies(picked, store) if repeated else picked)
+        )
     return _drop_unit(replace(label, sizes=sizes, parts=tuple(parts)), site)
 
 
 def _copies(elements: Elements, store: Constraints) -> Elements:
     """New elements, each a copy of an old one: an element that stands twice in one part could not move."""
     copies = store.fresh(elements.shape)
-    store.relation(copies, elements, tuple(range(len(elements.shape))), defines=True)
+    store.relation(
+        copies, elements, tuple(range(len(elements.shape))), defines=True
+    )
     return copies
 
 
@@ -379,7 +416,9 @@ def _drop_unit(label: Label, site: int) -> Label:
     new += [(old - 1,) for old in range(site + 1, len(label.sizes))]
     sizes = (*label.sizes[:site], *label.sizes[site + 1 :])
     kept = [Part(_now(part.sites, new), part.elements) for part in parts]
-    return replace(_with_sites(label, new, sizes, kept), pending=tuple(pending))
+    return replace(
+        _with_sites(label, new, sizes, kept), pending=tuple(pending)
+    )
 
 
 def pin_dims(
@@ -409,5 +448,7 @@ def insert_pinned(label: Label, dim: int, size: int) -> Label:
     dims = list(label.dims)
     dims[dim] = (new,)
     pinned = label.pinned | {new}
-    grown = Label(tuple(dims), (*label.sizes, size), label.parts, pinned, label.pending)
+    grown = Label(
+        tuple(dims), (*label.sizes, size), label.parts, pinned, label.pending
+    )
     return arrange(grown, dims)

@@ -45,11 +45,16 @@ class Reasons:
             if table is not None:
                 return table.reason, table.where
         if self.forced[elements].any():
-            return "its symmetry is no product of nested permutation groups", ""
+            return (
+                "its symmetry is no product of nested permutation groups",
+                "",
+            )
         return "no other unit is used in the same way", ""
 
 
-def pins_of(moves: BoolArray, tensor: str, label: Label, why: Reasons) -> list[Pin]:
+def pins_of(
+    moves: BoolArray, tensor: str, label: Label, why: Reasons
+) -> list[Pin]:
     """Pins of one tensor, dimension by dimension; ``moves`` tells which elements move."""
     pins = []
     for dim, sites in enumerate(label.dims):
@@ -58,7 +63,9 @@ def pins_of(moves: BoolArray, tensor: str, label: Label, why: Reasons) -> list[P
         size = label.shape[dim]
         part = _part_along(label, sites)
         if part is None:
-            pins.append(Pin(tensor, dim, size, size, "not used in the forward pass"))
+            pins.append(
+                Pin(tensor, dim, size, size, "not used in the forward pass")
+            )
             continue
         ids = part.elements.ids
         fixed = ~moves[ids]
@@ -71,6 +78,8 @@ def pins_of(moves: BoolArray, tensor: str, label: Label, why: Reasons) -> list[P
 
 def _part_along(label: Label, sites: tuple[int, ...]) -> Part | None:
     """The part that says most about a dimension: one that ends there, else any that lies there."""
-    touching = [part for part in label.parts if set(sites).intersection(part.sites)]
+    touching = [
+        part for part in label.parts if set(sites).intersection(part.sites)
+    ]
     ending = [part for part in touching if part.sites[-1] == sites[-1]]
     return next(iter(ending or touching), None)

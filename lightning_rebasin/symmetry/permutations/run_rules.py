@@ -145,7 +145,9 @@ def _labels(
     return unknown(ctx, node)
 
 
-def _follow(ctx: Context, node: Node, function: Rule) -> Sequence[Label] | None:
+def _follow(
+    ctx: Context, node: Node, function: Rule
+) -> Sequence[Label] | None:
     """What a rule says; ``None`` if it does not cover this overload or layout."""
     try:
         return function(ctx, node)
@@ -153,7 +155,9 @@ def _follow(ctx: Context, node: Node, function: Rule) -> Sequence[Label] | None:
         return None
     except RebasinError:
         raise
-    except Exception as error:  # whatever it is, it is our mistake and must be seen
+    except (
+        Exception
+    ) as error:  # whatever it is, it is our mistake and must be seen
         raise InternalError(
             f"the rule {function.__name__!r} failed on {node.where}: {type(error).__name__}: {error}; this is a bug of "
             "lightning_rebasin, please report it with the model"
@@ -167,7 +171,10 @@ def _fit(found: Sequence[Label], shapes: Sequence[tuple[int, ...]]) -> bool:
 
 
 def state_label(
-    store: Constraints, name: str, shape: tuple[int, ...], dependence: Dependence
+    store: Constraints,
+    name: str,
+    shape: tuple[int, ...],
+    dependence: Dependence,
 ) -> Label:
     """Label of a parameter or buffer: elements for every axis, finer where they depend on other axes.
 
@@ -185,7 +192,9 @@ def state_label(
     for dim, sites in enumerate(label.dims):
         if not sites:
             continue
-        outer = [label.dims[base][0] for base in dependence.get((name, dim), {})]
+        outer = [
+            label.dims[base][0] for base in dependence.get((name, dim), {})
+        ]
         own = tuple(sorted({*sites, *outer}))
         sizes = tuple(label.sizes[site] for site in own)
         parts.append(Part(own, store.fresh(sizes, name, dim)))
@@ -234,7 +243,11 @@ def _grant(
 
 
 def _may_depend(
-    wish: Refinement, shape: tuple[int, ...], inner: int, outer: int, count: int
+    wish: Refinement,
+    shape: tuple[int, ...],
+    inner: int,
+    outer: int,
+    count: int,
 ) -> bool:
     """Whether one axis of a tensor may have an order for each of ``count`` blocks of another."""
     if outer == inner or shape[outer] % count:
@@ -271,7 +284,9 @@ class _Axes:
         """Axes of a tensor that share a class with some elements."""
         wanted = set(self._classes[ids].reshape(-1).tolist())
         axes = self._met[tensor].items()
-        return [axis for axis, classes in axes if not wanted.isdisjoint(classes)]
+        return [
+            axis for axis, classes in axes if not wanted.isdisjoint(classes)
+        ]
 
 
 def _classes(store: Constraints) -> IntArray:
@@ -285,5 +300,7 @@ def _classes(store: Constraints) -> IntArray:
     rows, columns = np.concatenate(left), np.concatenate(right)
     ones = np.ones(len(rows), dtype=np.int8)
     graph = coo_array((ones, (rows, columns)), shape=(store.size, store.size))
-    found: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
+    found: IntArray = connected_components(graph, directed=False)[1].astype(
+        np.int64
+    )
     return found

@@ -56,10 +56,14 @@ class SharedAxes:
             self._place[cell.members] = np.arange(len(cell.members))
             own: dict[Role, IntArray] = {}
             for parent, image in zip(cell.parents, cell.maps, strict=True):
-                for (group, _), member in self._coordinates.get(parent, {}).items():
+                for (group, _), member in self._coordinates.get(
+                    parent, {}
+                ).items():
                     _add_role(own, group, member[self._place[image]])
             if cell.kind == "group":
-                own[cell.number, 0] = np.arange(len(cell.members), dtype=np.int64)
+                own[cell.number, 0] = np.arange(
+                    len(cell.members), dtype=np.int64
+                )
             self._coordinates[cell.number] = own
 
     @cached_property
@@ -71,7 +75,9 @@ class SharedAxes:
 
     def groups_of(self, cell: int) -> list[int]:
         """Cells of the groups that move the units of a cell."""
-        return list(dict.fromkeys(group for group, _ in self._coordinates[cell]))
+        return list(
+            dict.fromkeys(group for group, _ in self._coordinates[cell])
+        )
 
     def split(self, ids: IntArray) -> Product | None:
         """Find sites and components for some positions.
@@ -86,9 +92,13 @@ class SharedAxes:
         sites, depends = factorise(list(members.values()))
         flat = [size for factors in sites for size in factors]
         components = []
-        for ((cell, _), member), own in zip(members.items(), depends, strict=True):
+        for ((cell, _), member), own in zip(
+            members.items(), depends, strict=True
+        ):
             # Along the other sites the member is the same everywhere, so one place will do.
-            window = tuple(slice(None) if k in own else 0 for k in range(len(flat)))
+            window = tuple(
+                slice(None) if k in own else 0 for k in range(len(flat))
+            )
             along = member.reshape(flat)[window].reshape(-1)
             index = _positions(along, len(self._found.cells[cell].members))
             if index is None or not own:
@@ -145,9 +155,13 @@ class SharedAxes:
 
         One is not enough: small groups often stay as they are in a random draw, and then nothing is seen of them.
         """
-        return all(self._holds_for(product, ids, move) for move in self._automorphisms)
+        return all(
+            self._holds_for(product, ids, move) for move in self._automorphisms
+        )
 
-    def _holds_for(self, product: Product, ids: IntArray, move: IntArray) -> bool:
+    def _holds_for(
+        self, product: Product, ids: IntArray, move: IntArray
+    ) -> bool:
         flat = [size for factors in product.sites for size in factors]
         # Where the coordinate along each site comes from, at every position.
         target = np.indices(flat)
@@ -161,7 +175,9 @@ class SharedAxes:
             named[index] = True
             view = [size if k in own else 1 for k, size in enumerate(flat)]
             here = np.broadcast_to(named.reshape(view), flat)
-            for k, coordinate in zip(own, np.unravel_index(gather, sizes), strict=True):
+            for k, coordinate in zip(
+                own, np.unravel_index(gather, sizes), strict=True
+            ):
                 new = np.broadcast_to(coordinate.reshape(view), flat)
                 target[k] = np.where(here, new, target[k])
         place = np.ravel_multi_index(tuple(target), flat).reshape(-1)

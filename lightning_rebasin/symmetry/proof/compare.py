@@ -15,7 +15,8 @@ Outputs = tuple[dict[str, Tensor], ...]
 
 
 def relative_error(
-    before: Sequence[Mapping[str, Tensor]], after: Sequence[Mapping[str, Tensor]]
+    before: Sequence[Mapping[str, Tensor]],
+    after: Sequence[Mapping[str, Tensor]],
 ) -> float:
     """Largest ``max|a − b| / max|a|`` over pairs of tensors; infinite where structure or finiteness differ.
 
@@ -27,7 +28,9 @@ def relative_error(
     for old, new in zip(before, after, strict=True):
         if old.keys() != new.keys():
             return float("inf")
-        worst = max([worst, *(_tensor_error(old[path], new[path]) for path in old)])
+        worst = max(
+            [worst, *(_tensor_error(old[path], new[path]) for path in old)]
+        )
     return worst
 
 

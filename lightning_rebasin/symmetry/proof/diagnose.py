@@ -17,7 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_rebasin.symmetry.actions.action import action_of
 from lightning_rebasin.symmetry.actions.transform import Transform
-from lightning_rebasin.symmetry.proof.compare import Outputs, relative_error, run_all
+from lightning_rebasin.symmetry.proof.compare import (
+    Outputs,
+    relative_error,
+    run_all,
+)
 from lightning_rebasin.symmetry.proof.sandbox import Sandbox
 from lightning_rebasin.symmetry.run.examples import Example
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -54,7 +58,9 @@ def explain_failure(
         return relative_error(baseline, run_all(sandbox, examples, state))
 
     head = f"the permuted network computes another function: relative output error {error:.2e}, allowed {limit:.0e}"
-    if (noise := relative_error(baseline, run_all(sandbox, examples))) >= limit:
+    if (
+        noise := relative_error(baseline, run_all(sandbox, examples))
+    ) >= limit:
         return f"{head}; the module is not deterministic: the same weights twice already differ by {noise:.2e}"
     culprit = _failing_group(
         transform, lambda p: error_of(p.apply(sandbox.state)) >= limit
@@ -63,7 +69,9 @@ def explain_failure(
     group = transform.spec.groups[culprit]
     lines = [head, f"group {culprit!r} ({group.size} units) is wrong"]
     state = alone.apply(sandbox.state)
-    fault = _wrong_tensor(sandbox, alone, culprit, state, lambda s: error_of(s) < limit)
+    fault = _wrong_tensor(
+        sandbox, alone, culprit, state, lambda s: error_of(s) < limit
+    )
     # Submodules can be told apart only where units change place and nothing else.
     rearranged = action_of(group).rearranges
     where = _first_difference(sandbox, examples, state) if rearranged else None
@@ -112,16 +120,20 @@ def _wrong_tensor(
         size = spec.tensors[name].shape[dim]
         sites = tuple((n,) for n in spec.tensors[name].shape)
         whole = AxisMap(
-            name, sites, (Component(culprit, (dim,), torch.arange(size)[:, None]),)
+            name,
+            sites,
+            (Component(culprit, (dim,), torch.arange(size)[:, None]),),
         )
-        if mends(sandbox.changed(state, {name: alone.apply_map(state[name], whole)})):
-            return (
-                f"tensor {name!r} must move with it along dimension {dim} and does not"
-            )
+        if mends(
+            sandbox.changed(state, {name: alone.apply_map(state[name], whole)})
+        ):
+            return f"tensor {name!r} must move with it along dimension {dim} and does not"
     return None
 
 
-def _forgotten_axes(spec: PermutationSpec, group: str) -> Iterator[tuple[str, int]]:
+def _forgotten_axes(
+    spec: PermutationSpec, group: str
+) -> Iterator[tuple[str, int]]:
     """Axes of the right size on which nothing acts, those of partly mapped tensors first."""
     size = spec.groups[group].members
     for name in sorted(spec.tensors, key=lambda name: name not in spec.maps):
@@ -144,7 +156,9 @@ def _first_difference(
     after = [_signatures(sandbox, example, state) for example in examples]
     for old, new in zip(before, after, strict=True):
         for (name, kind, a), (_, _, b) in zip(old, new, strict=False):
-            if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-6, atol=1e-12):
+            if a.shape != b.shape or not torch.allclose(
+                a, b, rtol=1e-6, atol=1e-12
+            ):
                 return name, kind
     return None
 
@@ -158,16 +172,26 @@ def _signatures(
     def watch(name: str, kind: str) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             leaves = [
-                t for t in tree_leaves(output) if isinstance(t, Tensor) and t.numel()
+                t
+                for t in tree_leaves(output)
+                if isinstance(t, Tensor) and t.numel()
             ]
             tensors = [
-                (torch.view_as_real(t) if t.is_complex() else t.double()).flatten()
+                (
+                    torch.view_as_real(t) if t.is_complex() else t.double()
+                ).flatten()
                 for t in leaves
             ]
             if tensors:
                 moments = [
                     torch.stack(
-                        [t.min(), t.max(), t.mean(), (t * t).mean(), (t**3).mean()]
+                        [
+                            t.min(),
+                            t.max(),
+                            t.mean(),
+                            (t * t).mean(),
+                            (t**3).mean(),
+                        ]
                     )
                     for t in tensors
                 ]

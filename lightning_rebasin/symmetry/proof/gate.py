@@ -20,7 +20,11 @@ from torch import Tensor, nn
 from lightning_rebasin.errors import EquivalenceError, TraceError
 from lightning_rebasin.symmetry.actions.action import action_of
 from lightning_rebasin.symmetry.actions.transform import Transform
-from lightning_rebasin.symmetry.proof.compare import Outputs, relative_error, run_all
+from lightning_rebasin.symmetry.proof.compare import (
+    Outputs,
+    relative_error,
+    run_all,
+)
 from lightning_rebasin.symmetry.proof.diagnose import explain_failure
 from lightning_rebasin.symmetry.proof.sandbox import Sandbox
 from lightning_rebasin.symmetry.run.copy import unwrap
@@ -100,14 +104,18 @@ def check_equivalence(
         >>> check_equivalence(net, p, torch.ones(4, 2)) < 1e-12
         True
     """
-    with _sandbox(module, resolve_examples(unwrap(module), args, kwargs, examples)) as (
+    with _sandbox(
+        module, resolve_examples(unwrap(module), args, kwargs, examples)
+    ) as (
         sandbox,
         found,
     ):
         return _check(sandbox, transform, found)
 
 
-def check_in_place(module: nn.Module, transform: Transform, *args: Any) -> float:
+def check_in_place(
+    module: nn.Module, transform: Transform, *args: Any
+) -> float:
     """Like :func:`check_equivalence` for a caller's private copy: a large one is not copied again.
 
     Args:
@@ -148,14 +156,21 @@ def _sandbox(
         sandbox.close()
 
 
-def _check(sandbox: Sandbox, transform: Transform, found: tuple[Example, ...]) -> float:
+def _check(
+    sandbox: Sandbox, transform: Transform, found: tuple[Example, ...]
+) -> float:
     _prepare(sandbox, transform.spec)
     result, baseline = _measure(sandbox, transform, found)
     if not result.equal:
         limit = result.tolerance * max(1.0, result.control)
         raise EquivalenceError(
             explain_failure(
-                sandbox, transform, found, baseline, error=result.error, limit=limit
+                sandbox,
+                transform,
+                found,
+                baseline,
+                error=result.error,
+                limit=limit,
             )
         )
     if not result.sees and any(
@@ -188,7 +203,9 @@ def measure_equivalence(
     Returns:
         Error, control and tolerance.
     """
-    with _sandbox(module, resolve_examples(unwrap(module), args, kwargs, examples)) as (
+    with _sandbox(
+        module, resolve_examples(unwrap(module), args, kwargs, examples)
+    ) as (
         sandbox,
         found,
     ):
@@ -200,7 +217,8 @@ def _prepare(sandbox: Sandbox, spec: PermutationSpec) -> None:
     spec.check_state(sandbox.state, "the module's state dict")
     generator = torch.Generator().manual_seed(0)
     trainable = {
-        name for name, _ in sandbox.module.named_parameters(remove_duplicate=False)
+        name
+        for name, _ in sandbox.module.named_parameters(remove_duplicate=False)
     }
     for name, tensor in sandbox.state.items():
         if (
@@ -218,7 +236,9 @@ def _prepare(sandbox: Sandbox, spec: PermutationSpec) -> None:
                 tensor.shape, generator=generator, dtype=tensor.dtype
             ).to(tensor.device)
             # In place, so that tied names follow; a positive tensor (a variance) stays positive.
-            sandbox.disturb(name, noise * (0.3 * tensor if bool(tensor.any()) else 0.1))
+            sandbox.disturb(
+                name, noise * (0.3 * tensor if bool(tensor.any()) else 0.1)
+            )
 
 
 def _measure(
@@ -239,7 +259,10 @@ def _measure(
         changed = run_all(sandbox, examples)
     error = relative_error(baseline, changed)
     result = Equivalence(
-        error, 0.0, ROUNDED_TOLERANCE if sandbox.rounded else TOLERANCE, sandbox.rounded
+        error,
+        0.0,
+        ROUNDED_TOLERANCE if sandbox.rounded else TOLERANCE,
+        sandbox.rounded,
     )
     for state in _controls(sandbox, transform.spec):
         control = relative_error(baseline, run_all(sandbox, examples, state))
@@ -249,10 +272,14 @@ def _measure(
     return result, baseline
 
 
-def _controls(sandbox: Sandbox, spec: PermutationSpec) -> Iterator[dict[str, Tensor]]:
+def _controls(
+    sandbox: Sandbox, spec: PermutationSpec
+) -> Iterator[dict[str, Tensor]]:
     """Weights with one axis of one tensor permuted alone: changes that must show."""
     movable = [
-        g for g in spec.groups.values() if _can_move(g) and spec.tensors_of(g.id)
+        g
+        for g in spec.groups.values()
+        if _can_move(g) and spec.tensors_of(g.id)
     ]
     groups = _spread(movable)
     # Second pass, the last tensor: an input of zeros hides the weights that read it, not those that read the units.
@@ -260,7 +287,9 @@ def _controls(sandbox: Sandbox, spec: PermutationSpec) -> Iterator[dict[str, Ten
         for group in groups:
             moving = spec.tensors_of(group.id)
             parameters = [
-                name for name in moving if spec.tensors[name].kind == "parameter"
+                name
+                for name in moving
+                if spec.tensors[name].kind == "parameter"
             ]
             name = (parameters or moving)[position]
             axis_map = spec.maps[name]

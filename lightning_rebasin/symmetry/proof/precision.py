@@ -46,20 +46,30 @@ class ExactMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in WIDE and func is not torch.ops.aten.view.dtype:
+        if (
+            kwargs.get("dtype") in WIDE
+            and func is not torch.ops.aten.view.dtype
+        ):
             kwargs["dtype"] = WIDE[kwargs["dtype"]]
         inputs = [value for value in args if isinstance(value, Tensor)]
-        mixed = len({value.dtype for value in inputs if value.is_floating_point()}) > 1
+        mixed = (
+            len({value.dtype for value in inputs if value.is_floating_point()})
+            > 1
+        )
         if self._narrow and not func._schema.is_mutable and not func.is_view:
             args = tree_map_only(Tensor, widen, args)
         elif mixed and not func._schema.is_mutable:
             args = tuple(
-                widen(value) if isinstance(value, Tensor) else value for value in args
+                widen(value) if isinstance(value, Tensor) else value
+                for value in args
             )
         result = func(*args, **kwargs)
         # a view of a weight in its own precision rounds nothing
         view_of_weight = (
-            self._narrow and func.is_view and bool(inputs) and inputs[0].dtype in WIDE
+            self._narrow
+            and func.is_view
+            and bool(inputs)
+            and inputs[0].dtype in WIDE
         )
         if (
             isinstance(result, Tensor)

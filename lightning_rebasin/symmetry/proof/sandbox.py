@@ -25,7 +25,11 @@ from lightning_rebasin.symmetry.proof.precision import (
     widen,
     widen_while_running,
 )
-from lightning_rebasin.symmetry.run.copy import private_copy, tensor_state, unwrap
+from lightning_rebasin.symmetry.run.copy import (
+    private_copy,
+    tensor_state,
+    unwrap,
+)
 from lightning_rebasin.symmetry.run.examples import Example, output_tensors
 from lightning_rebasin.symmetry.run.lightning import call, silence
 
@@ -50,7 +54,11 @@ class Sandbox:
     """
 
     def __init__(
-        self, module: nn.Module, *, share: bool = False, narrow: bool | None = None
+        self,
+        module: nn.Module,
+        *,
+        share: bool = False,
+        narrow: bool | None = None,
     ) -> None:
         given = [p for p in unwrap(module).parameters() if not is_lazy(p)]
         large = sum(p.nbytes for p in given) >= LARGE and all(
@@ -79,7 +87,9 @@ class Sandbox:
                 if type(value) is Tensor and value.dtype in WIDE:
                     vars(part)[name] = widen(value.detach()).to(self.device)
         self._live = tensor_state(self.module, keep_vars=True)
-        self._parameters = {id(parameter) for parameter in self.module.parameters()}
+        self._parameters = {
+            id(parameter) for parameter in self.module.parameters()
+        }
         _separate(self._live.values())
         #: The weights of the copy: float64, or the model's own precision if it is large.
         self.state: dict[str, Tensor] = {
@@ -104,7 +114,9 @@ class Sandbox:
         Raises:
             TraceError: The forward pass failed.
         """
-        own = tree_map_only(Tensor, self._own, (example.args, dict(example.kwargs)))
+        own = tree_map_only(
+            Tensor, self._own, (example.args, dict(example.kwargs))
+        )
         args, kwargs = cast("tuple[tuple[Any, ...], dict[str, Any]]", own)
         mode = ExactMode(narrow=self.narrow)
         # Caches in non-persistent buffers must not leak from one run into the next.
@@ -118,7 +130,9 @@ class Sandbox:
         try:
             with _isolated(self.device), mode:
                 output = call(
-                    self.module, Example(args, kwargs, example.method), self._logged
+                    self.module,
+                    Example(args, kwargs, example.method),
+                    self._logged,
                 )
         except Exception as error:  # whatever the user's code raises
             raise TraceError(
@@ -131,7 +145,8 @@ class Sandbox:
             self._assign(self.state)
         self.rounded |= mode.rounded
         return {
-            path: tensor.detach() for path, tensor in output_tensors(output).items()
+            path: tensor.detach()
+            for path, tensor in output_tensors(output).items()
         }
 
     def changed(
@@ -139,7 +154,8 @@ class Sandbox:
     ) -> dict[str, Tensor]:
         """``state`` with some tensors replaced, under every name that the model ties to them."""
         pointers = {
-            self.state[name].data_ptr(): tensor for name, tensor in tensors.items()
+            self.state[name].data_ptr(): tensor
+            for name, tensor in tensors.items()
         }
         tied = {
             name: pointers[own.data_ptr()]
@@ -201,7 +217,9 @@ class Sandbox:
         for name, live in self._live.items():
             value = state[name]
             # Swapping storage costs nothing; buffers are cloned because a forward pass may write to them.
-            live.data = value if id(live) in self._parameters else value.clone()
+            live.data = (
+                value if id(live) in self._parameters else value.clone()
+            )
 
 
 def _separate(tensors: Iterable[Tensor]) -> None:

@@ -14,10 +14,13 @@ from lightning_rebasin.symmetry.run.lightning import is_lightning
 def unwrap(module: nn.Module) -> nn.Module:
     """The network inside ``torch.compile`` and (distributed) data-parallel wrappers."""
     while True:
-        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        if isinstance(
+            module, nn.DataParallel | nn.parallel.DistributedDataParallel
+        ):
             module = module.module
         elif isinstance(
-            inner := vars(module).get("_modules", {}).get("_orig_mod"), nn.Module
+            inner := vars(module).get("_modules", {}).get("_orig_mod"),
+            nn.Module,
         ):
             module = inner
         else:
@@ -56,9 +59,7 @@ def private_copy(module: nn.Module, *, share: bool = False) -> nn.Module:
             )
     try:
         duplicate = copy.deepcopy(module, memo)
-    except (
-        Exception
-    ) as error:  # user modules may hold anything: locks, generators, open files
+    except Exception as error:  # user modules may hold anything: locks, generators, open files
         raise TraceError(
             f"cannot copy {type(module).__name__}: {type(error).__name__}: {error}"
         ) from error
@@ -80,7 +81,13 @@ def private_copy(module: nn.Module, *, share: bool = False) -> nn.Module:
     return duplicate.eval()
 
 
-def tensor_state(module: nn.Module, *, keep_vars: bool = False) -> dict[str, Tensor]:
+def tensor_state(
+    module: nn.Module, *, keep_vars: bool = False
+) -> dict[str, Tensor]:
     """The tensors of a module's state dict (extra state of other types left out)."""
     state = module.state_dict(keep_vars=keep_vars)
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return {
+        name: value
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }

@@ -58,11 +58,8 @@ def as_example(value: Any) -> Example:
     if isinstance(value, Mapping):
         return Example((), dict(value))
     if isinstance(value, tuple | list):
-        if (
-            len(value) == 2
-            and isinstance(value[0], tuple | list)
-            and isinstance(value[1], Mapping)
-        ):
+        pair = len(value) == 2 and isinstance(value[0], tuple | list)
+        if pair and isinstance(value[1], Mapping):
             return Example(tuple(value[0]), dict(value[1]))
         return Example(tuple(value))
     return Example((value,))
@@ -79,13 +76,16 @@ def resolve_examples(
     Raises:
         TraceError: There is no example input at all.
     """
-    found = [as_example(value) for value in examples or ()]
-    if len(args) == 1 and isinstance(args[0], Example) and not kwargs:
-        found.insert(0, args[0])
+    found = []
+    only_one = len(args) == 1 and not kwargs
+    if only_one and isinstance(args[0], Example):
+        found.append(args[0])
     elif args or kwargs:
-        found.insert(0, Example(tuple(args), dict(kwargs)))
-    if not found and getattr(module, "example_input_array", None) is not None:
-        found.append(as_example(module.example_input_array))
+        found.append(Example(tuple(args), dict(kwargs)))
+    found += [as_example(value) for value in examples or ()]
+    own = getattr(module, "example_input_array", None)
+    if not found and own is not None:
+        found.append(as_example(own))
     if not found:
         raise TraceError(
             "no example input: pass the arguments of forward, set 'example_input_array' on the LightningModule, or "
@@ -109,26 +109,32 @@ def output_tensors(output: Any) -> dict[str, Tensor]:
         >>> list(output_tensors({"a": torch.zeros(1), "b": [torch.ones(2), None]}))
         ["['a']", "['b'][0]"]
     """
-    if (
-        hasattr(output, "to_tuple")
-        and not isinstance(output, Tensor)
-        and isinstance(output, Mapping)
-    ):
-        kept = {
-            key: value
-            for key, value in output.items()
-            if not any(word in key for word in _CACHES)
-        }
-        if any(word in key for key in kept for word in _PREDICTIONS):
-            kept = {
-                key: value
-                for key, value in kept.items()
-                if not any(word in key for word in _INTERNALS)
-            }
-        output = kept
+    if _is_output_object(output):
+        output = _without_words(output, _CACHES)
+        if any(_holds(key, _PREDICTIONS) for key in output):
+            output = _without_words(output, _INTERNALS)
     leaves, _ = tree_flatten_with_path(output)
     return {
         keystr(path): leaf
         for path, leaf in cast("list[Any]", leaves)
         if isinstance(leaf, Tensor)
     }
+
+
+def _is_output_object(output: Any) -> bool:
+    """Whether this is an output in the style of Hugging Face: a mapping that can also be a tuple."""
+    if isinstance(output, Tensor) or not isinstance(output, Mapping):
+        return False
+    return hasattr(output, "to_tuple")
+
+
+def _without_words(
+    output: Mapping[str, Any], words: tuple[str, ...]
+) -> dict[str, Any]:
+    return {
+        key: value for key, value in output.items() if not _holds(key, words)
+    }
+
+
+def _holds(key: str, words: tuple[str, ...]) -> bool:
+    return any(word in key for word in words)

@@ -97,7 +97,9 @@ def call(module: nn.Module, example: Example, logged: dict[str, Any]) -> Any:
         return module(*example.args, **example.kwargs)
     step = getattr(module, example.method, None)
     if not callable(step):
-        raise TraceError(f"{type(module).__name__} has no method {example.method!r}")
+        raise TraceError(
+            f"{type(module).__name__} has no method {example.method!r}"
+        )
     for part in module.modules():
         # Metrics add up what they see, so the second run would not log what the first did.
         if all(
@@ -126,12 +128,14 @@ def few(batch: Any, count: int) -> Any:
 def _is_own(module: nn.Module, name: str) -> bool:
     """Whether a method was written for this module, and not inherited as a placeholder."""
     method = getattr(type(module), name, None)
-    return callable(method) and not str(getattr(method, "__module__", "")).startswith(
-        _FRAMEWORKS
-    )
+    return callable(method) and not str(
+        getattr(method, "__module__", "")
+    ).startswith(_FRAMEWORKS)
 
 
-def _with_indices(step: Callable[..., Any], example: Example) -> tuple[Any, ...]:
+def _with_indices(
+    step: Callable[..., Any], example: Example
+) -> tuple[Any, ...]:
     """Positional arguments, with 0 for the indices of batch and loader if the step asks for them."""
     signature = inspect.signature(step)
     given = signature.bind_partial(*example.args, **example.kwargs).arguments
@@ -143,7 +147,9 @@ def _with_indices(step: Callable[..., Any], example: Example) -> tuple[Any, ...]
     missing = [
         p
         for p in parameters
-        if p.kind in positional and p.default is p.empty and p.name not in given
+        if p.kind in positional
+        and p.default is p.empty
+        and p.name not in given
     ]
     takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     return (
@@ -156,13 +162,17 @@ def _with_indices(step: Callable[..., Any], example: Example) -> tuple[Any, ...]
 def _redirect(part: nn.Module, logged: dict[str, Any], trainer: Any) -> None:
     """Send what a LightningModule logs to ``logged``; what it prints or plots goes nowhere."""
 
-    def log(_self: Any, name: str, value: Any, *_args: Any, **_kwargs: Any) -> None:
+    def log(
+        _self: Any, name: str, value: Any, *_args: Any, **_kwargs: Any
+    ) -> None:
         logged[name] = _as_tensors(value)
 
     def log_dict(
         _self: Any, dictionary: Mapping[str, Any], *_args: Any, **_kwargs: Any
     ) -> None:
-        logged.update({name: _as_tensors(value) for name, value in dictionary.items()})
+        logged.update(
+            {name: _as_tensors(value) for name, value in dictionary.items()}
+        )
 
     def quiet(_self: Any, *_args: Any, **_kwargs: Any) -> None:
         """Print nothing."""
@@ -194,4 +204,6 @@ def _as_tensors(value: Any) -> Any:
         return value
     if callable(getattr(value, "compute", None)):
         return value.compute()
-    return torch.tensor(float(value)) if isinstance(value, int | float) else value
+    return (
+        torch.tensor(float(value)) if isinstance(value, int | float) else value
+    )

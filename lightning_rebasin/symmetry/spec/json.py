@@ -55,7 +55,9 @@ def spec_to_dict(spec: SpecFields) -> dict[str, Any]:
         "version": VERSION,
         "groups": [_group_to_dict(group) for group in spec.groups.values()],
         "tensors": tensors,
-        "maps": {name: _map_to_dict(m, spec.groups) for name, m in spec.maps.items()},
+        "maps": {
+            name: _map_to_dict(m, spec.groups) for name, m in spec.maps.items()
+        },
         "pinned": [vars(pin) for pin in spec.pinned],
         "aliases": dict(spec.aliases),
         "notes": list(spec.notes),
@@ -118,7 +120,9 @@ def _read(data: Mapping[str, Any]) -> SpecArguments:
         maps[name] = _map_from_dict(name, entry, groups, tensors[name])
     activations = {}
     for group_id, addresses in data.get("activations", {}).items():
-        activations[group_id] = tuple(_address_from_dict(a, groups) for a in addresses)
+        activations[group_id] = tuple(
+            _address_from_dict(a, groups) for a in addresses
+        )
     return SpecArguments(
         groups=groups,
         tensors=tensors,
@@ -138,15 +142,24 @@ def _whole(value: Any) -> int:
 
 def _group_to_dict(group: Group) -> dict[str, Any]:
     parent = group.parent.id if group.parent else None
-    return {"id": group.id, "size": group.size, "parent": parent, "kind": group.kind}
+    return {
+        "id": group.id,
+        "size": group.size,
+        "parent": parent,
+        "kind": group.kind,
+    }
 
 
-def _group_from_dict(data: Mapping[str, Any], known: Mapping[str, Group]) -> Group:
+def _group_from_dict(
+    data: Mapping[str, Any], known: Mapping[str, Group]
+) -> Group:
     parent = None if data["parent"] is None else known[data["parent"]]
     return Group(str(data["id"]), _whole(data["size"]), parent, data["kind"])
 
 
-def _map_to_dict(axis_map: AxisMap, groups: Mapping[str, Group]) -> dict[str, Any]:
+def _map_to_dict(
+    axis_map: AxisMap, groups: Mapping[str, Group]
+) -> dict[str, Any]:
     components = [_component_to_dict(c, groups) for c in axis_map.components]
     return {
         "sites": [list(factors) for factors in axis_map.sites],
@@ -158,19 +171,28 @@ def _component_to_dict(
     component: Component, groups: Mapping[str, Group]
 ) -> dict[str, Any]:
     index = _encode_index(component.index, groups[component.group].shape)
-    data = {"group": component.group, "sites": list(component.sites), "index": index}
+    data = {
+        "group": component.group,
+        "sites": list(component.sites),
+        "index": index,
+    }
     # Only kinds that act differently on readers have a power, so that files of permutations stay as they were.
     return data if component.power == 1 else {**data, "power": component.power}
 
 
 def _map_from_dict(
-    name: str, data: Mapping[str, Any], groups: Mapping[str, Group], info: TensorInfo
+    name: str,
+    data: Mapping[str, Any],
+    groups: Mapping[str, Group],
+    info: TensorInfo,
 ) -> AxisMap:
     components = []
     for entry in data["components"]:
         group = entry["group"]
         if group not in groups:
-            raise SpecError(f"tensor {name!r} is mapped to the unknown group {group!r}")
+            raise SpecError(
+                f"tensor {name!r} is mapped to the unknown group {group!r}"
+            )
         index, shape = entry["index"], groups[group].shape
         if _count(index, shape) > math.prod(info.shape):
             raise SpecError(
@@ -182,9 +204,16 @@ def _map_from_dict(
                 f"tensor {name!r}: power {power!r} of group {group!r} is not 1 or -1"
             )
         components.append(
-            Component(group, tuple(entry["sites"]), _decode_index(index, shape), power)
+            Component(
+                group,
+                tuple(entry["sites"]),
+                _decode_index(index, shape),
+                power,
+            )
         )
-    sites = tuple(tuple(_whole(n) for n in factors) for factors in data["sites"])
+    sites = tuple(
+        tuple(_whole(n) for n in factors) for factors in data["sites"]
+    )
     return AxisMap(name, sites, tuple(components))
 
 
@@ -210,7 +239,8 @@ def _address_from_dict(
     group, index = data["group"], data["index"]
     # A size that depends on the input is written -1.
     sites = tuple(
-        tuple(n if n == -1 else _whole(n) for n in factors) for factors in data["sites"]
+        tuple(n if n == -1 else _whole(n) for n in factors)
+        for factors in data["sites"]
     )
     flat = [size for factors in sites for size in factors]
     over = tuple(_whole(site) for site in data["over"])
@@ -220,7 +250,9 @@ def _address_from_dict(
             f"an activation of group {group!r} has more positions than its tensor"
         )
     decoded = _decode_index(index, groups[group].shape)
-    if decoded.numel() and (int(decoded.min()) < 0 or int(decoded.max()) >= positions):
+    if decoded.numel() and (
+        int(decoded.min()) < 0 or int(decoded.max()) >= positions
+    ):
         raise SpecError(
             f"an activation of group {group!r} has positions outside its tensor"
         )

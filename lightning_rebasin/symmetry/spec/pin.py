@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from torch import Tensor
-
 from lightning_rebasin.errors import SpecError
 from lightning_rebasin.symmetry.spec.moved import moved_positions
 from lightning_rebasin.symmetry.spec.values import (
@@ -49,84 +47,85 @@ def pin_group(spec: S, group: str, reason: str = BY_USER) -> S:
     """
     require_group(spec, group)
     gone = spec.groups[group]
-    groups: dict[str, Group] = {}
-    pieces: dict[str, tuple[str, ...]] = {group: ()}
-    for g in spec.groups.values():
-        if g.id == group:
-            continue
-        if not _is_inside(g, gone):
-            groups[g.id] = g
-            continue
-        pieces[g.id] = tuple(f"{g.id}[{i}]" for i in range(gone.size))
-        for i, name in enumerate(pieces[g.id]):
-            assert g.parent is not None
-            parent = (
-                gone.parent if g.parent.id == group else groups[pieces[g.parent.id][i]]
-            )
-            groups[name] = Group(name, g.size, parent, g.kind)
-    maps = {
-        name: replace(
-            m,
-            components=tuple(
-                part for c in m.components for part in _split(spec, c, gone, pieces)
-            ),
-        )
-        for name, m in spec.maps.items()
-    }
+    groups, pieces = _without_group(spec, gone)
+    maps = {}
+    for name, axis_map in spec.maps.items():
+        kept: list[Component] = []
+        for component in axis_map.components:
+            kept += _split(spec, component, gone, pieces)
+        maps[name] = replace(axis_map, components=tuple(kept))
     watched: dict[str, tuple[ActivationAddress, ...]] = {}
-    for sites in spec.activations.values():
-        for site in sites:
-            for part in _split(spec, site.component, gone, pieces):
-                watched[part.group] = (
-                    *watched.get(part.group, ()),
-                    replace(site, component=part),
-                )
+    for addresses in spec.activations.values():
+        for address in addresses:
+            for part in _split(spec, address.component, gone, pieces):
+                moved = replace(address, component=part)
+                watched[part.group] = (*watched.get(part.group, ()), moved)
+    touched = set(tensors_of(spec, group))
     return rebuilt(
-        replace(spec, activations=watched),
-        groups,
-        maps,
-        set(tensors_of(spec, group)),
-        reason,
+        replace(spec, activations=watched), groups, maps, touched, reason
     )
+
+
+def _without_group(
+    spec: SpecFields, gone: Group
+) -> tuple[dict[str, Group], dict[str, tuple[str, ...]]]:
+    """The groups that are left, and for each one inside the pinned group the names of its pieces.
+
+    Pinning ``heads`` (2) splits ``value`` (3 inside each head) into ``value[0]`` and ``value[1]``.
+    """
+    groups: dict[str, Group] = {}
+    pieces: dict[str, tuple[str, ...]] = {gone.id: ()}
+    for group in spec.groups.values():
+        if group.id == gone.id:
+            continue
+        if not _is_inside(group, gone):
+            groups[group.id] = group
+            continue
+        assert group.parent is not None
+        pieces[group.id] = tuple(f"{group.id}[{i}]" for i in range(gone.size))
+        for i, name in enumerate(pieces[group.id]):
+            parent = gone.parent
+            if group.parent.id != gone.id:
+                parent = groups[pieces[group.parent.id][i]]
+            groups[name] = Group(name, group.size, parent, group.kind)
+    return groups, pieces
 
 
 def require_group(spec: SpecFields, group: str) -> None:
     """Raise unless the spec has the group."""
     if group not in spec.groups:
-        raise SpecError(
-            f"the spec has no group {group!r}; it has {', '.join(map(repr, list(spec.groups)[:8]))}"
-        )
+        some = ", ".join(map(repr, list(spec.groups)[:8]))
+        raise SpecError(f"the spec has no group {group!r}; it has {some}")
 
 
 def _is_inside(group: Group, outer: Group) -> bool:
-    return group.parent is not None and (
-        group.parent.id == outer.id or _is_inside(group.parent, outer)
-    )
+    if group.parent is None:
+        return False
+    return group.parent.id == outer.id or _is_inside(group.parent, outer)
 
 
 def _split(
-    spec: S, c: Component, gone: Group, pieces: Mapping[str, tuple[str, ...]]
+    spec: SpecFields,
+    c: Component,
+    gone: Group,
+    pieces: Mapping[str, tuple[str, ...]],
 ) -> list[Component]:
     """The component itself, one component per member of the pinned ancestor, or what is left of the pinned group."""
     if c.group not in pieces:
         return [c]
     if c.group == gone.id:
+        if gone.parent is None:
+            return []
         # Its positions still move with the group around it.
-        return (
-            []
-            if gone.parent is None
-            else [replace(c, group=gone.parent.id, index=_regrouped(c, gone.parent))]
-        )
+        index = c.index.reshape(gone.parent.members, -1)
+        return [replace(c, group=gone.parent.id, index=index)]
     level = len(gone.shape) - 1
     grid = c.index.reshape(*spec.groups[c.group].shape, -1)
-    return [
-        Component(name, c.sites, grid.select(level, i).reshape(-1, c.index.shape[1]))
-        for i, name in enumerate(pieces[c.group])
-    ]
-
-
-def _regrouped(c: Component, parent: Group) -> Tensor:
-    return c.index.reshape(parent.members, -1)
+    parts = []
+    for i, name in enumerate(pieces[c.group]):
+        index = grid.select(level, i).reshape(-1, c.index.shape[1])
+        parts.append(replace(c, group=name, index=index))
+    return parts
 
 
 def rebuilt(

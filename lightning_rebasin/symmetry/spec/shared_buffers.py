@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.symmetry.spec.pin import S, pin_group
-from lightning_rebasin.symmetry.spec.values import Group, SpecFields, rows_of_units
+from lightning_rebasin.symmetry.spec.values import (
+    Group,
+    SpecFields,
+    rows_of_units,
+)
 
 State = Mapping[str, Tensor]
 #: Why such units are pinned; the name of the buffer is filled in.
@@ -24,7 +28,9 @@ REASON = "buffer {!r} is the same in the models that are matched"
 _STATISTICS = ("running_mean", "running_var")
 
 
-def pin_identical_buffers(spec: S, states: Sequence[State | Callable[[], State]]) -> S:
+def pin_identical_buffers(
+    spec: S, states: Sequence[State | Callable[[], State]]
+) -> S:
     """Pin the groups that would move a buffer which two of the models have in common.
 
     Args:
@@ -59,43 +65,58 @@ def _shared(
     spec: SpecFields, states: Sequence[State | Callable[[], State]]
 ) -> dict[str, Tensor]:
     """Buffers that may move and that two of the models have in common."""
-    normalised = {
-        name.rpartition(".")[0] for name in spec.tensors if name.endswith(_STATISTICS)
-    }
-    names = [
-        n
-        for n in spec.maps
-        if spec.tensors[n].kind == "buffer" and n.rpartition(".")[0] not in normalised
-    ]
+    names = _movable_buffers(spec)
     found: dict[str, Tensor] = {}
     if not names:
+        # nothing has to be loaded
         return found
-    loaded = [
-        _pick(spec, state() if callable(state) else state, names) for state in states
-    ]
+    loaded = []
+    for state in states:
+        loaded.append(
+            _pick(spec, state() if callable(state) else state, names)
+        )
     for name in names:
         tensors = [state[name] for state in loaded if name in state]
-        same = next((a for a, b in combinations(tensors, 2) if _equal(a, b)), None)
-        if same is not None:
-            found[name] = same
+        for a, b in combinations(tensors, 2):
+            if _equal(a, b):
+                found[name] = a
+                break
     return found
+
+
+def _movable_buffers(spec: SpecFields) -> list[str]:
+    """Buffers that some group moves, without those of normalisation layers."""
+    normalised = set()
+    for name in spec.tensors:
+        if name.endswith(_STATISTICS):
+            normalised.add(name.rpartition(".")[0])
+    buffers = [
+        name for name in spec.maps if spec.tensors[name].kind == "buffer"
+    ]
+    return [
+        name for name in buffers if name.rpartition(".")[0] not in normalised
+    ]
 
 
 def _pick(spec: SpecFields, state: State, names: Sequence[str]) -> State:
     """The buffers that a state has in the right shape; what is wrong with others is said elsewhere."""
-    fitting = (
-        name
-        for name in names
-        if name in state and tuple(state[name].shape) == spec.tensors[name].shape
-    )
-    return {name: state[name].detach() for name in fitting}
+    found = {}
+    for name in names:
+        if (
+            name in state
+            and tuple(state[name].shape) == spec.tensors[name].shape
+        ):
+            found[name] = state[name].detach()
+    return found
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors of one shape say the same, up to the rounding of the narrower dtype."""
     b = b.to(a.device)
     if a.dtype != b.dtype and a.is_floating_point() and b.is_floating_point():
-        narrow = max(a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        narrow = max(
+            a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps
+        )
         a, b = a.to(narrow), b.to(narrow)
     return bool(torch.equal(a, b))
 
@@ -103,14 +124,18 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 def _to_pin(spec: SpecFields, name: str, tensor: Tensor) -> str | None:
     """A group whose permutations change the tensor's values, the innermost first; ``None`` if none does."""
     axis_map = spec.maps.get(name)
-    for component in axis_map.components if axis_map is not None else ():
-        group: Group | None = spec.groups[component.group]
-        assert group is not None and axis_map is not None
+    if axis_map is None:
+        return None
+    for component in axis_map.components:
         rows = rows_of_units(tensor.reshape(axis_map.site_shape), component)
+        group: Group | None = spec.groups[component.group]
+        assert group is not None
         values = rows.reshape(*group.shape, -1)
         level = len(group.shape) - 1
         while group is not None:
-            if not bool((values == values.narrow(level, 0, 1)).all()):
+            # all units of the group hold the same
+            alike = (values == values.narrow(level, 0, 1)).all()
+            if not bool(alike):
                 return group.id
             group, level = group.parent, level - 1
     return None

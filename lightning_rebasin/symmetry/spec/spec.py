@@ -14,8 +14,13 @@ from torch import Tensor
 
 from lightning_rebasin.errors import NonFiniteError, SpecError, StateDictError
 from lightning_rebasin.files import atomic_write_text
-from lightning_rebasin.symmetry.spec.json import arguments_from_dict, spec_to_dict
-from lightning_rebasin.symmetry.spec.shared_buffers import pin_identical_buffers
+from lightning_rebasin.symmetry.spec.json import (
+    arguments_from_dict,
+    spec_to_dict,
+)
+from lightning_rebasin.symmetry.spec.shared_buffers import (
+    pin_identical_buffers,
+)
 from lightning_rebasin.symmetry.spec.table import arguments_from_table
 from lightning_rebasin.symmetry.spec.text import explain_tensor, spec_table
 from lightning_rebasin.symmetry.spec.validate import validate_spec
@@ -67,7 +72,9 @@ class PermutationSpec:
 
     def __post_init__(self) -> None:
         for name in ("groups", "tensors", "maps", "aliases", "activations"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+            object.__setattr__(
+                self, name, MappingProxyType(dict(getattr(self, name)))
+            )
         validate_spec(self)
 
     @property
@@ -88,7 +95,8 @@ class PermutationSpec:
         return tensors_of(self, group)
 
     def pin_identical_buffers(
-        self, *states: Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]]
+        self,
+        *states: Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]],
     ) -> PermutationSpec:
         """The spec for matching these models: what would move a buffer that is the same in two of them is pinned.
 
@@ -129,16 +137,15 @@ class PermutationSpec:
                 "is it the same architecture, and are prefixes such as 'module.' stripped?"
             )
         for name, info in self.tensors.items():
-            if state[name].shape != info.shape:
+            tensor = state[name]
+            if tensor.shape != info.shape:
                 raise StateDictError(
-                    f"{what}: tensor {name!r} has shape {tuple(state[name].shape)}, the spec says {info.shape}"
+                    f"{what}: tensor {name!r} has shape {tuple(tensor.shape)}, the spec says {info.shape}"
                 )
-            if (
-                finite
-                and state[name].is_floating_point()
-                and not bool(torch.isfinite(state[name]).all())
-            ):
-                raise NonFiniteError(f"{what}: tensor {name!r} holds NaN or infinity")
+            if finite and _has_holes(tensor):
+                raise NonFiniteError(
+                    f"{what}: tensor {name!r} holds NaN or infinity"
+                )
 
     @classmethod
     def from_table(
@@ -179,7 +186,9 @@ class PermutationSpec:
         Raises:
             OutputError: The folder does not exist or cannot be written.
         """
-        atomic_write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
+        atomic_write_text(
+            Path(path), json.dumps(self.to_dict(), indent=1) + "\n"
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> PermutationSpec:
@@ -189,7 +198,9 @@ class PermutationSpec:
             SpecError: The file is missing or is not a spec.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(
+                json.loads(Path(path).read_text(encoding="utf-8"))
+            )
         except (
             OSError,
             UnicodeDecodeError,
@@ -202,7 +213,8 @@ class PermutationSpec:
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
-            isinstance(other, PermutationSpec) and self.to_dict() == other.to_dict()
+            isinstance(other, PermutationSpec)
+            and self.to_dict() == other.to_dict()
         )
 
     __hash__ = object.__hash__
@@ -227,6 +239,13 @@ class PermutationSpec:
             f"PermutationSpec({len(self.groups)} groups, 10^{self.log10_symmetries:.1f} symmetries, "
             f"{moved} of {len(self.tensors)} tensors permutable)"
         )
+
+
+def _has_holes(tensor: Tensor) -> bool:
+    """Whether a tensor holds NaN or infinity."""
+    return tensor.is_floating_point() and not bool(
+        torch.isfinite(tensor).all()
+    )
 
 
 def _named(word: str, names: list[str]) -> str:

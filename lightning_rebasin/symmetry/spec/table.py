@@ -14,6 +14,7 @@ from lightning_rebasin.symmetry.spec.values import (
     Group,
     SpecArguments,
     TensorInfo,
+    TensorKind,
 )
 
 _BUFFER_SUFFIXES = ("running_mean", "running_var", "num_batches_tracked")
@@ -35,10 +36,16 @@ def arguments_from_table(
     Raises:
         SpecError: A group has two sizes, the table names an unknown tensor, or does not fit its dimensions.
     """
-    sizes = {
-        name: tuple(s.shape if isinstance(s, Tensor) else s)
-        for name, s in shapes.items()
-    }
+    sizes: dict[str, tuple[int, ...]] = {}
+    tensors = {}
+    for name, shape in shapes.items():
+        sizes[name] = tuple(
+            shape.shape if isinstance(shape, Tensor) else shape
+        )
+        kind: TensorKind = (
+            "buffer" if name.endswith(_BUFFER_SUFFIXES) else "parameter"
+        )
+        tensors[name] = TensorInfo(sizes[name], kind)
     aliases = _tied(shapes)
     groups: dict[str, Group] = {}
     maps: dict[str, AxisMap] = {}
@@ -47,39 +54,46 @@ def arguments_from_table(
             raise SpecError(
                 f"the table names tensor {name!r}, which the model does not have"
             )
-        if isinstance(axes, str) or len(axes) != len(sizes[name]):
-            raise SpecError(
-                f"tensor {name!r} has {len(sizes[name])} dimensions, the table gives {axes!r}"
-            )
-        components = []
-        for dim, (group, size) in enumerate(zip(axes, sizes[name], strict=True)):
-            if group is None:
-                continue
-            if not isinstance(group, str):
-                raise SpecError(
-                    f"tensor {name!r} dimension {dim}: {group!r} is no group name"
-                )
-            if groups.setdefault(group, Group(group, size)).size != size:
-                raise SpecError(
-                    f"group {group!r} has size {groups[group].size}, but {name!r} dim {dim} has {size}"
-                )
-            components.append(Component(group, (dim,), torch.arange(size)[:, None]))
         origin = aliases.get(name, name)
         if origin in table and tuple(table[origin]) != tuple(axes):
             raise SpecError(
                 f"{name!r} and {origin!r} are one tied tensor, but the table treats them differently"
             )
-        maps[origin] = AxisMap(
-            origin, tuple((size,) for size in sizes[name]), tuple(components)
+        components = _components(name, axes, sizes[name], groups)
+        if components:
+            sites = tuple((size,) for size in sizes[name])
+            maps[origin] = AxisMap(origin, sites, components)
+    return SpecArguments(
+        groups=groups, tensors=tensors, maps=maps, aliases=aliases
+    )
+
+
+def _components(
+    name: str,
+    axes: Sequence[str | None],
+    sizes: tuple[int, ...],
+    groups: dict[str, Group],
+) -> tuple[Component, ...]:
+    """One component per dimension with a group; groups that are new are added to ``groups``."""
+    if isinstance(axes, str) or len(axes) != len(sizes):
+        raise SpecError(
+            f"tensor {name!r} has {len(sizes)} dimensions, the table gives {axes!r}"
         )
-    tensors = {
-        name: TensorInfo(
-            size, "buffer" if name.endswith(_BUFFER_SUFFIXES) else "parameter"
-        )
-        for name, size in sizes.items()
-    }
-    acting = {name: axis_map for name, axis_map in maps.items() if axis_map.components}
-    return SpecArguments(groups=groups, tensors=tensors, maps=acting, aliases=aliases)
+    found = []
+    for dim, (group, size) in enumerate(zip(axes, sizes, strict=True)):
+        if group is None:
+            continue
+        if not isinstance(group, str):
+            raise SpecError(
+                f"tensor {name!r} dimension {dim}: {group!r} is not a group name"
+            )
+        known = groups.setdefault(group, Group(group, size))
+        if known.size != size:
+            raise SpecError(
+                f"group {group!r} has size {known.size}, but {name!r} dim {dim} has {size}"
+            )
+        found.append(Component(group, (dim,), torch.arange(size)[:, None]))
+    return tuple(found)
 
 
 def _tied(shapes: Mapping[str, Sequence[int] | Tensor]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+from collections import Counter
 from collections.abc import Sequence
 
 from lightning_rebasin.errors import SpecError
@@ -11,6 +11,7 @@ from lightning_rebasin.symmetry.spec.moved import moved_positions
 from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
     Component,
+    Group,
     SpecFields,
     log10_symmetries,
     tensors_of,
@@ -30,43 +31,43 @@ def spec_table(spec: SpecFields) -> str:
         Lines of text.
 
     Example:
-        >>>         >>> table = {"a.weight": ("h", None), "b.weight": (None, "h")}
+        >>> from lightning_rebasin import PermutationSpec
+        >>> table = {"a.weight": ("h", None), "b.weight": (None, "h")}
         >>> print(spec_table(PermutationSpec.from_table(table, {"a.weight": (3, 2), "b.weight": (1, 3)})))
         group  size  inside  log10  acts on (tensor[dimension])
         h         3  -         0.8  a.weight[0], b.weight[1]
         total                  0.8  1 group; 2 of 2 tensors move
     """
-    header = ("group", "size", "inside", "log10", "acts on (tensor[dimension])")
-    rows = [header]
-    for group in spec.groups.values():
-        size = f"{group.instances}×{group.size}" if group.parent else str(group.size)
-        axes = [
-            f"{name}[{dim}]"
-            for name in tensors_of(spec, group.id)
-            for dim in spec.maps[name].dims_of(group.id)
-        ]
-        more = f" (+{len(axes) - SHOWN} more)" if len(axes) > SHOWN else ""
-        inside = group.parent.id if group.parent else "-"
-        rows.append(
-            (
-                group.id,
-                size,
-                inside,
-                f"{group.log10_symmetries:.1f}",
-                ", ".join(axes[:SHOWN]) + more,
-            )
-        )
-    rows.append(("total", "", "", f"{log10_symmetries(spec):.1f}", _summary(spec)))
-    lines = _aligned(rows, right=(1, 3))
-    pinned: dict[str, int] = {}
-    for pin in spec.pinned:
-        pinned[pin.reason] = pinned.get(pin.reason, 0) + 1
-    lines += [
-        f"pinned: {_count(n, 'axis', 'axes')}: {reason}"
-        for reason, n in sorted(pinned.items(), key=_by_count)
+    rows = [
+        ("group", "size", "inside", "log10", "acts on (tensor[dimension])")
     ]
+    rows += [_group_row(spec, group) for group in spec.groups.values()]
+    total = f"{log10_symmetries(spec):.1f}"
+    rows.append(("total", "", "", total, _summary(spec)))
+    lines = _aligned(rows, right=(1, 3))
+    pinned = Counter(pin.reason for pin in spec.pinned)
+    # The commonest reason first, equal ones by name.
+    for reason, count in sorted(
+        pinned.items(), key=lambda item: (-item[1], item[0])
+    ):
+        lines.append(f"pinned: {_count(count, 'axis', 'axes')}: {reason}")
     lines += [f"note: {note}" for note in spec.notes]
     return "\n".join(lines)
+
+
+def _group_row(
+    spec: SpecFields, group: Group
+) -> tuple[str, str, str, str, str]:
+    size, inside = str(group.size), "-"
+    if group.parent is not None:
+        size, inside = f"{group.instances}×{group.size}", group.parent.id
+    axes = []
+    for name in tensors_of(spec, group.id):
+        axes += [f"{name}[{dim}]" for dim in spec.maps[name].dims_of(group.id)]
+    shown = ", ".join(axes[:SHOWN])
+    if len(axes) > SHOWN:
+        shown += f" (+{len(axes) - SHOWN} more)"
+    return group.id, size, inside, f"{group.log10_symmetries:.1f}", shown
 
 
 def explain_tensor(spec: SpecFields, tensor: str) -> str:
@@ -83,7 +84,8 @@ def explain_tensor(spec: SpecFields, tensor: str) -> str:
         SpecError: The spec has no such tensor; the message offers the nearest names.
 
     Example:
-        >>>         >>> spec = PermutationSpec.from_table({"w": ("h", None)}, {"w": (3, 2)})
+        >>> from lightning_rebasin import PermutationSpec
+        >>> spec = PermutationSpec.from_table({"w": ("h", None)}, {"w": (3, 2)})
         >>> print(explain_tensor(spec, "w"))
         w: parameter (3, 2)
           dimension 0 (3): moves with group 'h' (3 units)
@@ -91,44 +93,47 @@ def explain_tensor(spec: SpecFields, tensor: str) -> str:
     """
     info = spec.tensors.get(tensor)
     if info is None:
-        raise SpecError(
-            f"the spec has no tensor {tensor!r}{_suggestion(tensor, list(spec.tensors))}"
-        )
+        hint = _suggestion(tensor, list(spec.tensors))
+        raise SpecError(f"the spec has no tensor {tensor!r}{hint}")
     origin = spec.aliases.get(tensor, tensor)
-    tied = [
-        name
-        for name, target in spec.aliases.items()
-        if target == origin and name != tensor
+    same = [
+        origin,
+        *(name for name, target in spec.aliases.items() if target == origin),
     ]
-    names = [name for name in (origin, *tied) if name != tensor]
-    lines = [
-        f"{tensor}: {info.kind} {info.shape}"
-        + (f", tied to {', '.join(names)}" if names else "")
-    ]
-    axis_map = spec.maps.get(origin)
+    others = [name for name in same if name != tensor]
+    tied = f", tied to {', '.join(others)}" if others else ""
+    lines = [f"{tensor}: {info.kind} {info.shape}{tied}"]
     for dim, size in enumerate(info.shape):
-        moving = (
-            []
-            if axis_map is None
-            else [c for c in axis_map.components if dim in axis_map.dims_of(c.group)]
-        )
-        parts = [
-            _movement(spec, axis_map, c, dim)
-            for c in moving
-            if axis_map is not None and dim in _dims(axis_map, c)
-        ]
-        stays = (
-            size
-            if axis_map is None
-            else size - int(moved_positions(axis_map, dim).sum())
-        )
-        pins = [p for p in spec.pinned if p.tensor == origin and p.dim == dim]
-        if stays or not parts:
-            share = "pinned" if stays == size else f"{stays} of {size} positions pinned"
-            reasons = {p.reason + (f" (at {p.where})" if p.where else "") for p in pins}
-            parts.append(share + (f": {'; '.join(sorted(reasons))}" if reasons else ""))
-        lines += [f"  dimension {dim} ({size}): {part}" for part in parts]
+        for part in _explain_dimension(spec, origin, dim, size):
+            lines.append(f"  dimension {dim} ({size}): {part}")
     return "\n".join(lines)
+
+
+def _explain_dimension(
+    spec: SpecFields, tensor: str, dim: int, size: int
+) -> list[str]:
+    """What moves along one dimension, then what stays."""
+    axis_map = spec.maps.get(tensor)
+    parts = []
+    stays = size
+    if axis_map is not None:
+        stays -= int(moved_positions(axis_map, dim).sum())
+        for component in axis_map.components:
+            if dim in _dims(axis_map, component):
+                parts.append(_movement(spec, axis_map, component, dim))
+    if parts and not stays:
+        return parts
+    share = (
+        "pinned" if stays == size else f"{stays} of {size} positions pinned"
+    )
+    reasons = set()
+    for pin in spec.pinned:
+        if (pin.tensor, pin.dim) == (tensor, dim):
+            reasons.add(
+                f"{pin.reason} (at {pin.where})" if pin.where else pin.reason
+            )
+    why = f": {'; '.join(sorted(reasons))}" if reasons else ""
+    return [*parts, share + why]
 
 
 def _dims(axis_map: AxisMap, component: Component) -> set[int]:
@@ -136,68 +141,70 @@ def _dims(axis_map: AxisMap, component: Component) -> set[int]:
 
 
 def _movement(
-    spec: SpecFields, axis_map: AxisMap | None, component: Component, dim: int
+    spec: SpecFields, axis_map: AxisMap, component: Component, dim: int
 ) -> str:
+    """How the units of one component move along a dimension."""
     group = spec.groups[component.group]
-    units = (
-        f"{group.instances}×{group.size} units inside {group.parent.id!r}"
-        if group.parent
-        else f"{group.size} units"
-    )
-    text = f"moves with group {group.id!r} ({units})"
-    if axis_map is None:
-        return text
-    extra = []
-    if (others := sorted(_dims(axis_map, component) - {dim})) != []:
-        extra.append(f"together with dimension {', '.join(map(str, others))}")
+    units = f"{group.size} units"
+    if group.parent is not None:
+        units = f"{group.instances}×{units} inside {group.parent.id!r}"
+    words = [f"moves with group {group.id!r} ({units})"]
+    others = sorted(_dims(axis_map, component) - {dim})
+    if others:
+        words.append(f"together with dimension {', '.join(map(str, others))}")
+    blocks = 1
+    for site, size in enumerate(axis_map.site_shape):
+        if axis_map.site_dims[site] == dim and site not in component.sites:
+            blocks *= size
     own = [site for site in component.sites if axis_map.site_dims[site] == dim]
     if len(axis_map.sites[dim]) > len(own):
-        kept = [
-            n
-            for site, n in enumerate(axis_map.site_shape)
-            if axis_map.site_dims[site] == dim and site not in own
-        ]
-        extra.append(f"in blocks of {math.prod(kept)}")
-    if component.index.shape[1] > 1 and not others:
-        extra.append(f"{component.index.shape[1]} positions per unit")
-    return f"{text}{', ' if extra else ''}{', '.join(extra)}"
+        words.append(f"in blocks of {blocks}")
+    copies = component.index.shape[1]
+    if copies > 1 and not others:
+        words.append(f"{copies} positions per unit")
+    return ", ".join(words)
 
 
 def _summary(spec: SpecFields) -> str:
-    moving = len(spec.maps) + sum(
-        target in spec.maps for target in spec.aliases.values()
-    )
-    return f"{_count(len(spec.groups), 'group', 'groups')}; {moving} of {len(spec.tensors)} tensors move"
+    moving = [
+        name
+        for name in spec.tensors
+        if spec.aliases.get(name, name) in spec.maps
+    ]
+    groups = _count(len(spec.groups), "group", "groups")
+    return f"{groups}; {len(moving)} of {len(spec.tensors)} tensors move"
 
 
 def _suggestion(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    near += [
-        candidate
-        for candidate in names
-        if name and name in candidate and candidate not in near
-    ][: 3 - len(near)]
-    return (
-        f"; did you mean {', '.join(map(repr, near))}?"
-        if near
-        else f"; it has {len(names)} others"
-    )
+    for candidate in names:
+        # "weight" is near no name, but part of many
+        if (
+            name
+            and name in candidate
+            and candidate not in near
+            and len(near) < 3
+        ):
+            near.append(candidate)
+    if not near:
+        return f"; it has {len(names)} others"
+    return f"; did you mean {', '.join(map(repr, near))}?"
 
 
-def _aligned(rows: Sequence[Sequence[str]], right: tuple[int, ...]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    cells = (
-        [
-            t.rjust(w) if i in right else t.ljust(w)
-            for i, (t, w) in enumerate(zip(r, widths, strict=True))
-        ]
-        for r in rows
-    )
-    return ["  ".join(row).rstrip() for row in cells]
-
-
-def _by_count(item: tuple[str, int]) -> tuple[int, str]:
-    return -item[1], item[0]
+def _aligned(
+    rows: Sequence[Sequence[str]], right: tuple[int, ...]
+) -> list[str]:
+    """Lines of a table; the columns in ``right`` are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = []
+        for i, (text, width) in enumerate(zip(row, widths, strict=True)):
+            cells.append(
+                text.rjust(width) if i in right else text.ljust(width)
+            )
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.errors import SpecError
-from lightning_rebasin.symmetry.spec.values import AxisMap, Component, SpecFields
+from lightning_rebasin.symmetry.spec.values import (
+    AxisMap,
+    Component,
+    SpecFields,
+)
 
 
 def validate_spec(spec: SpecFields) -> None:
@@ -21,53 +25,68 @@ def validate_spec(spec: SpecFields) -> None:
         SpecError: The message names the group or tensor.
     """
     _check_groups(spec)
-    for name, axis_map in spec.maps.items():
-        info = spec.tensors.get(name)
-        if info is None or info.shape != axis_map.shape:
+    for name, info in spec.tensors.items():
+        if info.kind not in ("parameter", "buffer"):
             raise SpecError(
-                f"the axis map of {name!r} has shape {axis_map.shape}, the tensor {info and info.shape}"
+                f"tensor {name!r} has the unknown kind {info.kind!r}"
+            )
+    for name, axis_map in spec.maps.items():
+        info_here = spec.tensors.get(name)
+        if info_here is None or info_here.shape != axis_map.shape:
+            shape = None if info_here is None else info_here.shape
+            raise SpecError(
+                f"the axis map of {name!r} has shape {axis_map.shape}, the tensor {shape}"
             )
         for component in axis_map.components:
             _check_component(spec, axis_map, component)
         _check_disjoint(axis_map)
     for name, origin in spec.aliases.items():
-        shapes = [spec.tensors[n].shape for n in (name, origin) if n in spec.tensors]
-        if (
-            len(shapes) != 2
-            or shapes[0] != shapes[1]
-            or origin in spec.aliases
-            or name in spec.maps
-        ):
-            raise SpecError(
-                f"{name!r} cannot be tied to {origin!r}: unknown, of another shape, or mapped itself"
-            )
+        _check_alias(spec, name, origin)
+
+
+def _check_alias(spec: SpecFields, name: str, origin: str) -> None:
+    """A tied tensor has one map, under the name of its origin."""
+    known = [
+        spec.tensors[n].shape for n in (name, origin) if n in spec.tensors
+    ]
+    alike = len(known) == 2 and known[0] == known[1]
+    if not alike or origin in spec.aliases or name in spec.maps:
+        raise SpecError(
+            f"{name!r} cannot be tied to {origin!r}: unknown, of another shape, or mapped itself"
+        )
 
 
 def _check_groups(spec: SpecFields) -> None:
+    """Names, sizes and kinds; a parent must come before its children, and be the group that the spec lists."""
     seen: set[str] = set()
     for name, group in spec.groups.items():
         if group.id != name:
             raise SpecError(f"group {group.id!r} is listed as {name!r}")
         if group.size < 1:
             raise SpecError(f"group {name!r} has {group.size} units")
+        # Which kinds there are is decided above this room.
         if not isinstance(group.kind, str) or not group.kind.isidentifier():
-            raise SpecError(f"group {name!r} has the unknown kind {group.kind!r}")
-        if group.parent is not None and (
-            group.parent.id not in seen or spec.groups[group.parent.id] != group.parent
-        ):
             raise SpecError(
-                f"group {name!r} lies in {group.parent.id!r}, which must come before it in the spec"
+                f"group {name!r} has the unknown kind {group.kind!r}"
             )
+        parent = group.parent
+        if parent is not None:
+            listed = parent.id in seen and spec.groups[parent.id] == parent
+            if not listed:
+                raise SpecError(
+                    f"group {name!r} lies in {parent.id!r}, which must come before it in the spec"
+                )
         seen.add(name)
-    for name, info in spec.tensors.items():
-        if info.kind not in ("parameter", "buffer"):
-            raise SpecError(f"tensor {name!r} has the unknown kind {info.kind!r}")
 
 
-def _check_component(spec: SpecFields, axis_map: AxisMap, c: Component) -> None:
+def _check_component(
+    spec: SpecFields, axis_map: AxisMap, c: Component
+) -> None:
     name = axis_map.tensor
     if c.group not in spec.groups:
-        raise SpecError(f"tensor {name!r} is mapped to the unknown group {c.group!r}")
+        raise SpecError(
+            f"tensor {name!r} is mapped to the unknown group {c.group!r}"
+        )
     if (
         not c.sites
         or c.sites != tuple(sorted(set(c.sites)))

@@ -128,12 +128,16 @@ class AxisMap:
     @cached_property
     def site_dims(self) -> tuple[int, ...]:
         """For each site, the tensor dimension that it belongs to."""
-        return tuple(dim for dim, factors in enumerate(self.sites) for _ in factors)
+        return tuple(
+            dim for dim, factors in enumerate(self.sites) for _ in factors
+        )
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
         """Ids of the groups that move it, each once."""
-        return tuple(dict.fromkeys(component.group for component in self.components))
+        return tuple(
+            dict.fromkeys(component.group for component in self.components)
+        )
 
     @cached_property
     def whole_axes(self) -> tuple[tuple[int, str], ...] | None:
@@ -142,7 +146,9 @@ class AxisMap:
         for sites, components in self.clusters:
             size = self.site_shape[sites[0]]
             index = components[0].index
-            single = len(sites) == len(components) == 1 and tuple(index.shape) == (
+            single = len(sites) == len(components) == 1 and tuple(
+                index.shape
+            ) == (
                 size,
                 1,
             )
@@ -152,7 +158,9 @@ class AxisMap:
         return tuple(found)
 
     @cached_property
-    def clusters(self) -> tuple[tuple[tuple[int, ...], tuple[Component, ...]], ...]:
+    def clusters(
+        self,
+    ) -> tuple[tuple[tuple[int, ...], tuple[Component, ...]], ...]:
         """Components that share sites, directly or through others: ``(sites of the cluster, its components)``."""
         found: list[tuple[set[int], list[Component]]] = []
         for component in self.components:
@@ -164,7 +172,9 @@ class AxisMap:
                 else:
                     rest.append((other_sites, other))
             found = [*rest, (sites, members)]
-        return tuple((tuple(sorted(sites)), tuple(members)) for sites, members in found)
+        return tuple(
+            (tuple(sorted(sites)), tuple(members)) for sites, members in found
+        )
 
     def dims_of(self, group: str) -> tuple[int, ...]:
         """Tensor dimensions on which ``group`` acts."""
@@ -254,7 +264,9 @@ class ActivationAddress:
                 raise TraceError(
                     f"an operand of {self.op} has shape {tuple(tensor.shape)}, expected {self.sites}"
                 )
-            shape += [size // known if factor < 0 else factor for factor in factors]
+            shape += [
+                size // known if factor < 0 else factor for factor in factors
+            ]
         return rows_of_units(tensor.reshape(shape), self.component)
 
 

@@ -14,7 +14,9 @@ from lightning_rebasin.symmetry.trace.record import record
 
 
 def batch_example(
-    module: nn.Module, batch: Any, inputs: Callable[[Any], Example] | None = None
+    module: nn.Module,
+    batch: Any,
+    inputs: Callable[[Any], Example] | None = None,
 ) -> Example:
     """How to run a network on what its data loader gives.
 

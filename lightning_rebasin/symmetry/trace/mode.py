@@ -102,11 +102,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.saved: list[tuple[Tensor, Tensor]] = []
         self._guarded: dict[int, Tensor] = {}
         for name, tensor in self.known.items():
-            self._enter(tensor, self.tape.new_value(_value(tensor, "state", name)))
+            self._enter(
+                tensor, self.tape.new_value(_value(tensor, "state", name))
+            )
             self._guarded[_storage(tensor)] = tensor
         for tensor in self.constants:
             if tensor not in self._states:
-                self._enter(tensor, self.tape.new_value(_constant_value(tensor)))
+                self._enter(
+                    tensor, self.tape.new_value(_constant_value(tensor))
+                )
                 self._guarded[_storage(tensor)] = tensor
 
     def add_input(self, tensor: Tensor) -> None:
@@ -137,13 +141,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = _by_name(func, args, kwargs)
         # torch.tensor([...]) in the model's code arrives here as a literal
         literal = "lift" in func._schema.name
-        bound = {name: self._refer(value, literal) for name, value in given.items()}
+        bound = {
+            name: self._refer(value, literal) for name, value in given.items()
+        }
         writes = _written(func)
         self._guard([given[name] for name in writes])
         result = func(*args, **kwargs)
         node = self._new_node(func, bound, in_place=bool(writes))
         self._record(
-            _Call(func, node, given, writes, self._is_constant(func, bound)), result
+            _Call(func, node, given, writes, self._is_constant(func, bound)),
+            result,
         )
         return result
 
@@ -163,13 +170,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if owner is not None:
                 self.saved.append((owner, owner.detach().clone()))
 
-    def _new_node(self, func: Any, bound: dict[str, Any], *, in_place: bool) -> Node:
+    def _new_node(
+        self, func: Any, bound: dict[str, Any], *, in_place: bool
+    ) -> Node:
         name = f"{func.namespace}.{func._schema.name.split('::')[1]}"
         # add_ is recorded as add, but __and__ is a name of its own
         if in_place and name.endswith("_") and not name.endswith("__"):
             name = name[:-1]
         node = Node(
-            name, bound, [], self._where(name), torch.Tag.pointwise in func.tags
+            name,
+            bound,
+            [],
+            self._where(name),
+            torch.Tag.pointwise in func.tags,
         )
         if name in CONTRACTIONS:
             node.contraction = self._runs[name]
@@ -183,12 +196,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         unreturned = set(call.writes)
         for i, tensor in enumerate(result if several else [result]):
             if not isinstance(tensor, Tensor):
-                call.node.outputs.append(self.tape.new_value(Value((), "constant")))
+                call.node.outputs.append(
+                    self.tape.new_value(Value((), "constant"))
+                )
                 continue
             value = self._output_value(tensor, call.constant)
             call.node.outputs.append(value)
             # A list of tensors is declared once in the schema, a tuple item by item.
-            declared = call.func._schema.returns[0 if isinstance(result, list) else i]
+            declared = call.func._schema.returns[
+                0 if isinstance(result, list) else i
+            ]
             source = _aliased(call.func, declared.alias_info)
             owner = call.given.get(source)
             if not isinstance(owner, Tensor):
@@ -208,16 +225,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _record_hidden_writes(self, call: _Call, unreturned: set[str]) -> None:
         """Fused operations write without returning: what they wrote is a result of its own."""
-        for tensor in tree_flatten([call.given[name] for name in sorted(unreturned)])[
-            0
-        ]:
+        for tensor in tree_flatten(
+            [call.given[name] for name in sorted(unreturned)]
+        )[0]:
             if isinstance(tensor, Tensor):
                 value = self._output_value(tensor, call.constant)
                 call.node.outputs.append(value)
                 self._write(self._states[tensor], value)
 
     def _output_value(self, tensor: Tensor, constant: bool) -> int:
-        found = _constant_value(tensor) if constant else _value(tensor, "operation")
+        found = (
+            _constant_value(tensor)
+            if constant
+            else _value(tensor, "operation")
+        )
         return self.tape.new_value(found)
 
     def _is_constant(self, func: Any, bound: dict[str, Any]) -> bool:
@@ -237,7 +258,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The present value of a tensor; views of something written since are looked at anew."""
         state = self._states.get(tensor)  # type: ignore[no-untyped-call]
         if state is None:
-            return self._enter_unknown(tensor, literal or tensor.numel() <= 1).value
+            return self._enter_unknown(
+                tensor, literal or tensor.numel() <= 1
+            ).value
         if state.version != state.root.version:
             state.value = self._walk(state)[-1]
             state.version = state.root.version
@@ -255,8 +278,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._states[tensor] = state
             return state
         if owner is None and literal:
-            return self._enter(tensor, self.tape.new_value(_constant_value(tensor)))
-        return self._enter(tensor, self.tape.new_value(_value(tensor, "input")))
+            return self._enter(
+                tensor, self.tape.new_value(_constant_value(tensor))
+            )
+        return self._enter(
+            tensor, self.tape.new_value(_value(tensor, "input"))
+        )
 
     def _walk(self, state: _State) -> list[int]:
         """Values along the views of a state, from the root's present value on."""
@@ -265,7 +292,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             base = values[-1]
             old = [self.tape.values[number] for number in step.node.outputs]
             # A view of a constant that was not written into is still that constant.
-            origins = {value.origin for value in (self.tape.values[base], *old)}
+            origins = {
+                value.origin for value in (self.tape.values[base], *old)
+            }
             again = (
                 old
                 if origins == {"constant"}
@@ -285,7 +314,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if state.steps:
             along = self._walk(state)[:-1]
             # From the innermost view outwards: each base is its old self with the piece put in.
-            for step, base in zip(reversed(state.steps), reversed(along), strict=True):
+            for step, base in zip(
+                reversed(state.steps), reversed(along), strict=True
+            ):
                 new = self._write_back(step, base, new)
         state.root.value = new
         state.root.version += 1
@@ -295,7 +326,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The value of what a view looks at, after the view was written."""
         written = self.tape.new_value(_computed_like(self.tape.values[base]))
         others = {
-            name: a for name, a in step.node.arguments.items() if name != step.base
+            name: a
+            for name, a in step.node.arguments.items()
+            if name != step.base
         }
         arguments = {
             "view": step.node.op,
@@ -310,7 +343,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return written
 
 
-def _by_name(func: Any, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _by_name(
+    func: Any, args: Any, kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
     """The arguments of a call by name, defaults included."""
     given: dict[str, Any] = {}
     for i, argument in enumerate(func._schema.arguments):
@@ -321,7 +356,9 @@ def _by_name(func: Any, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         else:
             # Not every argument has a default: asking for one that is not there raises.
             has_default = argument.has_default_value()
-            given[argument.name] = argument.default_value if has_default else None
+            given[argument.name] = (
+                argument.default_value if has_default else None
+            )
     return given
 
 
@@ -346,12 +383,16 @@ def _value(tensor: Tensor, origin: Origin, name: str = "") -> Value:
     """Describe a tensor whose numbers do not matter."""
     shape = tuple(tensor.shape)
     boolean = tensor.dtype == torch.bool
-    return Value(shape, origin, name, integral=not _floating(tensor), mask=boolean)
+    return Value(
+        shape, origin, name, integral=not _floating(tensor), mask=boolean
+    )
 
 
 def _computed_like(value: Value) -> Value:
     """The result of an operation, of the shape and type of another value."""
-    return Value(value.shape, "operation", integral=value.integral, mask=value.mask)
+    return Value(
+        value.shape, "operation", integral=value.integral, mask=value.mask
+    )
 
 
 def _constant_value(tensor: Tensor) -> Value:

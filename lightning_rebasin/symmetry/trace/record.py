@@ -167,5 +167,7 @@ def _module_paths(module: nn.Module, path: list[str]) -> Iterator[None]:
 
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        return (
+            f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        )
     return type(value).__name__

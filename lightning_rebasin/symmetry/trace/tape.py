@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Operations that hand a value to Python code: they count although they have no result.
-READS = frozenset(("aten._local_scalar_dense", "aten.is_nonzero", "aten.equal"))
+READS = frozenset(
+    ("aten._local_scalar_dense", "aten.is_nonzero", "aten.equal")
+)
 Origin = Literal["operation", "input", "state", "constant"]
 
 
@@ -83,7 +85,8 @@ class Tape:
         live = []
         for node in reversed(self.nodes):
             used = any(
-                needed[v] and self.values[v].origin == "operation" for v in node.outputs
+                needed[v] and self.values[v].origin == "operation"
+                for v in node.outputs
             )
             if not used and node.op not in READS:
                 continue
@@ -99,7 +102,11 @@ class Tape:
             for node in self.live_nodes()[0]
             for ref in references(node.arguments)
         } | set(self.results)
-        return {self.values[v].name for v in used if self.values[v].origin == "state"}
+        return {
+            self.values[v].name
+            for v in used
+            if self.values[v].origin == "state"
+        }
 
     def from_data(self) -> NDArray[np.bool_]:
         """Which values depend on an input."""
@@ -109,7 +116,11 @@ class Tape:
         for node in self.nodes:
             if any(result[ref.value] for ref in references(node.arguments)):
                 result[
-                    [v for v in node.outputs if self.values[v].origin == "operation"]
+                    [
+                        v
+                        for v in node.outputs
+                        if self.values[v].origin == "operation"
+                    ]
                 ] = True
         return result
 

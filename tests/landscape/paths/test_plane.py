@@ -28,7 +28,9 @@ def test_coordinates_recover_the_models(seed):
     three = models(seed)
     plane = Plane(three)
     for (x, y), model in zip(plane.coordinates, three, strict=True):
-        assert torch.allclose(vector(plane.at(x, y).state()), vector(model), atol=1e-12)
+        assert torch.allclose(
+            vector(plane.at(x, y).state()), vector(model), atol=1e-12
+        )
 
 
 def test_axes_are_orthonormal_and_distances_euclidean():

@@ -7,7 +7,9 @@ from lightning_rebasin.landscape.paths.polygon import Polygon
 
 
 def corners(count):
-    return tuple({"w": torch.tensor([float(i), float(i % 2)])} for i in range(count))
+    return tuple(
+        {"w": torch.tensor([float(i), float(i % 2)])} for i in range(count)
+    )
 
 
 @given(count=st.integers(2, 6), t=st.floats(0.0, 1.0))
@@ -16,7 +18,9 @@ def test_the_chain_is_linear_in_t_along_its_first_coordinate(count, t):
     point = Polygon(corners(count)).at(t)
     assert sum(point.coefficients) == pytest.approx(1.0)
     assert sum(c != 0.0 for c in point.coefficients) <= 2
-    assert float(point.state()["w"][0]) == pytest.approx(t * (count - 1), abs=1e-5)
+    assert float(point.state()["w"][0]) == pytest.approx(
+        t * (count - 1), abs=1e-5
+    )
 
 
 def test_corners_are_anchors():

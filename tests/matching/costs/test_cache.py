@@ -5,12 +5,25 @@ import gc
 import pytest
 import torch
 from helpers import textbook
-from helpers.planted import GroupedResidual, Recurrent, Transformer, chain, small_vgg
+from helpers.planted import (
+    GroupedResidual,
+    Recurrent,
+    Transformer,
+    chain,
+    small_vgg,
+)
 from helpers.specs import blocks_spec, grouped_spec, nested_spec
 
 from lightning_rebasin import infer_spec
-from lightning_rebasin.matching.costs.blocks import blocks_of, objective_tensors
-from lightning_rebasin.matching.costs.cache import _TABLES, CostCache, TermTable
+from lightning_rebasin.matching.costs.blocks import (
+    blocks_of,
+    objective_tensors,
+)
+from lightning_rebasin.matching.costs.cache import (
+    _TABLES,
+    CostCache,
+    TermTable,
+)
 from lightning_rebasin.matching.costs.layouts import SMALL, Layouts
 from lightning_rebasin.matching.costs.packed import PackedCost
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -20,7 +33,9 @@ SPECS = {
     "grouped": grouped_spec,
     "flatten block": blocks_spec,
     "vgg": lambda: infer_spec(small_vgg().eval(), torch.randn(2, 3, 8, 8)),
-    "transformer": lambda: infer_spec(Transformer(), torch.randint(0, 20, (2, 8))),
+    "transformer": lambda: infer_spec(
+        Transformer(), torch.randint(0, 20, (2, 8))
+    ),
     "grouped convolution": lambda: infer_spec(
         GroupedResidual(), torch.randn(2, 3, 8, 8)
     ),
@@ -45,7 +60,9 @@ def test_blocks_cut_every_tensor_into_disjoint_parts(name):
     assert all(bool((tensor == 1).all()) for tensor in covered.values())
 
 
-@pytest.mark.parametrize("name", ["nested", "flatten block", "vgg", "transformer"])
+@pytest.mark.parametrize(
+    "name", ["nested", "flatten block", "vgg", "transformer"]
+)
 def test_soft_costs_at_permutation_matrices_are_the_hard_costs(name):
     from lightning_rebasin.symmetry.actions.permutation import Permutation
 
@@ -64,7 +81,8 @@ def test_soft_costs_at_permutation_matrices_are_the_hard_costs(name):
     p = Permutation.random(spec, generator)
     flats = {g: p.flat(g) for g in spec.groups}
     soft = {
-        g: torch.eye(len(flat), dtype=torch.float64)[flat] for g, flat in flats.items()
+        g: torch.eye(len(flat), dtype=torch.float64)[flat]
+        for g, flat in flats.items()
     }
     for group in spec.groups:
         torch.testing.assert_close(
@@ -80,9 +98,9 @@ def soft_cost(table, group, a, b, soft):
             own, mixed = axes.index(group), b[name]
             for axis, other in enumerate(axes):
                 if other and axis != own:
-                    mixed = torch.tensordot(soft[other], mixed, ([1], [axis])).movedim(
-                        0, axis
-                    )
+                    mixed = torch.tensordot(
+                        soft[other], mixed, ([1], [axis])
+                    ).movedim(0, axis)
             total = total + torch.tensordot(
                 a[name].movedim(own, 0), mixed.movedim(own, -1), len(axes) - 1
             )
@@ -117,13 +135,16 @@ def test_soft_costs_of_large_blocks_are_the_definition(keep):
     costs = CostCache(TermTable.of(spec), *models, torch.float64, cpu)
     for _ in range(2):
         soft = {
-            g: torch.rand(n, n, generator=generator, dtype=torch.float64).softmax(0)
+            g: torch.rand(
+                n, n, generator=generator, dtype=torch.float64
+            ).softmax(0)
             for g, n in (("g", 160), ("h", 144), ("k", 6))
         }
 
         for group in ("g", "h"):
             torch.testing.assert_close(
-                costs.soft_matrix(group, soft), soft_cost(table, group, a, b, soft)
+                costs.soft_matrix(group, soft),
+                soft_cost(table, group, a, b, soft),
             )
 
 
@@ -181,7 +202,9 @@ def test_only_groups_with_compiled_assignments_compile_anything_else(
 
     compiled, done = gather.gather_differences, []
     monkeypatch.setattr(
-        gather, "gather_differences", lambda *arrays: done.append(compiled(*arrays))
+        gather,
+        "gather_differences",
+        lambda *arrays: done.append(compiled(*arrays)),
     )
     monkeypatch.setattr(
         torch, "get_num_threads", lambda: 1
@@ -213,7 +236,9 @@ def test_only_groups_with_compiled_assignments_compile_anything_else(
     assert bool(done) == (units > 160)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16]
+)
 def test_packed_costs_of_small_groups_are_the_definition(dtype):
     generator = torch.Generator().manual_seed(0)
     table = {
@@ -231,14 +256,19 @@ def test_packed_costs_of_small_groups_are_the_definition(dtype):
         "last": (10, 40),
     }
     a, b = (
-        {n: torch.randn(s, generator=generator).to(dtype) for n, s in shapes.items()}
+        {
+            n: torch.randn(s, generator=generator).to(dtype)
+            for n, s in shapes.items()
+        }
         for _ in range(2)
     )
     spec = PermutationSpec.from_table(table, a)
     working = torch.float64 if dtype is torch.float64 else torch.float32
     cpu, terms = torch.device("cpu"), TermTable.of(spec)
     assert all(terms.packings.values())
-    costs = CostCache(terms, *(Layouts(s, working, cpu) for s in (a, b)), working, cpu)
+    costs = CostCache(
+        terms, *(Layouts(s, working, cpu) for s in (a, b)), working, cpu
+    )
     flats = {"g": torch.arange(24), "h": torch.arange(40)}
     for _ in range(3):
         for group, size in (("g", 24), ("h", 40)):
@@ -258,10 +288,14 @@ def test_packed_costs_of_small_groups_are_the_definition(dtype):
 def test_packed_costs_are_updated_by_the_rows_that_changed(monkeypatch):
     """In a stream with two partners, few or many units of either move; float32, so errors would pile up."""
     generator = torch.Generator().manual_seed(0)
-    table = {name: (name[0], "g", None, None) for name in ("h.weight", "k.weight")} | {
-        "scale": ("g",)
+    table = {
+        name: (name[0], "g", None, None) for name in ("h.weight", "k.weight")
+    } | {"scale": ("g",)}
+    shapes = {
+        "h.weight": (64, 64, 3, 3),
+        "k.weight": (48, 64, 3, 3),
+        "scale": (64,),
     }
-    shapes = {"h.weight": (64, 64, 3, 3), "k.weight": (48, 64, 3, 3), "scale": (64,)}
     a, b = (
         {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
         for _ in range(2)
@@ -280,15 +314,26 @@ def test_packed_costs_are_updated_by_the_rows_that_changed(monkeypatch):
         lambda self, orders: done.append(updated(self, orders)) or done[-1],
     )
     flats = {
-        group: torch.arange(size) for group, size in (("g", 64), ("h", 64), ("k", 48))
+        group: torch.arange(size)
+        for group, size in (("g", 64), ("h", 64), ("k", 48))
     }
-    for moved in ((2, 0), (0, 3), (5, 4), (64, 48), (0, 0), (20, 0), *[(9, 7)] * 60):
+    for moved in (
+        (2, 0),
+        (0, 3),
+        (5, 4),
+        (64, 48),
+        (0, 0),
+        (20, 0),
+        *[(9, 7)] * 60,
+    ):
         expected = textbook.cost_matrix(table, "g", a, b, flats)
         torch.testing.assert_close(
             costs.matrix("g", flats), expected, rtol=1e-4, atol=2e-3
         )
         for group, count in zip("hk", moved, strict=True):
-            where = torch.randperm(len(flats[group]), generator=generator)[:count]
+            where = torch.randperm(len(flats[group]), generator=generator)[
+                :count
+            ]
             flats[group] = flats[group].clone()
             flats[group][where] = flats[group][where.roll(1)]
     assert done[:4] == [True, True, True, False]
@@ -308,13 +353,17 @@ def test_what_is_not_packed(change):
         "v": torch.zeros((4, shape[0], 2)[: len(table["v"])]),
     }
     if change == "complex":
-        state = {name: tensor.to(torch.complex64) for name, tensor in state.items()}
+        state = {
+            name: tensor.to(torch.complex64) for name, tensor in state.items()
+        }
     spec, cpu = PermutationSpec.from_table(table, state), torch.device("cpu")
     packing, layouts = (
         TermTable.of(spec).packings["h"],
         Layouts(state, torch.float32, cpu),
     )
-    assert packing is None if change != "complex" else not packing.fits(layouts)
+    assert (
+        packing is None if change != "complex" else not packing.fits(layouts)
+    )
 
 
 def test_copies_of_half_precision_weights_take_half_the_room():
@@ -324,9 +373,16 @@ def test_copies_of_half_precision_weights_take_half_the_room():
         "middle": ("h", "g", None, None),
         "last": (None, "h"),
     }
-    shapes = {"first": (160, 3, 3, 3), "middle": (160, 160, 3, 3), "last": (10, 160)}
+    shapes = {
+        "first": (160, 3, 3, 3),
+        "middle": (160, 160, 3, 3),
+        "last": (10, 160),
+    }
     a, b = (
-        {n: torch.randn(s, generator=generator).bfloat16() for n, s in shapes.items()}
+        {
+            n: torch.randn(s, generator=generator).bfloat16()
+            for n, s in shapes.items()
+        }
         for _ in range(2)
     )
     spec, cpu = PermutationSpec.from_table(table, a), torch.device("cpu")
@@ -397,13 +453,19 @@ def test_costs_of_large_weights_are_the_definition_and_no_copy_is_kept():
             )
         for group, flat in flats.items():
             flats[group] = torch.cat([flat[:moved].roll(1), flat[moved:]])
-    own = {t.untyped_storage().data_ptr() for state in (a, b) for t in state.values()}
+    own = {
+        t.untyped_storage().data_ptr()
+        for state in (a, b)
+        for t in state.values()
+    }
     kept = {
         t.untyped_storage().data_ptr(): t.numel()
         for of in layouts
         for t in of._kept.values()
     }
-    assert all(numel < SMALL for pointer, numel in kept.items() if pointer not in own)
+    assert all(
+        numel < SMALL for pointer, numel in kept.items() if pointer not in own
+    )
 
 
 def test_tables_are_kept_per_spec_and_let_go_with_it():
@@ -425,5 +487,6 @@ def test_costs_on_a_gpu_give_the_same_matching():
     spec = PermutationSpec.from_table(table, a)
     there = ({n: t.cuda() for n, t in state.items()} for state in (a, b))
     assert (
-        match_weights(spec, *there).permutation == match_weights(spec, a, b).permutation
+        match_weights(spec, *there).permutation
+        == match_weights(spec, a, b).permutation
     )

@@ -26,7 +26,10 @@ METHODS = ("merge_many", "cycle_consistent")
 
 
 def networks(digits):
-    files = [shared_path(f"data/lightning/v2.3.3-mnist-mlp-0{i}.ckpt") for i in digits]
+    files = [
+        shared_path(f"data/lightning/v2.3.3-mnist-mlp-0{i}.ckpt")
+        for i in digits
+    ]
     states = [dict(read_checkpoint(path).state_dict) for path in files]
     return PermutationSpec.from_table(TABLE, states[0]), states
 
@@ -54,7 +57,8 @@ def textbook_merge_many(states, seed):
                 for name in states[i]
             }
             order = lambda _: [
-                groups[k] for k in torch.randperm(2, generator=generator).tolist()
+                groups[k]
+                for k in torch.randperm(2, generator=generator).tolist()
             ]
             found = textbook.weight_matching(TABLE, mean, states[i], order)
             states[i] = {
@@ -76,10 +80,17 @@ def test_far_above_the_textbook_and_above_every_single_start(method):
         reached, rel=1e-5
     )  # weights of a quarter each
     # 24 runs of the textbook, each with other orders of visits, end between 215.2 and 220.0; this one at 222.0.
-    assert reached > 1.01 * max(textbook_merge_many(states, seed) for seed in range(4))
-    assert result.objective == max(result.starts.values()) == result.objectives[-1]
+    assert reached > 1.01 * max(
+        textbook_merge_many(states, seed) for seed in range(4)
+    )
     assert (
-        result.starts["annealed together, frame 0"] > result.starts["one after another"]
+        result.objective
+        == max(result.starts.values())
+        == result.objectives[-1]
+    )
+    assert (
+        result.starts["annealed together, frame 0"]
+        > result.starts["one after another"]
     )
 
 
@@ -100,19 +111,24 @@ def test_no_network_can_be_matched_better_to_the_others():
     """The end is a fixed point of the textbook's step: no group of any network gains by moving alone."""
     spec, states = networks((0, 1, 5, 6))
     result = match_many(spec, states)
-    moved = [p.apply(s) for p, s in zip(result.permutations, states, strict=True)]
+    moved = [
+        p.apply(s) for p, s in zip(result.permutations, states, strict=True)
+    ]
     for i, state in enumerate(moved):
         others = {
-            n: sum(m[n].double() for k, m in enumerate(moved) if k != i) for n in state
+            n: sum(m[n].double() for k, m in enumerate(moved) if k != i)
+            for n in state
         }
         source = {n: t.double() for n, t in state.items()}
         for group, size in (("p1", 64), ("p2", 64)):
             still = {"p1": torch.arange(64), "p2": torch.arange(64)}
-            cost = textbook.cost_matrix(TABLE, group, others, source, still).numpy()
+            cost = textbook.cost_matrix(
+                TABLE, group, others, source, still
+            ).numpy()
             rows, columns = linear_sum_assignment(cost, maximize=True)
-            assert cost[rows, columns].sum() <= cost[range(size), range(size)].sum() * (
-                1 + 1e-6
-            )
+            assert cost[rows, columns].sum() <= cost[
+                range(size), range(size)
+            ].sum() * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)

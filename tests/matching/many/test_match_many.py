@@ -8,7 +8,11 @@ import torch
 from helpers.planted import chain
 from helpers.specs import grouped_spec, nested_spec, random_state
 
-from lightning_rebasin.errors import ConfigurationError, NonFiniteError, StateDictError
+from lightning_rebasin.errors import (
+    ConfigurationError,
+    NonFiniteError,
+    StateDictError,
+)
 from lightning_rebasin.matching import match_many
 from lightning_rebasin.matching.costs.cache import CostCache
 from lightning_rebasin.matching.costs.layouts import Layouts
@@ -65,10 +69,13 @@ def test_consistent_monotone_and_what_it_says(method):
     weights = (1.0, 2.0, 3.0, 4.0)
     result = match_many(spec, states, method=method, weights=weights)
     for a, b, c in itertools.product(range(4), repeat=3):
-        assert result.pairwise(a, b).compose(result.pairwise(b, c)) == result.pairwise(
-            a, c
-        )
-    assert all(y >= x - 1e-6 * abs(x) for x, y in itertools.pairwise(result.objectives))
+        assert result.pairwise(a, b).compose(
+            result.pairwise(b, c)
+        ) == result.pairwise(a, c)
+    assert all(
+        y >= x - 1e-6 * abs(x)
+        for x, y in itertools.pairwise(result.objectives)
+    )
     assert result.objective >= result.identity_objective
     share = [w / 10 for w in weights]
     assert result.weights == pytest.approx(share)
@@ -91,7 +98,9 @@ def test_every_kind_of_spec(make, method):
     states = [random_state(spec, seed) for seed in range(3)]
     result = match_many(spec, states, method=method)
     assert result.objective >= result.identity_objective
-    assert result.pairwise(1, 2).compose(result.pairwise(2, 0)) == result.pairwise(1, 0)
+    assert result.pairwise(1, 2).compose(
+        result.pairwise(2, 0)
+    ) == result.pairwise(1, 0)
 
 
 def test_soft_networks_are_the_permuted_ones_at_the_vertices():
@@ -99,7 +108,10 @@ def test_soft_networks_are_the_permuted_ones_at_the_vertices():
     universe = Universe(spec, states, (0.5, 0.5), "auto")
     networks = SoftNetworks(universe)
     hard = {g: torch.eye(len(p))[p] for g, p in permutations[1].orders.items()}
-    mixed, moved = networks.applied(states[0], hard), permutations[1].apply(states[0])
+    mixed, moved = (
+        networks.applied(states[0], hard),
+        permutations[1].apply(states[0]),
+    )
     for name, tensor in mixed.items():
         torch.testing.assert_close(tensor, moved[name])
 
@@ -112,7 +124,9 @@ def test_line_search_is_exact():
     target = engine._direction(soft)
     step, value = engine._line(soft, target)
     tried = [
-        networks.value([_mix(s, t, k / 50) for s, t in zip(soft, target, strict=True)])
+        networks.value(
+            [_mix(s, t, k / 50) for s, t in zip(soft, target, strict=True)]
+        )
         for k in range(51)
     ]
     assert value >= max(tried) - 1e-5 * abs(value)
@@ -135,7 +149,9 @@ def test_states_may_be_loaded_one_at_a_time():
             alive -= 1
 
     result = match_many(spec, [lambda s=s: Loaded(s) for s in states])
-    assert result.permutations[1] == permutations[0].compose(permutations[1].inverse())
+    assert result.permutations[1] == permutations[0].compose(
+        permutations[1].inverse()
+    )
     assert most <= 2
 
 
@@ -146,7 +162,9 @@ def test_nothing_large_is_left_to_the_garbage_collector():
     try:
         match_many(spec, states)
         assert not [
-            item for item in gc.get_objects() if type(item) in {Layouts, CostCache}
+            item
+            for item in gc.get_objects()
+            if type(item) in {Layouts, CostCache}
         ]
     finally:
         gc.enable()

@@ -44,7 +44,9 @@ def flats_of(spec, permutation):
 def cache(spec, a, b):
     table = TermTable(spec)
     cpu = torch.device("cpu")
-    return CostCache(table, Layouts(a, F64, cpu), Layouts(b, F64, cpu), F64, cpu)
+    return CostCache(
+        table, Layouts(a, F64, cpu), Layouts(b, F64, cpu), F64, cpu
+    )
 
 
 # --- costs ---------------------------------------------------------------------------------------------------------
@@ -62,7 +64,8 @@ def test_cost_is_the_change_of_the_objective_by_definition(make):
     """Summed over a permutation of one group, ``C`` is the exact objective up to what the group does not touch."""
     spec = make()
     a, b = (
-        {n: t.double() for n, t in random_state(spec, seed).items()} for seed in (0, 1)
+        {n: t.double() for n, t in random_state(spec, seed).items()}
+        for seed in (0, 1)
     )
     generator = torch.Generator().manual_seed(0)
     costs = cache(spec, a, b)
@@ -84,7 +87,9 @@ def test_cost_is_the_change_of_the_objective_by_definition(make):
             q = Permutation(spec, moved)
             before, after = objective(spec, a, b, p), objective(spec, a, b, q)
             predicted = (
-                (matrix[rows, q.flat(name)] - matrix[rows, p.flat(name)]).sum().item()
+                (matrix[rows, q.flat(name)] - matrix[rows, p.flat(name)])
+                .sum()
+                .item()
             )
             assert after - before == pytest.approx(predicted, abs=1e-9)
 
@@ -97,13 +102,17 @@ def test_updated_costs_equal_costs_built_anew():
     for step in range(40):
         group = list(flats)[step % 3]
         costs.matrix(group, flats)
-        pair = torch.randperm(len(flats[group]), generator=generator)[: 2 + step % 5]
+        pair = torch.randperm(len(flats[group]), generator=generator)[
+            : 2 + step % 5
+        ]
         moved = flats[group].clone()
         moved[pair] = moved[pair.roll(1)]
         flats = {**flats, group: moved}
         for name in flats:
             permutation = Permutation.from_flat(spec, flats)
-            expected = textbook.cost_matrix(table, name, a, b, permutation.orders)
+            expected = textbook.cost_matrix(
+                table, name, a, b, permutation.orders
+            )
             torch.testing.assert_close(
                 costs.matrix(name, flats), expected, rtol=1e-10, atol=1e-10
             )
@@ -120,12 +129,21 @@ def test_same_trajectory_as_the_textbook(sizes, seed):
     table, a, b = chain(sizes, seed, F64)
     spec = PermutationSpec.from_table(table, a)
     visits = list(
-        orders("random", len(spec.groups), 100, torch.Generator().manual_seed(seed))
+        orders(
+            "random",
+            len(spec.groups),
+            100,
+            torch.Generator().manual_seed(seed),
+        )
     )
     groups = list(spec.groups)
     trace = []
     expected = textbook.weight_matching(
-        table, a, b, lambda sweep: [groups[i] for i in visits[sweep]], trace=trace
+        table,
+        a,
+        b,
+        lambda sweep: [groups[i] for i in visits[sweep]],
+        trace=trace,
     )
     result = match_weights(spec, a, b, init="identity", seed=seed)
     for group in groups:
@@ -158,7 +176,8 @@ def test_brute_force_never_beaten_by_much_and_found_mostly():
         table, a, b = chain((3, 4, 3, 2), seed, F64)
         spec = PermutationSpec.from_table(table, a)
         of_4, of_3 = (
-            [torch.tensor(p) for p in itertools.permutations(range(n))] for n in (4, 3)
+            [torch.tensor(p) for p in itertools.permutations(range(n))]
+            for n in (4, 3)
         )
         best = max(
             objective(spec, a, b, Permutation(spec, {"h0": p, "h1": q}))
@@ -210,7 +229,10 @@ def test_complex_weights():
     spec = PermutationSpec.from_table({"w": ("h", None)}, {"w": (6, 3)})
     b = {
         "w": torch.randn(
-            6, 3, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)
+            6,
+            3,
+            dtype=torch.complex64,
+            generator=torch.Generator().manual_seed(0),
         )
     }
     p = Permutation.random(spec, torch.Generator().manual_seed(1))
@@ -224,7 +246,8 @@ def test_same_seed_same_result_and_inputs_untouched():
     copies = [{n: t.clone() for n, t in state.items()} for state in (a, b)]
     kept = {g: o.clone() for g, o in start.orders.items()}
     first, second = (
-        match_weights(spec, a, b, seed=7, init=start, restarts=2) for _ in range(2)
+        match_weights(spec, a, b, seed=7, init=start, restarts=2)
+        for _ in range(2)
     )
     assert first.permutation == second.permutation
     assert [d.objectives for d in first.descents] == [
@@ -232,7 +255,9 @@ def test_same_seed_same_result_and_inputs_untouched():
     ]
     assert all(torch.equal(o, kept[g]) for g, o in start.orders.items())
     assert all(
-        torch.equal(x[n], y[n]) for x, y in zip((a, b), copies, strict=True) for n in x
+        torch.equal(x[n], y[n])
+        for x, y in zip((a, b), copies, strict=True)
+        for n in x
     )
 
 
@@ -334,7 +359,9 @@ def recovered(make, example, seeds, **kwargs):
         state = randomise(make(), seed).state_dict()
         p = Permutation.random(spec, torch.Generator().manual_seed(seed))
         found.append(
-            match_weights(spec, p.apply(state), state, seed=seed, **kwargs).permutation
+            match_weights(
+                spec, p.apply(state), state, seed=seed, **kwargs
+            ).permutation
             == p
         )
     return found
@@ -354,7 +381,9 @@ def test_planted_permutation_is_recovered_exactly_for_20_seeds(name):
 @pytest.mark.slow
 def test_planted_permutation_of_a_wide_resnet_for_20_seeds():
     assert all(
-        recovered(lambda: ResNet20(64), lambda: torch.randn(2, 3, 32, 32), range(20))
+        recovered(
+            lambda: ResNet20(64), lambda: torch.randn(2, 3, 32, 32), range(20)
+        )
     )
 
 
@@ -372,7 +401,8 @@ def test_textbook_rarely_recovers_the_residual_mlp():
             p.apply(state),
             state,
             lambda _: [
-                groups[i] for i in torch.randperm(len(groups), generator=generator)
+                groups[i]
+                for i in torch.randperm(len(groups), generator=generator)
             ],
         )
         hits += all(torch.equal(found[g], p[g]) for g in groups)
@@ -419,7 +449,10 @@ def test_init_of_another_spec():
     other = PermutationSpec.from_table({"w": ("h", None)}, {"w": (3, 1)})
     with pytest.raises(PermutationError):
         match_weights(
-            PermutationSpec.from_table(table, a), a, b, init=Permutation.identity(other)
+            PermutationSpec.from_table(table, a),
+            a,
+            b,
+            init=Permutation.identity(other),
         )
 
 
@@ -432,7 +465,11 @@ def test_running_statistics_and_ties_do_not_count_twice():
     )
     w = torch.randn(4, 2)
     a = {"w": w, "tied": w, "bn.running_mean": 1e6 * torch.randn(4)}
-    b = {"w": w.flip(0), "tied": w.flip(0), "bn.running_mean": 1e6 * torch.randn(4)}
+    b = {
+        "w": w.flip(0),
+        "tied": w.flip(0),
+        "bn.running_mean": 1e6 * torch.randn(4),
+    }
     result = match_weights(spec, a, b)
     assert result.permutation["h"].tolist() == [3, 2, 1, 0]
     assert result.objective == pytest.approx(float((w.double() ** 2).sum()))
@@ -442,7 +479,9 @@ def test_nothing_to_permute():
     spec = PermutationSpec(
         {}, PermutationSpec.from_table({}, {"w": (2, 2)}).tensors, {}
     )
-    result = match_weights(spec, {"w": torch.ones(2, 2)}, {"w": torch.ones(2, 2)})
+    result = match_weights(
+        spec, {"w": torch.ones(2, 2)}, {"w": torch.ones(2, 2)}
+    )
     assert result.permutation.is_identity
     assert result.objective == 4.0
 
@@ -453,4 +492,7 @@ def test_huge_and_tiny_weights():
     expected = match_weights(spec, a, b, init="identity").permutation
     for scale in (1e17, 1e-17):
         scaled = ({n: t * scale for n, t in state.items()} for state in (a, b))
-        assert match_weights(spec, *scaled, init="identity").permutation == expected
+        assert (
+            match_weights(spec, *scaled, init="identity").permutation
+            == expected
+        )

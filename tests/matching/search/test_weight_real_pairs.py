@@ -51,7 +51,9 @@ def check_lenet(lenet, seed):
     assert result.objective >= 34.9
     assert not result.same_basin
     assert (
-        midpoint_accuracy(LeNet(), a, result.permutation.apply(b), "mnist-lenet")
+        midpoint_accuracy(
+            LeNet(), a, result.permutation.apply(b), "mnist-lenet"
+        )
         >= 0.97
     )
 
@@ -61,7 +63,9 @@ def check_perceptron(perceptron, seed):
     result = match_weights(spec, a, b, seed=seed)
     assert result.objective >= 67.5
     assert (
-        midpoint_accuracy(mnist_mlp(), a, result.permutation.apply(b), "mnist-mlp")
+        midpoint_accuracy(
+            mnist_mlp(), a, result.permutation.apply(b), "mnist-mlp"
+        )
         >= 0.969
     )
 
@@ -98,8 +102,13 @@ def test_textbook_falls_below_doing_nothing(lenet):
         "fc1.bias": ("fc1",),
         "fc2.weight": (None, "fc1"),
     }
-    split = [{**s, "fc1.weight": s["fc1.weight"].reshape(500, 50, 16)} for s in (a, b)]
-    found = textbook.weight_matching(table, *split, lambda _: ["fc1", "conv2", "conv1"])
+    split = [
+        {**s, "fc1.weight": s["fc1.weight"].reshape(500, 50, 16)}
+        for s in (a, b)
+    ]
+    found = textbook.weight_matching(
+        table, *split, lambda _: ["fc1", "conv2", "conv1"]
+    )
     assert (
         textbook.objective(table, *split, found)
         < match_weights(spec, a, b).objective - 4.0
@@ -142,7 +151,9 @@ def test_residual_pair_beats_24_restarts(residual):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", [x + y for x, y in itertools.combinations("abcde", 2)])
+@pytest.mark.parametrize(
+    "pair", [x + y for x, y in itertools.combinations("abcde", 2)]
+)
 def test_all_residual_pairs_beat_24_restarts(residual, pair):
     check_residual(residual, pair)
 
@@ -159,7 +170,9 @@ def perceptron_table(state):
     """The classical table of a perceptron whose layers stand in the state dict in order."""
     table, before = {}, None
     for name in [
-        name for name in state if name.endswith("weight") and state[name].ndim == 2
+        name
+        for name in state
+        if name.endswith("weight") and state[name].ndim == 2
     ]:
         table[name] = (name, before)
         table[name.removesuffix("weight") + "bias"] = (name,)
@@ -171,7 +184,9 @@ def perceptron_table(state):
 
 
 @pytest.mark.parametrize(("first", "second"), HELD_OUT)
-def test_default_call_beats_textbook_restarts_where_nothing_was_tuned(first, second):
+def test_default_call_beats_textbook_restarts_where_nothing_was_tuned(
+    first, second
+):
     """The annealing schedule was chosen on the LeNet, MLP and ResNet20 pairs above; these pairs had no part in it."""
     a, b = (
         read_checkpoint(shared_path(f"data/lightning/{name}.ckpt")).state_dict
@@ -188,7 +203,8 @@ def test_default_call_beats_textbook_restarts_where_nothing_was_tuned(first, sec
             a,
             b,
             lambda _: [
-                groups[i] for i in torch.randperm(len(groups), generator=generator)
+                groups[i]
+                for i in torch.randperm(len(groups), generator=generator)
             ],
         )
         best = max(best, textbook.objective(table, a, b, found))

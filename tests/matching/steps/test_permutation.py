@@ -23,7 +23,9 @@ def value(cost, flat):
 def flats():
     """Every order of three heads with two dimensions inside each, as flat orders."""
     for heads in itertools.permutations(range(3)):
-        for inner in itertools.product(itertools.permutations(range(2)), repeat=3):
+        for inner in itertools.product(
+            itertools.permutations(range(2)), repeat=3
+        ):
             yield (
                 np.array(heads),
                 np.array(
@@ -39,7 +41,10 @@ def flats():
 @pytest.mark.parametrize("seed", range(10))
 def test_a_nested_family_is_solved_jointly(seed):
     rng = np.random.default_rng(seed)
-    costs = {"heads": rng.standard_normal((3, 3)), "inner": rng.standard_normal((6, 6))}
+    costs = {
+        "heads": rng.standard_normal((3, 3)),
+        "inner": rng.standard_normal((6, 6)),
+    }
     found = solve_nested(Family(HEADS, (HEADS, INNER), coupled=False), costs)
     best = max(
         value(costs["heads"], heads) + value(costs["inner"], inner)

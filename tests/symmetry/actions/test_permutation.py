@@ -31,7 +31,9 @@ def randomly(spec, seed=0):
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and all(
+        torch.equal(a[name], b[name]) for name in a
+    )
 
 
 @given(specs, seeds, seeds, seeds)
@@ -41,10 +43,15 @@ def test_group_laws(spec, s1, s2, s3):
     one = Permutation.identity(spec)
     assert p.compose(q).compose(r) == p.compose(q.compose(r))
     assert p.compose(one) == p == one.compose(p)
-    assert p.compose(p.inverse()).is_identity and p.inverse().compose(p).is_identity
+    assert (
+        p.compose(p.inverse()).is_identity
+        and p.inverse().compose(p).is_identity
+    )
     assert p.compose(q).inverse() == q.inverse().compose(p.inverse())
     assert p.inverse().inverse() == p
-    assert Permutation.from_flat(spec, {g: p.flat(g) for g in spec.groups}) == p
+    assert (
+        Permutation.from_flat(spec, {g: p.flat(g) for g in spec.groups}) == p
+    )
 
 
 @given(specs, seeds, seeds)
@@ -82,11 +89,15 @@ def test_nested_groups_against_plain_loops(heads, inner, width, seed):
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), seeds)
 @settings(deadline=None, max_examples=40)
-def test_grouped_convolution_against_plain_loops(groups, inputs, outputs, seed):
+def test_grouped_convolution_against_plain_loops(
+    groups, inputs, outputs, seed
+):
     spec = grouped_spec(groups, inputs, outputs)
     p, state = randomly(spec, seed), random_state(spec)
     new = p.apply(state)
-    for g, o, i in itertools.product(range(groups), range(outputs), range(inputs)):
+    for g, o, i in itertools.product(
+        range(groups), range(outputs), range(inputs)
+    ):
         old = int(p["g"][g]) * outputs + int(p["out"][g, o])
         assert torch.equal(
             new["conv.weight"][g * outputs + o, i],
@@ -108,7 +119,9 @@ def test_grouped_convolution_computes_the_same():
         return out.sum(1)
 
     assert torch.allclose(run(state), run(p.apply(state)), atol=1e-12)
-    half = Permutation(spec, {"in": p["in"]})  # only the inputs inside each group
+    half = Permutation(
+        spec, {"in": p["in"]}
+    )  # only the inputs inside each group
     assert torch.allclose(run(state), run(half.apply(state)), atol=1e-12)
 
 
@@ -120,7 +133,10 @@ def test_blocks_copies_and_pinned_positions():
         for name, i in spec.tensors.items()
     }
     new = p.apply(state)
-    assert new["linear.weight"].tolist() == [[4, 5, 0, 1, 2, 3], [10, 11, 6, 7, 8, 9]]
+    assert new["linear.weight"].tolist() == [
+        [4, 5, 0, 1, 2, 3],
+        [10, 11, 6, 7, 8, 9],
+    ]
     assert new["crelu.weight"].tolist() == [2, 0, 1, 5, 3, 4]
     assert new["part.weight"].tolist() == [0, 3, 1, 2, 4]
     assert new["rest"].tolist() == [0, 1]
@@ -137,7 +153,8 @@ def test_apply_leaves_the_input_alone_and_returns_copies():
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64]
+    "dtype",
+    [torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64],
 )
 def test_apply_keeps_dtype(dtype):
     spec = PermutationSpec.from_table({"w": ("h",)}, {"w": (3,)})
@@ -180,10 +197,13 @@ def test_random_is_seeded_and_uniform():
     assert randomly(spec, 5) == randomly(spec, 5)
     generator = torch.Generator().manual_seed(0)
     drawn = [
-        tuple(Permutation.random(spec, generator)["h"].tolist()) for _ in range(600)
+        tuple(Permutation.random(spec, generator)["h"].tolist())
+        for _ in range(600)
     ]
     counts = [drawn.count(order) for order in itertools.permutations(range(3))]
-    assert min(counts) > 60 and sum(counts) == 600  # 100 each, standard deviation 9
+    assert (
+        min(counts) > 60 and sum(counts) == 600
+    )  # 100 each, standard deviation 9
 
 
 def test_moved_and_repr():
@@ -222,10 +242,14 @@ def test_bad_orders_are_refused(orders, message):
 def test_from_flat_refuses_broken_nesting():
     spec = nested_spec(2, 2, 2)
     with pytest.raises(
-        PermutationError, match="'value' does not keep its parent's members together"
+        PermutationError,
+        match="'value' does not keep its parent's members together",
     ):
         Permutation.from_flat(spec, {"value": torch.tensor([0, 2, 1, 3])})
-    swapped = {"heads": torch.tensor([1, 0]), "value": torch.tensor([0, 1, 2, 3])}
+    swapped = {
+        "heads": torch.tensor([1, 0]),
+        "value": torch.tensor([0, 1, 2, 3]),
+    }
     with pytest.raises(
         PermutationError, match="'value'"
     ):  # the units stay although their heads move
@@ -268,7 +292,10 @@ def test_save_and_load(tmp_path_factory, spec, seed):
     path = tmp_path_factory.mktemp("p") / "p.pt"
     p = randomly(spec, seed)
     p.save(path)
-    assert Permutation.load(path) == p and Permutation.load(path, spec).spec is spec
+    assert (
+        Permutation.load(path) == p
+        and Permutation.load(path, spec).spec is spec
+    )
     assert [file.name for file in path.parent.iterdir()] == ["p.pt"]
 
 
@@ -309,7 +336,8 @@ def test_foreign_files_are_refused(tmp_path, payload):
         payload = {
             "orders missing": {k: v for k, v in good.items() if k != "orders"},
             "orders foreign": good | {"orders": [1]},
-            "orders wrong": good | {"orders": {"heads": torch.tensor([0, 0, 0])}},
+            "orders wrong": good
+            | {"orders": {"heads": torch.tensor([0, 0, 0])}},
         }[payload]
     torch.save(payload, tmp_path / "p.pt")
     with pytest.raises(PermutationError):
@@ -321,7 +349,9 @@ class Evil:
         return (print, ("executed",))
 
 
-def test_files_that_are_no_torch_files_or_hold_code_are_refused(tmp_path, capsys):
+def test_files_that_are_no_torch_files_or_hold_code_are_refused(
+    tmp_path, capsys
+):
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save({"format": FORMAT, "spec": Evil()}, tmp_path / "evil.pt")

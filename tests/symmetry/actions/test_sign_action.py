@@ -23,7 +23,11 @@ from lightning_rebasin.errors import (
     SpecError,
     TransformError,
 )
-from lightning_rebasin.matching.steps.step import Step, register_step, registered_step
+from lightning_rebasin.matching.steps.step import (
+    Step,
+    register_step,
+    registered_step,
+)
 from lightning_rebasin.symmetry import Component, Group, Transform
 from lightning_rebasin.symmetry.actions.action import (
     Action,
@@ -47,7 +51,9 @@ class SignAction(Action):
         return -torch.ones(group.shape)
 
     def check(self, group, element):
-        if element.shape != group.shape or not bool((element.abs() == 1).all()):
+        if element.shape != group.shape or not bool(
+            (element.abs() == 1).all()
+        ):
             raise TransformError(
                 f"group {group.id!r}: signs must be ±1 in the shape {group.shape}"
             )
@@ -60,7 +66,9 @@ class SignAction(Action):
         return element
 
     def apply(self, group, element, units, power):
-        return units * element.reshape(group.instances, group.size, 1).to(units)
+        return units * element.reshape(group.instances, group.size, 1).to(
+            units
+        )
 
     def distance(self, group, element):
         return float((element < 0).double().mean())
@@ -104,11 +112,14 @@ def tanh_spec(net, *, nested, last="4.weight"):
         return replace(plain, groups=groups)
     groups = dict(plain.groups)
     for name in "ab":
-        groups[f"{name}/sign"] = Group(f"{name}/sign", 1, plain.groups[name], "sign")
+        groups[f"{name}/sign"] = Group(
+            f"{name}/sign", 1, plain.groups[name], "sign"
+        )
     maps = {}
     for name, axis_map in plain.maps.items():
         signed = [
-            Component(f"{c.group}/sign", c.sites, c.index) for c in axis_map.components
+            Component(f"{c.group}/sign", c.sites, c.index)
+            for c in axis_map.components
         ]
         maps[name] = replace(axis_map, components=tuple(signed))
     return replace(plain, groups=groups, maps=maps)
@@ -119,7 +130,10 @@ X = torch.randn(20, 4, generator=torch.Generator().manual_seed(7))
 
 def test_the_action_and_its_step_are_at_most_sixty_lines():
     assert (
-        sum(len(inspect.getsource(cls).splitlines()) for cls in (SignAction, SignStep))
+        sum(
+            len(inspect.getsource(cls).splitlines())
+            for cls in (SignAction, SignStep)
+        )
         <= 60
     )
 
@@ -151,7 +165,8 @@ def test_transforms_form_a_group_that_acts(nested, seeds):
     net = tanh_network()
     spec = tanh_spec(net, nested=nested)
     p, q, r = (
-        Transform.random(spec, torch.Generator().manual_seed(seed)) for seed in seeds
+        Transform.random(spec, torch.Generator().manual_seed(seed))
+        for seed in seeds
     )
     state = net.state_dict()
     assert p.compose(q).compose(r) == p.compose(q.compose(r))
@@ -206,11 +221,16 @@ def test_misuse_is_a_typed_error():
         Transform.of(spec, {"a": torch.zeros(6)})
     with pytest.raises(SpecError, match="'sign' has an action already"):
         register_action(SignAction())
-    with pytest.raises(ConfigurationError, match="'sign' has a matching step already"):
-        register_step(SignStep())
-    unknown = replace(spec, groups={**spec.groups, "a": Group("a", 6, kind="rotation")})
     with pytest.raises(
-        TransformError, match="kind 'rotation', for which no action is registered"
+        ConfigurationError, match="'sign' has a matching step already"
+    ):
+        register_step(SignStep())
+    unknown = replace(
+        spec, groups={**spec.groups, "a": Group("a", 6, kind="rotation")}
+    )
+    with pytest.raises(
+        TransformError,
+        match="kind 'rotation', for which no action is registered",
     ):
         Transform.identity(unknown)
     inside = Group("in", 1, spec.groups["a"], "sign")

@@ -59,7 +59,8 @@ def test_pin_group_keeps_the_others_and_says_why():
     }
     p = randomly(pinned)
     assert torch.equal(
-        p.apply(module.state_dict())["0.weight"], module.state_dict()["0.weight"]
+        p.apply(module.state_dict())["0.weight"],
+        module.state_dict()["0.weight"],
     )
     assert check_equivalence(module, p, torch.randn(4, 3)) < 1e-12
     with pytest.raises(SpecError, match="no group 'z'; it has 'a', 'b'"):
@@ -98,11 +99,14 @@ def test_pin_child_leaves_its_parent_acting_where_the_child_did():
     for name in inner:
         pinned = pin_group(spec, name)
         assert check_equivalence(module, randomly(pinned), x, x, x) < 1e-12
-        spec_both = pin_group(pinned, next(other for other in inner if other != name))
+        spec_both = pin_group(
+            pinned, next(other for other in inner if other != name)
+        )
         swap = Permutation(spec_both, {heads: torch.tensor([1, 0])})
         assert check_equivalence(module, swap, x, x, x) < 1e-12
         assert not torch.equal(
-            swap.apply(module.state_dict())["in_proj_weight"], module.in_proj_weight
+            swap.apply(module.state_dict())["in_proj_weight"],
+            module.in_proj_weight,
         )
 
 
@@ -111,13 +115,18 @@ def test_pin_in_the_middle_of_three_levels():
     b = Group("b", 3, a)
     c = Group("c", 2, b)
     axis_map = AxisMap(
-        "w", ((2, 3, 2),), (Component("c", (0, 1, 2), torch.arange(12)[:, None]),)
+        "w",
+        ((2, 3, 2),),
+        (Component("c", (0, 1, 2), torch.arange(12)[:, None]),),
     )
     spec = PermutationSpec.from_table({}, {"w": (12,)})
-    spec = PermutationSpec({"a": a, "b": b, "c": c}, spec.tensors, {"w": axis_map})
+    spec = PermutationSpec(
+        {"a": a, "b": b, "c": c}, spec.tensors, {"w": axis_map}
+    )
     pinned = pin_group(spec, "b")
     assert {
-        g.id: (g.shape, g.parent and g.parent.id) for g in pinned.groups.values()
+        g.id: (g.shape, g.parent and g.parent.id)
+        for g in pinned.groups.values()
     } == {
         "a": ((2,), None),
         "c[0]": ((2, 2), "a"),
@@ -142,7 +151,8 @@ def test_pin_in_the_middle_of_three_levels():
     ]
     outer = pin_group(spec, "a")
     assert {
-        g.id: (g.shape, g.parent and g.parent.id) for g in outer.groups.values()
+        g.id: (g.shape, g.parent and g.parent.id)
+        for g in outer.groups.values()
     } == {
         "b[0]": ((3,), None),
         "b[1]": ((3,), None),
@@ -189,14 +199,17 @@ def test_pin_tensor_of_a_network_stays_exact():
     module, spec = network()
     pinned = pin_tensor(spec, "0.bias")
     assert list(pinned.groups) == ["b"]
-    assert check_equivalence(module, randomly(pinned), torch.randn(4, 3)) < 1e-12
+    assert (
+        check_equivalence(module, randomly(pinned), torch.randn(4, 3)) < 1e-12
+    )
     assert "pinned by the user" in pinned.explain("0.bias")
 
 
 def test_pin_alias_pins_its_origin():
     weight = torch.zeros(2, 3)
     spec = PermutationSpec.from_table(
-        {"a": (None, "h"), "c": ("h",)}, {"a": weight, "b": weight, "c": torch.zeros(3)}
+        {"a": (None, "h"), "c": ("h",)},
+        {"a": weight, "b": weight, "c": torch.zeros(3)},
     )
     assert not pin_tensor(spec, "b").groups
 
@@ -204,11 +217,13 @@ def test_pin_alias_pins_its_origin():
 def test_tie_groups():
     module, spec = network()
     tied = tie_groups(spec, "a", "b")
-    assert list(tied.groups) == ["a"] and tied.log10_symmetries == pytest.approx(
-        math.log10(720)
-    )
+    assert list(tied.groups) == [
+        "a"
+    ] and tied.log10_symmetries == pytest.approx(math.log10(720))
     p = randomly(tied)
-    both = Permutation(spec, {"a": p["a"], "b": p["a"]}).apply(module.state_dict())
+    both = Permutation(spec, {"a": p["a"], "b": p["a"]}).apply(
+        module.state_dict()
+    )
     assert all(
         torch.equal(tensor, both[name])
         for name, tensor in p.apply(module.state_dict()).items()
@@ -223,22 +238,36 @@ def test_tie_carries_the_children_along():
     tensors = PermutationSpec.from_table({}, {"w": (6,), "v": (2,)}).tensors
     maps = {
         "w": AxisMap(
-            "w", ((2, 3),), (Component("inner", (0, 1), torch.arange(6)[:, None]),)
+            "w",
+            ((2, 3),),
+            (Component("inner", (0, 1), torch.arange(6)[:, None]),),
         ),
-        "v": AxisMap("v", ((2,),), (Component("a", (0,), torch.arange(2)[:, None]),)),
+        "v": AxisMap(
+            "v", ((2,),), (Component("a", (0,), torch.arange(2)[:, None]),)
+        ),
     }
     spec = PermutationSpec({"b": b, "inner": inner, "a": a}, tensors, maps)
     tied = tie_groups(spec, "a", "b")
-    assert list(tied.groups) == ["a", "inner"] and tied.groups["inner"].parent == a
+    assert (
+        list(tied.groups) == ["a", "inner"]
+        and tied.groups["inner"].parent == a
+    )
     new = Permutation(tied, {"a": torch.tensor([1, 0])}).apply(
         {"w": torch.arange(6), "v": torch.arange(2)}
     )
-    assert new["w"].tolist() == [3, 4, 5, 0, 1, 2] and new["v"].tolist() == [1, 0]
+    assert new["w"].tolist() == [3, 4, 5, 0, 1, 2] and new["v"].tolist() == [
+        1,
+        0,
+    ]
 
 
 def test_tie_refuses_what_does_not_fit():
     spec = nested_spec()
-    for first, second in [("heads", "model"), ("model", "model"), ("heads", "value")]:
+    for first, second in [
+        ("heads", "model"),
+        ("model", "model"),
+        ("heads", "value"),
+    ]:
         with pytest.raises(SpecError, match="cannot be tied"):
             tie_groups(spec, first, second)
     with pytest.raises(SpecError, match="no group"):
@@ -248,9 +277,13 @@ def test_tie_refuses_what_does_not_fit():
 def test_freed_group_is_a_claim_that_the_gate_judges():
     module, spec = network()
     less = pin_group(spec, "b")
-    claim = free_group(less, "again", {"2.weight": 0, "2.bias": 0, "4.weight": 1})
+    claim = free_group(
+        less, "again", {"2.weight": 0, "2.bias": 0, "4.weight": 1}
+    )
     assert {p.tensor for p in claim.pinned} == set()
-    assert check_equivalence(module, randomly(claim), torch.randn(4, 3)) < 1e-12
+    assert (
+        check_equivalence(module, randomly(claim), torch.randn(4, 3)) < 1e-12
+    )
     false = free_group(spec, "inputs", {"0.weight": 1})
     with pytest.raises(EquivalenceError, match="'inputs'"):
         check_equivalence(module, randomly(false), torch.randn(4, 3))
@@ -292,7 +325,9 @@ def test_activation_sites_follow_the_groups():
     assert len(tied.activations[first]) == len(spec.activations[first]) + len(
         spec.activations[second]
     )
-    assert {site.component.group for site in tied.activations[first]} == {first}
+    assert {site.component.group for site in tied.activations[first]} == {
+        first
+    }
     attention = infer_spec(
         ModularAdditionTransformer(), modular_addition_tokens()[0][:5]
     )

@@ -15,7 +15,10 @@ from lightning_rebasin.symmetry.permutations.cells import (
     find_cells,
     random_automorphism,
 )
-from lightning_rebasin.symmetry.permutations.elements import Constraints, Elements
+from lightning_rebasin.symmetry.permutations.elements import (
+    Constraints,
+    Elements,
+)
 from lightning_rebasin.symmetry.permutations.shared_axes import factorise
 
 
@@ -31,7 +34,9 @@ def automorphisms(store: Constraints) -> set[tuple[int, ...]]:
         for t in tables
     ]
     found = set()
-    for parts in itertools.product(*(itertools.permutations(axis) for axis in axes)):
+    for parts in itertools.product(
+        *(itertools.permutations(axis) for axis in axes)
+    ):
         move = [m for part in parts for m in part]
         if all(
             {(move[a], b if plain else move[b]) for a, b in pairs} == pairs
@@ -46,13 +51,17 @@ def count(store: Constraints) -> float:
     total = 1
     for cell in solution.cells.values():
         if cell.kind == "group":
-            total *= math.factorial(cell.size) ** (len(cell.members) // cell.size)
+            total *= math.factorial(cell.size) ** (
+                len(cell.members) // cell.size
+            )
     return total
 
 
 def axes(*shapes: tuple[int, ...]) -> tuple[Constraints, list[Elements]]:
     store = Constraints()
-    return store, [store.fresh(shape, f"t{i}", 0) for i, shape in enumerate(shapes)]
+    return store, [
+        store.fresh(shape, f"t{i}", 0) for i, shape in enumerate(shapes)
+    ]
 
 
 def test_one_axis_is_a_symmetric_group():
@@ -135,7 +144,10 @@ def test_dead_definitions_constrain_nothing():
 def test_random_automorphisms_are_automorphisms(data):
     """Whatever the constraints, what the solver calls a symmetry is one (checked by brute force)."""
     store, arrays = axes(
-        *[(data.draw(st.integers(1, 3)),) for _ in range(data.draw(st.integers(1, 3)))]
+        *[
+            (data.draw(st.integers(1, 3)),)
+            for _ in range(data.draw(st.integers(1, 3)))
+        ]
     )
     pool = np.concatenate([a.ids for a in arrays])
     for _ in range(data.draw(st.integers(1, 4))):
@@ -143,7 +155,9 @@ def test_random_automorphisms_are_automorphisms(data):
         pick = lambda: Elements(
             pool[data.draw(st.permutations(range(len(pool))))[:size]]
         )
-        kind = data.draw(st.sampled_from(["equal", "relation", "mark", "position"]))
+        kind = data.draw(
+            st.sampled_from(["equal", "relation", "mark", "position"])
+        )
         if kind == "equal":
             store.equal(pick(), pick())
         elif kind == "relation":

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from lightning_rebasin.symmetry.permutations.elements import Constraints
-from lightning_rebasin.symmetry.permutations.labels import Label, Part, fuse_sites
+from lightning_rebasin.symmetry.permutations.labels import (
+    Label,
+    Part,
+    fuse_sites,
+)
 
 
 @pytest.mark.parametrize("joint", [False, True])
@@ -13,7 +17,9 @@ def test_fused_positions_stay_fixed_element_by_element(joint):
     store = Constraints()
     elements = store.fresh((3,) if joint else (2, 3))
     part = Part((1,) if joint else (0, 1), elements)
-    fused = fuse_sites(Label(((0, 1),), (2, 3), (part,), frozenset({0})), 0, 2, store)
+    fused = fuse_sites(
+        Label(((0, 1),), (2, 3), (part,), frozenset({0})), 0, 2, store
+    )
     assert (
         fused.sizes == (6,)
         and not fused.pinned

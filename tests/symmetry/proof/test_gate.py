@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from helpers.models import BatchNormCNN, mlp, randomise
 from torch import nn
 
-from lightning_rebasin.errors import EquivalenceError, StateDictError, TraceError
+from lightning_rebasin.errors import (
+    EquivalenceError,
+    StateDictError,
+    TraceError,
+)
 from lightning_rebasin.symmetry import (
     Permutation,
     PermutationSpec,
@@ -32,7 +36,11 @@ CNN_TABLE = {
     "bn2.running_var": ("b",),
     "fc.weight": (None, "b"),
 }
-MLP_TABLE = {"0.weight": ("h", None), "0.bias": ("h",), "2.weight": (None, "h")}
+MLP_TABLE = {
+    "0.weight": ("h", None),
+    "0.bias": ("h",),
+    "2.weight": (None, "h"),
+}
 
 
 def randomly(spec, seed=0):
@@ -41,7 +49,9 @@ def randomly(spec, seed=0):
 
 def cnn(table=CNN_TABLE, seed=0):
     module = randomise(BatchNormCNN(), seed)
-    return module, randomly(PermutationSpec.from_table(table, module.state_dict()))
+    return module, randomly(
+        PermutationSpec.from_table(table, module.state_dict())
+    )
 
 
 def images(n=2):
@@ -49,7 +59,9 @@ def images(n=2):
 
 
 def without(*names):
-    return {name: axes for name, axes in CNN_TABLE.items() if name not in names}
+    return {
+        name: axes for name, axes in CNN_TABLE.items() if name not in names
+    }
 
 
 def test_true_symmetry_passes_and_the_control_moves():
@@ -101,11 +113,15 @@ def test_wrong_batch_norm_statistics_are_seen_on_a_fresh_network():
     """Fresh statistics are constant: without noise in the copy, moving or not moving them looks the same."""
     module = BatchNormCNN()
     wrong = randomly(
-        PermutationSpec.from_table(without("bn2.running_var"), module.state_dict())
+        PermutationSpec.from_table(
+            without("bn2.running_var"), module.state_dict()
+        )
     )
     with pytest.raises(EquivalenceError, match=r"bn2.running_var"):
         check_equivalence(module, wrong, images())
-    right = randomly(PermutationSpec.from_table(CNN_TABLE, module.state_dict()))
+    right = randomly(
+        PermutationSpec.from_table(CNN_TABLE, module.state_dict())
+    )
     assert check_equivalence(module, right, images()) < 1e-12
 
 
@@ -140,8 +156,12 @@ def test_control_tries_other_groups_where_the_first_is_invisible():
             return 0.0 * self.dead(x) + self.live(x)
 
     module = Side()
-    table = {f"dead.{n}": tuple(g and "d" for g in a) for n, a in MLP_TABLE.items()}
-    table |= {f"live.{n}": tuple(g and "l" for g in a) for n, a in MLP_TABLE.items()}
+    table = {
+        f"dead.{n}": tuple(g and "d" for g in a) for n, a in MLP_TABLE.items()
+    }
+    table |= {
+        f"live.{n}": tuple(g and "l" for g in a) for n, a in MLP_TABLE.items()
+    }
     p = randomly(PermutationSpec.from_table(table, module.state_dict()))
     assert check_equivalence(module, p, torch.randn(2, 3)) < 1e-12
 
@@ -150,17 +170,25 @@ def test_nothing_of_the_callers_changes():
     module, p = cnn()
     module.train()
     module.fc.eval()
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    before = {
+        name: tensor.clone() for name, tensor in module.state_dict().items()
+    }
     x = images()
     kept = x.clone()
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    states = (
+        torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),  # noqa: NPY002
+    )
     check_equivalence(module, p, x)
     assert all(
         torch.equal(before[name], tensor)
         for name, tensor in module.state_dict().items()
     )
     assert module.training and module.bn1.training and not module.fc.training
-    assert torch.equal(x, kept) and torch.equal(states[0], torch.get_rng_state())
+    assert torch.equal(x, kept) and torch.equal(
+        states[0], torch.get_rng_state()
+    )
     assert states[1:] == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
     assert torch.get_default_dtype() is torch.float32 and not any(
         m._forward_hooks for m in module.modules()
@@ -187,11 +215,14 @@ class UpCasting(nn.Module):
         h = self.a(x).to(self.cast)
         h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
         return self.b(
-            (self.scale * h.to(x.dtype)).relu() + torch.zeros(16, dtype=torch.float32)
+            (self.scale * h.to(x.dtype)).relu()
+            + torch.zeros(16, dtype=torch.float32)
         )
 
 
-@pytest.mark.parametrize("cast", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "cast", [torch.float32, torch.bfloat16, torch.float16]
+)
 def test_hard_coded_casts_do_not_hide_errors(cast):
     module = randomise(UpCasting(cast))
     table = {
@@ -233,7 +264,8 @@ def test_any_dtype_of_the_model(dtype):
     module = randomise(mlp(4, 8, 2)).to(dtype)
     spec = PermutationSpec.from_table(MLP_TABLE, module.state_dict())
     assert (
-        check_equivalence(module, randomly(spec), torch.randn(3, 4).to(dtype)) < 1e-12
+        check_equivalence(module, randomly(spec), torch.randn(3, 4).to(dtype))
+        < 1e-12
     )
 
 
@@ -242,7 +274,10 @@ class Tokens(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embed, self.out = nn.Embedding(11, 6), nn.Linear(6, 11, bias=False)
+        self.embed, self.out = (
+            nn.Embedding(11, 6),
+            nn.Linear(6, 11, bias=False),
+        )
         self.out.weight = self.embed.weight
         self.drop = nn.Dropout(0.5)
 
@@ -260,12 +295,17 @@ class Tokens(nn.Module):
 def test_integer_input_keywords_complex_output_dropout_and_tied_weights():
     module = Tokens()
     spec = PermutationSpec.from_table(
-        {"embed.weight": (None, "h"), "out.weight": (None, "h")}, module.state_dict()
+        {"embed.weight": (None, "h"), "out.weight": (None, "h")},
+        module.state_dict(),
     )
     tokens = torch.arange(10).reshape(2, 5)
-    assert check_equivalence(module, randomly(spec), tokens=tokens, scale=2.0) < 1e-12
+    assert (
+        check_equivalence(module, randomly(spec), tokens=tokens, scale=2.0)
+        < 1e-12
+    )
     bad = PermutationSpec.from_table(
-        {"embed.weight": ("v", None), "out.weight": ("v", None)}, module.state_dict()
+        {"embed.weight": ("v", None), "out.weight": ("v", None)},
+        module.state_dict(),
     )
     with pytest.raises(EquivalenceError, match="'v'"):
         check_equivalence(module, randomly(bad), tokens=tokens)
@@ -285,7 +325,11 @@ def test_several_examples_reach_other_branches():
             return (self.right if right else self.left)(self.a(x).relu())
 
     module = randomise(Branches())
-    table = {"a.weight": ("h", None), "a.bias": ("h",), "left.weight": (None, "h")}
+    table = {
+        "a.weight": ("h", None),
+        "a.bias": ("h",),
+        "left.weight": (None, "h"),
+    }
     p = randomly(PermutationSpec.from_table(table, module.state_dict()))
     x = torch.randn(4, 3)
     assert check_equivalence(module, p, x) < 1e-12
@@ -311,7 +355,9 @@ def test_distributed_wrapper_is_looked_through(tmp_path):
     try:
         module, p = cnn()
         assert (
-            check_equivalence(nn.parallel.DistributedDataParallel(module), p, images())
+            check_equivalence(
+                nn.parallel.DistributedDataParallel(module), p, images()
+            )
             < 1e-12
         )
     finally:
@@ -396,7 +442,9 @@ def test_caches_and_hidden_states_of_output_objects_do_not_count():
 
         def forward(self, x):
             hidden = self.net[1](self.net[0](x))
-            out = HuggingFaceOutput(past_key_values=(hidden,), last_hidden_state=hidden)
+            out = HuggingFaceOutput(
+                past_key_values=(hidden,), last_hidden_state=hidden
+            )
             if self.logits:
                 out["logits"] = self.net[2](hidden)
             return out
@@ -408,7 +456,9 @@ def test_caches_and_hidden_states_of_output_objects_do_not_count():
     with pytest.raises(
         EquivalenceError, match="group 'h'"
     ):  # a bare encoder is there for its hidden states
-        check_equivalence(Model(logits=False), randomly(spec), torch.randn(4, 3))
+        check_equivalence(
+            Model(logits=False), randomly(spec), torch.randn(4, 3)
+        )
 
 
 def test_state_that_carries_over_is_reset_or_reported():
@@ -418,7 +468,9 @@ def test_state_that_carries_over_is_reset_or_reported():
             self.net, self.calls = mlp(3, 5, 2), 0
             if as_buffer:
                 del self.calls
-                self.register_buffer("calls", torch.zeros(()), persistent=False)
+                self.register_buffer(
+                    "calls", torch.zeros(()), persistent=False
+                )
 
         def forward(self, x):
             self.calls += 1
@@ -429,7 +481,9 @@ def test_state_that_carries_over_is_reset_or_reported():
     spec = PermutationSpec.from_table(table, module.state_dict())
     assert check_equivalence(module, randomly(spec), torch.randn(4, 3)) < 1e-12
     with pytest.raises(EquivalenceError, match="not deterministic"):
-        check_equivalence(Counting(as_buffer=False), randomly(spec), torch.randn(4, 3))
+        check_equivalence(
+            Counting(as_buffer=False), randomly(spec), torch.randn(4, 3)
+        )
 
 
 def test_random_numbers_in_the_forward_pass_are_the_same_in_every_run():
@@ -457,7 +511,9 @@ def test_random_numbers_in_the_forward_pass_are_the_same_in_every_run():
 
 def test_bad_input_is_named():
     module, p = cnn()
-    with pytest.raises(TraceError, match="BatchNormCNN failed on the example input"):
+    with pytest.raises(
+        TraceError, match="BatchNormCNN failed on the example input"
+    ):
         check_equivalence(module, p, torch.randn(2, 4, 8, 8))
     with pytest.raises(StateDictError, match="conv1"):
         check_equivalence(mlp(3, 4, 2), p, torch.randn(2, 3))

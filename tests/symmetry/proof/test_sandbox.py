@@ -36,7 +36,9 @@ class Reader(nn.Module):
 
     def forward(self, tokens):
         x = self.project(self.rnn(self.embed(tokens))[0])
-        x = self.norm(x + self.attend(x, x, x)[0]) * torch.tanh(self.norm.weight)
+        x = self.norm(x + self.attend(x, x, x)[0]) * torch.tanh(
+            self.norm.weight
+        )
         return functional.linear(x, self.embed.weight)
 
 
@@ -48,11 +50,15 @@ class Masked(nn.Module):
         self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 1)
 
     def forward(self, x):
-        return self.b(functional.conv2d(x, self.a.weight * 2, self.a.bias).relu())
+        return self.b(
+            functional.conv2d(x, self.a.weight * 2, self.a.bias).relu()
+        )
 
 
 def tokens():
-    return torch.randint(11, (2, 5), generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        11, (2, 5), generator=torch.Generator().manual_seed(0)
+    )
 
 
 def images():
@@ -73,21 +79,28 @@ def _everything_is_large(monkeypatch):
 
 @pytest.mark.parametrize(("build", "inputs"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_in_their_own_precision_are_judged_in_float64(build, inputs, dtype):
+def test_weights_in_their_own_precision_are_judged_in_float64(
+    build, inputs, dtype
+):
     module = randomise(build())
     spec = infer_spec(module, inputs())
     module = module.to(dtype)
     assert Sandbox(module).narrow
     example = inputs() if build is Reader else inputs().to(dtype)
     measured = measure_equivalence(module, randomly(spec), example)
-    assert measured.error < 1e-12 and measured.control > 1e-3 and not measured.rounded
+    assert (
+        measured.error < 1e-12
+        and measured.control > 1e-3
+        and not measured.rounded
+    )
 
 
 def test_narrow_and_wide_weights_give_the_same_outputs():
     module = randomise(Reader())
     example = sandbox_module.Example((tokens(),))
     narrow, wide = (
-        Sandbox(module, narrow=narrow).run(example)[""] for narrow in (True, False)
+        Sandbox(module, narrow=narrow).run(example)[""]
+        for narrow in (True, False)
     )
     assert narrow.dtype == torch.float64
     torch.testing.assert_close(narrow, wide, rtol=1e-12, atol=1e-12)
@@ -105,7 +118,9 @@ def test_wrong_specs_of_large_models_are_refused():
         spec.pinned,
     )
     for check in (check_equivalence, check_in_place):
-        with pytest.raises(EquivalenceError, match=r"'bn1\.running_mean' must move"):
+        with pytest.raises(
+            EquivalenceError, match=r"'bn1\.running_mean' must move"
+        ):
             check(module, randomly(wrong), images())
 
 
@@ -120,9 +135,13 @@ def test_check_in_place_puts_everything_back(build, inputs, fresh):
     memory = [p.data_ptr() for p in module.parameters()]
     assert check_in_place(module, randomly(spec), inputs()) < 1e-12
     assert all(
-        torch.equal(kept[name], tensor) for name, tensor in module.state_dict().items()
+        torch.equal(kept[name], tensor)
+        for name, tensor in module.state_dict().items()
     )
-    assert memory == [p.data_ptr() for p in module.parameters()] and module.training
+    assert (
+        memory == [p.data_ptr() for p in module.parameters()]
+        and module.training
+    )
     assert not module._forward_pre_hooks and type(module) is build
 
 
@@ -168,7 +187,11 @@ def test_a_tied_name_that_a_table_forgot_is_noticed():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.o = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+            self.a, self.b, self.o = (
+                nn.Linear(3, 4),
+                nn.Linear(3, 4),
+                nn.Linear(4, 2),
+            )
             self.b.weight = self.a.weight
 
         def forward(self, x):
@@ -182,13 +205,20 @@ def test_a_tied_name_that_a_table_forgot_is_noticed():
         "o.weight": (None, "h"),
     }
     shapes = {
-        name: tuple(tensor.shape) for name, tensor in module.state_dict().items()
+        name: tuple(tensor.shape)
+        for name, tensor in module.state_dict().items()
     }  # which say nothing of ties
     p = Permutation(
-        PermutationSpec.from_table(table, shapes), {"h": torch.tensor([1, 2, 3, 0])}
+        PermutationSpec.from_table(table, shapes),
+        {"h": torch.tensor([1, 2, 3, 0])},
     )
     x = torch.randn(5, 3)
     with pytest.raises(EquivalenceError):
         check_equivalence(module, p, x)
-    whole = PermutationSpec.from_table(table | {"b.weight": ("h", None)}, shapes)
-    assert check_equivalence(module, Permutation(whole, dict(p.orders)), x) < 1e-12
+    whole = PermutationSpec.from_table(
+        table | {"b.weight": ("h", None)}, shapes
+    )
+    assert (
+        check_equivalence(module, Permutation(whole, dict(p.orders)), x)
+        < 1e-12
+    )

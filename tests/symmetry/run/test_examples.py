@@ -25,4 +25,6 @@ def test_constant_example_does_not_free_the_inputs() -> None:
     net = Net()
     for spec in (infer_spec(net), infer_spec(net, net.example_input_array)):
         assert [group.size for group in spec.groups.values()] == [4]
-        assert spec.maps["net.0.weight"].dims_of(next(iter(spec.groups))) == (0,)
+        assert spec.maps["net.0.weight"].dims_of(next(iter(spec.groups))) == (
+            0,
+        )

@@ -53,16 +53,24 @@ class Classifier(LightningModule):
         self.accuracy(logits, y)
         self.log("val_acc", self.accuracy, prog_bar=True)
         self.log_dict(
-            {"val_loss": loss, "margin": logits.std(), "epoch": self.current_epoch},
+            {
+                "val_loss": loss,
+                "margin": logits.std(),
+                "epoch": self.current_epoch,
+            },
             on_epoch=True,
         )
         self.print("seen", len(self.seen))
-        self.logger.experiment.add_histogram("logits", logits, self.global_step)
+        self.logger.experiment.add_histogram(
+            "logits", logits, self.global_step
+        )
         if self.trainer.sanity_checking:
             self.seen.append(batch_idx)
-        return {"loss": loss, "logits": {"logits": logits, "loss": loss}, None: None}[
-            self.returns
-        ]
+        return {
+            "loss": loss,
+            "logits": {"logits": logits, "loss": loss},
+            None: None,
+        }[self.returns]
 
 
 STEP = Example((labelled(),), method="validation_step")
@@ -105,7 +113,8 @@ def test_nothing_of_the_module_changes():
         warnings.simplefilter("error")
         check_equivalence(module, randomly(infer_spec(module, STEP)), STEP)
     assert all(
-        torch.equal(kept[name], tensor) for name, tensor in module.state_dict().items()
+        torch.equal(kept[name], tensor)
+        for name, tensor in module.state_dict().items()
     )
     assert torch.equal(random_state, torch.get_rng_state())
     assert module.training and module._trainer is None and module.seen == []
@@ -151,7 +160,10 @@ def test_metrics_that_add_up_do_not_leak_from_run_to_run():
 
     module = Epoch()
     step = Example((labelled()[0],), method="validation_step")
-    assert check_equivalence(module, randomly(infer_spec(module, step)), step) < 1e-12
+    assert (
+        check_equivalence(module, randomly(infer_spec(module, step)), step)
+        < 1e-12
+    )
     assert float(module.total.sum_value) == 0.0
 
 
@@ -175,10 +187,13 @@ def test_step_and_forward_in_one_spec():
 
 def test_missing_method_and_failing_step_are_named():
     with pytest.raises(TraceError, match="no method 'evaluation_step'"):
-        infer_spec(Classifier(), Example((labelled(),), method="evaluation_step"))
+        infer_spec(
+            Classifier(), Example((labelled(),), method="evaluation_step")
+        )
     with pytest.raises(TraceError, match=r"validation_step\(\) expects"):
         infer_spec(
-            Classifier(), Example((torch.zeros(2, 9),), method="validation_step")
+            Classifier(),
+            Example((torch.zeros(2, 9),), method="validation_step"),
         )
 
     class Mute(LightningModule):
@@ -190,7 +205,9 @@ def test_missing_method_and_failing_step_are_named():
             self.net(batch)
 
     with pytest.raises(TraceError, match="returned no tensor"):
-        infer_spec(Mute(), Example((torch.zeros(1, 2),), method="validation_step"))
+        infer_spec(
+            Mute(), Example((torch.zeros(1, 2),), method="validation_step")
+        )
 
 
 def test_batch_example_prefers_forward_and_falls_back_to_the_step():
@@ -237,6 +254,8 @@ def test_compiled_module_is_traced_through_its_step():
     spec = infer_spec(torch.compile(module, backend="eager"), STEP)
     assert len(spec.groups) == 2
     assert (
-        check_equivalence(torch.compile(module, backend="eager"), randomly(spec), STEP)
+        check_equivalence(
+            torch.compile(module, backend="eager"), randomly(spec), STEP
+        )
         < 1e-12
     )

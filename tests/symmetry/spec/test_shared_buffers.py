@@ -10,11 +10,21 @@ from helpers.models import randomise
 from torch import nn
 
 from lightning_rebasin.errors import PermutationError
-from lightning_rebasin.matching import match_activations, match_many, match_weights
+from lightning_rebasin.matching import (
+    match_activations,
+    match_many,
+    match_weights,
+)
 from lightning_rebasin.merging import interpolate
-from lightning_rebasin.symmetry import Permutation, check_equivalence, infer_spec
+from lightning_rebasin.symmetry import (
+    Permutation,
+    check_equivalence,
+    infer_spec,
+)
 from lightning_rebasin.symmetry.edit.restrict import restrict
-from lightning_rebasin.symmetry.spec.shared_buffers import pin_identical_buffers
+from lightning_rebasin.symmetry.spec.shared_buffers import (
+    pin_identical_buffers,
+)
 
 SHARED = "is the same in the models"
 
@@ -32,8 +42,12 @@ class RandomFeatures(nn.Module):
 
     def __init__(self, seed=0):
         super().__init__()
-        self.register_buffer("features", torch.randn(12, 3, generator=generator(seed)))
-        self.register_buffer("phase", torch.rand(12, generator=generator(seed + 50)))
+        self.register_buffer(
+            "features", torch.randn(12, 3, generator=generator(seed))
+        )
+        self.register_buffer(
+            "phase", torch.rand(12, generator=generator(seed + 50))
+        )
         self.head = nn.Linear(12, 4)
         randomise(self.head, seed)
 
@@ -52,7 +66,9 @@ class Positions(nn.Module):
             nn.Linear(8, 2),
         )
         self.register_buffer(
-            "table", torch.arange(24.0).reshape(4, 6).sin(), persistent=persistent
+            "table",
+            torch.arange(24.0).reshape(4, 6).sin(),
+            persistent=persistent,
         )
         randomise(self, seed)
         self.table.copy_(torch.arange(24.0).reshape(4, 6).sin())
@@ -73,7 +89,8 @@ class Slopes(nn.Module):
 
     def forward(self, x):
         q, k, v = (
-            f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.q, self.k, self.v)
+            f(x).unflatten(-1, (2, 4)).transpose(1, 2)
+            for f in (self.q, self.k, self.v)
         )
         distance = torch.arange(5)[:, None] - torch.arange(5)
         weights = (q @ k.mT - self.slopes * distance.abs()).softmax(-1)
@@ -115,20 +132,26 @@ def test_different_buffers_are_matched_like_weights():
 def test_identical_tables_stay_and_the_spec_says_why():
     one, two = Positions(1), Positions(2)
     spec = infer_spec(one, Z)
-    assert sizes(spec) == [6, 8] and check_equivalence(one, randomly(spec), Z) < 1e-12
+    assert (
+        sizes(spec) == [6, 8]
+        and check_equivalence(one, randomly(spec), Z) < 1e-12
+    )
     a, b = one.state_dict(), two.state_dict()
     pinned = spec.pin_identical_buffers(a, b)
     assert sizes(pinned) == [8] and sizes(spec) == [6, 8]
     for name, dim in (("table", 1), ("embed.weight", 0), ("inner.weight", 1)):
-        assert "buffer 'table'" in pinned.explain(name) and SHARED in pinned.explain(
+        assert "buffer 'table'" in pinned.explain(
             name
-        )
+        ) and SHARED in pinned.explain(name)
         assert any(
             p.tensor == name and p.dim == dim and SHARED in p.reason
             for p in pinned.pinned
         )
     assert SHARED in str(pinned)
-    results = [match_weights(spec, a, b), match_activations(spec, one, two, [Z])]
+    results = [
+        match_weights(spec, a, b),
+        match_activations(spec, one, two, [Z]),
+    ]
     for p in (
         *(r.permutation for r in results),
         *match_many(spec, [a, b, lambda: a]).permutations,
@@ -137,7 +160,10 @@ def test_identical_tables_stay_and_the_spec_says_why():
         assert torch.equal(p.apply(b)["table"], a["table"])
     assert check_equivalence(two, results[0].permutation, Z) < 1e-12
     # Where the tables differ, they move.
-    moved = {**b, "table": b["table"] + torch.randn(4, 6, generator=generator())}
+    moved = {
+        **b,
+        "table": b["table"] + torch.randn(4, 6, generator=generator()),
+    }
     assert match_weights(spec, a, moved).permutation.spec is spec
 
 
@@ -168,14 +194,18 @@ def test_heads_are_pinned_and_what_is_inside_them_stays_free():
 def test_values_that_no_permutation_changes_pin_nothing():
     class Masked(Positions):
         def forward(self, z):
-            return self.head(torch.relu(self.inner(self.embed(z) * self.table)))
+            return self.head(
+                torch.relu(self.inner(self.embed(z) * self.table))
+            )
 
     one, two = Masked(1), Masked(2)
     for net in (one, two):
         net.table.copy_(torch.tensor([1.0, 0.0, 1.0, 2.0])[:, None])
     spec = infer_spec(one, Z)
     assert sizes(spec) == [6, 8]
-    assert spec.pin_identical_buffers(one.state_dict(), two.state_dict()) is spec
+    assert (
+        spec.pin_identical_buffers(one.state_dict(), two.state_dict()) is spec
+    )
 
 
 def test_statistics_move_though_two_models_share_them():
@@ -186,7 +216,9 @@ def test_statistics_move_though_two_models_share_them():
             super().__init__()
             self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
             self.norm = nn.Module()
-            for i, name in enumerate(("weight", "bias", "running_mean", "running_var")):
+            for i, name in enumerate(
+                ("weight", "bias", "running_mean", "running_var")
+            ):
                 self.norm.register_buffer(
                     name, torch.rand(6, generator=generator(i)) + 0.5
                 )
@@ -197,15 +229,21 @@ def test_statistics_move_though_two_models_share_them():
             n = self.norm
             return self.b(
                 (
-                    (self.a(x) - n.running_mean) * n.running_var.rsqrt() * n.weight
+                    (self.a(x) - n.running_mean)
+                    * n.running_var.rsqrt()
+                    * n.weight
                     + n.bias
                 ).relu()
             )
 
     one, two = Frozen(1), Frozen(2)
     spec = infer_spec(one, X)
-    assert sizes(spec) == [6] and {"norm.weight", "norm.running_var"} <= set(spec.maps)
-    assert spec.pin_identical_buffers(one.state_dict(), two.state_dict()) is spec
+    assert sizes(spec) == [6] and {"norm.weight", "norm.running_var"} <= set(
+        spec.maps
+    )
+    assert (
+        spec.pin_identical_buffers(one.state_dict(), two.state_dict()) is spec
+    )
 
 
 def test_tables_in_another_precision_are_the_same_table():
@@ -220,7 +258,10 @@ def test_tables_in_another_precision_are_the_same_table():
 def test_tables_outside_of_the_state_dict_never_move():
     net = Positions(persistent=False)
     spec = infer_spec(net, Z)
-    assert sizes(spec) == [8] and check_equivalence(net, randomly(spec), Z) < 1e-12
+    assert (
+        sizes(spec) == [8]
+        and check_equivalence(net, randomly(spec), Z) < 1e-12
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
@@ -231,7 +272,9 @@ def test_power_iteration_vectors_move_with_their_channels():
         nn.utils.spectral_norm(nn.Linear(7, 2)),
     )
     spec = infer_spec(net, X)
-    assert sizes(spec) == [7] and {"0.weight_u", "2.weight_v"} <= set(spec.maps)
+    assert sizes(spec) == [7] and {"0.weight_u", "2.weight_v"} <= set(
+        spec.maps
+    )
     assert check_equivalence(net, randomly(spec), X) < 1e-12
 
 

@@ -28,7 +28,11 @@ from lightning_rebasin.symmetry import (
     check_equivalence,
 )
 
-ALL = {"nested": nested_spec(), "grouped": grouped_spec(), "blocks": blocks_spec()}
+ALL = {
+    "nested": nested_spec(),
+    "grouped": grouped_spec(),
+    "blocks": blocks_spec(),
+}
 sizes = st.integers(1, 4)
 
 
@@ -58,7 +62,9 @@ def test_papers_mlp_table_is_exact():
 
 def test_papers_convolution_table_is_exact():
     """``conv``, ``norm`` and ``dense`` axes as the VGG and ResNet specs of the paper's code write them."""
-    conv = lambda name, p_in, p_out: {f"{name}.weight": (p_out, p_in, None, None)}
+    conv = lambda name, p_in, p_out: {
+        f"{name}.weight": (p_out, p_in, None, None)
+    }
     norm = lambda name, p: {
         f"{name}.{leaf}": (p,)
         for leaf in ("weight", "bias", "running_mean", "running_var")
@@ -104,7 +110,7 @@ def test_square_recurrent_table_moves_both_axes_alike():
             {"a": (3,), "b": (4,)},
             "'h' has size 3, but 'b' dim 0 has 4",
         ),
-        ({"a": (1,)}, {"a": (3,)}, "1 is no group name"),
+        ({"a": (1,)}, {"a": (3,)}, "1 is not a group name"),
         ({"a": ("h",)}, {"a": (0,)}, "'h' has 0 units"),
     ],
 )
@@ -137,7 +143,9 @@ def test_json_round_trip(spec):
     state = random_state(spec)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(p.apply(state).values(), q.apply(state).values(), strict=True)
+        for a, b in zip(
+            p.apply(state).values(), q.apply(state).values(), strict=True
+        )
     )
 
 
@@ -172,7 +180,12 @@ def test_pins_aliases_and_notes_survive(tmp_path):
         "w", ((3,), (2,)), (Component("h", (0,), torch.arange(3)[:, None]),)
     )
     spec = PermutationSpec(
-        {"h": Group("h", 3)}, infos, {"w": axis_map}, (pin,), {"v": "w"}, ("a note",)
+        {"h": Group("h", 3)},
+        infos,
+        {"w": axis_map},
+        (pin,),
+        {"v": "w"},
+        ("a note",),
     )
     spec.save(tmp_path / "spec.json")
     again = PermutationSpec.load(tmp_path / "spec.json")
@@ -208,8 +221,12 @@ HOSTILE = {
     "size fraction": lambda d: d["groups"][2].update(size=5.0),
     "size true": lambda d: d["groups"][0].update(size=True),
     "size too large": lambda d: d["groups"][2].update(size=10**12),
-    "unknown kind of group": lambda d: d["groups"][2].update(kind="not a kind"),
-    "unknown kind of tensor": lambda d: d["tensors"]["scale"].update(kind="spam"),
+    "unknown kind of group": lambda d: d["groups"][2].update(
+        kind="not a kind"
+    ),
+    "unknown kind of tensor": lambda d: d["tensors"]["scale"].update(
+        kind="spam"
+    ),
     "shape text": lambda d: d["tensors"]["scale"].update(shape="33"),
     "map of no tensor": lambda d: d["maps"].update(ghost=d["maps"]["scale"]),
     "unknown group in a map": lambda d: _component(d).update(group="ghost"),
@@ -220,14 +237,18 @@ HOSTILE = {
     "index too large": lambda d: _component(d)["index"].update(copies=10**12),
     "index out of range": lambda d: _component(d)["index"].update(start=5),
     "index negative": lambda d: _component(d)["index"].update(start=-1),
-    "index repeated": lambda d: _component(d)["index"].update(strides=[0, 0, 0]),
+    "index repeated": lambda d: _component(d)["index"].update(
+        strides=[0, 0, 0]
+    ),
     "strides missing": lambda d: _component(d)["index"].update(strides=[4]),
     "index text": lambda d: _component(d).update(index="all"),
     "index ragged": lambda d: _component(d).update(index=[[0], [1, 2]]),
     "index fractions": lambda d: _component(d).update(index=[[0.5]] * 12),
     "index overflow": lambda d: _component(d).update(index=[[10**30]] * 12),
     "alias of nothing": lambda d: d["aliases"].update(ghost="scale"),
-    "alias of another shape": lambda d: d["aliases"].update({"scale": "out.weight"}),
+    "alias of another shape": lambda d: d["aliases"].update(
+        {"scale": "out.weight"}
+    ),
     "pin with other fields": lambda d: d["pinned"].append({"spam": 1}),
     "aliases a list": lambda d: d.update(aliases=[1]),
     "notes a number": lambda d: d.update(notes=1),
@@ -246,7 +267,9 @@ def test_other_json_is_refused(data):
         PermutationSpec.from_dict(data)
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff\xfe\x00", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[1]", b"\xff\xfe\x00", b"[" * 100_000]
+)
 def test_foreign_files_are_refused(tmp_path, text):
     (tmp_path / "spec.json").write_bytes(text)
     with pytest.raises(SpecError):
@@ -263,7 +286,9 @@ def test_missing_file_and_missing_folder(tmp_path):
 def test_overlapping_units_are_refused():
     index = torch.arange(3)[:, None]
     axis_map = AxisMap(
-        "w", ((4,),), (Component("a", (0,), index), Component("b", (0,), index + 1))
+        "w",
+        ((4,),),
+        (Component("a", (0,), index), Component("b", (0,), index + 1)),
     )
     with pytest.raises(SpecError, match="belongs to two units"):
         PermutationSpec(
@@ -292,10 +317,12 @@ def test_copies_are_equal_and_specs_hash():
 
 def test_look_ups():
     spec = nested_spec()
-    assert [g.id for g in spec.children("heads")] == ["value"] and spec.children(
-        "model"
-    ) == ()
-    assert spec.tensors_of("heads") == ("scale",) and spec.tensors_of("value") == (
+    assert [g.id for g in spec.children("heads")] == [
+        "value"
+    ] and spec.children("model") == ()
+    assert spec.tensors_of("heads") == ("scale",) and spec.tensors_of(
+        "value"
+    ) == (
         "value.weight",
         "out.weight",
     )
@@ -310,7 +337,9 @@ def test_check_state_names_the_culprit():
     spec = nested_spec()
     state = random_state(spec)
     spec.check_state(state, finite=True)
-    missing = {name: tensor for name, tensor in state.items() if name != "scale"}
+    missing = {
+        name: tensor for name, tensor in state.items() if name != "scale"
+    }
     with pytest.raises(
         StateDictError, match=r"b\.ckpt does not fit the spec: missing 'scale'"
     ):
@@ -326,4 +355,6 @@ def test_check_state_names_the_culprit():
     many = {f"x{i}": torch.zeros(1) for i in range(9)}
     with pytest.raises(StateDictError, match=r"\+6 more"):
         spec.check_state(state | many)
-    assert issubclass(SpecError, RebasinError) and issubclass(SpecError, ValueError)
+    assert issubclass(SpecError, RebasinError) and issubclass(
+        SpecError, ValueError
+    )

@@ -46,7 +46,10 @@ def test_table_shortens_counts_pins_and_prints_notes():
         ("operation aten.foo has no rule",),
     )
     text = str(spec)
-    assert "layer0.weight[0], layer1.weight[0], layer2.weight[0] (+3 more)" in text
+    assert (
+        "layer0.weight[0], layer1.weight[0], layer2.weight[0] (+3 more)"
+        in text
+    )
     assert "1 group; 7 of 7 tensors move" in text
     assert (
         "pinned: 6 axes: input of the model\npinned: 1 axis: unused\nnote: operation aten.foo has no rule"
@@ -135,7 +138,8 @@ def test_explain_gives_reason_place_and_ties():
 
 def test_unknown_tensor_gets_near_names():
     with pytest.raises(
-        SpecError, match=r"no tensor 'value.wieght'; did you mean 'value.weight'"
+        SpecError,
+        match=r"no tensor 'value.wieght'; did you mean 'value.weight'",
     ):
         nested_spec().explain("value.wieght")
     with pytest.raises(SpecError, match=r"did you mean 'scale'"):
@@ -147,7 +151,8 @@ def test_unknown_tensor_gets_near_names():
 def test_moved_positions_over_sites():
     spec = grouped_spec(2, 3, 2)
     assert [
-        moved_positions(spec.maps["conv.weight"], dim).tolist() for dim in range(3)
+        moved_positions(spec.maps["conv.weight"], dim).tolist()
+        for dim in range(3)
     ] == [
         [True] * 4,
         [True] * 3,
@@ -156,5 +161,12 @@ def test_moved_positions_over_sites():
     part = AxisMap(
         "w", ((2, 3), (2,)), (Component("h", (1,), torch.tensor([[0], [2]])),)
     )
-    assert moved_positions(part, 0).tolist() == [True, False, True, True, False, True]
+    assert moved_positions(part, 0).tolist() == [
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
     assert moved_positions(part, 1).tolist() == [False, False]

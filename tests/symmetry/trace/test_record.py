@@ -18,7 +18,11 @@ class Nosy(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.n, self.b = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+        self.a, self.n, self.b = (
+            nn.Linear(4, 6),
+            nn.BatchNorm1d(6),
+            nn.Linear(6, 2),
+        )
         self.register_buffer("calls", torch.zeros(3))
 
     def forward(self, x):
@@ -36,15 +40,23 @@ def test_nothing_of_the_model_changes():
     module.b.weight.requires_grad_(requires_grad=False)
     fired = []
     module.a.register_forward_hook(lambda *_: fired.append(1))
-    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = {
+        name: tensor.clone() for name, tensor in module.state_dict().items()
+    }
     modes = {name: sub.training for name, sub in module.named_modules()}
     example, seed = torch.randn(3, 4), torch.get_rng_state()
     copy = example.clone()
-    kernels = torch.backends.cudnn.enabled, torch.backends.mha.get_fastpath_enabled()
+    kernels = (
+        torch.backends.cudnn.enabled,
+        torch.backends.mha.get_fastpath_enabled(),
+    )
     infer_spec(module, example)
-    assert {name: sub.training for name, sub in module.named_modules()} == modes
+    assert {
+        name: sub.training for name, sub in module.named_modules()
+    } == modes
     assert all(
-        torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items()
+        torch.equal(tensor, state[name])
+        for name, tensor in module.state_dict().items()
     )
     assert torch.equal(example, copy)
     assert torch.equal(torch.get_rng_state(), seed)
@@ -79,11 +91,16 @@ def test_wrong_input_is_named():
         infer_spec(nn.Linear(4, 3))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float64]
+)
 def test_any_dtype(dtype):
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).to(dtype)
     assert [
-        g.size for g in infer_spec(net, torch.zeros(2, 4, dtype=dtype)).groups.values()
+        g.size
+        for g in infer_spec(
+            net, torch.zeros(2, 4, dtype=dtype)
+        ).groups.values()
     ] == [5]
 
 
@@ -95,7 +112,9 @@ def test_compiled_modules_are_looked_through():
 
 def test_inner_compiled_modules_keep_their_names():
     net = nn.Sequential(
-        torch.compile(nn.Linear(4, 5), backend="eager"), nn.ReLU(), nn.Linear(5, 2)
+        torch.compile(nn.Linear(4, 5), backend="eager"),
+        nn.ReLU(),
+        nn.Linear(5, 2),
     )
     spec = infer_spec(net, torch.zeros(2, 4))
     assert set(spec.tensors) == set(net.state_dict())
@@ -111,7 +130,9 @@ def test_keyword_and_nested_inputs():
         def forward(self, batch, *, mask):
             return self.b(torch.relu(self.a(batch["x"])) * mask)
 
-    spec = infer_spec(Keywords(), {"x": torch.zeros(2, 4)}, mask=torch.ones(2, 1))
+    spec = infer_spec(
+        Keywords(), {"x": torch.zeros(2, 4)}, mask=torch.ones(2, 1)
+    )
     assert [g.size for g in spec.groups.values()] == [5]
 
 
@@ -131,11 +152,16 @@ def test_example_input_array_may_be_a_tensor_a_tuple_or_a_dict():
 def test_recurrent_networks_and_transformers_arrive_decomposed():
     ops = {
         node.op
-        for node in record(nn.LSTM(3, 4), Example((torch.zeros(5, 2, 3),))).nodes
+        for node in record(
+            nn.LSTM(3, 4), Example((torch.zeros(5, 2, 3),))
+        ).nodes
     }
     assert not any("lstm" in op or "rnn" in op for op in ops)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    ops = {node.op for node in record(layer, Example((torch.zeros(2, 3, 8),))).nodes}
+    ops = {
+        node.op
+        for node in record(layer, Example((torch.zeros(2, 3, 8),))).nodes
+    }
     assert "aten._transformer_encoder_layer_fwd" not in ops
 
 

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from lightning_rebasin.errors import InternalError
 from lightning_rebasin.symmetry.permutations import labels
-from lightning_rebasin.symmetry.permutations.elements import Constraints, Elements
+from lightning_rebasin.symmetry.permutations.elements import (
+    Constraints,
+    Elements,
+)
 from lightning_rebasin.symmetry.permutations.join import (
     Letter,
     Wishes,
@@ -30,7 +33,9 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     ops = []
     for group in names:
         # Operations of other namespaces are named in full.
-        ops += [name if "." in name else f"aten.{name}" for name in group.split()]
+        ops += [
+            name if "." in name else f"aten.{name}" for name in group.split()
+        ]
 
     def register(function: Rule) -> Rule:
         for op in ops:
@@ -70,7 +75,9 @@ class Context:
     wishes: Wishes
     example: int = 0
     known: dict[int, Label | Callable[[], Label]] = field(default_factory=dict)
-    needed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    needed: NDArray[np.bool_] = field(
+        default_factory=lambda: np.zeros(0, dtype=bool)
+    )
     from_data: NDArray[np.bool_] = field(
         default_factory=lambda: np.zeros(0, dtype=bool)
     )
@@ -102,7 +109,9 @@ class Context:
                 self.known[number] = labels.fixed(value.shape)
         return self.known[number]
 
-    def piece_of(self, ref: Ref, dim: int, index: NDArray[np.int64]) -> Label | None:
+    def piece_of(
+        self, ref: Ref, dim: int, index: NDArray[np.int64]
+    ) -> Label | None:
         """The piece of a concatenation that ``index`` cuts out of it, or ``None``."""
         if (
             ref.value not in self.pieces
@@ -130,7 +139,9 @@ class Context:
 
     def array(self, ref: Any) -> NDArray[Any] | None:
         """Numbers of a constant index, if they are known."""
-        return self.tape.values[ref.value].array if isinstance(ref, Ref) else None
+        return (
+            self.tape.values[ref.value].array if isinstance(ref, Ref) else None
+        )
 
     def pin(self, label: Label, dims: Sequence[int], reason: str) -> Label:
         """Fix the order along some dimensions."""
@@ -148,7 +159,9 @@ class Context:
     def reduce(self, label: Label, dims: Sequence[int]) -> Label:
         """Reduce dimensions away."""
         letters = list(range(len(label.dims)))
-        return self.join([(label, letters)], [x for x in letters if x not in dims])
+        return self.join(
+            [(label, letters)], [x for x in letters if x not in dims]
+        )
 
     def normalise(self, label: Label, dims: Sequence[int]) -> Label:
         """A reduction over ``dims`` whose result meets every position again (softmax, normalisation)."""
@@ -186,14 +199,18 @@ class Context:
             return
         sites = frozenset(s for dim in contracted for s in label.dims[dim])
         self.contractions.append(
-            Contraction(self.example, node.contraction, node.op, argument, label, sites)
+            Contraction(
+                self.example, node.contraction, node.op, argument, label, sites
+            )
         )
 
 
 def unknown(ctx: Context, node: Node) -> list[Label]:
     """No rule: everything that the operation touches is pinned."""
     ctx.pin_all(list(references(node.arguments)), f"{node.op} has no rule")
-    return [labels.fixed(ctx.out_shape(node, i)) for i in range(len(node.outputs))]
+    return [
+        labels.fixed(ctx.out_shape(node, i)) for i in range(len(node.outputs))
+    ]
 
 
 def dims_of(argument: Any, ndim: int) -> list[int]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from lightning_rebasin.symmetry.permutations import labels
 from lightning_rebasin.symmetry.permutations.labels import Label
-from lightning_rebasin.symmetry.permutations.rules.base import Context, dims_of, rule
+from lightning_rebasin.symmetry.permutations.rules.base import (
+    Context,
+    dims_of,
+    rule,
+)
 from lightning_rebasin.symmetry.trace.tape import Node
 
 
@@ -44,13 +48,19 @@ def trilinear(ctx: Context, node: Node) -> list[Label]:
 )
 def grid_sample(ctx: Context, node: Node) -> list[Label]:
     """Channels of an image read at positions that another tensor gives."""
-    image, grid = ctx.label(node.arguments["input"]), ctx.label(node.arguments["grid"])
+    image, grid = (
+        ctx.label(node.arguments["input"]),
+        ctx.label(node.arguments["grid"]),
+    )
     space = range(2, len(image.dims))
     image = ctx.pin(image, list(space), "position in the image")
     grid = ctx.pin(grid, [len(grid.dims) - 1], "coordinates of a position")
     places = [("place", d) for d in space]
     pixels = [("pixel", d) for d in space]
-    operands = [(image, ["n", "c", *pixels]), (grid, ["n", *places, "coordinate"])]
+    operands = [
+        (image, ["n", "c", *pixels]),
+        (grid, ["n", *places, "coordinate"]),
+    ]
     return [ctx.join(operands, ["n", "c", *places])]
 
 

@@ -25,7 +25,12 @@ _LOOKED_UP = "it is looked up by index"
 def embedding(ctx: Context, node: Node) -> list[Label]:
     """Rows of a table."""
     return [
-        _lookup(ctx, ctx.label(node.arguments["weight"]), 0, node.arguments["indices"])
+        _lookup(
+            ctx,
+            ctx.label(node.arguments["weight"]),
+            0,
+            node.arguments["indices"],
+        )
     ]
 
 
@@ -36,7 +41,11 @@ def index_select(ctx: Context, node: Node) -> list[Label]:
     dim = node.arguments["dim"] % max(len(label.dims), 1)
     index = ctx.array(node.arguments["index"])
     if index is not None:
-        return [labels.take(label, dim, index.reshape(-1).astype(np.int64), ctx.store)]
+        return [
+            labels.take(
+                label, dim, index.reshape(-1).astype(np.int64), ctx.store
+            )
+        ]
     return [_lookup(ctx, label, dim, node.arguments["index"])]
 
 
@@ -50,11 +59,14 @@ def _lookup(ctx: Context, label: Label, dim: int, index: Ref) -> Label:
     letters: list[Any] = [("i", k) for k in range(len(places.dims))]
     rest: list[Any] = list(range(len(label.dims)))
     return ctx.join(
-        [(label, rest), (places, letters)], [*rest[:dim], *letters, *rest[dim:]]
+        [(label, rest), (places, letters)],
+        [*rest[:dim], *letters, *rest[dim:]],
     )
 
 
-def _known_rows(ctx: Context, index: Ref, size: int) -> NDArray[np.int64] | None:
+def _known_rows(
+    ctx: Context, index: Ref, size: int
+) -> NDArray[np.int64] | None:
     """The positions that a constant index chooses, if it is one-dimensional and chooses each at most once."""
     array = ctx.array(index)
     if array is None or array.ndim != 1:
@@ -71,12 +83,19 @@ def _known_rows(ctx: Context, index: Ref, size: int) -> NDArray[np.int64] | None
 @rule("index _unsafe_index")
 def index(ctx: Context, node: Node) -> list[Label]:
     """Advanced indexing."""
-    label, indices = ctx.label(node.arguments["self"]), list(node.arguments["indices"])
+    label, indices = (
+        ctx.label(node.arguments["self"]),
+        list(node.arguments["indices"]),
+    )
     indexed = [d for d, i in enumerate(indices) if isinstance(i, Ref)]
     if len(indexed) == 1:
         (dim,) = indexed
         rows = _known_rows(ctx, indices[dim], label.shape[dim])
-        if rows is not None and len(rows) and len(np.unique(rows)) == len(rows):
+        if (
+            rows is not None
+            and len(rows)
+            and len(np.unique(rows)) == len(rows)
+        ):
             return [labels.take(label, dim, rows, ctx.store)]
     if any(_is_mask(ctx, indices[dim]) for dim in indexed):
         return _masked(ctx, node, label, indices)
@@ -104,7 +123,9 @@ def _is_mask(ctx: Context, ref: Ref) -> bool:
     return value.integral and value.mask
 
 
-def _masked(ctx: Context, node: Node, label: Label, indices: list[Any]) -> list[Label]:
+def _masked(
+    ctx: Context, node: Node, label: Label, indices: list[Any]
+) -> list[Label]:
     """A boolean mask over leading dimensions: they are pinned and become one."""
     refs = [i for i in indices if isinstance(i, Ref)]
     first = next(d for d, i in enumerate(indices) if isinstance(i, Ref))
@@ -113,7 +134,9 @@ def _masked(ctx: Context, node: Node, label: Label, indices: list[Any]) -> list[
     count = len(ctx.shape(refs[0]))
     ctx.pin_all(refs, "a mask selects positions")
     consumed = list(range(first, first + count))
-    label = ctx.reduce(ctx.pin(label, consumed, "a mask selects positions"), consumed)
+    label = ctx.reduce(
+        ctx.pin(label, consumed, "a mask selects positions"), consumed
+    )
     shape = ctx.out_shape(node)
     return [
         labels.fixed(shape)
@@ -129,7 +152,12 @@ def gather(ctx: Context, node: Node) -> list[Label]:
     shape = ctx.out_shape(node)
     return [
         _pointwise_at(
-            ctx, given["dim"], given["self"], [given["index"]], shape, keep=False
+            ctx,
+            given["dim"],
+            given["self"],
+            [given["index"]],
+            shape,
+            keep=False,
         )
     ]
 
@@ -139,11 +167,18 @@ def scatter(ctx: Context, node: Node) -> list[Label]:
     """Writes at chosen positions of one dimension."""
     given = node.arguments
     refs = [
-        given[name] for name in ("index", "src") if isinstance(given.get(name), Ref)
+        given[name]
+        for name in ("index", "src")
+        if isinstance(given.get(name), Ref)
     ]
     return [
         _pointwise_at(
-            ctx, given["dim"], given["self"], refs, ctx.out_shape(node), keep=True
+            ctx,
+            given["dim"],
+            given["self"],
+            refs,
+            ctx.out_shape(node),
+            keep=True,
         )
     ]
 
@@ -157,7 +192,12 @@ def index_add(ctx: Context, node: Node) -> list[Label]:
     refs = [source] if isinstance(source, Ref) else []
     return [
         _pointwise_at(
-            ctx, given["dim"], given["self"], refs, ctx.out_shape(node), keep=True
+            ctx,
+            given["dim"],
+            given["self"],
+            refs,
+            ctx.out_shape(node),
+            keep=True,
         )
     ]
 
@@ -189,7 +229,11 @@ def _pointwise_at(
     for ref in (base, *others):
         label = ctx.label(ref)
         # gather may read fewer rows than there are
-        cut = [d for d, size in enumerate(label.shape) if size != shape[d] and d != dim]
+        cut = [
+            d
+            for d, size in enumerate(label.shape)
+            if size != shape[d] and d != dim
+        ]
         gone = [dim, *cut] if keep or ref is base else cut
         label = ctx.pin(label, gone, _LOOKED_UP)
         for d in gone:
@@ -218,7 +262,11 @@ def index_put(ctx: Context, node: Node) -> list[Label]:
         and not any(values.dims)
     ):
         # x[x < 0] = 0 is a pointwise operation
-        return [broadcast(ctx, [given["self"], refs[0], given["values"]], label.shape)]
+        return [
+            broadcast(
+                ctx, [given["self"], refs[0], given["values"]], label.shape
+            )
+        ]
     ctx.pin_all(refs, "it is an index")
     if masks and len(refs) > 1:
         return unknown(ctx, node)
@@ -263,7 +311,9 @@ def square(ctx: Context, node: Node) -> list[Label]:
     label = ctx.label(given["self"] if "self" in given else given["A"])
     dims = [given["dim1"], given["dim2"]] if "dim1" in given else [-2, -1]
     label = ctx.pin(
-        label, dims_of(dims, len(label.dims)), f"{node.op} depends on positions"
+        label,
+        dims_of(dims, len(label.dims)),
+        f"{node.op} depends on positions",
     )
     if node.op in ("aten.tril", "aten.triu"):
         return [label]
@@ -302,5 +352,7 @@ def col2im(ctx: Context, node: Node) -> list[Label]:
 @rule("_local_scalar_dense is_nonzero equal item")
 def to_python(ctx: Context, node: Node) -> list[Label]:
     """A number that Python code uses."""
-    ctx.pin_all(list(references(node.arguments)), "Python code reads its value")
+    ctx.pin_all(
+        list(references(node.arguments)), "Python code reads its value"
+    )
     return []

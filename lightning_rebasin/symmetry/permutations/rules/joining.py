@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from lightning_rebasin.symmetry.permutations import labels
 from lightning_rebasin.symmetry.permutations.elements import Elements
 from lightning_rebasin.symmetry.permutations.labels import Label, Part
-from lightning_rebasin.symmetry.permutations.rules.base import Context, rule, unknown
+from lightning_rebasin.symmetry.permutations.rules.base import (
+    Context,
+    rule,
+    unknown,
+)
 from lightning_rebasin.symmetry.trace.tape import Node, Ref
 
 
@@ -30,7 +34,9 @@ def concatenate(ctx: Context, pieces: Sequence[Label], dim: int) -> Label:
     ]
     length = sum(piece.shape[dim] for piece in pieces)
     others = [d for d in range(len(pieces[0].dims)) if d != dim]
-    joined = ctx.join([(_without(piece, dim), others) for piece in pieces], others)
+    joined = ctx.join(
+        [(_without(piece, dim), others) for piece in pieces], others
+    )
     joined = labels.insert_pinned(joined, dim, length)
     ordered = all(_is_ordered(piece, dim) for piece in pieces)
     if length == 1 or ordered:
@@ -68,7 +74,11 @@ def _without(label: Label, dim: int) -> Label:
     last = labels.arrange(replace(label, parts=parts), [*order, (site,)])
     gone = len(last.sizes) - 1
     return Label(
-        last.dims[:-1], last.sizes[:-1], last.parts, last.pinned - {gone}, last.pending
+        last.dims[:-1],
+        last.sizes[:-1],
+        last.parts,
+        last.pinned - {gone},
+        last.pending,
     )
 
 
@@ -80,7 +90,9 @@ class _Run:
     axis: int
 
 
-def _derived(ctx: Context, given: Sequence[Label], joined: Label, dim: int) -> Label:
+def _derived(
+    ctx: Context, given: Sequence[Label], joined: Label, dim: int
+) -> Label:
     """New elements along ``dim`` (and the sites that the pieces' elements depend on)."""
     pieces = [_with_sites_of(ctx, piece, joined, dim) for piece in given]
     site_maps = [_sites_in(piece, joined) for piece in pieces]
@@ -97,7 +109,9 @@ def _derived(ctx: Context, given: Sequence[Label], joined: Label, dim: int) -> L
         stop = start + piece.shape[dim]
         run = _Run(Elements(new.ids.take(np.arange(start, stop), axis)), axis)
         for part in _parts_along(piece, dim):
-            _copy_of(ctx, run, part, [span.index(to_joined[s]) for s in part.sites])
+            _copy_of(
+                ctx, run, part, [span.index(to_joined[s]) for s in part.sites]
+            )
         _settle(ctx, run, pinned=_is_pinned(piece, dim))
         start = stop
     parts = []
@@ -105,12 +119,17 @@ def _derived(ctx: Context, given: Sequence[Label], joined: Label, dim: int) -> L
         if set(part.sites) <= set(span):
             # What the pieces share beside ``dim`` lies above the new elements.
             ctx.store.relation(
-                new, part.elements, tuple(map(span.index, part.sites)), defines=True
+                new,
+                part.elements,
+                tuple(map(span.index, part.sites)),
+                defines=True,
             )
         else:
             parts.append(part)
     return replace(
-        joined, parts=(*parts, Part(tuple(span), new)), pinned=joined.pinned - {site}
+        joined,
+        parts=(*parts, Part(tuple(span), new)),
+        pinned=joined.pinned - {site},
     )
 
 
@@ -124,12 +143,16 @@ def _copy_of(ctx: Context, run: _Run, part: Part, axes: list[int]) -> None:
 def _settle(ctx: Context, run: _Run, *, pinned: bool) -> None:
     """The run of a pinned piece keeps its order, that of any other stays together."""
     if pinned and run.elements.shape[run.axis] > 1:
-        ctx.store.position(run.elements, run.axis, "its position matters", defines=True)
+        ctx.store.position(
+            run.elements, run.axis, "its position matters", defines=True
+        )
     else:
         ctx.store.mark(run.elements, defines=True)
 
 
-def _with_sites_of(ctx: Context, piece: Label, joined: Label, dim: int) -> Label:
+def _with_sites_of(
+    ctx: Context, piece: Label, joined: Label, dim: int
+) -> Label:
     """Split or fuse the sites of a piece until it has those of ``joined`` in every other dimension."""
     for d in range(len(piece.dims)):
         wanted = [joined.sizes[site] for site in joined.dims[d]]
@@ -221,14 +244,19 @@ def _stackable(pieces: list[Label], part_sites: set[tuple[int, ...]]) -> bool:
         return False
     for sites in part_sites:
         found = [_over(piece, sites) for piece in pieces]
-        if len({elements.key for elements in found if elements is not None}) > 1:
+        if (
+            len({elements.key for elements in found if elements is not None})
+            > 1
+        ):
             return True
     return False
 
 
 def _over(piece: Label, sites: tuple[int, ...]) -> Elements | None:
     """The elements of a label over exactly these sites."""
-    return next((part.elements for part in piece.parts if part.sites == sites), None)
+    return next(
+        (part.elements for part in piece.parts if part.sites == sites), None
+    )
 
 
 def _stacked_part(
@@ -245,7 +273,9 @@ def _stacked_part(
         if elements is None:
             ctx.store.mark(run, defines=True)
         else:
-            ctx.store.relation(run, elements, tuple(range(len(sites))), defines=True)
+            ctx.store.relation(
+                run, elements, tuple(range(len(sites))), defines=True
+            )
     for site in sites:
         if site in pinned:
             ctx.store.position(
@@ -272,15 +302,21 @@ def pad(ctx: Context, node: Node) -> list[Label]:
     return [label]
 
 
-def _padded(ctx: Context, label: Label, dim: int, low: int, high: int) -> Label:
+def _padded(
+    ctx: Context, label: Label, dim: int, low: int, high: int
+) -> Label:
     size = label.shape[dim]
     ordered = bool(label.dims[dim]) and label.dims[dim][0] in label.pinned
     shape = [*label.shape[:dim], low + high, *label.shape[dim + 1 :]]
     blank = labels.plain(shape, [dim] if ordered else [])
     # Both ends hold the same constant, so they are one piece that is then put on either side.
     inside = np.arange(size) + low + high
-    order = np.concatenate([np.arange(low), inside, np.arange(low, low + high)])
-    return labels.take(concatenate(ctx, [blank, label], dim), dim, order, ctx.store)
+    order = np.concatenate(
+        [np.arange(low), inside, np.arange(low, low + high)]
+    )
+    return labels.take(
+        concatenate(ctx, [blank, label], dim), dim, order, ctx.store
+    )
 
 
 #: Views that only look at the same positions in another shape.
@@ -309,7 +345,10 @@ def scatter_into(ctx: Context, node: Node) -> list[Label]:
     """A copy of ``self`` with a slice replaced."""
     view = _View("slice" if "slice" in node.op else "select", node.arguments)
     written = _write(
-        ctx, view, ctx.label(node.arguments["self"]), ctx.label(node.arguments["src"])
+        ctx,
+        view,
+        ctx.label(node.arguments["self"]),
+        ctx.label(node.arguments["src"]),
     )
     return unknown(ctx, node) if written is None else [written]
 
@@ -319,13 +358,19 @@ def write_back(ctx: Context, node: Node) -> list[Label]:
     """What lies behind a view after a write into the view."""
     given = node.arguments
     view = _View(
-        given["view"].removeprefix("aten."), given["view_arguments"], given["output"]
+        given["view"].removeprefix("aten."),
+        given["view_arguments"],
+        given["output"],
     )
-    written = _write(ctx, view, ctx.label(given["base"]), ctx.label(given["piece"]))
+    written = _write(
+        ctx, view, ctx.label(given["base"]), ctx.label(given["piece"])
+    )
     return unknown(ctx, node) if written is None else [written]
 
 
-def _write(ctx: Context, view: _View, base: Label, piece: Label) -> Label | None:
+def _write(
+    ctx: Context, view: _View, base: Label, piece: Label
+) -> Label | None:
     """Undo one view operation; ``None`` if it is not understood."""
     if view.name in _RESHAPING:
         return labels.view(piece, base.shape, ctx.store)
@@ -349,7 +394,9 @@ def _inverse_order(view: _View, ndim: int) -> list[int]:
     return order
 
 
-def _write_slice(ctx: Context, view: _View, base: Label, piece: Label) -> Label | None:
+def _write_slice(
+    ctx: Context, view: _View, base: Label, piece: Label
+) -> Label | None:
     """Replace some positions of one dimension: the rest of the base is put around the piece."""
     dim = int(view.arguments["dim"] or 0) % len(base.dims)
     size = base.shape[dim]
@@ -382,5 +429,7 @@ def _rows_of(view: _View, size: int) -> NDArray[np.int64]:
     given = view.arguments
     if view.name == "slice":
         return np.arange(size)[given["start"] : given["end"] : given["step"]]
-    index = int(given["index"]) % size if view.name == "select" else view.output
+    index = (
+        int(given["index"]) % size if view.name == "select" else view.output
+    )
     return np.arange(index, index + 1)

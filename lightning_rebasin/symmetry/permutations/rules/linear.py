@@ -49,7 +49,10 @@ def product(ctx: Context, node: Node) -> list[Label]:
 @rule("_cdist_forward cdist")
 def distances(ctx: Context, node: Node) -> list[Label]:
     """Distances between rows: the features are contracted."""
-    first, second = ctx.label(node.arguments["x1"]), ctx.label(node.arguments["x2"])
+    first, second = (
+        ctx.label(node.arguments["x1"]),
+        ctx.label(node.arguments["x2"]),
+    )
     lead = [("lead", k) for k in range(len(first.dims) - 2)]
     return [
         ctx.join(
@@ -67,7 +70,9 @@ def distances(ctx: Context, node: Node) -> list[Label]:
 def attention(ctx: Context, node: Node) -> list[Label]:
     """Scaled dot-product attention: ``softmax(q kᵀ + mask) v`` over letters (batch, head, target, source, dim)."""
     given = node.arguments
-    query, key, value = (ctx.label(given[name]) for name in ("query", "key", "value"))
+    query, key, value = (
+        ctx.label(given[name]) for name in ("query", "key", "value")
+    )
     if given.get("is_causal"):
         query, key, value = (
             ctx.pin(x, [len(x.dims) - 2], "causal attention")
@@ -93,11 +98,16 @@ def attention(ctx: Context, node: Node) -> list[Label]:
             size = label.shape[-3]
             split = (kv_heads, heads // kv_heads) if size > 1 else (1, 1)
             label = labels.view(
-                label, (*label.shape[:-3], *split, *label.shape[-2:]), ctx.store
+                label,
+                (*label.shape[:-3], *split, *label.shape[-2:]),
+                ctx.store,
             )
         letters = [*batch, "t", "s"]
         scores = ctx.join(
-            [(scores, letters), (label, letters[len(letters) - len(label.dims) :])],
+            [
+                (scores, letters),
+                (label, letters[len(letters) - len(label.dims) :]),
+            ],
             letters,
         )
     scores = ctx.normalise(scores, [len(scores.dims) - 1])
@@ -107,7 +117,10 @@ def attention(ctx: Context, node: Node) -> list[Label]:
         batch=batch,
     )
     out = ctx.out_shape(node)
-    rest = [labels.fixed(ctx.out_shape(node, i)) for i in range(1, len(node.outputs))]
+    rest = [
+        labels.fixed(ctx.out_shape(node, i))
+        for i in range(1, len(node.outputs))
+    ]
     return [labels.view(result, out, ctx.store), *rest]
 
 
@@ -136,8 +149,14 @@ def convolution(ctx: Context, node: Node) -> list[Label]:
         (weight, [*channels, *kernel]),
     ]
     if isinstance(given.get("bias"), Ref):
-        operands.append((_grouped(ctx, ctx.label(given["bias"]), 0, groups), "go"))
-    kept = [letter for letter, is_point in zip(places, point, strict=True) if is_point]
+        operands.append(
+            (_grouped(ctx, ctx.label(given["bias"]), 0, groups), "go")
+        )
+    kept = [
+        letter
+        for letter, is_point in zip(places, point, strict=True)
+        if is_point
+    ]
     result = ctx.join(operands, ["n", "g", "o", *kept], batch=["g"])
     out_shape = ctx.out_shape(node)
     for dim in mixing:
@@ -145,7 +164,9 @@ def convolution(ctx: Context, node: Node) -> list[Label]:
     return [labels.view(result, out_shape, ctx.store)]
 
 
-def _is_point(given: Mapping[str, Any], weight_shape: Sequence[int], dim: int) -> bool:
+def _is_point(
+    given: Mapping[str, Any], weight_shape: Sequence[int], dim: int
+) -> bool:
     """Whether a convolution looks at one position only along a dimension of the image."""
     neutral = {"stride": 1, "padding": 0, "output_padding": 0}
     for name, value in neutral.items():
@@ -161,4 +182,6 @@ def _grouped(ctx: Context, label: Label, dim: int, groups: int) -> Label:
     """View one dimension as (group, the rest)."""
     shape = label.shape
     split = (groups, shape[dim] // groups)
-    return labels.view(label, (*shape[:dim], *split, *shape[dim + 1 :]), ctx.store)
+    return labels.view(
+        label, (*shape[:dim], *split, *shape[dim + 1 :]), ctx.store
+    )

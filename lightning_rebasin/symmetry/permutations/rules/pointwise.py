@@ -72,8 +72,12 @@ def filled(ctx: Context, node: Node) -> list[Label]:
 )
 def positional(ctx: Context, node: Node) -> list[Label]:
     """Ranges and random numbers: every position is its own."""
-    ctx.pin_all(list(references(node.arguments)), f"{node.op} depends on positions")
-    return [labels.fixed(ctx.out_shape(node, i)) for i in range(len(node.outputs))]
+    ctx.pin_all(
+        list(references(node.arguments)), f"{node.op} depends on positions"
+    )
+    return [
+        labels.fixed(ctx.out_shape(node, i)) for i in range(len(node.outputs))
+    ]
 
 
 @rule("glu")

@@ -6,12 +6,18 @@ from typing import Any
 
 from lightning_rebasin.symmetry.permutations import labels
 from lightning_rebasin.symmetry.permutations.labels import Label
-from lightning_rebasin.symmetry.permutations.rules.base import Context, dims_of, rule
+from lightning_rebasin.symmetry.permutations.rules.base import (
+    Context,
+    dims_of,
+    rule,
+)
 from lightning_rebasin.symmetry.permutations.rules.pointwise import pointwise
 from lightning_rebasin.symmetry.trace.tape import Node, Ref
 
 
-def reduced_shape(label: Label, dims: list[int], *, keepdim: Any = True) -> Label:
+def reduced_shape(
+    label: Label, dims: list[int], *, keepdim: Any = True
+) -> Label:
     """Put reduced dimensions back as size 1 where ``keepdim`` asks for it."""
     if keepdim:
         for dim in sorted(dims):
@@ -34,7 +40,9 @@ def reduction(ctx: Context, node: Node) -> list[Label]:
         ctx.needed[output] for output in _positions_out(node)
     ):
         label = ctx.pin(label, dims, f"{node.op} gives positions")
-    result = reduced_shape(ctx.reduce(label, dims), dims, keepdim=given.get("keepdim"))
+    result = reduced_shape(
+        ctx.reduce(label, dims), dims, keepdim=given.get("keepdim")
+    )
     return [result for _ in node.outputs]
 
 
@@ -43,15 +51,25 @@ def _positions_out(node: Node) -> list[int]:
     if "argm" in node.op:
         return node.outputs[:1]
     # max(x, dim) returns the values and where they stand
-    pairs = ("aten.max", "aten.min", "aten.median", "aten.nanmedian", "aten.mode")
-    return node.outputs[1:] if len(node.outputs) == 2 and node.op in pairs else []
+    pairs = (
+        "aten.max",
+        "aten.min",
+        "aten.median",
+        "aten.nanmedian",
+        "aten.mode",
+    )
+    return (
+        node.outputs[1:] if len(node.outputs) == 2 and node.op in pairs else []
+    )
 
 
 @rule("_softmax _log_softmax softmax log_softmax _safe_softmax")
 def softmax(ctx: Context, node: Node) -> list[Label]:
     """Normalised over one dimension, which stays."""
     label = ctx.label(node.arguments["self"])
-    return [ctx.normalise(label, dims_of(node.arguments["dim"], len(label.dims)))]
+    return [
+        ctx.normalise(label, dims_of(node.arguments["dim"], len(label.dims)))
+    ]
 
 
 @rule("native_layer_norm layer_norm _fused_rms_norm rms_norm")
@@ -108,12 +126,17 @@ def batch_norm(ctx: Context, node: Node) -> list[Label]:
     letters = list(range(len(label.dims)))
     names = ("weight", "bias", "running_mean", "running_var")
     operands: list[Any] = [
-        (ctx.label(given[n]), [1]) for n in names if isinstance(given.get(n), Ref)
+        (ctx.label(given[n]), [1])
+        for n in names
+        if isinstance(given.get(n), Ref)
     ]
     if given.get("training") or not isinstance(given.get("running_mean"), Ref):
         label = ctx.normalise(label, [d for d in letters if d != 1])
     result = ctx.join([(label, letters), *operands], letters)
-    rest = [labels.fixed(ctx.out_shape(node, i)) for i in range(1, len(node.outputs))]
+    rest = [
+        labels.fixed(ctx.out_shape(node, i))
+        for i in range(1, len(node.outputs))
+    ]
     return [result, *rest]
 
 
@@ -126,7 +149,9 @@ def ordered(ctx: Context, node: Node) -> list[Label]:
     given = node.arguments
     label = ctx.label(given["self"])
     ndim = len(label.dims)
-    name = next((n for n in ("dim", "dimension") if given.get(n) is not None), None)
+    name = next(
+        (n for n in ("dim", "dimension") if given.get(n) is not None), None
+    )
     dims = dims_of(given[name] if name else -1, ndim)
     label = ctx.pin(label, dims, f"{node.op} depends on the order")
     return [
@@ -149,7 +174,9 @@ def spatial(ctx: Context, node: Node) -> list[Label]:
     import re
 
     label = ctx.label(
-        node.arguments["self"] if "self" in node.arguments else node.arguments["input"]
+        node.arguments["self"]
+        if "self" in node.arguments
+        else node.arguments["input"]
     )
     found = re.search(r"([123])d", node.op)
     space = int(found.group(1)) if found else 2

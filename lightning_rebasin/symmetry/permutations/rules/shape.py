@@ -46,7 +46,9 @@ def permute(ctx: Context, node: Node) -> list[Label]:
 def unsqueeze(ctx: Context, node: Node) -> list[Label]:
     """A new dimension of size 1."""
     label = ctx.label(node.arguments["self"])
-    return [labels.insert_dim(label, node.arguments["dim"] % (len(label.dims) + 1))]
+    return [
+        labels.insert_dim(label, node.arguments["dim"] % (len(label.dims) + 1))
+    ]
 
 
 @rule("squeeze")
@@ -54,7 +56,9 @@ def squeeze(ctx: Context, node: Node) -> list[Label]:
     """Dimensions of size 1 dropped."""
     label = ctx.label(node.arguments["self"])
     shape = label.shape
-    for dim in sorted(dims_of(node.arguments.get("dim"), len(shape)), reverse=True):
+    for dim in sorted(
+        dims_of(node.arguments.get("dim"), len(shape)), reverse=True
+    ):
         if shape[dim] == 1:
             label = labels.drop_dim(label, dim)
     return [label]
@@ -63,20 +67,29 @@ def squeeze(ctx: Context, node: Node) -> list[Label]:
 @rule("expand expand_as broadcast_to")
 def expand(ctx: Context, node: Node) -> list[Label]:
     """Broadcast: the new positions are copies."""
-    return [labels.expand(ctx.label(node.arguments["self"]), ctx.out_shape(node))]
+    return [
+        labels.expand(ctx.label(node.arguments["self"]), ctx.out_shape(node))
+    ]
 
 
 @rule("repeat tile")
 def repeat(ctx: Context, node: Node) -> list[Label]:
     """Every dimension becomes (repeat, old)."""
-    label, repeats = ctx.label(node.arguments["self"]), node.arguments["repeats"]
+    label, repeats = (
+        ctx.label(node.arguments["self"]),
+        node.arguments["repeats"],
+    )
     for _ in range(len(repeats) - len(label.dims)):
         label = labels.insert_dim(label, 0)
     old = label.shape
     for dim in reversed(range(len(old))):
         label = labels.insert_dim(label, dim)
     grown = [size for pair in zip(repeats, old, strict=True) for size in pair]
-    return [labels.view(labels.expand(label, grown), ctx.out_shape(node), ctx.store)]
+    return [
+        labels.view(
+            labels.expand(label, grown), ctx.out_shape(node), ctx.store
+        )
+    ]
 
 
 @rule("slice")
@@ -98,7 +111,10 @@ def narrow(ctx: Context, node: Node) -> list[Label]:
     dim = given["dim"] % len(ctx.shape(given["self"]))
     return [
         take(
-            ctx, node, dim, np.arange(given["start"], given["start"] + given["length"])
+            ctx,
+            node,
+            dim,
+            np.arange(given["start"], given["start"] + given["length"]),
         )
     ]
 
@@ -109,7 +125,9 @@ def select(ctx: Context, node: Node) -> list[Label]:
     given = node.arguments
     shape = ctx.shape(given["self"])
     dim = given["dim"] % len(shape)
-    label = pick(ctx, ctx.label(given["self"]), dim, given["index"] % shape[dim])
+    label = pick(
+        ctx, ctx.label(given["self"]), dim, given["index"] % shape[dim]
+    )
     return [label]
 
 
@@ -119,8 +137,12 @@ def pick(ctx: Context, label: Label, dim: int, index: int) -> Label:
     for outer in chosen:
         for inner in label.parts:
             if not set(inner.sites) & set(outer.sites):
-                ctx.wishes.ask(inner.elements, outer.elements, outer.elements.ids.size)
-    return labels.drop_dim(labels.take(label, dim, np.array([index]), ctx.store), dim)
+                ctx.wishes.ask(
+                    inner.elements, outer.elements, outer.elements.ids.size
+                )
+    return labels.drop_dim(
+        labels.take(label, dim, np.array([index]), ctx.store), dim
+    )
 
 
 @rule("unbind")
@@ -128,7 +150,10 @@ def unbind(ctx: Context, node: Node) -> list[Label]:
     """Every position of a dimension by itself."""
     label = ctx.label(node.arguments["self"])
     dim = (node.arguments["dim"] or 0) % len(label.dims)
-    used = [i if ctx.needed[node.outputs[i]] else 0 for i in range(len(node.outputs))]
+    used = [
+        i if ctx.needed[node.outputs[i]] else 0
+        for i in range(len(node.outputs))
+    ]
     picked = {i: pick(ctx, label, dim, i) for i in set(used)}
     return [picked[i] for i in used]
 
@@ -206,7 +231,8 @@ def as_strided(ctx: Context, node: Node) -> list[Label]:
     size, stride = list(given["size"]), list(given["stride"])
     row_major = [int(np.prod(size[d + 1 :])) for d in range(len(size))]
     same = all(
-        n == 1 or s == r for n, s, r in zip(size, stride, row_major, strict=True)
+        n == 1 or s == r
+        for n, s, r in zip(size, stride, row_major, strict=True)
     )
     if (
         not given["storage_offset"]
@@ -220,7 +246,10 @@ def as_strided(ctx: Context, node: Node) -> list[Label]:
 @rule("pixel_shuffle")
 def pixel_shuffle(ctx: Context, node: Node) -> list[Label]:
     """Channels (c, r, r) move into the image."""
-    label, r = ctx.label(node.arguments["self"]), int(node.arguments["upscale_factor"])
+    label, r = (
+        ctx.label(node.arguments["self"]),
+        int(node.arguments["upscale_factor"]),
+    )
     *lead, channels, height, width = label.shape
     n = len(lead)
     split_ = labels.view(
@@ -249,9 +278,14 @@ def pixel_unshuffle(ctx: Context, node: Node) -> list[Label]:
 @rule("channel_shuffle native_channel_shuffle")
 def channel_shuffle(ctx: Context, node: Node) -> list[Label]:
     """Channels (group, channel) become (channel, group)."""
-    label, groups = ctx.label(node.arguments["self"]), int(node.arguments["groups"])
+    label, groups = (
+        ctx.label(node.arguments["self"]),
+        int(node.arguments["groups"]),
+    )
     batch, channels, *rest = label.shape
-    split_ = labels.view(label, (batch, groups, channels // groups, *rest), ctx.store)
+    split_ = labels.view(
+        label, (batch, groups, channels // groups, *rest), ctx.store
+    )
     moved = labels.permute(split_, [0, 2, 1, *range(3, 3 + len(rest))])
     return [labels.view(moved, label.shape, ctx.store)]
 
@@ -268,4 +302,6 @@ def view_as_complex(ctx: Context, node: Node) -> list[Label]:
     """The last dimension becomes the real and imaginary part."""
     label = ctx.label(node.arguments["self"])
     last = len(label.dims) - 1
-    return [ctx.reduce(ctx.pin(label, [last], "real and imaginary part"), [last])]
+    return [
+        ctx.reduce(ctx.pin(label, [last], "real and imaginary part"), [last])
+    ]

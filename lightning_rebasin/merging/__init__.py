@@ -1,14 +1,29 @@
 """One set of weights out of several aligned ones, and the statistics that go with it."""
 
+import warnings
+from typing import Any
+
 from lightning_rebasin.merging.interpolate import average, interpolate
-from lightning_rebasin.merging.repair import Repair, SiteVariance, repair
+from lightning_rebasin.merging.repair import LayerVariance, Repair, repair
 from lightning_rebasin.merging.statistics import reset_batch_norm
 
 __all__ = [
+    "LayerVariance",
     "Repair",
-    "SiteVariance",
     "average",
     "interpolate",
     "repair",
     "reset_batch_norm",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``SiteVariance`` is the name that ``LayerVariance`` had."""
+    if name == "SiteVariance":
+        warnings.warn(
+            "SiteVariance is called LayerVariance now",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return LayerVariance
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -94,40 +94,47 @@ def average(
     """
     shares = normalised_weights(len(states), weights)
     check_alike(states, tuple(f"model {i + 1}" for i in range(len(states))))
-    chosen = [i for i, share in enumerate(shares) if share > 0]
-    largest = max(chosen, key=lambda i: shares[i])
+    mean = _Mean(shares)
+    return _tensorwise(states, mean.of)
 
-    def mix(tensors: Sequence[Tensor]) -> Tensor:
+
+class _Mean:
+    """The weighted mean of tensors, in double precision."""
+
+    def __init__(self, shares: Sequence[float]) -> None:
+        self._shares = shares
+        self._chosen = [i for i, share in enumerate(shares) if share > 0]
+        self._largest = max(self._chosen, key=lambda i: shares[i])
+
+    def of(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The mean, in the widest of the dtypes, on the device of the first tensor."""
         first = tensors[0]
         dtype = first.dtype
         for tensor in tensors:
             dtype = torch.promote_types(dtype, tensor.dtype)
-        if not _mixable(first) or len(chosen) == 1:
-            return tensors[largest].to(first.device, dtype).clone()
+        if not _mixable(first) or len(self._chosen) == 1:
+            return tensors[self._largest].to(first.device, dtype).clone()
         wide = torch.complex128 if dtype.is_complex else torch.float64
         if first.layout != torch.strided:
-            return mean(tensors, wide).to(dtype)
+            return self._wide(tensors, wide).to(dtype)
         result = torch.empty(first.shape, dtype=dtype, device=first.device)
-        pieces = zip(
-            *(torch.split(t.reshape(-1), _CHUNK) for t in (result, *tensors)),
-            strict=True,
-        )
-        for piece, *parts in pieces:
-            piece.copy_(mean([part.to(first.device) for part in parts], wide))
+        chunks = [
+            torch.split(t.reshape(-1), _CHUNK) for t in (result, *tensors)
+        ]
+        for piece, *parts in zip(*chunks, strict=True):
+            here = [part.to(first.device) for part in parts]
+            piece.copy_(self._wide(here, wide))
         return result
 
-    def mean(tensors: Sequence[Tensor], wide: torch.dtype) -> Tensor:
-        origin = tensors[chosen[0]].to(wide)
+    def _wide(self, tensors: Sequence[Tensor], wide: torch.dtype) -> Tensor:
+        first, *others = self._chosen
+        origin = tensors[first].to(wide)
         total = torch.zeros_like(origin)
-        for i in chosen[
-            1:
-        ]:  # around the first model, so that equal models give exactly themselves
-            total.add_(
-                tensors[i].to(origin.device, wide).sub(origin), alpha=shares[i]
-            )
+        # Around the first model, so that equal models give exactly themselves.
+        for i in others:
+            difference = tensors[i].to(origin.device, wide).sub(origin)
+            total.add_(difference, alpha=self._shares[i])
         return total.add_(origin)
-
-    return _tensorwise(states, mix)
 
 
 def normalised_weights(
@@ -171,21 +178,29 @@ def check_alike(
     """
     first = states[0]
     for state, name in zip(states[1:], names[1:], strict=True):
-        missing = [key for key in first if key not in state]
-        extra = [key for key in state if key not in first]
-        if missing or extra:
-            culprit = (
-                f"lacks {missing[0]!r}"
-                if missing
-                else f"has the unexpected {extra[0]!r}"
-            )
-            count = len(missing) + len(extra)
-            more = f" ({count} names differ in all)" if count > 1 else ""
-            raise StateDictError(
-                f"{name} {culprit}, compared with {names[0]}{more}; is it the same architecture?"
-            )
+        _check_names(first, state, names[0], name)
         for key, tensor in first.items():
             _check_tensor(key, tensor, state[key], names[0], name)
+
+
+def _check_names(
+    first: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    first_name: str,
+    name: str,
+) -> None:
+    missing = [key for key in first if key not in state]
+    extra = [key for key in state if key not in first]
+    if not (missing or extra):
+        return
+    culprit = f"has the unexpected {extra[0]!r}" if extra else ""
+    if missing:
+        culprit = f"lacks {missing[0]!r}"
+    count = len(missing) + len(extra)
+    more = f" ({count} names differ in all)" if count > 1 else ""
+    raise StateDictError(
+        f"{name} {culprit}, compared with {first_name}{more}; is it the same architecture?"
+    )
 
 
 def _check_tensor(

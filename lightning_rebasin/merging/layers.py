@@ -1,15 +1,15 @@
 """Where the activations of a network are looked at and corrected.
 
-A *site* is a layer whose output can be rescaled and shifted per channel by changing its own weights: a convolution or
-linear layer (``W, b``) or an affine normalisation (``γ, β``).  With ``y`` its output, ``s·y + t`` is the output of the
-layer with ``s·W, s·b + t``: the correction is folded in, and the architecture stays what it was.
+A :class:`Layer` is a submodule whose output can be rescaled and shifted per channel by changing its own weights: a
+convolution or linear layer (``W, b``) or an affine normalisation (``γ, β``).  With ``y`` its output, ``s·y + t`` is
+the output of the layer with ``s·W, s·b + t``: the correction is folded in, and the architecture stays what it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -62,32 +62,32 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Site:
+class Layer:
     """One correctable layer of a network."""
 
     name: str
-    layer: nn.Module
+    module: nn.Module
 
     @property
     def is_batch_norm(self) -> bool:
         """Whether its output statistics follow from its own weights once the running statistics are right."""
-        return isinstance(self.layer, _BatchNorm)
+        return isinstance(self.module, _BatchNorm)
 
     @property
     def can_shift(self) -> bool:
         """Whether the layer has a bias to put the shift into."""
-        return getattr(self.layer, "bias", None) is not None
+        return getattr(self.module, "bias", None) is not None
 
     def channels(self, output: Tensor) -> Tensor:
         """The output as ``(samples, channels)``."""
-        last = isinstance(self.layer, nn.Linear | nn.LayerNorm | nn.RMSNorm)
+        last = isinstance(self.module, nn.Linear | nn.LayerNorm | nn.RMSNorm)
         return output.movedim(
             -1 if last else self._channel_dim(output), -1
         ).reshape(-1, self.size)
 
     def along(self, vector: Tensor, output: Tensor) -> Tensor:
         """A per-channel vector, shaped to broadcast with the output."""
-        if isinstance(self.layer, nn.Linear | nn.LayerNorm | nn.RMSNorm):
+        if isinstance(self.module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
             return vector.to(output)
         dim = self._channel_dim(output)
         return vector.to(output).reshape(
@@ -97,8 +97,8 @@ class Site:
     def _channel_dim(self, output: Tensor) -> int:
         """1 with a batch dimension, 0 for an unbatched convolution."""
         spatial = (
-            len(self.layer.kernel_size)
-            if isinstance(self.layer, _ConvNd)
+            len(self.module.kernel_size)
+            if isinstance(self.module, _ConvNd)
             else None
         )
         return 0 if spatial is not None and output.ndim == spatial + 1 else 1
@@ -106,7 +106,7 @@ class Site:
     @property
     def size(self) -> int:
         """Number of output channels."""
-        layer = self.layer
+        layer = self.module
         if isinstance(layer, _ConvNd):
             return layer.out_channels
         weight = layer.weight
@@ -115,28 +115,26 @@ class Site:
 
     def fold(self, scale: Tensor, shift: Tensor) -> None:
         """Change the layer so that it returns ``scale · y + shift`` instead of ``y``; in place."""
-        weight, bias = self.layer.weight, getattr(self.layer, "bias", None)
+        weight, bias = self.module.weight, getattr(self.module, "bias", None)
         assert isinstance(weight, Tensor)
+        factor = scale.to(weight)
         with torch.no_grad():
-            if isinstance(
-                self.layer, _ConvTransposeNd
-            ):  # (in, out / groups, ...), input channels ordered by group
-                grouped = weight.view(self.layer.groups, -1, *weight.shape[1:])
-                by_group = scale.to(weight).reshape(
-                    self.layer.groups, 1, -1, *(1 for _ in weight.shape[2:])
-                )
-                grouped.mul_(by_group)
+            if isinstance(self.module, _ConvTransposeNd):
+                # (in, out / groups, ...), input channels ordered by group
+                groups = self.module.groups
+                kernel = [1] * len(weight.shape[2:])
+                grouped = weight.view(groups, -1, *weight.shape[1:])
+                grouped.mul_(factor.reshape(groups, 1, -1, *kernel))
             else:
-                weight.mul_(
-                    scale.to(weight).reshape(
-                        -1, *(1 for _ in weight.shape[1:])
-                    )
-                )
+                rest = [1] * len(weight.shape[1:])
+                weight.mul_(factor.reshape(-1, *rest))
             if bias is not None:
                 bias.mul_(scale.to(bias)).add_(shift.to(bias))
 
 
-def find_sites(module: nn.Module, batches: Iterable[Any]) -> tuple[Site, ...]:
+def find_layers(
+    module: nn.Module, batches: Iterable[Any]
+) -> tuple[Layer, ...]:
     """The correctable layers in the order in which a forward pass runs them.
 
     Left out are layers that run more than once in a pass or share their weights with another (a change for one place
@@ -146,63 +144,88 @@ def find_sites(module: nn.Module, batches: Iterable[Any]) -> tuple[Site, ...]:
     Raises:
         DataError: There is no batch.
     """
-    candidates = {
-        name: child
-        for name, child in module.named_modules()
-        if _is_candidate(child)
-    }
-    owners: dict[int, int] = {}
-    for child in module.modules():
-        for parameter in child.parameters(recurse=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    order: list[str] = []
-    made: list[tuple[Tensor, str]] = []
-    absorbed: set[str] = set()
+    candidates: dict[str, nn.Module] = {}
+    for name, child in module.named_modules():
+        if _is_candidate(child):
+            candidates[name] = child
+    run = _watch_one_pass(module, candidates, batches)
+    shared = _shared_parameters(module)
+    found = []
+    for name, times in run.times.items():
+        own = {id(p) for p in candidates[name].parameters(recurse=False)}
+        if times == 1 and name not in run.absorbed and not own & shared:
+            found.append(Layer(name, candidates[name]))
+    return tuple(found)
 
-    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
-            order.append(name)
-            if isinstance(output, Tensor):
-                made.append((output, name))
-            if isinstance(candidates[name], _BatchNorm):
-                absorbed.update(
-                    source
-                    for tensor, source in made
-                    if tensor is inputs[0] and source != name
-                )
 
-        return hook
+@dataclass
+class _Pass:
+    """What one forward pass showed.
+
+    Args:
+        times: How often each candidate ran, in the order of first runs.
+        made: Outputs and the candidates that made them.
+        absorbed: Candidates whose output went straight into a batch norm.
+    """
+
+    times: dict[str, int] = field(default_factory=dict)
+    made: list[tuple[Tensor, str]] = field(default_factory=list)
+    absorbed: set[str] = field(default_factory=set)
+
+    def note(
+        self, name: str, child: nn.Module, given: Any, output: Any
+    ) -> None:
+        """One candidate has run."""
+        self.times[name] = self.times.get(name, 0) + 1
+        if isinstance(output, Tensor):
+            self.made.append((output, name))
+        if isinstance(child, _BatchNorm):
+            for tensor, source in self.made:
+                if tensor is given and source != name:
+                    self.absorbed.add(source)
+
+
+def _watch_one_pass(
+    module: nn.Module,
+    candidates: Mapping[str, nn.Module],
+    batches: Iterable[Any],
+) -> _Pass:
+    seen = _Pass()
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(child: nn.Module, inputs: Any, output: Any) -> None:
+            seen.note(name, child, inputs[0] if inputs else None, output)
+
+        return note
 
     with ExitStack() as stack, torch.no_grad():
         for name, child in candidates.items():
-            stack.callback(child.register_forward_hook(note(name)).remove)
+            stack.callback(child.register_forward_hook(hook(name)).remove)
         if next(outputs(module, batches), _NOTHING) is _NOTHING:
             raise DataError("no batches given to measure activations on")
-    once = [
-        name
-        for name in order
-        if order.count(name) == 1 and name not in absorbed
-    ]
-    return tuple(
-        Site(name, candidates[name])
-        for name in once
-        if all(
-            owners[id(p)] == 1
-            for p in candidates[name].parameters(recurse=False)
-        )
-    )
+    return seen
+
+
+def _shared_parameters(module: nn.Module) -> set[int]:
+    """Ids of the parameters that several submodules own."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for child in module.modules():
+        for parameter in child.parameters(recurse=False):
+            (shared if id(parameter) in seen else seen).add(id(parameter))
+    return shared
 
 
 def measure(
-    module: nn.Module, sites: Iterable[Site], batches: Iterable[Any]
+    module: nn.Module, layers: Iterable[Layer], batches: Iterable[Any]
 ) -> dict[str, Moments]:
-    """Mean and variance per channel of the output of every site, over all batches."""
-    moments = {site.name: Moments() for site in sites}
+    """Mean and variance per channel of the output of every layer, over all batches."""
+    moments = {layer.name: Moments() for layer in layers}
 
-    def watch(site: Site, output: Tensor) -> None:
-        moments[site.name].update(site.channels(output))
+    def watch(layer: Layer, output: Tensor) -> None:
+        moments[layer.name].update(layer.channels(output))
 
-    with watching(sites, watch), torch.no_grad():
+    with watching(layers, watch), torch.no_grad():
         for _ in outputs(module, batches):
             pass
     return moments
@@ -210,30 +233,28 @@ def measure(
 
 @contextmanager
 def watching(
-    sites: Iterable[Site], see: Callable[[Site, Tensor], Tensor | None]
+    layers: Iterable[Layer], see: Callable[[Layer, Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """Show the output of every site to ``see``, which may replace it."""
+    """Show the output of every layer to ``see``, which may replace it."""
     with ExitStack() as stack:
-        for site in sites:
+        for layer in layers:
 
             def hook(
-                _: nn.Module, __: Any, output: Any, site: Site = site
+                _: nn.Module, __: Any, output: Any, layer: Layer = layer
             ) -> Any:
-                return see(site, output)
+                return see(layer, output)
 
-            stack.callback(site.layer.register_forward_hook(hook).remove)
+            stack.callback(layer.module.register_forward_hook(hook).remove)
         yield
 
 
 def _is_candidate(child: nn.Module) -> bool:
-    if (
-        isinstance(child, nn.LayerNorm | nn.RMSNorm)
-        and len(child.normalized_shape) != 1
-    ):
+    """Whether a layer can be corrected: it has a weight per channel of its output."""
+    whole = isinstance(child, nn.LayerNorm | nn.RMSNorm)
+    if whole and len(child.normalized_shape) != 1:
         return False
-    return isinstance(child, _LAYERS + _NORMS) and isinstance(
-        getattr(child, "weight", None), Tensor
-    )
+    has_weight = isinstance(getattr(child, "weight", None), Tensor)
+    return has_weight and isinstance(child, _LAYERS + _NORMS)
 
 
 _NOTHING = object()

@@ -24,9 +24,9 @@ from lightning_rebasin.merging.interpolate import (
     normalised_weights,
 )
 from lightning_rebasin.merging.layers import (
+    Layer,
     Moments,
-    Site,
-    find_sites,
+    find_layers,
     measure,
     watching,
 )
@@ -43,7 +43,7 @@ _DEAD = 1e-6
 
 
 @dataclass(frozen=True)
-class SiteVariance:
+class LayerVariance:
     """How much of its variance one layer had.
 
     Args:
@@ -67,7 +67,7 @@ class Repair(Generic[Module]):
     """
 
     module: Module
-    variances: tuple[SiteVariance, ...]
+    variances: tuple[LayerVariance, ...]
 
     @property
     def variance_ratio(self) -> tuple[float, float]:
@@ -120,52 +120,44 @@ def repair(
         Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", ICLR 2023
         (arXiv 2211.08403), equations 1 and 2.
     """
-    batches = (
-        batches
-        if isinstance(batches, Sequence) or hasattr(batches, "__len__")
-        else list(batches)
-    )
+    if not hasattr(batches, "__len__"):
+        # they are gone through several times
+        batches = list(batches)
     shares = normalised_weights(len(states), weights)
     network = copied(module)
     names = ("the module", *(f"model {i + 1}" for i in range(len(states))))
     check_alike((network.state_dict(), *states), names)
-    sites = find_sites(network, batches)
-    ends = [
-        _moments(network, state, sites, batches)
-        for state, share in zip(states, shares, strict=True)
-        if share
-    ]
+    layers = find_layers(network, batches)
+    # Models without a share need not be run.
     given = [share for share in shares if share]
+    ends = []
+    for state, share in zip(states, shares, strict=True):
+        if share:
+            ends.append(_moments(network, state, layers, batches))
     network.load_state_dict(average(states, shares))
-    before = measure(network, sites, batches)
-    wanted = {
-        site.name: _wanted(given, [end[site.name] for end in ends])
-        for site in sites
-    }
-    _set_batch_norms(sites, wanted)
-    _correct(network, sites, wanted, batches)
-    after = measure(network, sites, batches)
-    variances = tuple(
-        SiteVariance(
-            site.name,
-            *(
-                _ratio(moments[site.name], wanted[site.name][1])
-                for moments in (before, after)
-            ),
-        )
-        for site in sites
-    )
-    return Repair(network, variances)
+    before = measure(network, layers, batches)
+    wanted = {}
+    for layer in layers:
+        wanted[layer.name] = _wanted(given, [end[layer.name] for end in ends])
+    _set_batch_norms(layers, wanted)
+    _correct(network, layers, wanted, batches)
+    after = measure(network, layers, batches)
+    variances = []
+    for layer in layers:
+        name, (_, spread) = layer.name, wanted[layer.name]
+        ratios = [_ratio(moments[name], spread) for moments in (before, after)]
+        variances.append(LayerVariance(name, *ratios))
+    return Repair(network, tuple(variances))
 
 
 def _moments(
     network: nn.Module,
     state: Mapping[str, Tensor],
-    sites: Sequence[Site],
+    layers: Sequence[Layer],
     batches: Iterable[Any],
 ) -> dict[str, Moments]:
     network.load_state_dict(state)
-    return measure(network, sites, batches)
+    return measure(network, layers, batches)
 
 
 def _wanted(
@@ -184,13 +176,13 @@ def _wanted(
 
 
 def _set_batch_norms(
-    sites: Iterable[Site], wanted: Mapping[str, tuple[Tensor, Tensor]]
+    layers: Iterable[Layer], wanted: Mapping[str, tuple[Tensor, Tensor]]
 ) -> None:
     """Behind its own batch statistics a batch norm returns mean β and deviation |γ|: β and γ are what is wanted."""
-    for site in sites:
-        if site.is_batch_norm:
-            mean, std = wanted[site.name]
-            weight, bias = site.layer.weight, site.layer.bias
+    for layer in layers:
+        if layer.is_batch_norm:
+            mean, std = wanted[layer.name]
+            weight, bias = layer.module.weight, layer.module.bias
             assert isinstance(weight, Tensor)
             with torch.no_grad():
                 weight.copy_(
@@ -202,43 +194,45 @@ def _set_batch_norms(
 
 def _correct(
     network: nn.Module,
-    sites: Sequence[Site],
+    layers: Sequence[Layer],
     wanted: Mapping[str, tuple[Tensor, Tensor]],
     batches: Iterable[Any],
 ) -> None:
     """One pass with outputs corrected on the fly, batch norms re-estimated in the same pass, then fold."""
-    seen = {site.name: Moments() for site in sites}
+    seen = {layer.name: Moments() for layer in layers}
 
-    def adjust(site: Site, output: Tensor) -> Tensor | None:
-        if site.is_batch_norm:
+    def adjust(layer: Layer, output: Tensor) -> Tensor | None:
+        if layer.is_batch_norm:
             return None
-        values = site.channels(output)
-        seen[site.name].update(values)
+        values = layer.channels(output)
+        seen[layer.name].update(values)
         own = Moments()
         own.update(values)
-        scale, shift = _correction(site, own, *wanted[site.name])
-        return output * site.along(scale, output) + site.along(shift, output)
+        scale, shift = _correction(layer, own, *wanted[layer.name])
+        return output * layer.along(scale, output) + layer.along(shift, output)
 
     with (
-        watching(sites, adjust),
+        watching(layers, adjust),
         averaging(batch_norms(network).values()),
         torch.no_grad(),
     ):
         for _ in outputs(network, batches):
             pass
-    for site in sites:
-        if not site.is_batch_norm:
-            site.fold(*_correction(site, seen[site.name], *wanted[site.name]))
+    for layer in layers:
+        if not layer.is_batch_norm:
+            layer.fold(
+                *_correction(layer, seen[layer.name], *wanted[layer.name])
+            )
 
 
 def _correction(
-    site: Site, own: Moments, mean: Tensor, std: Tensor
+    layer: Layer, own: Moments, mean: Tensor, std: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Scale and shift that turn the measured statistics into the wanted ones, as far as the layer can."""
     alive = own.std > _DEAD * own.std.mean()
     scale = torch.where(alive, std / torch.where(alive, own.std, 1.0), 1.0)
     shift = mean - scale * own.mean
-    return scale, shift if site.can_shift else torch.zeros_like(shift)
+    return scale, shift if layer.can_shift else torch.zeros_like(shift)
 
 
 def _ratio(moments: Moments, std: Tensor) -> float:

@@ -9,7 +9,7 @@ from lightning_rebasin.errors import (
     StateDictError,
 )
 from lightning_rebasin.merging import average, repair, reset_batch_norm
-from lightning_rebasin.merging.layers import Moments, Site, find_sites
+from lightning_rebasin.merging.layers import Layer, Moments, find_layers
 
 
 def pair(build):
@@ -142,25 +142,25 @@ LAYERS = {
 def test_folding_scales_and_shifts_the_output(kind):
     build, shape, dim = LAYERS[kind]
     layer, x = randomise(build()).double(), data(*shape)
-    site = Site("x", layer)
+    layer = Layer("x", layer)
     before = layer(x).detach()
     g = torch.Generator().manual_seed(3)
     scale, shift = (
-        torch.rand(site.size, generator=g).double() + 0.5,
-        torch.randn(site.size, generator=g).double(),
+        torch.rand(layer.size, generator=g).double() + 0.5,
+        torch.randn(layer.size, generator=g).double(),
     )
-    shift = shift if site.can_shift else 0 * shift
-    site.fold(scale, shift)
+    shift = shift if layer.can_shift else 0 * shift
+    layer.fold(scale, shift)
     with torch.no_grad():
         after = layer(x)
     torch.testing.assert_close(
         after.movedim(dim, -1), before.movedim(dim, -1) * scale + shift
     )
     torch.testing.assert_close(
-        after, before * site.along(scale, before) + site.along(shift, before)
+        after, before * layer.along(scale, before) + layer.along(shift, before)
     )
     torch.testing.assert_close(
-        site.channels(before), before.movedim(dim, -1).reshape(-1, site.size)
+        layer.channels(before), before.movedim(dim, -1).reshape(-1, layer.size)
     )
 
 
@@ -196,7 +196,7 @@ class Awkward(nn.Module):
 
 
 def test_layers_that_cannot_be_corrected_alone_are_left_out():
-    assert [s.name for s in find_sites(Awkward(), [torch.zeros(3, 4)])] == [
+    assert [s.name for s in find_layers(Awkward(), [torch.zeros(3, 4)])] == [
         "norm",
         "head",
     ]

@@ -171,42 +171,33 @@ def _signatures(
 
     def watch(name: str, kind: str) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            leaves = [
-                t
-                for t in tree_leaves(output)
-                if isinstance(t, Tensor) and t.numel()
-            ]
-            tensors = [
-                (
-                    torch.view_as_real(t) if t.is_complex() else t.double()
-                ).flatten()
-                for t in leaves
-            ]
-            if tensors:
-                moments = [
-                    torch.stack(
-                        [
-                            t.min(),
-                            t.max(),
-                            t.mean(),
-                            (t * t).mean(),
-                            (t**3).mean(),
-                        ]
-                    )
-                    for t in tensors
-                ]
+            moments = []
+            for leaf in tree_leaves(output):
+                if isinstance(leaf, Tensor) and leaf.numel():
+                    moments.append(_moments(leaf))
+            if moments:
                 found.append((name, kind, torch.cat(moments).cpu()))
 
         return hook
 
-    handles = [
-        part.register_forward_hook(watch(name, type(part).__name__))
-        for name, part in sandbox.module.named_modules()
-        if name
-    ]
+    handles = []
+    for name, part in sandbox.module.named_modules():
+        if name:
+            hook = watch(name, type(part).__name__)
+            handles.append(part.register_forward_hook(hook))
     try:
         sandbox.run(example, state)
     finally:
         for handle in handles:
             handle.remove()
     return found
+
+
+def _moments(tensor: Tensor) -> Tensor:
+    """Numbers that do not depend on the order of a tensor's entries."""
+    real = (
+        torch.view_as_real(tensor) if tensor.is_complex() else tensor.double()
+    )
+    t = real.flatten()
+    powers = [t.mean(), (t * t).mean(), (t**3).mean()]
+    return torch.stack([t.min(), t.max(), *powers])

@@ -97,6 +97,7 @@ def check_equivalence(
         TraceError: There is no example input, or the forward pass fails on it.
 
     Example:
+        >>> from lightning_rebasin import Permutation
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> table = {"0.weight": ("h", None), "0.bias": ("h",), "2.weight": (None, "h")}
         >>> spec = PermutationSpec.from_table(table, net.state_dict())
@@ -276,37 +277,31 @@ def _controls(
     sandbox: Sandbox, spec: PermutationSpec
 ) -> Iterator[dict[str, Tensor]]:
     """Weights with one axis of one tensor permuted alone: changes that must show."""
-    movable = [
-        g
-        for g in spec.groups.values()
-        if _can_move(g) and spec.tensors_of(g.id)
-    ]
-    groups = _spread(movable)
+    acting = [g for g in spec.groups.values() if spec.tensors_of(g.id)]
+    groups = _spread([group for group in acting if _can_move(group)])
     # Second pass, the last tensor: an input of zeros hides the weights that read it, not those that read the units.
     for position in (0, -1):
         for group in groups:
             moving = spec.tensors_of(group.id)
             parameters = [
-                name
-                for name in moving
-                if spec.tensors[name].kind == "parameter"
+                n for n in moving if spec.tensors[n].kind == "parameter"
             ]
             name = (parameters or moving)[position]
             axis_map = spec.maps[name]
             one = next(c for c in axis_map.components if c.group == group.id)
             alone = Transform.of(spec, {group.id: action_of(group).far(group)})
-            moved = alone.apply_map(
-                sandbox.state[name], replace(axis_map, components=(one,))
-            )
+            only_there = replace(axis_map, components=(one,))
+            moved = alone.apply_map(sandbox.state[name], only_there)
             yield sandbox.changed(sandbox.state, {name: moved})
     for group in groups:
         # Where one (tied) tensor is all that a group moves, moving it alone is the symmetry itself: take another axis.
         name = spec.tensors_of(group.id)[0]
-        acting = spec.maps[name].dims_of(group.id)
-        for dim in set(range(sandbox.state[name].ndim)) - set(acting):
-            yield sandbox.changed(
-                sandbox.state, {name: sandbox.state[name].roll(1, dim)}
-            )
+        tensor = sandbox.state[name]
+        others = set(range(tensor.ndim)) - set(
+            spec.maps[name].dims_of(group.id)
+        )
+        for dim in others:
+            yield sandbox.changed(sandbox.state, {name: tensor.roll(1, dim)})
 
 
 def _spread(groups: list[Group]) -> list[Group]:

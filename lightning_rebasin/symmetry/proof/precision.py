@@ -46,39 +46,32 @@ class ExactMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if (
-            kwargs.get("dtype") in WIDE
-            and func is not torch.ops.aten.view.dtype
-        ):
+        cast = func is not torch.ops.aten.view.dtype
+        if cast and kwargs.get("dtype") in WIDE:
             kwargs["dtype"] = WIDE[kwargs["dtype"]]
         inputs = [value for value in args if isinstance(value, Tensor)]
-        mixed = (
-            len({value.dtype for value in inputs if value.is_floating_point()})
-            > 1
-        )
-        if self._narrow and not func._schema.is_mutable and not func.is_view:
-            args = tree_map_only(Tensor, widen, args)
-        elif mixed and not func._schema.is_mutable:
-            args = tuple(
-                widen(value) if isinstance(value, Tensor) else value
-                for value in args
-            )
+        # What is written to must stay the tensor that it is.
+        if not func._schema.is_mutable:
+            args = self._widened(func, args, inputs)
         result = func(*args, **kwargs)
-        # a view of a weight in its own precision rounds nothing
-        view_of_weight = (
-            self._narrow
-            and func.is_view
-            and bool(inputs)
-            and inputs[0].dtype in WIDE
-        )
-        if (
-            isinstance(result, Tensor)
-            and result.dtype in WIDE
-            and inputs
-            and not view_of_weight
-        ):
-            self.rounded = True
+        if isinstance(result, Tensor) and result.dtype in WIDE and inputs:
+            # a view of a weight in its own precision rounds nothing
+            view_of_weight = self._narrow and func.is_view
+            if not (view_of_weight and inputs[0].dtype in WIDE):
+                self.rounded = True
         return result
+
+    def _widened(self, func: Any, args: Any, inputs: Sequence[Tensor]) -> Any:
+        """The arguments in float64 where an operation would compute in less, or would meet two precisions."""
+        if self._narrow and not func.is_view:
+            return tree_map_only(Tensor, widen, args)
+        floats = [value for value in inputs if value.is_floating_point()]
+        if len({value.dtype for value in floats}) < 2:
+            return args
+        return tuple(
+            widen(value) if isinstance(value, Tensor) else value
+            for value in args
+        )
 
 
 def widen_while_running(module: nn.Module) -> None:

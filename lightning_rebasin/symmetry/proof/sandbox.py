@@ -60,12 +60,8 @@ class Sandbox:
         share: bool = False,
         narrow: bool | None = None,
     ) -> None:
-        given = [p for p in unwrap(module).parameters() if not is_lazy(p)]
-        large = sum(p.nbytes for p in given) >= LARGE and all(
-            p.device.type != "mps" for p in given
-        )
         #: Whether the weights stay in their own precision.
-        self.narrow = large if narrow is None else narrow
+        self.narrow = _is_large(module) if narrow is None else narrow
         self.module = private_copy(module, share=share and self.narrow)
         self._logged = silence(self.module, unwrap(module))
         tensors = [*self.module.parameters(), *self.module.buffers()]
@@ -76,28 +72,28 @@ class Sandbox:
         device = tensors[0].device if tensors else torch.device("cpu")
         # MPS has no float64.
         self.device = torch.device("cpu") if device.type == "mps" else device
+        self._widen()
+        self._live = tensor_state(self.module, keep_vars=True)
+        self._parameters = {id(p) for p in self.module.parameters()}
+        _separate(self._live.values())
+        #: The weights of the copy: float64, or the model's own precision if it is large.
+        self.state: dict[str, Tensor] = {}
+        for name, value in self._live.items():
+            self.state[name] = value.detach()
+        self._constant: list[tuple[Tensor, Tensor]] = []
+        #: Whether some operation rounded to less than float64 in spite of all.
+        self.rounded = False
+
+    def _widen(self) -> None:
+        """Make the copy compute in float64, tensors that are plain attributes included."""
         if self.narrow:
             widen_while_running(self.module)
         else:
-            self.module._apply(
-                lambda t: widen(t.to("cpu") if t.device.type == "mps" else t)
-            )  # type: ignore[no-untyped-call]
+            self.module._apply(lambda t: widen(t.to(self.device)))  # type: ignore[no-untyped-call]
         for part in self.module.modules():
             for name, value in list(vars(part).items()):
                 if type(value) is Tensor and value.dtype in WIDE:
                     vars(part)[name] = widen(value.detach()).to(self.device)
-        self._live = tensor_state(self.module, keep_vars=True)
-        self._parameters = {
-            id(parameter) for parameter in self.module.parameters()
-        }
-        _separate(self._live.values())
-        #: The weights of the copy: float64, or the model's own precision if it is large.
-        self.state: dict[str, Tensor] = {
-            name: value.detach() for name, value in self._live.items()
-        }
-        self._constant: list[tuple[Tensor, Tensor]] = []
-        #: Whether some operation rounded to less than float64 in spite of all.
-        self.rounded = False
 
     def run(
         self, example: Example, state: Mapping[str, Tensor] | None = None
@@ -220,6 +216,14 @@ class Sandbox:
             live.data = (
                 value if id(live) in self._parameters else value.clone()
             )
+
+
+def _is_large(module: nn.Module) -> bool:
+    """Whether a model's weights stay in their own precision; MPS has no float64 to widen a part of them to."""
+    given = [p for p in unwrap(module).parameters() if not is_lazy(p)]
+    if any(parameter.device.type == "mps" for parameter in given):
+        return False
+    return sum(parameter.nbytes for parameter in given) >= LARGE
 
 
 def _separate(tensors: Iterable[Tensor]) -> None:

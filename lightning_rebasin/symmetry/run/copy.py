@@ -10,6 +10,15 @@ from torch import Tensor, nn
 from lightning_rebasin.errors import TraceError
 from lightning_rebasin.symmetry.run.lightning import is_lightning
 
+#: What ``torch.compile`` of a whole LightningModule binds to the instance.
+_COMPILED_STEPS = (
+    "forward",
+    "training_step",
+    "validation_step",
+    "test_step",
+    "predict_step",
+)
+
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The network inside ``torch.compile`` and (distributed) data-parallel wrappers."""
@@ -37,26 +46,11 @@ def private_copy(module: nn.Module, *, share: bool = False) -> nn.Module:
     module = unwrap(module)
     memo: dict[int, Any] = {}
     if share:
-        memo.update(
-            {
-                id(p): nn.Parameter(p.detach(), p.requires_grad)
-                for p in module.parameters()
-            }
-        )
+        for parameter in module.parameters():
+            twin = nn.Parameter(parameter.detach(), parameter.requires_grad)
+            memo[id(parameter)] = twin
     for part in module.modules():
-        for value in vars(part).values():
-            # Hook-style weight norm leaves a computed, non-leaf weight on the module, which deepcopy refuses.
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                memo[id(value)] = value.detach().clone()
-        # Where logging was redirected before, a bound method would drag its owner along.
-        if is_lightning(part):
-            memo.update(
-                {
-                    id(vars(part)[name]): None
-                    for name in ("log", "log_dict")
-                    if name in vars(part)
-                }
-            )
+        memo.update(_copied_by_hand(part))
     try:
         duplicate = copy.deepcopy(module, memo)
     except Exception as error:  # user modules may hold anything: locks, generators, open files
@@ -64,21 +58,32 @@ def private_copy(module: nn.Module, *, share: bool = False) -> nn.Module:
             f"cannot copy {type(module).__name__}: {type(error).__name__}: {error}"
         ) from error
     for part in duplicate.modules():
-        for name, child in part._modules.items():
-            if child is not None:
-                part._modules[name] = unwrap(child)
-        # A compiled LightningModule keeps bound methods of the *original* in its instance dictionary.
-        if vars(part).get("_compiler_ctx") is not None:
-            for name in (
-                "forward",
-                "training_step",
-                "validation_step",
-                "test_step",
-                "predict_step",
-                "_compiler_ctx",
-            ):
-                vars(part).pop(name, None)
+        _uncompile(part)
     return duplicate.eval()
+
+
+def _copied_by_hand(part: nn.Module) -> dict[int, Any]:
+    """What ``deepcopy`` must not copy by itself, by the id of the original."""
+    memo: dict[int, Any] = {}
+    for name, value in vars(part).items():
+        # Hook-style weight norm leaves a computed, non-leaf weight on the module, which deepcopy refuses.
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            memo[id(value)] = value.detach().clone()
+        # Where logging was redirected before, a bound method would drag its owner along.
+        elif name in ("log", "log_dict") and is_lightning(part):
+            memo[id(value)] = None
+    return memo
+
+
+def _uncompile(part: nn.Module) -> None:
+    """Make a copied submodule run its own code: compiled code still refers to the original."""
+    for name, child in part._modules.items():
+        if child is not None:
+            part._modules[name] = unwrap(child)
+    # A compiled LightningModule keeps bound methods of the *original* in its instance dictionary.
+    if vars(part).get("_compiler_ctx") is not None:
+        for name in (*_COMPILED_STEPS, "_compiler_ctx"):
+            vars(part).pop(name, None)
 
 
 def tensor_state(

@@ -41,6 +41,7 @@ def pin_group(spec: S, group: str, reason: str = BY_USER) -> S:
         SpecError: There is no such group.
 
     Example:
+        >>> from lightning_rebasin import PermutationSpec
         >>> spec = PermutationSpec.from_table({"w": ("a", "b")}, {"w": (3, 2)})
         >>> list(pin_group(spec, "a").groups), pin_group(spec, "a").pinned[0].reason
         (['b'], 'pinned by the user')

@@ -8,7 +8,7 @@ random state and gradients are as before.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,13 +43,7 @@ def record(module: nn.Module, example: Example) -> Tape:
         logged = silence(module, original)
     leaves = tree_flatten((example.args, dict(example.kwargs)))[0]
     inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    # ``example_input_array`` is an attribute of the module too, but here it is an input.
-    constants = [
-        tensor
-        for tensor in _model_constants(module)
-        if all(tensor is not leaf for leaf in inputs)
-    ]
-    recorder = Recorder(known_tensors(module), constants)
+    recorder = Recorder(known_tensors(module), _constants(module, inputs))
     for leaf in inputs:
         recorder.add_input(leaf)
     try:
@@ -76,6 +70,15 @@ def record(module: nn.Module, example: Example) -> Tape:
             f"{type(module).__name__} returned no tensor on the example input: its function is unknown"
         )
     return recorder.finish(results)
+
+
+def _constants(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """What the model keeps beside its state.
+
+    ``example_input_array`` is an attribute of the module too, but here it is an input.
+    """
+    given = {id(leaf) for leaf in inputs}
+    return [t for t in _model_constants(module) if id(t) not in given]
 
 
 def known_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -89,36 +89,35 @@ def _statistics(report: MergeReport) -> Iterator[str]:
 
 
 def _measured(report: MergeReport) -> Iterator[str]:
-    loss = next(
-        (
-            name
-            for row in report.evaluation.values()
-            for name in row
-            if "loss" in name.lower()
-        ),
-        None,
-    )
+    loss = _loss_name(report)
     if loss is None or MERGED not in report.evaluation:
         if not report.evaluation and report.method != "none":
             yield "no data was given, so nothing says how good the merged network is: evaluate it before you use it"
         return
-    rows = {
-        name: row[loss]
-        for name, row in report.evaluation.items()
-        if loss in row
-    }
-    ends = {
-        name: value
-        for name, value in rows.items()
-        if name not in (NAIVE, MERGED)
-    }
+    rows = {}
+    ends = {}
+    for name, row in report.evaluation.items():
+        if loss in row:
+            rows[name] = row[loss]
+            if name not in (NAIVE, MERGED):
+                ends[name] = row[loss]
+    merged = rows[MERGED]
     best = min(ends, key=lambda name: ends[name])
-    yield f"the best single model is {best} ({loss} {ends[best]:.4g}); merged: {rows[MERGED]:.4g}"
+    yield f"the best single model is {best} ({loss} {ends[best]:.4g}); merged: {merged:.4g}"
     mean = sum(ends.values()) / len(ends)
-    if rows[MERGED] <= ends[best]:
+    if merged <= ends[best]:
         yield "the merged network is better than every single one"
-    elif rows[MERGED] > _CLEAR_LOSS * mean:
-        yield f"a barrier of {rows[MERGED] - mean:.3g} ({loss} above the ends' mean) remains: {_remedy(report, rows)}"
+    elif merged > _CLEAR_LOSS * mean:
+        yield f"a barrier of {merged - mean:.3g} ({loss} above the ends' mean) remains: {_remedy(report, rows)}"
+
+
+def _loss_name(report: MergeReport) -> str | None:
+    """The first metric that is called a loss."""
+    for row in report.evaluation.values():
+        for name in row:
+            if "loss" in name.lower():
+                return name
+    return None
 
 
 def _remedy(report: MergeReport, rows: Mapping[str, float]) -> str:

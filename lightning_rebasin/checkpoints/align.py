@@ -200,33 +200,32 @@ def example_input(
     Raises:
         ConfigurationError: There is none anywhere.
     """
+    own = getattr(module, "example_input_array", None)
+    if example is not None:
+        several = isinstance(example, tuple | list)
+        given = tuple(example) if several else (example,)
+        return tuple(_own(module, argument) for argument in given)
     batch = next(iter(data), None) if data is not None else None
     first = batch[0] if isinstance(batch, tuple | list) else batch
-    own = getattr(module, "example_input_array", None)
-    if isinstance(example, Example):
-        arguments: tuple[Any, ...] = (example,)
-    elif example is not None:
-        arguments = (
-            tuple(example) if isinstance(example, tuple | list) else (example,)
-        )
-    elif isinstance(first, Tensor) or (batch is not None and own is None):
-        arguments = (batch_example(module, _own(module, few(batch, 8))),)
-    elif (
-        isinstance(own, Tensor)
-        and own.is_floating_point()
-        and bool((own == own.flatten()[0]).all())
-    ):
-        arguments = (
-            torch.randn(own.shape, generator=torch.Generator().manual_seed(0)),
-        )
-    elif own is not None:
-        return ()
-    else:
+    if isinstance(first, Tensor) or (batch is not None and own is None):
+        found = batch_example(module, _own(module, few(batch, 8)))
+        return (_own(module, found),)
+    if own is None:
         raise ConfigurationError(
             f"{type(module).__name__} has no example_input_array: set it, or give an example input (--input-shape) or "
             "data (--data)"
         )
-    return tuple(_own(module, argument) for argument in arguments)
+    if _is_constant(own):
+        generator = torch.Generator().manual_seed(0)
+        return (_own(module, torch.randn(own.shape, generator=generator)),)
+    return ()
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether this is a tensor of one number, as in ``torch.zeros``: a network may have nothing to say on it."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return bool((value == value.flatten()[0]).all())
 
 
 def _own(module: nn.Module, value: Any) -> Any:

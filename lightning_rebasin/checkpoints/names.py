@@ -44,58 +44,57 @@ def find_weights(
         CheckpointError: There are no weights, no such key, or several candidates.
     """
     if key is not None:
-        state = (
-            as_state(payload.get(key))
-            if isinstance(payload, Mapping)
-            else None
-        )
-        if state is None:
-            there = (
-                ", ".join(repr(k) for k in payload)
-                if isinstance(payload, Mapping)
-                else type(payload).__name__
-            )
-            raise CheckpointError(
-                f"there are no weights under {key!r}; the file holds: {there}"
-            )
-        return state, key
+        return _weights_under(payload, key), key
     if not isinstance(payload, Mapping):
         state = as_state(payload)
         if state is None:
-            kind = (
-                repr(payload)
-                if isinstance(payload, StandIn)
-                else f"a {type(payload).__name__}"
-            )
+            kind = f"a {type(payload).__name__}"
+            if isinstance(payload, StandIn):
+                kind = repr(payload)
             raise CheckpointError(
                 f"the file holds {kind}, not a dict of tensors"
             )
         return state, None
-    found = {
-        name: state
-        for name, value in payload.items()
-        if (state := as_state(value)) is not None
-    }
+    found: dict[str, dict[str, Tensor]] = {}
+    bare: dict[str, Tensor] = {}
+    for name, value in payload.items():
+        state = as_state(value)
+        if state is not None:
+            found[name] = state
+        if isinstance(value, Tensor) and isinstance(name, str):
+            bare[name] = value
     for name in WRAPPERS:
         if name in found:
             return found[name], name
-    bare = {
-        name: value
-        for name, value in payload.items()
-        if isinstance(value, Tensor) and isinstance(name, str)
-    }
-    if bare:
-        return bare, None
+    return (bare, None) if bare else _only_one(payload, found)
+
+
+def _weights_under(payload: Any, key: str) -> dict[str, Tensor]:
+    """The weights that somebody says are under ``key``."""
+    there = type(payload).__name__
+    if isinstance(payload, Mapping):
+        state = as_state(payload.get(key))
+        if state is not None:
+            return state
+        there = ", ".join(repr(name) for name in payload)
+    raise CheckpointError(
+        f"there are no weights under {key!r}; the file holds: {there}"
+    )
+
+
+def _only_one(
+    payload: Mapping[Any, Any], found: Mapping[str, dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], str]:
+    """The only weights in a file; which ones are meant must not be guessed."""
     if len(found) > 1:
         names = ", ".join(map(repr, found))
         raise CheckpointError(
             f"weights are under several keys: {names}; say which one with weights=... (--weights)"
         )
-    if not found:
-        raise CheckpointError(
-            f"no tensors found; its keys are {', '.join(map(repr, payload)) or 'none'}"
-        )
-    return next((state, str(name)) for name, state in found.items())
+    for name, state in found.items():
+        return state, str(name)
+    keys = ", ".join(map(repr, payload)) or "none"
+    raise CheckpointError(f"no tensors found; its keys are {keys}")
 
 
 def as_state(value: Any) -> dict[str, Tensor] | None:
@@ -118,14 +117,14 @@ def as_state(value: Any) -> dict[str, Tensor] | None:
 def _module_state(module: StandIn, prefix: str = "") -> dict[str, Tensor]:
     """The state dict of a pickled ``nn.Module`` whose class was not imported."""
     parts = module.state if isinstance(module.state, Mapping) else {}
-    hidden = parts.get("_non_persistent_buffers_set") or ()
-    state = {
-        prefix + name: tensor
-        for kind in ("_parameters", "_buffers")
-        for name, tensor in (parts.get(kind) or {}).items()
-        if isinstance(tensor, Tensor)
-        and not (kind == "_buffers" and name in hidden)
-    }
+    parameters = dict(parts.get("_parameters") or {})
+    buffers = dict(parts.get("_buffers") or {})
+    for name in parts.get("_non_persistent_buffers_set") or ():
+        buffers.pop(name, None)
+    state = {}
+    for name, tensor in {**parameters, **buffers}.items():
+        if isinstance(tensor, Tensor):
+            state[prefix + name] = tensor
     for name, child in (parts.get("_modules") or {}).items():
         if isinstance(child, StandIn):
             state |= _module_state(child, f"{prefix}{name}.")
@@ -154,34 +153,35 @@ def clean_names(
         CheckpointError: A name lacks the prefix, or two names become the same.
     """
     clean: dict[str, str] = {}
-    parallel = not lightning and all(
-        name.startswith(_PARALLEL) for name in names
-    )
+    # A Lightning module may well have a submodule called "module".
+    parallel = not lightning and all(n.startswith(_PARALLEL) for n in names)
     for name in names:
         if prefix is None:
             short = name.removeprefix(_PARALLEL) if parallel else name
             short = short.replace(_COMPILED, "")
-        elif isinstance(prefix, str):
-            if not name.startswith(prefix):
-                raise CheckpointError(
-                    f"tensor {name!r} does not begin with the prefix {prefix!r}"
-                )
-            short = name.removeprefix(prefix)
         else:
-            old = max(
-                (old for old in prefix if name.startswith(old)),
-                key=len,
-                default=None,
-            )
-            short = (
-                name if old is None else prefix[old] + name.removeprefix(old)
-            )
+            short = _without_prefix(name, prefix)
         if short in clean:
             raise CheckpointError(
                 f"tensors {clean[short]!r} and {name!r} would both be called {short!r}"
             )
         clean[short] = name
     return clean
+
+
+def _without_prefix(name: str, prefix: str | Mapping[str, str]) -> str:
+    """A name after the user's own rule: a prefix to remove, or prefixes to replace, the longest that fits."""
+    if isinstance(prefix, str):
+        if not name.startswith(prefix):
+            raise CheckpointError(
+                f"tensor {name!r} does not begin with the prefix {prefix!r}"
+            )
+        return name.removeprefix(prefix)
+    fitting = [old for old in prefix if name.startswith(old)]
+    if not fitting:
+        return name
+    longest = max(fitting, key=len)
+    return prefix[longest] + name.removeprefix(longest)
 
 
 def fit_names(
@@ -205,18 +205,14 @@ def fit_names(
     want = {name for name in expected if not is_counter(name)}
     for removed, added in _candidates(have, want):
         renamed = {added + name.removeprefix(removed): name for name in names}
-        if {name for name in renamed if not is_counter(name)} == want and len(
-            renamed
-        ) == len(names):
-            return {
-                name: renamed[name] for name in expected if name in renamed
-            }
+        counted = {name for name in renamed if not is_counter(name)}
+        # Two names that became one would lose a tensor.
+        if counted == want and len(renamed) == len(names):
+            return {n: renamed[n] for n in expected if n in renamed}
     missing, extra = sorted(want - set(have)), sorted(set(have) - want)
-    wrong = (
-        f"lacks {missing[0]!r}"
-        if missing
-        else f"has the unexpected {extra[0]!r}"
-    )
+    wrong = f"has the unexpected {extra[0]!r}" if extra else ""
+    if missing:
+        wrong = f"lacks {missing[0]!r}"
     raise StateDictError(
         f"{what} does not fit the model: it {wrong} ({len(missing)} missing, {len(extra)} unexpected); is it the same "
         "architecture? prefixes can be changed with prefix=... (--prefix)"

@@ -93,28 +93,22 @@ def _names_of(
     """Parameter name by the optimizer's number."""
     groups = state["param_groups"]
     if all("param_names" in group for group in groups):
-        return {
-            i: n
-            for g in groups
-            for i, n in zip(g["params"], g["param_names"], strict=True)
-            if n in spec.tensors
-        }
+        known = {}
+        for group in groups:
+            pairs = zip(group["params"], group["param_names"], strict=True)
+            known.update(pairs)
     if known is not None:
-        return {
-            index: name
-            for index, name in known.items()
-            if name in spec.tensors
-        }
+        named = known.items()
+        return {index: name for index, name in named if name in spec.tensors}
     if len(groups) > 1:
         raise CheckpointError(
             f"the optimizer has {len(groups)} groups of parameters, whose order the file does not tell: give the "
             "module (--module)"
         )
-    names = [
-        n
-        for n, info in spec.tensors.items()
-        if info.kind == "parameter" and n not in spec.aliases
-    ]
+    names = []
+    for name, info in spec.tensors.items():
+        if info.kind == "parameter" and name not in spec.aliases:
+            names.append(name)
     if len(groups[0]["params"]) != len(names):
         raise CheckpointError(
             f"the optimizer has {len(groups[0]['params'])} parameters, the network {len(names)}: give the module "

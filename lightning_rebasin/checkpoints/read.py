@@ -114,28 +114,13 @@ def read_checkpoint(
         wrapper, kind = None, "safetensors"
     else:
         payload = _read_torch(path, unsafe=unsafe)
-        wanted = {"state_dict": None, "current": _LIVE_WEIGHTS}.get(
-            weights, weights
-        )
-        try:
-            state, wrapper = find_weights(payload, wanted)
-        except CheckpointError as error:
-            hint = (
-                "; was it written with the WeightAveraging callback?"
-                if weights == "current"
-                else ""
-            )
-            raise CheckpointError(f"{path}: {error}{hint}") from error
+        state, wrapper = _find_in(path, payload, weights)
         metadata = payload if isinstance(payload, Mapping) else {}
         kind = "lightning" if VERSION_KEY in metadata else "torch"
     state = {name: _plain_tensor(tensor) for name, tensor in state.items()}
     check_tensors(path, state)
     try:
-        rest = {
-            str(k): plain(v)
-            for k, v in metadata.items()
-            if k != wrapper and not (wrapper is None and k in state)
-        }
+        rest = _metadata(metadata, wrapper, state)
         names = clean_names(state, prefix, lightning=kind == "lightning")
     except RecursionError as error:
         raise CheckpointError(
@@ -143,14 +128,37 @@ def read_checkpoint(
         ) from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return Checkpoint(
-        {new: state[old] for new, old in names.items()},
-        rest,
-        kind,
-        path,
-        wrapper,
-        names,
-    )
+    tensors = {new: state[old] for new, old in names.items()}
+    return Checkpoint(tensors, rest, kind, path, wrapper, names)
+
+
+def _find_in(
+    path: Path, payload: Any, weights: str
+) -> tuple[dict[str, Tensor], str | None]:
+    """The weights that were asked for, and the key under which they are."""
+    keys = {"state_dict": None, "current": _LIVE_WEIGHTS}
+    try:
+        return find_weights(payload, keys.get(weights, weights))
+    except CheckpointError as error:
+        hint = ""
+        if weights == "current":
+            hint = "; was it written with the WeightAveraging callback?"
+        raise CheckpointError(f"{path}: {error}{hint}") from error
+
+
+def _metadata(
+    payload: Mapping[Any, Any],
+    wrapper: str | None,
+    state: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """Everything beside the weights, as plain values."""
+    rest = {}
+    for key, value in payload.items():
+        # Without a wrapper the tensors stand between the other entries.
+        is_weight = key == wrapper if wrapper is not None else key in state
+        if not is_weight:
+            rest[str(key)] = plain(value)
+    return rest
 
 
 def plain(value: Any) -> Any:

@@ -103,41 +103,42 @@ class MergeReport:
         }
 
     def __str__(self) -> str:
-        count = (
-            "1 model"
-            if len(self.inputs) == 1
-            else f"{len(self.inputs)} models"
-        )
-        lines = [
-            f"{count}, method {self.method}, statistics {self.statistics}, {self.seconds:.1f} s"
-        ]
-        lines += [
-            f"  {file.weight:.3g} × {file.path} ({file.format})"
-            for file in self.inputs
-        ]
+        models = f"{len(self.inputs)} models"
+        if len(self.inputs) == 1:
+            models = "1 model"
+        how = f"method {self.method}, statistics {self.statistics}"
+        lines = [f"{models}, {how}, {self.seconds:.1f} s"]
+        for file in self.inputs:
+            lines.append(f"  {file.weight:.3g} × {file.path} ({file.format})")
+        lines += self._measurements()
+        lines += [f"dropped: {name}" for name in self.dropped]
+        lines += [f"- {sentence}" for sentence in self.advice]
+        if self.output is None:
+            lines.append("nothing was written (dry run)")
+        else:
+            lines.append(f"wrote {self.output}")
+        return "\n".join(lines)
+
+    def _measurements(self) -> list[str]:
+        """What was measured, one line each, then the table of metrics."""
+        lines = []
+        first = self.inputs[0].path.name
         for file, pair in zip(self.inputs[1:], self.cosines, strict=True):
             matched = f", matched {pair[1]:.3f}" if self.matched else ""
+            name = file.path.name
             lines.append(
-                f"cosine of {file.path.name} to {self.inputs[0].path.name}: {pair[0]:.3f}{matched}"
+                f"cosine of {name} to {first}: {pair[0]:.3f}{matched}"
             )
         if self.errors:
             lines.append(
                 f"permuted models compute the same function: relative error {max(self.errors):.0e}"
             )
         if self.variances is not None:
+            before, after = self.variances
             lines.append(
-                f"variance of the activations: {self.variances[0]:.2f} → {self.variances[1]:.2f} of the ends'"
+                f"variance of the activations: {before:.2f} → {after:.2f} of the ends'"
             )
-        if self.evaluation:
-            lines += _table(self.evaluation)
-        lines += [f"dropped: {name}" for name in self.dropped]
-        lines += [f"- {sentence}" for sentence in self.advice]
-        lines.append(
-            "nothing was written (dry run)"
-            if self.output is None
-            else f"wrote {self.output}"
-        )
-        return "\n".join(lines)
+        return lines + (_table(self.evaluation) if self.evaluation else [])
 
 
 def _table(rows: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
@@ -288,54 +288,60 @@ def _compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+#: What torch's safe loader reads back.
+_PLAIN = (
+    bool,
+    int,
+    float,
+    str,
+    bytes,
+    complex,
+    torch.dtype,
+    torch.device,
+)
+
+
 def _storable(value: Any, where: str, dropped: list[str]) -> Any:
     """``value`` with only what ``weights_only=True`` accepts; what is left out is named in ``dropped``."""
-    if value is None or isinstance(
-        value,
-        bool
-        | int
-        | float
-        | str
-        | bytes
-        | complex
-        | torch.dtype
-        | torch.device,
-    ):
-        return (
-            value
-            if type(value).__module__ in ("builtins", "torch")
-            else _base_value(value)
-        )
+    if value is None or isinstance(value, _PLAIN):
+        # A subclass (an enum that is a string) would need its own class to load.
+        ours = type(value).__module__ in ("builtins", "torch")
+        return value if ours else _base_value(value)
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Tensor):
         return value.detach().as_subclass(Tensor).clone()
     if isinstance(value, Mapping):
-        pairs = (
-            (key, _storable(item, f"{where}.{key}".lstrip("."), dropped))
-            for key, item in value.items()
-        )
-        items = {
-            key: item
-            for key, item in pairs
-            if item is not _NOTHING and _is_plain_key(key)
-        }
-        return OrderedDict(items) if isinstance(value, OrderedDict) else items
-    if isinstance(value, list | tuple | set | frozenset):
-        members = [
-            _storable(item, f"{where}[{i}]", dropped)
-            for i, item in enumerate(value)
-        ]
-        kind = (
-            list
-            if isinstance(value, list)
-            else tuple
-            if isinstance(value, tuple)
-            else set
-        )
-        return kind(member for member in members if member is not _NOTHING)
+        return _storable_mapping(value, where, dropped)
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            return _storable_items(value, where, dropped)
     dropped.append(f"{where} ({value!r:.80})")
     return _NOTHING
+
+
+def _storable_mapping(
+    value: Mapping[Any, Any], where: str, dropped: list[str]
+) -> Any:
+    items = {}
+    for key, item in value.items():
+        kept = _storable(item, f"{where}.{key}".lstrip("."), dropped)
+        if kept is not _NOTHING and _is_plain_key(key):
+            items[key] = kept
+    return OrderedDict(items) if isinstance(value, OrderedDict) else items
+
+
+def _storable_items(
+    value: Collection[Any], where: str, dropped: list[str]
+) -> Any:
+    members = []
+    for i, item in enumerate(value):
+        kept = _storable(item, f"{where}[{i}]", dropped)
+        if kept is not _NOTHING:
+            members.append(kept)
+    if isinstance(value, list):
+        return members
+    return tuple(members) if isinstance(value, tuple) else set(members)
 
 
 class _Nothing:

@@ -136,7 +136,6 @@ def build_inputs(
         ConfigurationError: There is neither a shape nor an ``example_input_array``, or more dtypes than shapes.
     """
     import torch
-    from torch import nn
 
     shapes: Sequence[tuple[int, ...]] = args.input_shape or ()
     dtypes: Sequence[str] = args.input_dtype or ()
@@ -148,26 +147,34 @@ def build_inputs(
         raise ConfigurationError(
             f"--input-dtype is given {len(dtypes)} times, --input-shape only {len(shapes)} times"
         )
+    high = _largest_integer(args, module)
+    generator = torch.Generator().manual_seed(args.seed)
+    names = [*dtypes, *(["float"] * (len(shapes) - len(dtypes)))]
+    inputs = []
+    for shape, name in zip(shapes, names, strict=True):
+        inputs.append(_random(shape, getattr(torch, name), high, generator))
+    return tuple(inputs)
+
+
+def _largest_integer(args: argparse.Namespace, module: nn.Module) -> int:
+    """Integers to draw lie below this: what was asked for, or the rows of the smallest embedding."""
+    from torch import nn
+
+    high: int = 2
     rows = [
         part.num_embeddings
         for part in module.modules()
         if isinstance(part, nn.Embedding)
     ]
-    high = (
-        args.input_high
-        if args.input_high is not None
-        else min(rows, default=2)
-    )
+    if rows:
+        high = min(rows)
+    if args.input_high is not None:
+        high = args.input_high
     if high < 1:
         raise ConfigurationError(
             f"--input-high {high} leaves no integer to draw"
         )
-    generator = torch.Generator().manual_seed(args.seed)
-    names = [*dtypes, *(["float"] * (len(shapes) - len(dtypes)))]
-    return tuple(
-        _random(shape, getattr(torch, name), high, generator)
-        for shape, name in zip(shapes, names, strict=True)
-    )
+    return high
 
 
 def _random(

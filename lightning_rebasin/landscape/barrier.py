@@ -72,28 +72,22 @@ class BarrierCurve:
 
     def __post_init__(self) -> None:
         lambdas = tuple(float(lam) for lam in self.lambdas)
-        if (
-            len(lambdas) < 2
-            or lambdas[0] != 0.0
-            or lambdas[-1] != 1.0
-            or list(lambdas) != sorted(set(lambdas))
-        ):
+        ascending = list(lambdas) == sorted(set(lambdas))
+        ends = lambdas[:1] + lambdas[-1:]
+        if ends != (0.0, 1.0) or not ascending:
             raise DataError(
                 f"a barrier curve needs ascending λ from 0 to 1, got {lambdas}"
             )
-        values = {
-            name: tuple(float(v) for v in row)
-            for name, row in self.values.items()
-        }
-        for name, row in values.items():
+        values = {}
+        better = {}
+        for name, row in self.values.items():
             if len(row) != len(lambdas):
                 raise DataError(
                     f"metric {name!r} has {len(row)} values for {len(lambdas)} points λ"
                 )
-        better = {
-            name: bool(self.higher_is_better.get(name, is_higher_better(name)))
-            for name in values
-        }
+            values[name] = tuple(float(v) for v in row)
+            known = self.higher_is_better.get(name, is_higher_better(name))
+            better[name] = bool(known)
         object.__setattr__(self, "lambdas", lambdas)
         object.__setattr__(self, "values", MappingProxyType(values))
         object.__setattr__(self, "higher_is_better", MappingProxyType(better))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lightning_rebasin.errors import ConfigurationError, DataError
 from lightning_rebasin.files import atomic_write_text
-from lightning_rebasin.landscape.barrier import Convention
+from lightning_rebasin.landscape.barrier import BarrierCurve, Convention
 from lightning_rebasin.landscape.measure import measure_barrier
 from lightning_rebasin.landscape.probe import LossFunction
 from lightning_rebasin.landscape.trajectory import Snapshot, load_trajectory
@@ -129,30 +129,20 @@ def barrier_matrix(
         ConfigurationError: The metric does not exist.
     """
     rows, columns = _snapshots(a), _snapshots(b)
+    pairs = _pairs(rows, columns, same_step=same_step)
     statistics = None if batch_norm is None else list(batch_norm)
-    pairs = [
-        (i, j)
-        for i, x in enumerate(rows)
-        for j, y in enumerate(columns)
-        if not same_step or x.step == y.step
-    ]
-    if not pairs:
-        raise DataError("the two runs have no snapshots of equal step")
     heights = [[float("nan")] * len(columns) for _ in rows]
     row, one = -1, {}
-    for i, j in tqdm(
-        pairs, desc="barrier matrix", disable=not progress, leave=False
-    ):
-        if (
-            i != row
-        ):  # pairs come row by row, so that two snapshots are in memory at a time
+    bar = tqdm(pairs, desc="barrier matrix", disable=not progress, leave=False)
+    for i, j in bar:
+        if i != row:
+            # Pairs come row by row, so that two snapshots are in memory at a time.
             row, one = i, _full(module, rows[i])
         other = _full(module, columns[j])
         if spec is not None:
             # Each pair afresh: a permutation that suits an early snapshot can be a trap for a late one.
-            other = match_weights(
-                spec, one, other, seed=seed
-            ).permutation.apply(other)
+            match = match_weights(spec, one, other, seed=seed)
+            other = match.transform.apply(other)
         curve = measure_barrier(
             module,
             one,
@@ -162,22 +152,39 @@ def barrier_matrix(
             loss=loss,
             batch_norm=statistics,
         )
-        metric = metric or next(
-            (name for name in curve.values if "loss" in name),
-            next(iter(curve.values)),
-        )
+        metric = metric or _main_metric(curve)
         if metric not in curve.values:
             raise ConfigurationError(
                 f"metric={metric!r} was not measured; choose one of {', '.join(curve.values)}"
             )
         heights[i][j] = curve.height(metric, convention)
     return BarrierMatrix(
-        tuple(s.step for s in rows),
-        tuple(s.step for s in columns),
+        tuple(snapshot.step for snapshot in rows),
+        tuple(snapshot.step for snapshot in columns),
         tuple(map(tuple, heights)),
         str(metric),
         convention,
     )
+
+
+def _pairs(
+    rows: Sequence[Snapshot], columns: Sequence[Snapshot], *, same_step: bool
+) -> list[tuple[int, int]]:
+    """Which snapshots to compare, by their numbers."""
+    found = []
+    for i, x in enumerate(rows):
+        for j, y in enumerate(columns):
+            if not same_step or x.step == y.step:
+                found.append((i, j))
+    if not found:
+        raise DataError("the two runs have no snapshots of equal step")
+    return found
+
+
+def _main_metric(curve: BarrierCurve) -> str:
+    """The first loss, or the first metric if there is none."""
+    names = list(curve.values)
+    return next((name for name in names if "loss" in name), names[0])
 
 
 def _snapshots(run: Trajectory) -> tuple[Snapshot, ...]:

@@ -62,6 +62,10 @@ _STEPS = (
 )
 
 
+#: The state of every average of one point in one process.
+_States = dict[str, tuple[Reduction, float, float]]
+
+
 class Place(NamedTuple):
     """Which batch of which loader is being evaluated."""
 
@@ -190,33 +194,21 @@ class Probe(abc.ABC):
         Args:
             gather: Collects one object from every process; called once, so all processes must call this method.
         """
-        own = [
-            {name: average.state() for name, average in row.items()}
-            for row in self._averages
-        ]
-        everyone: list[list[dict[str, tuple[Reduction, float, float]]]] = (
+        own: list[_States] = []
+        for averages in self._averages:
+            own.append({name: a.state() for name, a in averages.items()})
+        everyone: list[list[_States]] = (
             [own] if gather is None else gather(own)
         )
         rows = []
         for point in range(len(own)):
-            names = dict.fromkeys(
-                name for states in everyone for name in states[point]
-            )
-            merged = {
-                n: Average.merge(
-                    [s[point][n] for s in everyone if n in s[point]]
-                )
-                for n in names
-            }
-            rows.append(
-                {name: average.value for name, average in merged.items()}
-            )
-            weights = [
-                average.weight
-                for average in merged.values()
-                if average.reduction == "mean"
-            ]
-            self.samples = int(max(weights, default=0))
+            joined = _joined([states[point] for states in everyone])
+            rows.append({name: a.value for name, a in joined.items()})
+            weights = [0.0]
+            for average in joined.values():
+                if average.reduction == "mean":
+                    weights.append(average.weight)
+            self.samples = int(max(weights))
         return rows
 
     def higher_is_better(self) -> dict[str, bool]:
@@ -349,6 +341,16 @@ class LightningProbe(Probe):
         self._averages[point].setdefault(key, Average(reduction)).update(
             value, weight
         )
+
+
+def _joined(processes: Sequence[_States]) -> dict[str, Average]:
+    """The averages of one point over all processes, which may have logged different metrics."""
+    names = dict.fromkeys(name for states in processes for name in states)
+    found = {}
+    for name in names:
+        own = [states[name] for states in processes if name in states]
+        found[name] = Average.merge(own)
+    return found
 
 
 def make_probe(

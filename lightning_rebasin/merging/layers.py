@@ -144,10 +144,8 @@ def find_layers(
     Raises:
         DataError: There is no batch.
     """
-    candidates: dict[str, nn.Module] = {}
-    for name, child in module.named_modules():
-        if _is_candidate(child):
-            candidates[name] = child
+    named = module.named_modules()
+    candidates = {name: child for name, child in named if _is_candidate(child)}
     run = _watch_one_pass(module, candidates, batches)
     shared = _shared_parameters(module)
     found = []
@@ -250,8 +248,10 @@ def watching(
 
 def _is_candidate(child: nn.Module) -> bool:
     """Whether a layer can be corrected: it has a weight per channel of its output."""
-    whole = isinstance(child, nn.LayerNorm | nn.RMSNorm)
-    if whole and len(child.normalized_shape) != 1:
+    if (
+        isinstance(child, nn.LayerNorm | nn.RMSNorm)
+        and len(child.normalized_shape) > 1
+    ):
         return False
     has_weight = isinstance(getattr(child, "weight", None), Tensor)
     return has_weight and isinstance(child, _LAYERS + _NORMS)

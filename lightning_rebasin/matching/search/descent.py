@@ -137,6 +137,36 @@ class CoordinateDescent:
         proposed: Mapping[str, FlatOrder],
     ) -> float:
         """Take the proposed orders if the objective gains more than rounding could explain."""
+        gain, moved = self._linear_gain(costs, proposed)
+        if not moved:
+            return 0.0
+        noise = 2.0 * self._epsilon * self._scales[family.root.id] * moved
+        if gain <= noise and not family.coupled:
+            return 0.0
+        after = dict(self.flats)
+        for name, order in proposed.items():
+            after[name] = torch.from_numpy(order)
+        if not (family.nested or family.coupled):
+            self.flats = after
+            return gain
+        after = _carry_children(family, self.flats, after, proposed)
+        if family.coupled:
+            # The step was a linearisation: only the objective itself tells.
+            now = self._local_objective(family, self.flats)
+            gain = self._local_objective(family, after) - now
+        if gain <= noise:
+            return 0.0
+        for name, old in self.flats.items():
+            # Costs are kept as long as the very same tensor stands here.
+            if torch.equal(old, after[name]):
+                after[name] = old
+        self.flats = after
+        return gain
+
+    def _linear_gain(
+        self, costs: Mapping[str, Matrix], proposed: Mapping[str, FlatOrder]
+    ) -> tuple[float, float]:
+        """What the proposed orders gain by the costs, and the largest share of a group that moves."""
         gain, moved = 0.0, 0.0
         for name, order in proposed.items():
             current, cost = self.flats[name].numpy(), costs[name]
@@ -145,30 +175,7 @@ class CoordinateDescent:
                 moved = max(moved, len(rows) / len(order))
                 held = cost[rows, current[rows]].astype(np.float64)
                 gain += float((cost[rows, order[rows]] - held).sum())
-        if not moved:
-            return 0.0
-        noise = 2.0 * self._epsilon * self._scales[family.root.id] * moved
-        if gain <= noise and not family.coupled:
-            return 0.0
-        found = {
-            name: torch.from_numpy(order) for name, order in proposed.items()
-        }
-        after = {**self.flats, **found}
-        if not (family.nested or family.coupled):
-            self.flats = after
-            return gain
-        after = _carry_children(family, self.flats, after, proposed)
-        if family.coupled:
-            gain = self._local_objective(
-                family, after
-            ) - self._local_objective(family, self.flats)
-        if gain <= noise:
-            return 0.0
-        self.flats = {
-            name: old if torch.equal(old, after[name]) else after[name]
-            for name, old in self.flats.items()
-        }
-        return gain
+        return gain, moved
 
     def _matrix(self, group: str) -> Matrix:
         matrix: Matrix = self._costs.matrix(group, self.flats).cpu().numpy()

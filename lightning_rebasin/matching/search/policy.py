@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -22,9 +22,14 @@ from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 Init = Literal["identity", "random"] | Permutation | MatchState
-Order = Literal["random", "forward", "backward", "alternating"]
-Kind = Literal["identity", "random", "given", "annealed"]
-ORDERS: tuple[Order, ...] = ("random", "forward", "backward", "alternating")
+VisitOrder = Literal["random", "forward", "backward", "alternating"]
+StartKind = Literal["identity", "random", "given", "annealed"]
+ORDERS: tuple[VisitOrder, ...] = (
+    "random",
+    "forward",
+    "backward",
+    "alternating",
+)
 #: Descents of the default policy: identity, annealed slowly, annealed fast.
 DEFAULT_DESCENTS = 3
 #: Networks share a basin if doing nothing reaches this share of the best objective found.
@@ -47,13 +52,13 @@ class Start:
     """
 
     name: str
-    kind: Kind
-    order: Order
+    kind: StartKind
+    order: VisitOrder
     schedule: Schedule = SLOW
 
 
 def plan(
-    init: Init | None, restarts: int | None, order: Order | None
+    init: Init | None, restarts: int | None, order: VisitOrder | None
 ) -> tuple[Start, ...]:
     """The descents to run.
 
@@ -62,50 +67,44 @@ def plan(
         restarts: How many descents the caller asked for.
         order: Order of the visits that the caller asked for.
     """
-    visits = order or "random"
-    if isinstance(init, Permutation):
-        # From a good start (activations, the last measurement) input to output ends higher than a random order does.
-        tours = [
-            order or ("random" if n else "forward")
-            for n in range(restarts or 1)
-        ]
-        return tuple(
-            Start(f"given, {tour} order {n}", "given", tour)
-            for n, tour in enumerate(tours)
-        )
-    if isinstance(init, MatchState):
-        return tuple(
-            Start(f"given, {visits} order {n}", "given", visits)
-            for n in range(restarts or 1)
-        )
     if init is not None:
-        return tuple(
-            Start(f"{init}, {visits} order {n}", init, visits)
-            for n in range(restarts or 1)
-        )
+        return _from_given(init, restarts or 1, order)
+    first = order or "forward"
     starts = [
-        Start("identity", "identity", order or "forward"),
-        Start("annealed slowly", "annealed", order or "forward", SLOW),
-        Start("annealed fast", "annealed", order or "forward", FAST),
+        Start("identity", "identity", first),
+        Start("annealed slowly", "annealed", first, SLOW),
+        Start("annealed fast", "annealed", first, FAST),
     ]
     total = restarts or DEFAULT_DESCENTS
     varied = itertools.product((0.5, 2.0, 0.3, 3.0), (20, 15, 12, 10, 25))
-    for n, (hot, sweeps) in zip(
-        range(total - len(starts)), itertools.cycle(varied), strict=False
-    ):
-        starts.append(
-            Start(
-                f"annealed, variant {n}",
-                "annealed",
-                visits,
-                Schedule(sweeps, hot, 0.05, NOISE),
-            )
-        )
+    schedules = itertools.cycle(varied)
+    for n in range(total - len(starts)):
+        hot, sweeps = next(schedules)
+        schedule = Schedule(sweeps, hot, 0.05, NOISE)
+        name = f"annealed, variant {n}"
+        starts.append(Start(name, "annealed", order or "random", schedule))
     return tuple(starts[:total])
 
 
+def _from_given(
+    init: Init, count: int, order: VisitOrder | None
+) -> tuple[Start, ...]:
+    """Descents from what the caller gave, which differ in the order of their visits only."""
+    kind: StartKind = "given"
+    if init in ("identity", "random"):
+        kind = cast("StartKind", init)
+    starts = []
+    for n in range(count):
+        visits = order or "random"
+        # From a good start (activations, the last measurement) input to output ends higher than a random order does.
+        if isinstance(init, Permutation) and n == 0:
+            visits = order or "forward"
+        starts.append(Start(f"{kind}, {visits} order {n}", kind, visits))
+    return tuple(starts)
+
+
 def orders(
-    order: Order, count: int, sweeps: int, generator: torch.Generator
+    order: VisitOrder, count: int, sweeps: int, generator: torch.Generator
 ) -> Iterator[Sequence[int]]:
     """The order of the visits in each sweep."""
     forward = range(count)

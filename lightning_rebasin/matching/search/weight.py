@@ -45,8 +45,8 @@ from lightning_rebasin.matching.search.policy import (
     OBVIOUS,
     SAME_BASIN,
     Init,
-    Order,
     Start,
+    VisitOrder,
     check_options,
     orders,
     plan,
@@ -195,7 +195,7 @@ class WeightMatcher:
         seed: int = 0,
         restarts: int | None = None,
         max_sweeps: int = 100,
-        order: Order | None = None,
+        order: VisitOrder | None = None,
         progress: bool = False,
     ) -> MatchResult:
         """Match the source to ``reference``.

@@ -2,57 +2,45 @@
 
 The first file is the reference: the others are permuted to fit it, and the output takes its names, hyper-parameters
 and format.  Tensors are permuted and averaged one at a time from memory-mapped inputs, so that the merge itself needs
-room for one model, the result.
+room for one model, the result.  Each stage is a function of its own, in the file that its name says.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_rebasin.checkpoints.advice import MERGED, NAIVE, advise
+from lightning_rebasin.checkpoints.advice import advise
 from lightning_rebasin.checkpoints.align import (
     Aligned,
-    Many,
-    Method,
     align,
     average_aligned,
     example_input,
-    load,
-    permuted,
     prove,
     release,
 )
+from lightning_rebasin.checkpoints.correct import (
+    Evaluate,
+    correct,
+    measure_models,
+)
 from lightning_rebasin.checkpoints.inputs import read_inputs, sha256
+from lightning_rebasin.checkpoints.options import MergeOptions
+from lightning_rebasin.checkpoints.provenance import cosines, provenance
 from lightning_rebasin.checkpoints.read import Checkpoint
 from lightning_rebasin.checkpoints.report import InputFile, MergeReport
 from lightning_rebasin.checkpoints.write import check_target, write_checkpoint
-from lightning_rebasin.errors import ConfigurationError
-from lightning_rebasin.matching.objective import inner_product
 from lightning_rebasin.merging.interpolate import (
-    average,
     check_alike,
     normalised_weights,
 )
-from lightning_rebasin.merging.repair import repair
-from lightning_rebasin.merging.statistics import (
-    batch_norms,
-    copied,
-    reset_batch_norm,
-)
+from lightning_rebasin.merging.statistics import copied
 from lightning_rebasin.symmetry import PermutationSpec, infer_spec
-from lightning_rebasin.version import __version__
-
-Statistics = Literal["auto", "none", "reset", "repair"]
-#: Metrics of a network by name.
-Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
 def merge_checkpoints(
@@ -61,20 +49,11 @@ def merge_checkpoints(
     *,
     module: nn.Module | None = None,
     spec: PermutationSpec | None = None,
-    method: Method = "weight",
-    many: Many = "merge_many",
-    weights: Sequence[float] | None = None,
     data: Iterable[Any] | None = None,
     example: Any = None,
-    statistics: Statistics = "auto",
     evaluate: Evaluate | None = None,
-    select: str = "state_dict",
-    prefix: str | Mapping[str, str] | None = None,
-    unsafe: bool = False,
-    seed: int = 0,
-    dry_run: bool = False,
-    force: bool = False,
-    progress: bool = False,
+    options: MergeOptions | None = None,
+    **keywords: Any,
 ) -> MergeReport:
     """Merge two or more checkpoint files of one architecture into one that works.
 
@@ -84,24 +63,13 @@ def merge_checkpoints(
         module: The network, a LightningModule or any other; its own weights do not matter.  With it the spec can be
             inferred, the permutation is proved before anything is written, and statistics can be corrected.
         spec: What may be permuted, if there is no module, or to use another than the inferred one.
-        method: ``"weight"`` or ``"activation"`` matching; ``"average"`` averages the models as they are (right for
-            fine-tunes of one base); ``"none"`` keeps the first model (to correct its statistics or change its format).
-        many: How three or more models are matched by weights: each in turn to the mean of the others, or all at once
-            (C²M³).
-        weights: Share of each model; equal if omitted.
         data: Batches of training inputs, see :func:`reset_batch_norm`; iterated several times.
         example: Example input of the module (a tensor, or a tuple of arguments) if it has no
             ``example_input_array``; by default taken from ``data``.
-        statistics: ``"reset"`` re-estimates batch-norm statistics, ``"repair"`` also corrects all other layers,
-            ``"auto"`` resets if there are batch norms and data.
         evaluate: Computes metrics of a network; each model, the naive average and the merged network are reported.
-        select: Which weights of the files, as ``weights`` of :func:`read_checkpoint`.
-        prefix: What to do with prefixes, see :func:`read_checkpoint`.
-        unsafe: Unpickle in full what torch's safe loader refuses.
-        seed: Seeds the matching.
-        dry_run: Do everything but write.
-        force: Overwrite an existing output.
-        progress: Show progress bars.
+        options: What to do, :class:`~lightning_rebasin.checkpoints.options.MergeOptions`.
+        **keywords: Single options (``method="activation"``, ``shares=(0.3, 0.7)``, ``statistics="repair"``, ...); they
+            count more than ``options``.
 
     Returns:
         The report, with advice.
@@ -115,103 +83,59 @@ def merge_checkpoints(
         OutputError: The output exists or cannot be written.
     """
     begin = time.perf_counter()
-    output = Path(output)
-    _check_options(
-        paths, method, statistics, module=module, spec=spec, data=data
+    asked = (options or MergeOptions()).changed(**keywords)
+    asked.check(
+        len(paths),
+        module=module is not None,
+        spec=spec is not None,
+        data=data is not None,
     )
-    if not dry_run:
-        check_target(output, force=force)
-    shares = normalised_weights(len(paths), weights)
-    network = None if module is None else copied(module)
-    spec = _spec(network, spec, method, example, data)
-    if network is not None:
-        release(
-            network
-        )  # until its weights are needed: matching and averaging need the room
-    expected = (
-        spec.tensors
-        if spec is not None
-        else None
-        if network is None
-        else network.state_dict()
+    target = Path(output)
+    if not asked.dry_run:
+        check_target(target, force=asked.force)
+    shares = normalised_weights(len(paths), asked.shares)
+    job = _Job(
+        asked, None if module is None else copied(module), data, example
     )
-    files = read_inputs(
-        paths,
-        expected,
-        weights=select,
-        prefix=prefix,
-        unsafe=unsafe,
-        progress=progress,
-    )
+    spec = job.spec_or_inferred(spec)
+    job.give_room()
+    files = _read(job, paths, spec)
     states = [file.state_dict for file in files]
-    _check_states(files, spec)
     spec = None if spec is None else spec.pin_identical_buffers(*states)
-
-    aligned = Aligned((None,) * len(files))
-    if method in ("weight", "activation"):
-        assert spec is not None
-        aligned = align(
-            spec,
-            states,
-            method,
-            many,
-            shares,
-            network=network,
-            data=data,
-            seed=seed,
-            progress=progress,
-        )
-        aligned = replace(
-            aligned,
-            errors=prove(network, states, aligned.permutations, data, example),
-        )
-        if network is not None:
-            release(network)
-    shares_used = (
-        shares if method != "none" else (1.0, *(0.0 for _ in shares[1:]))
-    )
+    aligned = _align(job, spec, states, shares)
+    if asked.method == "none":
+        shares = (1.0, *(0.0 for _ in shares[1:]))
     merged = average_aligned(
-        states, aligned.permutations, shares_used, progress=progress
+        states, aligned.permutations, shares, progress=asked.progress
     )
-    merged, done, variances = _correct(
-        network,
+    merged, done, variances = correct(
+        job.network,
         merged,
         states,
         aligned,
-        shares_used,
-        statistics=statistics,
+        shares,
+        statistics=asked.statistics,
         data=data,
     )
-    evaluation = _evaluate(evaluate, network, files, shares_used, merged)
-
-    inputs = tuple(
-        InputFile(file.path, sha256(file.path), file.format, share)
-        for file, share in zip(files, shares_used, strict=True)
-    )
+    evaluation = measure_models(evaluate, job.network, files, shares, merged)
+    inputs = _inputs(files, shares)
     dropped: tuple[str, ...] = ()
-    if not dry_run:
-        kept = {
-            name: tensor
-            for name, tensor in merged.items()
-            if name in files[0].names
-        }
-        provenance = _provenance(inputs, method, done, aligned, spec)
-        dropped = write_checkpoint(
-            output, kept, like=files[0], provenance=provenance, force=force
-        )
+    if not asked.dry_run:
+        history = provenance(inputs, asked.method, done, aligned, spec)
+        dropped = _write(target, files[0], merged, history, force=asked.force)
     report = MergeReport(
         inputs=inputs,
-        output=None if dry_run else output,
-        method=method,
+        output=None if asked.dry_run else target,
+        method=asked.method,
         statistics=done,
         permutations=aligned.permutations,
         matches=aligned.matches,
         many=aligned.many,
         errors=aligned.errors,
-        cosines=tuple(_cosines(states, aligned)),
+        cosines=tuple(cosines(states, aligned)),
         evaluation=evaluation,
         variances=variances,
-        batch_norms=sum(name.endswith(".running_var") for name in states[0]),
+        batch_norms=sum(n.endswith(".running_var") for n in states[0]),
         dropped=dropped,
         spec=spec,
         seconds=time.perf_counter() - begin,
@@ -219,194 +143,113 @@ def merge_checkpoints(
     return replace(report, advice=advise(report))
 
 
-def _check_options(
-    paths: Sequence[str | Path],
-    method: str,
-    statistics: str,
-    *,
-    module: nn.Module | None,
-    spec: PermutationSpec | None,
-    data: Iterable[Any] | None,
-) -> None:
-    if method not in ("weight", "activation", "average", "none"):
-        raise ConfigurationError(
-            f"method must be 'weight', 'activation', 'average' or 'none', got {method!r}"
-        )
-    if statistics not in ("auto", "none", "reset", "repair"):
-        raise ConfigurationError(
-            f"statistics must be 'auto', 'none', 'reset' or 'repair', got {statistics!r}"
-        )
-    if len(paths) < (1 if method == "none" else 2):
-        raise ConfigurationError(
-            f"{len(paths)} file given: merging needs two or more"
-        )
-    if method in ("weight", "activation") and module is None and spec is None:
-        raise ConfigurationError(
-            f"method {method!r} needs to know what may be permuted: give the module (--module or --config) or a spec "
-            "(--spec)"
-        )
-    if module is None and (
-        method == "activation" or statistics in ("reset", "repair")
-    ):
-        raise ConfigurationError(
-            "activation matching, reset and repair run the network: give the module (--module)"
-        )
-    if data is None and (
-        method == "activation" or statistics in ("reset", "repair")
-    ):
-        raise ConfigurationError(
-            "activation matching, reset and repair need data (--data)"
-        )
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What all stages share.
+
+    Args:
+        options: What to do.
+        network: A private copy of the network, whose weights the stages overwrite.
+        data: Batches.
+        example: Example input.
+    """
+
+    options: MergeOptions
+    network: nn.Module | None
+    data: Iterable[Any] | None
+    example: Any
+
+    def spec_or_inferred(
+        self, spec: PermutationSpec | None
+    ) -> PermutationSpec | None:
+        """What may be permuted, if that matters."""
+        if spec is not None or not self.options.matches:
+            return spec
+        assert self.network is not None
+        inputs = example_input(self.network, self.example, self.data)
+        return infer_spec(self.network, *inputs)
+
+    def give_room(self) -> None:
+        """Matching and averaging need the room that the network's weights take."""
+        if self.network is not None:
+            release(self.network)
 
 
-def _spec(
-    network: nn.Module | None,
-    spec: PermutationSpec | None,
-    method: Method,
-    example: Any,
-    data: Iterable[Any] | None,
-) -> PermutationSpec | None:
-    if spec is not None or method not in ("weight", "activation"):
-        return spec
-    assert network is not None
-    return infer_spec(network, *example_input(network, example, data))
-
-
-def _check_states(
-    files: Sequence[Checkpoint], spec: PermutationSpec | None
-) -> None:
-    check_alike(
-        [file.state_dict for file in files], [str(file.path) for file in files]
-    )
+def _read(
+    job: _Job, paths: Sequence[str | Path], spec: PermutationSpec | None
+) -> list[Checkpoint]:
+    """The files, checked against one another and against what is known of the network."""
+    options = job.options
+    expected: Any = None
     if spec is not None:
-        for file in files:
-            spec.check_state(file.state_dict, str(file.path), finite=True)
+        expected = spec.tensors
+    elif job.network is not None:
+        expected = job.network.state_dict()
+    files = read_inputs(
+        paths,
+        expected,
+        weights=options.select,
+        prefix=options.prefix,
+        unsafe=options.unsafe,
+        progress=options.progress,
+    )
+    names = [str(file.path) for file in files]
+    check_alike([file.state_dict for file in files], names)
+    if spec is not None:
+        for file, name in zip(files, names, strict=True):
+            spec.check_state(file.state_dict, name, finite=True)
+    return list(files)
 
 
-def _correct(
-    network: nn.Module | None,
-    merged: dict[str, Tensor],
-    states: Sequence[Mapping[str, Tensor]],
-    aligned: Aligned,
-    shares: Sequence[float],
-    *,
-    statistics: Statistics,
-    data: Iterable[Any] | None,
-) -> tuple[dict[str, Tensor], str, tuple[float, float] | None]:
-    """Weights with corrected statistics, what was done, and the variance ratios."""
-    if network is None or data is None or statistics == "none":
-        return merged, "none", None
-    load(network, merged)
-    if statistics == "repair":
-        ends = [
-            {name: permuted(state, name, permutation) for name in state}
-            for state, permutation in zip(
-                states, aligned.permutations, strict=True
-            )
-        ]
-        repaired = repair(network, ends, data, weights=shares)
-        return (
-            _weights(repaired.module, merged),
-            "repair",
-            repaired.variance_ratio,
-        )
-    if not batch_norms(network):
-        return merged, "none", None
-    return _weights(reset_batch_norm(network, data), merged), "reset", None
-
-
-def _weights(
-    module: nn.Module, like: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The module's weights in the precision of the files."""
-    state = module.state_dict()
-    return {
-        name: state[name].to(tensor.dtype) for name, tensor in like.items()
-    }
-
-
-def _evaluate(
-    evaluate: Evaluate | None,
-    network: nn.Module | None,
-    files: Sequence[Checkpoint],
-    shares: Sequence[float],
-    merged: Mapping[str, Tensor],
-) -> dict[str, dict[str, float]]:
-    if evaluate is None or network is None:
-        return {}
-    short = len({file.path.name for file in files}) == len(files)
-    rows: dict[str, Mapping[str, Tensor]] = {
-        file.path.name if short else str(file.path): file.state_dict
-        for file in files
-    }
-    if len(files) > 1:
-        rows[NAIVE] = average([file.state_dict for file in files], shares)
-    rows[MERGED] = merged
-    result = {}
-    for name, state in rows.items():
-        load(network, state)
-        result[name] = {
-            metric: float(value)
-            for metric, value in evaluate(network.eval()).items()
-        }
-    return result
-
-
-def _provenance(
-    inputs: Sequence[InputFile],
-    method: str,
-    statistics: str,
-    aligned: Aligned,
+def _align(
+    job: _Job,
     spec: PermutationSpec | None,
-) -> dict[str, Any]:
-    """How the output was made: plain values and LongTensors."""
-    history: dict[str, Any] = {
-        "version": __version__,
-        "method": method,
-        "statistics": statistics,
-        "inputs": [
-            {
-                "name": file.path.name,
-                "sha256": file.sha256,
-                "format": file.format,
-                "weight": file.weight,
-            }
-            for file in inputs
-        ],
-    }
-    if spec is not None and aligned.objectives:
-        history["spec"] = json.dumps(spec.to_dict())
-        history["permutations"] = [
-            None if p is None else dict(p.orders) for p in aligned.permutations
-        ]
-        history["objectives"] = [list(pair) for pair in aligned.objectives]
-    return history
+    states: Sequence[Mapping[str, Tensor]],
+    shares: Sequence[float],
+) -> Aligned:
+    """Match and prove, if that was asked for."""
+    options = job.options
+    if not options.matches:
+        return Aligned((None,) * len(states))
+    assert spec is not None
+    aligned = align(
+        spec,
+        states,
+        options.method,
+        options.many,
+        shares,
+        network=job.network,
+        data=job.data,
+        seed=options.seed,
+        progress=options.progress,
+    )
+    errors = prove(
+        job.network, states, aligned.permutations, job.data, job.example
+    )
+    job.give_room()
+    return replace(aligned, errors=errors)
 
 
-def _cosines(
-    states: Sequence[Mapping[str, Tensor]], aligned: Aligned
-) -> list[tuple[float, float]]:
-    """Cosine of each model to the first one over all floating-point weights, before and after matching."""
-    names = [
-        n
-        for n, t in states[0].items()
-        if t.is_floating_point()
-        and not n.endswith(("running_mean", "running_var"))
-    ]
-    result = []
-    for state, permutation in zip(
-        states[1:], aligned.permutations[1:], strict=True
-    ):
-        sums = torch.zeros(4, dtype=torch.float64)
-        for name in names:
-            a, b = states[0][name], state[name]
-            moved = permuted(state, name, permutation)
-            sums += torch.tensor(
-                [
-                    inner_product(x, y)
-                    for x, y in ((a, b), (a, moved), (a, a), (b, b))
-                ]
-            )
-        scale = float((sums[2] * sums[3]).sqrt()) or 1.0
-        result.append((float(sums[0]) / scale, float(sums[1]) / scale))
-    return result
+def _inputs(
+    files: Sequence[Checkpoint], shares: Sequence[float]
+) -> tuple[InputFile, ...]:
+    found = []
+    for file, share in zip(files, shares, strict=True):
+        digest = sha256(file.path)
+        found.append(InputFile(file.path, digest, file.format, share))
+    return tuple(found)
+
+
+def _write(
+    target: Path,
+    like: Checkpoint,
+    merged: Mapping[str, Tensor],
+    history: Mapping[str, Any],
+    *,
+    force: bool,
+) -> tuple[str, ...]:
+    """Write the output in the names and format of the first file; returns what of its metadata was dropped."""
+    kept = {name: t for name, t in merged.items() if name in like.names}
+    return write_checkpoint(
+        target, kept, like=like, provenance=history, force=force
+    )

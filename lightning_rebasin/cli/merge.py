@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import Any
 
 from lightning_rebasin.cli import common, datasets
 
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  lightning-rebasin merge a.ckpt b.ckpt -o merged.ckpt --module project.nets.Net --data project.data.Digits\n"
         "  lightning-rebasin merge a.ckpt b.ckpt c.ckpt -o merged.ckpt --config config.yaml --report report.json\n"
-        "  lightning-rebasin merge a.pt b.pt -o merged.safetensors --spec spec.json --weight 0.3 0.7\n"
+        "  lightning-rebasin merge a.pt b.pt -o merged.safetensors --spec spec.json --share 0.3 0.7\n"
         "  lightning-rebasin merge base-tuned-1.ckpt base-tuned-2.ckpt -o merged.ckpt --method average"
     )
     parser.add_argument(
@@ -47,11 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--share",
         "--weight",
+        dest="share",
         nargs="+",
         type=float,
-        metavar="W",
-        help="share of each model (default: equal)",
+        action=_Share,
+        metavar="S",
+        help="share of each model in the mix (default: equal); --weight is the old name",
     )
     parser.add_argument(
         "--statistics",
@@ -74,12 +79,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_file_arguments(parser)
 
 
+class _Share(argparse.Action):
+    """Stores the shares; the old spelling still works, with a warning, because ``--weights`` says which weights."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Keep the values."""
+        del parser
+        if option_string == "--weight":
+            print("warning: --weight is called --share now", file=sys.stderr)
+        setattr(namespace, self.dest, values)
+
+
 def run(args: argparse.Namespace) -> int:
     """Merge, and print the report."""
     from lightning_rebasin.checkpoints import (
         merge_checkpoints,
         read_checkpoint,
     )
+    from lightning_rebasin.checkpoints.options import MergeOptions
     from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.symmetry import PermutationSpec
 
@@ -90,18 +113,11 @@ def run(args: argparse.Namespace) -> int:
         args, read_checkpoint(args.files[0], **reading)
     )
     data = datasets.load_data(args)
-    report = merge_checkpoints(
-        args.files,
-        args.output,
-        module=module,
-        spec=PermutationSpec.load(args.spec) if args.spec else None,
+    options = MergeOptions(
         method=args.method,
         many=args.many,
-        weights=args.weight,
-        data=data.train or None,
-        example=common.load_example(args, module),
+        shares=args.share,
         statistics=args.statistics,
-        evaluate=datasets.evaluator(module, data),
         select=reading["weights"],
         prefix=reading["prefix"],
         unsafe=reading["unsafe"],
@@ -109,6 +125,16 @@ def run(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         force=args.force,
         progress=not args.no_progress,
+    )
+    report = merge_checkpoints(
+        args.files,
+        args.output,
+        module=module,
+        spec=PermutationSpec.load(args.spec) if args.spec else None,
+        data=data.train or None,
+        example=common.load_example(args, module),
+        evaluate=datasets.evaluator(module, data),
+        options=options,
     )
     if args.report:
         common.write_json(args.report, report.to_dict())

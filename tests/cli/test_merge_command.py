@@ -385,7 +385,7 @@ BAD = {
         "merge a.ckpt b.ckpt -o no/x.ckpt --method average",
         "folder no",
     ),
-    "wrong weights": (f"{AVERAGE} --weight 1", "1 weights"),
+    "wrong weights": (f"{AVERAGE} --share 1", "1 weights"),
     "live weights": (f"{AVERAGE} --weights current", "Averaging"),
     "bad prefix": (f"{AVERAGE} --prefix zz.", "zz."),
     "not a permutation": ("apply a.ckpt b.ckpt -o x.ckpt", "permutation"),

@@ -1,0 +1,76 @@
+"""How an output was made: what is written into it, and what the report says about the inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_rebasin.checkpoints.align import Aligned, permuted
+from lightning_rebasin.checkpoints.report import InputFile
+from lightning_rebasin.matching.objective import inner_product
+from lightning_rebasin.symmetry import PermutationSpec
+from lightning_rebasin.version import __version__
+
+
+def provenance(
+    inputs: Sequence[InputFile],
+    method: str,
+    statistics: str,
+    aligned: Aligned,
+    spec: PermutationSpec | None,
+) -> dict[str, Any]:
+    """How the output was made: plain values and LongTensors."""
+    history: dict[str, Any] = {
+        "version": __version__,
+        "method": method,
+        "statistics": statistics,
+        "inputs": [
+            {
+                "name": file.path.name,
+                "sha256": file.sha256,
+                "format": file.format,
+                "weight": file.weight,
+            }
+            for file in inputs
+        ],
+    }
+    if spec is not None and aligned.objectives:
+        history["spec"] = json.dumps(spec.to_dict())
+        history["permutations"] = [
+            None if p is None else dict(p.orders) for p in aligned.permutations
+        ]
+        history["objectives"] = [list(pair) for pair in aligned.objectives]
+    return history
+
+
+def cosines(
+    states: Sequence[Mapping[str, Tensor]], aligned: Aligned
+) -> list[tuple[float, float]]:
+    """Cosine of each model to the first one over all floating-point weights, before and after matching."""
+    names = [
+        n
+        for n, t in states[0].items()
+        if t.is_floating_point()
+        and not n.endswith(("running_mean", "running_var"))
+    ]
+    result = []
+    for state, permutation in zip(
+        states[1:], aligned.permutations[1:], strict=True
+    ):
+        sums = torch.zeros(4, dtype=torch.float64)
+        for name in names:
+            a, b = states[0][name], state[name]
+            moved = permuted(state, name, permutation)
+            sums += torch.tensor(
+                [
+                    inner_product(x, y)
+                    for x, y in ((a, b), (a, moved), (a, a), (b, b))
+                ]
+            )
+        scale = float((sums[2] * sums[3]).sqrt()) or 1.0
+        result.append((float(sums[0]) / scale, float(sums[1]) / scale))
+    return result

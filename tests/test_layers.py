@@ -45,6 +45,7 @@ ROOMS = {
         "proof": {"spec", "run", "actions"},
         "observe": {"spec", "trace"},
         "infer": {"spec", "run", "trace", "permutations"},
+        "override": {"edit"},
     },
     "matching": {
         "costs": set(),

@@ -1,6 +1,94 @@
-"""Which changes of the weights leave the function of a network unchanged."""
+"""Which changes of the weights leave the function of a network unchanged: a map of the rooms, and a glossary.
+
+The way of a network through the rooms::
+
+    network ──run──▶ tape ──rules──▶ labels and constraints ──colours──▶ cells ──names──▶ groups of a spec ──gate──▶ proof
+            run/     trace/          permutations/                                        spec/            proof/
+
+Rooms, from the bottom up; each may import only from those above it in this list, and `tests/test_layers.py` says which:
+
+- ``spec/``: what a spec holds, as values, and their files: groups, axis maps, pins, activation addresses.
+- ``run/``: running somebody's model without touching it: example inputs, Lightning's steps, private copies.
+- ``actions/``: what one element of a group does to weights, one file per kind; the only dispatch on ``Group.kind``.
+- ``trace/``: one forward pass written down as a tape; the table of contractions.
+- ``permutations/``: from tapes to permutation groups; ``permutations/rules/`` has one rule per ATen operation.
+- ``edit/``: changing a spec by hand, and expressing a transform in a changed spec.
+- ``proof/``: the gate, which runs the network before and after, and finds the culprit if they differ.
+- ``observe.py``: handing over the activations in which the units of a group can be seen.
+- ``infer.py``: :func:`infer_spec`, the way above from end to end.
+- ``override.py``: the old home of ``edit/override.py``; it warns.
+
+Where is what?
+
+- Which operations let units move (``relu``, ``matmul``, ``view``, ...): ``permutations/rules/``, by family.
+- Where a permutation meets a weight: ``actions/permutation.py`` and ``actions/gather.py``.
+- Where a new kind of symmetry goes: an action in ``actions/``, a step in ``matching/steps/``.
+- Where a spec becomes a file, and is read with distrust: ``spec/json.py``.
+
+Glossary, in the order of the way:
+
+Running (``run/``, ``trace/``)
+    *example*: the arguments of one run of the network.
+    *tape*: the operations of one forward pass on numbered values, in single-assignment form.
+    *value*: one tensor of the forward pass; *node*: one operation; *origin*: where a value comes from (an operation,
+    an input, the state dict, a constant).
+    *contraction*: an operation that sums two operands over a common dimension (a product of matrices, a convolution).
+
+Labels and constraints (``permutations/``)
+    *element*: the integer that stands for one index of one axis of a parameter.
+    *element run*: the elements of one axis, which are consecutive integers.
+    *site*: a row-major factor of a tensor dimension: the 6 columns of a viewed attention weight are 2 heads × 3 dims.
+    *label*: what the indices of a tensor are: its sites, and which elements stand along them.
+    *part*: elements that stand over some of the sites of a label.
+    *pinned*: of a site or position whose order matters; *free*: of a site along which a tensor is constant.
+    *rule*: says, for one ATen operation, which labels its results have and which constraints it makes.
+    *join*: the operation on labels behind most rules: dimensions that run together get the same sites and elements.
+    *constraint* or *table*: rows of elements that a symmetry must map onto rows of the same table; its kind is one of
+    *equal* (two elements are one unit), *relation* (child element and its parent), *position* (an element and a value
+    that it keeps) and *mark* (a set that is used as a set).
+    *defining table*: one that describes elements invented for an intermediate tensor; it counts only if those are used.
+    *pending*: of elements that were picked out one by one: they are marked as soon as the tensor is used.
+    *wish* or *refinement*: a rule's request that an axis be ordered separately in each block of another one; granted
+    in the next pass.
+
+Cells (``permutations/colouring.py``, ``cells.py``)
+    *class*: elements that equalities connect: one unit of the network.
+    *colour*: what elements or classes look like to the constraints so far; refined until nothing new is seen.
+    *cell*: the classes of one colour; only they can change places.
+
+Specs (``spec/``)
+    *spec*: the groups of a network, where they act, what is pinned and why.
+    *group*: interchangeable units of one kind of symmetry; it may lie inside another group, its *parent*.
+    *unit*: one interchangeable thing, a hidden neuron, a channel, a head.
+    *instance*: one of the sets of a nested group, one for each member of the parent.
+    *member*: a unit counted over all instances: 3 dims in each of 2 heads are 6 members.
+    *component*: where the units of one group live over some sites of one tensor.
+    *axis map*: the sites and components of one tensor.
+    *alias*: another name of a tied tensor.
+    *pin*: a dimension, or some positions of it, that stays, with the reason.
+    *note*: a warning of the inference that travels with the spec.
+    *activation address*: an operand of a contraction where units can be observed: the operation, which of its runs, and
+    which argument.
+
+Acting and proving (``actions/``, ``proof/``)
+    *kind*: which symmetry the units of a group have (``"permutation"``).
+    *action*: what the elements of groups of one kind do: multiply, invert, change weights.
+    *element of a group*: one symmetry, as a tensor; not to be confused with the elements of the constraints.
+    *transform*: one element for every group of a spec.
+    *permutation*: a transform that only reorders, ``new[i] = old[p[i]]``.
+    *flat order*: the order of all members of a group as one index, the moves of its parents included.
+    *gate*: the check that a transformed network computes the same function, without which nothing is written.
+    *negative control*: a change that must alter the output; if it does not, the gate could not have seen a fault.
+    *sandbox*: the private float64 copy on which the gate runs.
+"""
 
 from lightning_rebasin.symmetry.actions import Permutation, Transform
+from lightning_rebasin.symmetry.edit.override import (
+    free_group,
+    pin_group,
+    pin_tensor,
+    tie_groups,
+)
 from lightning_rebasin.symmetry.infer import infer_spec, infer_spec_many
 from lightning_rebasin.symmetry.proof.gate import (
     Equivalence,
@@ -29,7 +117,11 @@ __all__ = [
     "TensorInfo",
     "Transform",
     "check_equivalence",
+    "free_group",
     "infer_spec",
     "infer_spec_many",
     "measure_equivalence",
+    "pin_group",
+    "pin_tensor",
+    "tie_groups",
 ]

@@ -2,8 +2,8 @@
 
 The way of a network through the rooms::
 
-    network ──run──▶ tape ──rules──▶ labels and constraints ──colours──▶ cells ──names──▶ groups of a spec ──gate──▶ proof
-            run/     trace/          permutations/                                        spec/            proof/
+    network ──run──▶ tape ──rules──▶ labels, constraints ──colours──▶ cells ──names──▶ groups ──gate──▶ proof
+             run/    trace/          permutations/                                     spec/            proof/
 
 Rooms, from the bottom up; each may import only from those above it in this list, and `tests/test_layers.py` says which:
 

@@ -85,7 +85,6 @@ Acting and proving (``actions/``, ``proof/``)
 from lightning_rebasin.symmetry.actions import Permutation, Transform
 from lightning_rebasin.symmetry.edit.override import (
     free_group,
-    pin_group,
     pin_tensor,
     tie_groups,
 )
@@ -96,6 +95,7 @@ from lightning_rebasin.symmetry.proof.gate import (
     measure_equivalence,
 )
 from lightning_rebasin.symmetry.run.examples import Example
+from lightning_rebasin.symmetry.spec.pin import pin_group
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import (
     AxisMap,

@@ -55,10 +55,8 @@ def pin_tensor(
         ancestor = spec.groups[deepest].parent
         spec = pin_group(spec, deepest, reason)
         while ancestor is not None:
-            spec, ancestor = (
-                pin_group(spec, ancestor.id, reason),
-                ancestor.parent,
-            )
+            spec = pin_group(spec, ancestor.id, reason)
+            ancestor = ancestor.parent
     return spec
 
 
@@ -80,12 +78,7 @@ def tie_groups(
     """
     require_group(spec, first)
     require_group(spec, second)
-    a, b = spec.groups[first], spec.groups[second]
-    if first == second or a.size != b.size or a.parent != b.parent:
-        raise SpecError(
-            f"groups {first!r} ({a.size} units in {a.parent and a.parent.id!r}) and {second!r} ({b.size} units in "
-            f"{b.parent and b.parent.id!r}) cannot be tied: they must be two groups of one size inside the same parent"
-        )
+    _check_alike(spec.groups[first], spec.groups[second])
     maps = {}
     for name, axis_map in spec.maps.items():
         tied = [_renamed(c, second, first) for c in axis_map.components]
@@ -101,10 +94,25 @@ def tie_groups(
     return rebuilt(replace(spec, activations=watched), groups, maps, set(), "")
 
 
+def _check_alike(first: Group, second: Group) -> None:
+    """Raise unless one permutation can order both groups."""
+    same = first.size == second.size and first.parent == second.parent
+    if first.id == second.id or not same:
+        raise SpecError(
+            f"groups {_described(first)} and {_described(second)} cannot be tied: they must be two groups of one "
+            "size inside the same parent"
+        )
+
+
+def _described(group: Group) -> str:
+    parent = None if group.parent is None else repr(group.parent.id)
+    return f"{group.id!r} ({group.size} units in {parent})"
+
+
 def _renamed(component: Component, old: str, new: str) -> Component:
-    return (
-        replace(component, group=new) if component.group == old else component
-    )
+    if component.group != old:
+        return component
+    return replace(component, group=new)
 
 
 def _with_one_group_less(
@@ -113,12 +121,12 @@ def _with_one_group_less(
     """The groups when ``second`` has become ``first``; what lay inside it lies inside ``first``."""
     # The children of both may come before the later of the two, so the one that stays takes the earlier place.
     earlier = next(name for name in spec.groups if name in (first, second))
+    later = second if earlier == first else first
     groups: dict[str, Group] = {}
-    for group in spec.groups.values():
-        if group.id in (first, second):
-            if group.id != earlier:
-                continue
-            group = spec.groups[first]  # noqa: PLW2901 - it takes this place
+    for name in spec.groups:
+        if name == later:
+            continue
+        group = spec.groups[first if name == earlier else name]
         parent = None
         if group.parent is not None:
             outer = group.parent.id
@@ -149,29 +157,51 @@ def free_group(
         raise SpecError(f"the spec has a group {group!r} already")
     maps = dict(spec.maps)
     size = 0
-    freed: set[tuple[str, int]] = set()
-    for name, value in axes.items():
-        if name not in spec.tensors or name in spec.aliases:
-            raise SpecError(f"the spec has no tensor {name!r} of its own")
-        whole = tuple((n,) for n in spec.tensors[name].shape)
-        axis_map = maps.get(name, AxisMap(name, whole, ()))
-        for dim in (value,) if isinstance(value, int) else value:
-            # the first axis decides how many units there are
-            size = _check_free(axis_map, dim, group, size)
-            site = sum(len(factors) for factors in axis_map.sites[:dim])
-            new = Component(group, (site,), torch.arange(size)[:, None])
-            axis_map = replace(
-                axis_map, components=(*axis_map.components, new)
-            )
-            freed.add((name, dim))
-        maps[name] = axis_map
+    freed = _axes(axes)
+    for name, dim in freed:
+        axis_map = _own_map(spec, maps, name)
+        # The first axis decides how many units there are.
+        size = _check_free(axis_map, dim, group, size)
+        maps[name] = _with_axis(axis_map, dim, group)
     if not freed:
         raise SpecError(f"group {group!r} needs at least one axis")
-    kept = tuple(
-        pin for pin in spec.pinned if (pin.tensor, pin.dim) not in freed
-    )
+    kept = []
+    for pin in spec.pinned:
+        if (pin.tensor, pin.dim) not in freed:
+            kept.append(pin)
     groups = {**spec.groups, group: Group(group, size)}
-    return replace(spec, groups=groups, maps=maps, pinned=kept)
+    return replace(spec, groups=groups, maps=maps, pinned=tuple(kept))
+
+
+def _axes(
+    axes: Mapping[str, int | tuple[int, ...]],
+) -> list[tuple[str, int]]:
+    """One ``(tensor, dimension)`` for each axis that a user names."""
+    found = []
+    for name, value in axes.items():
+        dims = (value,) if isinstance(value, int) else value
+        found += [(name, dim) for dim in dims]
+    return found
+
+
+def _own_map(
+    spec: PermutationSpec, maps: Mapping[str, AxisMap], name: str
+) -> AxisMap:
+    """The axis map of a tensor; an empty one if nothing moves it yet."""
+    if name not in spec.tensors or name in spec.aliases:
+        raise SpecError(f"the spec has no tensor {name!r} of its own")
+    if name in maps:
+        return maps[name]
+    whole = tuple((size,) for size in spec.tensors[name].shape)
+    return AxisMap(name, whole, ())
+
+
+def _with_axis(axis_map: AxisMap, dim: int, group: str) -> AxisMap:
+    """The axis map with one dimension moved whole by a new group: row ``m`` is unit ``m``."""
+    site = sum(len(factors) for factors in axis_map.sites[:dim])
+    index = torch.arange(axis_map.shape[dim])[:, None]
+    new = Component(group, (site,), index)
+    return replace(axis_map, components=(*axis_map.components, new))
 
 
 def _check_free(axis_map: AxisMap, dim: int, group: str, size: int) -> int:

@@ -16,20 +16,13 @@ def restrict(
         before: The spec before pinning; a permutation of any other spec is returned as it is.
         after: The spec after pinning.
     """
-    if before is after or not (
-        permutation.spec is before or permutation.spec == before
-    ):
+    own = permutation.spec is before or permutation.spec == before
+    if before is after or not own:
         return permutation
+    # Groups that pinning split have new names; their order cannot be carried over one to one.
     kept = {
-        g.id
-        for g in after.groups.values()
-        if g.id in before.groups and before.groups[g.id] == g
+        name: order
+        for name, order in permutation.orders.items()
+        if after.groups.get(name) == before.groups[name]
     }
-    return Permutation(
-        after,
-        {
-            name: order
-            for name, order in permutation.orders.items()
-            if name in kept
-        },
-    )
+    return Permutation(after, kept)

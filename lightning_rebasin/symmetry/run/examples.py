@@ -76,12 +76,7 @@ def resolve_examples(
     Raises:
         TraceError: There is no example input at all.
     """
-    found = []
-    only_one = len(args) == 1 and not kwargs
-    if only_one and isinstance(args[0], Example):
-        found.append(args[0])
-    elif args or kwargs:
-        found.append(Example(tuple(args), dict(kwargs)))
+    found = _arguments(args, kwargs)
     found += [as_example(value) for value in examples or ()]
     own = getattr(module, "example_input_array", None)
     if not found and own is not None:
@@ -92,6 +87,17 @@ def resolve_examples(
             "pass Example((batch,), method='validation_step')"
         )
     return tuple(found)
+
+
+def _arguments(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Example]:
+    """The example that the arguments of a call make; an :class:`Example` alone stands for itself."""
+    if len(args) == 1 and not kwargs and isinstance(args[0], Example):
+        return [args[0]]
+    if args or kwargs:
+        return [Example(tuple(args), dict(kwargs))]
+    return []
 
 
 def output_tensors(output: Any) -> dict[str, Tensor]:
@@ -110,15 +116,16 @@ def output_tensors(output: Any) -> dict[str, Tensor]:
         ["['a']", "['b'][0]"]
     """
     if _is_output_object(output):
+        # A cache holds the past in the basis of the hidden units: it is not a result.
         output = _without_words(output, _CACHES)
         if any(_holds(key, _PREDICTIONS) for key in output):
             output = _without_words(output, _INTERNALS)
     leaves, _ = tree_flatten_with_path(output)
-    return {
-        keystr(path): leaf
-        for path, leaf in cast("list[Any]", leaves)
-        if isinstance(leaf, Tensor)
-    }
+    found = {}
+    for path, leaf in cast("list[Any]", leaves):
+        if isinstance(leaf, Tensor):
+            found[keystr(path)] = leaf
+    return found
 
 
 def _is_output_object(output: Any) -> bool:

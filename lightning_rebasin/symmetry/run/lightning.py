@@ -125,7 +125,7 @@ def few(batch: Any, count: int) -> Any:
     )
 
 
-def _is_own(module: nn.Module, name: str) -> bool:
+def has_own_method(module: nn.Module, name: str) -> bool:
     """Whether a method was written for this module, and not inherited as a placeholder."""
     method = getattr(type(module), name, None)
     return callable(method) and not str(

@@ -10,7 +10,7 @@ contractions together, and are read with that numbering.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,15 @@ from lightning_rebasin.symmetry.spec.values import (
 FORMAT = "lightning-rebasin-spec"
 VERSION = 2
 READABLE = (1, 2)
+#: What Python and torch raise when a value of the file is not what it should be.
+_MALFORMED = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+)
 
 
 def spec_to_dict(spec: SpecFields) -> dict[str, Any]:
@@ -86,19 +95,11 @@ def arguments_from_dict(data: Mapping[str, Any]) -> SpecArguments:
         raise SpecError(
             f"spec version {data.get('version')!r} is not supported, expected {expected}"
         )
-    malformed = (
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        LookupError,
-        ArithmeticError,
-    )
     try:
         return _read(data)
     except SpecError:
         raise
-    except (*malformed, ValueError) as error:
+    except _MALFORMED as error:
         raise SpecError(f"malformed permutation spec: {error!r}") from error
 
 
@@ -188,33 +189,37 @@ def _map_from_dict(
 ) -> AxisMap:
     components = []
     for entry in data["components"]:
-        group = entry["group"]
-        if group not in groups:
-            raise SpecError(
-                f"tensor {name!r} is mapped to the unknown group {group!r}"
-            )
-        index, shape = entry["index"], groups[group].shape
-        if _count(index, shape) > math.prod(info.shape):
-            raise SpecError(
-                f"tensor {name!r}: the index of group {group!r} has more positions than the tensor"
-            )
-        power = entry.get("power", 1)
-        if power not in (1, -1):
-            raise SpecError(
-                f"tensor {name!r}: power {power!r} of group {group!r} is not 1 or -1"
-            )
-        components.append(
-            Component(
-                group,
-                tuple(entry["sites"]),
-                _decode_index(index, shape),
-                power,
-            )
+        components.append(_component_from_dict(name, entry, groups, info))
+    sites = []
+    for factors in data["sites"]:
+        sites.append(tuple(_whole(size) for size in factors))
+    return AxisMap(name, tuple(sites), tuple(components))
+
+
+def _component_from_dict(
+    name: str,
+    data: Mapping[str, Any],
+    groups: Mapping[str, Group],
+    info: TensorInfo,
+) -> Component:
+    group = data["group"]
+    if group not in groups:
+        raise SpecError(
+            f"tensor {name!r} is mapped to the unknown group {group!r}"
         )
-    sites = tuple(
-        tuple(_whole(n) for n in factors) for factors in data["sites"]
-    )
-    return AxisMap(name, sites, tuple(components))
+    # A few numbers may ask for any amount of memory, so they are counted before the index is unfolded.
+    shape = groups[group].shape
+    if _count(data["index"], shape) > math.prod(info.shape):
+        raise SpecError(
+            f"tensor {name!r}: the index of group {group!r} has more positions than the tensor"
+        )
+    power = data.get("power", 1)
+    if power not in (1, -1):
+        raise SpecError(
+            f"tensor {name!r}: power {power!r} of group {group!r} is not 1 or -1"
+        )
+    index = _decode_index(data["index"], shape)
+    return Component(group, tuple(data["sites"]), index, power)
 
 
 def _address_to_dict(
@@ -236,36 +241,55 @@ def _address_to_dict(
 def _address_from_dict(
     data: Mapping[str, Any], groups: Mapping[str, Group]
 ) -> ActivationAddress:
-    group, index = data["group"], data["index"]
-    # A size that depends on the input is written -1.
-    sites = tuple(
-        tuple(n if n == -1 else _whole(n) for n in factors)
-        for factors in data["sites"]
-    )
-    flat = [size for factors in sites for size in factors]
-    over = tuple(_whole(site) for site in data["over"])
-    positions = math.prod(flat[site] for site in over)
-    if _count(index, groups[group].shape) > positions:
-        raise SpecError(
-            f"an activation of group {group!r} has more positions than its tensor"
-        )
-    decoded = _decode_index(index, groups[group].shape)
-    if decoded.numel() and (
-        int(decoded.min()) < 0 or int(decoded.max()) >= positions
-    ):
-        raise SpecError(
-            f"an activation of group {group!r} has positions outside its tensor"
-        )
+    sites = tuple(_factors_at_run_time(factors) for factors in data["sites"])
     numbering = data.get("numbering", "together")
     if numbering not in ("op", "together"):
         raise SpecError(
-            f"an activation of group {group!r} is numbered by {numbering!r}"
+            f"an activation of group {data['group']!r} is numbered by {numbering!r}"
         )
-    component = Component(group, over, decoded)
-    ordinal, argument = _whole(data["ordinal"]), _whole(data["argument"])
     return ActivationAddress(
-        ordinal, str(data["op"]), argument, sites, component, numbering
+        _whole(data["ordinal"]),
+        str(data["op"]),
+        _whole(data["argument"]),
+        sites,
+        _observed_component(data, sites, groups[data["group"]]),
+        numbering,
     )
+
+
+def _factors_at_run_time(factors: Sequence[Any]) -> tuple[int, ...]:
+    """Row-major factors of a dimension; a size that depends on the input is written -1."""
+    found = []
+    for size in factors:
+        found.append(size if size == -1 else _whole(size))
+    return tuple(found)
+
+
+def _observed_component(
+    data: Mapping[str, Any], sites: tuple[tuple[int, ...], ...], group: Group
+) -> Component:
+    """Where the units lie in the operand, checked before and after the index is unfolded."""
+    flat = [size for factors in sites for size in factors]
+    over = tuple(_whole(site) for site in data["over"])
+    positions = math.prod(flat[site] for site in over)
+    # A few numbers may ask for any amount of memory, so they are counted first.
+    if _count(data["index"], group.shape) > positions:
+        raise SpecError(
+            f"an activation of group {group.id!r} has more positions than its tensor"
+        )
+    index = _decode_index(data["index"], group.shape)
+    if _reaches_outside(index, positions):
+        raise SpecError(
+            f"an activation of group {group.id!r} has positions outside its tensor"
+        )
+    return Component(group.id, over, index)
+
+
+def _reaches_outside(index: Tensor, positions: int) -> bool:
+    """Whether an index names a position that is not there."""
+    if not index.numel():
+        return False
+    return int(index.min()) < 0 or int(index.max()) >= positions
 
 
 def _count(index: Any, shape: tuple[int, ...]) -> int:

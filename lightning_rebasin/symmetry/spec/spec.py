@@ -84,11 +84,11 @@ class PermutationSpec:
 
     def children(self, group: str) -> tuple[Group, ...]:
         """Groups directly inside ``group``."""
-        return tuple(
-            g
-            for g in self.groups.values()
-            if g.parent is not None and g.parent.id == group
-        )
+        found = []
+        for other in self.groups.values():
+            if other.parent is not None and other.parent.id == group:
+                found.append(other)
+        return tuple(found)
 
     def tensors_of(self, group: str) -> tuple[str, ...]:
         """Names of the tensors on which ``group`` itself acts (not its children), aliases left out."""
@@ -129,13 +129,7 @@ class PermutationSpec:
             StateDictError: A tensor is missing, extra or has another shape; the message names it.
             NonFiniteError: A tensor holds NaN or infinity.
         """
-        missing = [name for name in self.tensors if name not in state]
-        extra = [name for name in state if name not in self.tensors]
-        if missing or extra:
-            raise StateDictError(
-                f"{what} does not fit the spec: {_named('missing', missing)}{_named('unexpected', extra)}"
-                "is it the same architecture, and are prefixes such as 'module.' stripped?"
-            )
+        _check_names(self.tensors, state, what)
         for name, info in self.tensors.items():
             tensor = state[name]
             if tensor.shape != info.shape:
@@ -212,10 +206,11 @@ class PermutationSpec:
             ) from error
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (
-            isinstance(other, PermutationSpec)
-            and self.to_dict() == other.to_dict()
-        )
+        if self is other:
+            return True
+        if not isinstance(other, PermutationSpec):
+            return False
+        return self.to_dict() == other.to_dict()
 
     __hash__ = object.__hash__
 
@@ -238,6 +233,18 @@ class PermutationSpec:
         return (
             f"PermutationSpec({len(self.groups)} groups, 10^{self.log10_symmetries:.1f} symmetries, "
             f"{moved} of {len(self.tensors)} tensors permutable)"
+        )
+
+
+def _check_names(
+    tensors: Mapping[str, TensorInfo], state: Mapping[str, Tensor], what: str
+) -> None:
+    missing = [name for name in tensors if name not in state]
+    extra = [name for name in state if name not in tensors]
+    if missing or extra:
+        raise StateDictError(
+            f"{what} does not fit the spec: {_named('missing', missing)}{_named('unexpected', extra)}"
+            "is it the same architecture, and are prefixes such as 'module.' stripped?"
         )
 
 

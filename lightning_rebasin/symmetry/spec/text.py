@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -121,19 +122,23 @@ def _explain_dimension(
         for component in axis_map.components:
             if dim in _dims(axis_map, component):
                 parts.append(_movement(spec, axis_map, component, dim))
-    if parts and not stays:
-        return parts
-    share = (
-        "pinned" if stays == size else f"{stays} of {size} positions pinned"
-    )
+    # A dimension of size 0 is said to be pinned: it must say something.
+    if stays or not parts:
+        share = f"{stays} of {size} positions pinned"
+        parts.append(
+            ("pinned" if stays == size else share) + _why(spec, tensor, dim)
+        )
+    return parts
+
+
+def _why(spec: SpecFields, tensor: str, dim: int) -> str:
+    """The reasons why positions of a dimension stay, behind a colon; empty if there is none."""
     reasons = set()
     for pin in spec.pinned:
         if (pin.tensor, pin.dim) == (tensor, dim):
-            reasons.add(
-                f"{pin.reason} (at {pin.where})" if pin.where else pin.reason
-            )
-    why = f": {'; '.join(sorted(reasons))}" if reasons else ""
-    return [*parts, share + why]
+            place = f" (at {pin.where})" if pin.where else ""
+            reasons.add(pin.reason + place)
+    return f": {'; '.join(sorted(reasons))}" if reasons else ""
 
 
 def _dims(axis_map: AxisMap, component: Component) -> set[int]:
@@ -152,17 +157,25 @@ def _movement(
     others = sorted(_dims(axis_map, component) - {dim})
     if others:
         words.append(f"together with dimension {', '.join(map(str, others))}")
-    blocks = 1
-    for site, size in enumerate(axis_map.site_shape):
-        if axis_map.site_dims[site] == dim and site not in component.sites:
-            blocks *= size
-    own = [site for site in component.sites if axis_map.site_dims[site] == dim]
-    if len(axis_map.sites[dim]) > len(own):
-        words.append(f"in blocks of {blocks}")
+    unknown = _sizes_beside(axis_map, component, dim)
+    if unknown:
+        # After a flatten every channel is a block of its positions.
+        words.append(f"in blocks of {math.prod(unknown)}")
     copies = component.index.shape[1]
     if copies > 1 and not others:
         words.append(f"{copies} positions per unit")
     return ", ".join(words)
+
+
+def _sizes_beside(
+    axis_map: AxisMap, component: Component, dim: int
+) -> list[int]:
+    """Sizes of the sites of a dimension over which the component does not lie."""
+    sizes = []
+    for site, size in enumerate(axis_map.site_shape):
+        if axis_map.site_dims[site] == dim and site not in component.sites:
+            sizes.append(size)
+    return sizes
 
 
 def _summary(spec: SpecFields) -> str:
@@ -177,15 +190,9 @@ def _summary(spec: SpecFields) -> str:
 
 def _suggestion(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    for candidate in names:
-        # "weight" is near no name, but part of many
-        if (
-            name
-            and name in candidate
-            and candidate not in near
-            and len(near) < 3
-        ):
-            near.append(candidate)
+    # "weight" is near no name, but part of many.
+    holding = [candidate for candidate in names if name and name in candidate]
+    near = list(dict.fromkeys([*near, *holding]))[:3]
     if not near:
         return f"; it has {len(names)} others"
     return f"; did you mean {', '.join(map(repr, near))}?"

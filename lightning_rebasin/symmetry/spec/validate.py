@@ -87,35 +87,36 @@ def _check_component(
         raise SpecError(
             f"tensor {name!r} is mapped to the unknown group {c.group!r}"
         )
-    if (
-        not c.sites
-        or c.sites != tuple(sorted(set(c.sites)))
-        or not set(c.sites) <= set(range(len(axis_map.site_shape)))
-    ):
+    ascending = tuple(sorted(set(c.sites)))
+    there = set(range(len(axis_map.site_shape)))
+    if not c.sites or c.sites != ascending or not set(c.sites) <= there:
         raise SpecError(
             f"tensor {name!r}: sites {c.sites} are not ascending site numbers"
         )
-    if c.index.ndim != 2 or c.index.shape[0] != spec.groups[c.group].members:
+    members = spec.groups[c.group].members
+    if c.index.ndim != 2 or c.index.shape[0] != members:
         raise SpecError(
             f"tensor {name!r}: index of group {c.group!r} has shape {tuple(c.index.shape)}, "
-            f"expected ({spec.groups[c.group].members}, copies)"
+            f"expected ({members}, copies)"
         )
 
 
 def _check_disjoint(axis_map: AxisMap) -> None:
+    """Positions must be inside the tensor, and belong to one unit of one group."""
     taken: dict[tuple[int, ...], list[Tensor]] = {}
     for c in axis_map.components:
         taken.setdefault(c.sites, []).append(c.index.flatten())
     for sites, indices in taken.items():
         positions = torch.cat(indices)
         total = math.prod(axis_map.site_shape[site] for site in sites)
-        if len(positions) and (
-            int(positions.min()) < 0 or int(positions.max()) >= total
-        ):
+        if not len(positions):
+            continue
+        if int(positions.min()) < 0 or int(positions.max()) >= total:
             raise SpecError(
                 f"tensor {axis_map.tensor!r}: positions over sites {sites} exceed {total}"
             )
-        if bool((positions.sort().values.diff() == 0).any()):
+        steps = positions.sort().values.diff()
+        if bool((steps == 0).any()):
             raise SpecError(
                 f"tensor {axis_map.tensor!r}: a position over sites {sites} belongs to two units"
             )

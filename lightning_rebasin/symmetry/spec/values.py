@@ -146,13 +146,10 @@ class AxisMap:
         for sites, components in self.clusters:
             size = self.site_shape[sites[0]]
             index = components[0].index
-            single = len(sites) == len(components) == 1 and tuple(
-                index.shape
-            ) == (
-                size,
-                1,
-            )
-            if not (single and torch.equal(index[:, 0], torch.arange(size))):
+            single = len(sites) == len(components) == 1
+            if not single or tuple(index.shape) != (size, 1):
+                return None
+            if not torch.equal(index[:, 0], torch.arange(size)):
                 return None
             found.append((sites[0], components[0].group))
         return tuple(found)
@@ -178,16 +175,11 @@ class AxisMap:
 
     def dims_of(self, group: str) -> tuple[int, ...]:
         """Tensor dimensions on which ``group`` acts."""
-        return tuple(
-            sorted(
-                {
-                    self.site_dims[site]
-                    for c in self.components
-                    if c.group == group
-                    for site in c.sites
-                }
-            )
-        )
+        found: set[int] = set()
+        for component in self.components:
+            if component.group == group:
+                found.update(self.site_dims[s] for s in component.sites)
+        return tuple(sorted(found))
 
 
 @dataclass(frozen=True)
@@ -264,9 +256,8 @@ class ActivationAddress:
                 raise TraceError(
                     f"an operand of {self.op} has shape {tuple(tensor.shape)}, expected {self.sites}"
                 )
-            shape += [
-                size // known if factor < 0 else factor for factor in factors
-            ]
+            # At most one factor is unknown before the forward pass: the rest of the size is its.
+            shape += [n if n >= 0 else size // known for n in factors]
         return rows_of_units(tensor.reshape(shape), self.component)
 
 
@@ -345,8 +336,8 @@ def tensors_of(spec: SpecFields, group: str) -> tuple[str, ...]:
     """Names of the tensors on which ``group`` itself acts (not its children), aliases left out."""
     return tuple(
         name
-        for name, m in spec.maps.items()
-        if any(c.group == group for c in m.components)
+        for name, axis_map in spec.maps.items()
+        if group in axis_map.groups
     )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_rebasin.errors import TraceError
 from lightning_rebasin.symmetry.run.examples import Example
-from lightning_rebasin.symmetry.run.lightning import STEPS, _is_own
+from lightning_rebasin.symmetry.run.lightning import STEPS, has_own_method
 from lightning_rebasin.symmetry.trace.record import record
 
 
@@ -29,10 +29,12 @@ def batch_example(
         The arguments of ``forward`` if it runs on them or the module has no step of its own, else the whole batch for
         ``validation_step`` (or ``training_step``).
     """
-    step = next((name for name in STEPS if _is_own(module, name)), None)
+    own = (name for name in STEPS if has_own_method(module, name))
+    step = next(own, None)
     try:
         example = (inputs or _first_item)(batch)
         if step is not None:
+            # Whether forward takes this input shows only when it runs.
             record(module, example)
     except (LookupError, TraceError, ValueError):
         if step is None:

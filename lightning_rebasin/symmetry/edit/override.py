@@ -13,20 +13,24 @@ from dataclasses import replace
 import torch
 
 from lightning_rebasin.errors import SpecError
-from lightning_rebasin.symmetry.spec.moved import moved_positions
+from lightning_rebasin.symmetry.spec.moved import count_moved
 from lightning_rebasin.symmetry.spec.pin import (
     BY_USER,
+    Watched,
     pin_group,
     rebuilt,
     require_group,
+    watch,
 )
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import (
-    ActivationAddress,
     AxisMap,
     Component,
     Group,
 )
+
+#: One dimension of a tensor, or several.
+Dims = int | tuple[int, ...]
 
 
 def pin_tensor(
@@ -49,7 +53,7 @@ def pin_tensor(
         raise SpecError(f"the spec has no tensor {tensor!r}")
     name = spec.aliases.get(tensor, tensor)
     while name in spec.maps:
-        acting = {c.group for c in spec.maps[name].components}
+        acting = spec.maps[name].groups
         # Innermost first: a group is pinned whole before its parent would split it.
         deepest = max(acting, key=lambda g: len(spec.groups[g].shape))
         ancestor = spec.groups[deepest].parent
@@ -83,15 +87,15 @@ def tie_groups(
     for name, axis_map in spec.maps.items():
         tied = [_renamed(c, second, first) for c in axis_map.components]
         maps[name] = replace(axis_map, components=tuple(tied))
-    watched: dict[str, tuple[ActivationAddress, ...]] = {}
-    for group, addresses in spec.activations.items():
-        now = first if group == second else group
+    watched: Watched = {}
+    for addresses in spec.activations.values():
         for address in addresses:
             component = _renamed(address.component, second, first)
-            moved = replace(address, component=component)
-            watched[now] = (*watched.get(now, ()), moved)
+            watch(watched, address, component)
     groups = _with_one_group_less(spec, first, second)
-    return rebuilt(replace(spec, activations=watched), groups, maps, set(), "")
+    changed = replace(spec, activations=watched)
+    # Nothing moves less than before, so nothing new is pinned.
+    return rebuilt(changed, groups, maps, set(), "")
 
 
 def _check_alike(first: Group, second: Group) -> None:
@@ -138,7 +142,7 @@ def _with_one_group_less(
 def free_group(
     spec: PermutationSpec,
     group: str,
-    axes: Mapping[str, int | tuple[int, ...]],
+    axes: Mapping[str, Dims],
 ) -> PermutationSpec:
     """Add a group that the inference did not find: a claim that the gate has to prove.
 
@@ -173,9 +177,7 @@ def free_group(
     return replace(spec, groups=groups, maps=maps, pinned=tuple(kept))
 
 
-def _axes(
-    axes: Mapping[str, int | tuple[int, ...]],
-) -> list[tuple[str, int]]:
+def _axes(axes: Mapping[str, Dims]) -> list[tuple[str, int]]:
     """One ``(tensor, dimension)`` for each axis that a user names."""
     found = []
     for name, value in axes.items():
@@ -209,13 +211,14 @@ def _check_free(axis_map: AxisMap, dim: int, group: str, size: int) -> int:
     name, shape = axis_map.tensor, axis_map.shape
     if not 0 <= dim < len(shape):
         raise SpecError(f"tensor {name!r} has no dimension {dim}")
-    if size not in (0, shape[dim]):
+    here = shape[dim]
+    what = f"dimension {dim} of {name!r}"
+    if size not in (0, here):
+        raise SpecError(f"{what} has size {here}, group {group!r} has {size}")
+    # A dimension is split into sites only where a group moves it in blocks.
+    split = len(axis_map.sites[dim]) > 1
+    if split or count_moved(axis_map, dim):
         raise SpecError(
-            f"dimension {dim} of {name!r} has size {shape[dim]}, group {group!r} has {size}"
+            f"{what} is moved by another group already; pin that one first"
         )
-    moved = moved_positions(axis_map, dim)
-    if len(axis_map.sites[dim]) > 1 or bool(moved.any()):
-        raise SpecError(
-            f"dimension {dim} of {name!r} is moved by another group already; pin that one first"
-        )
-    return shape[dim]
+    return here

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from lightning_rebasin.errors import SpecError
-from lightning_rebasin.symmetry.spec.moved import moved_positions
+from lightning_rebasin.symmetry.spec.moved import count_moved
 from lightning_rebasin.symmetry.spec.values import (
     ActivationAddress,
     AxisMap,
@@ -21,6 +21,10 @@ from lightning_rebasin.symmetry.spec.values import (
 S = TypeVar("S", bound=SpecFields)
 
 BY_USER = "pinned by the user"
+#: For each group, where its units can be observed.
+Watched = dict[str, tuple[ActivationAddress, ...]]
+#: For each group inside a pinned one, the names of the groups that it splits into.
+Pieces = Mapping[str, tuple[str, ...]]
 
 
 def pin_group(spec: S, group: str, reason: str = BY_USER) -> S:
@@ -55,21 +59,28 @@ def pin_group(spec: S, group: str, reason: str = BY_USER) -> S:
         for component in axis_map.components:
             kept += _split(spec, component, gone, pieces)
         maps[name] = replace(axis_map, components=tuple(kept))
-    watched: dict[str, tuple[ActivationAddress, ...]] = {}
+    watched: Watched = {}
     for addresses in spec.activations.values():
         for address in addresses:
             for part in _split(spec, address.component, gone, pieces):
-                moved = replace(address, component=part)
-                watched[part.group] = (*watched.get(part.group, ()), moved)
+                watch(watched, address, part)
     touched = set(tensors_of(spec, group))
-    return rebuilt(
-        replace(spec, activations=watched), groups, maps, touched, reason
-    )
+    changed = replace(spec, activations=watched)
+    return rebuilt(changed, groups, maps, touched, reason)
+
+
+def watch(
+    watched: Watched, address: ActivationAddress, component: Component
+) -> None:
+    """Add an address, at which the units of ``component`` are now seen."""
+    moved = replace(address, component=component)
+    before = watched.get(component.group, ())
+    watched[component.group] = (*before, moved)
 
 
 def _without_group(
     spec: SpecFields, gone: Group
-) -> tuple[dict[str, Group], dict[str, tuple[str, ...]]]:
+) -> tuple[dict[str, Group], Pieces]:
     """The groups that are left, and for each one inside the pinned group the names of its pieces.
 
     Pinning ``heads`` (2) splits ``value`` (3 inside each head) into ``value[0]`` and ``value[1]``.
@@ -83,11 +94,14 @@ def _without_group(
             groups[group.id] = group
             continue
         assert group.parent is not None
-        pieces[group.id] = tuple(f"{group.id}[{i}]" for i in range(gone.size))
-        for i, name in enumerate(pieces[group.id]):
+        names = [f"{group.id}[{i}]" for i in range(gone.size)]
+        pieces[group.id] = tuple(names)
+        for i, name in enumerate(names):
+            # A direct child moves up one level; deeper ones stay inside the piece of their own parent.
             parent = gone.parent
             if group.parent.id != gone.id:
-                parent = groups[pieces[group.parent.id][i]]
+                outer = pieces[group.parent.id][i]
+                parent = groups[outer]
             groups[name] = Group(name, group.size, parent, group.kind)
     return groups, pieces
 
@@ -109,7 +123,7 @@ def _split(
     spec: SpecFields,
     c: Component,
     gone: Group,
-    pieces: Mapping[str, tuple[str, ...]],
+    pieces: Pieces,
 ) -> list[Component]:
     """The component itself, one component per member of the pinned ancestor, or what is left of the pinned group."""
     if c.group not in pieces:
@@ -120,11 +134,14 @@ def _split(
         # Its positions still move with the group around it.
         index = c.index.reshape(gone.parent.members, -1)
         return [replace(c, group=gone.parent.id, index=index)]
+    # Rows of the index count through the shape of the group; the pinned group is one axis of it.
     level = len(gone.shape) - 1
-    grid = c.index.reshape(*spec.groups[c.group].shape, -1)
+    copies = c.index.shape[1]
+    grid = c.index.reshape(*spec.groups[c.group].shape, copies)
     parts = []
     for i, name in enumerate(pieces[c.group]):
-        index = grid.select(level, i).reshape(-1, c.index.shape[1])
+        rows = grid.select(level, i)
+        index = rows.reshape(-1, copies)
         parts.append(replace(c, group=name, index=index))
     return parts
 
@@ -139,10 +156,12 @@ def rebuilt(
     """The spec with other groups and maps, and pins that say why the tensors in ``touched`` move less than before."""
     pins = {(pin.tensor, pin.dim): pin for pin in spec.pinned}
     for name in touched:
-        for dim, size in enumerate(maps[name].shape):
-            before = int(moved_positions(spec.maps[name], dim).sum())
-            after = int(moved_positions(maps[name], dim).sum())
-            if after < before:
-                pins[name, dim] = Pin(name, dim, size - after, size, reason)
+        old, new = spec.maps[name], maps[name]
+        for dim, size in enumerate(new.shape):
+            after = count_moved(new, dim)
+            # What was pinned before keeps its own reason.
+            if after < count_moved(old, dim):
+                stay = size - after
+                pins[name, dim] = Pin(name, dim, stay, size, reason)
     kept = {name: m for name, m in maps.items() if m.components}
     return replace(spec, groups=groups, maps=kept, pinned=tuple(pins.values()))

@@ -38,13 +38,13 @@ def arguments_from_table(
     """
     sizes: dict[str, tuple[int, ...]] = {}
     tensors = {}
-    for name, shape in shapes.items():
-        sizes[name] = tuple(
-            shape.shape if isinstance(shape, Tensor) else shape
-        )
-        kind: TensorKind = (
-            "buffer" if name.endswith(_BUFFER_SUFFIXES) else "parameter"
-        )
+    for name, value in shapes.items():
+        shape = value.shape if isinstance(value, Tensor) else value
+        sizes[name] = tuple(shape)
+        # A table does not say what is a buffer; the statistics of batch norms are known by their names.
+        kind: TensorKind = "parameter"
+        if name.endswith(_BUFFER_SUFFIXES):
+            kind = "buffer"
         tensors[name] = TensorInfo(sizes[name], kind)
     aliases = _tied(shapes)
     groups: dict[str, Group] = {}
@@ -101,10 +101,13 @@ def _tied(shapes: Mapping[str, Sequence[int] | Tensor]) -> dict[str, str]:
     first: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
     aliases = {}
     for name, value in shapes.items():
-        if isinstance(value, Tensor) and value.numel() and not value.is_meta:
-            origin = first.setdefault(
-                (value.data_ptr(), tuple(value.shape), value.stride()), name
-            )
-            if origin != name:
-                aliases[name] = origin
+        if not isinstance(value, Tensor) or value.is_meta:
+            continue
+        # Empty tensors all lie at address 0.
+        if not value.numel():
+            continue
+        place = (value.data_ptr(), tuple(value.shape), value.stride())
+        origin = first.setdefault(place, name)
+        if origin != name:
+            aliases[name] = origin
     return aliases

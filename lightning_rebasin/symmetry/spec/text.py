@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lightning_rebasin.errors import SpecError
-from lightning_rebasin.symmetry.spec.moved import moved_positions
+from lightning_rebasin.symmetry.spec.moved import count_moved
 from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
     Component,
@@ -20,6 +20,8 @@ from lightning_rebasin.symmetry.spec.values import (
 
 #: How many axes of a group the table names before it counts the rest.
 SHOWN = 3
+#: A group in the table: its name, size, parent, log10 of its symmetries, axes.
+Row = tuple[str, str, str, str, str]
 
 
 def spec_table(spec: SpecFields) -> str:
@@ -39,36 +41,46 @@ def spec_table(spec: SpecFields) -> str:
         h         3  -         0.8  a.weight[0], b.weight[1]
         total                  0.8  1 group; 2 of 2 tensors move
     """
-    rows = [
+    rows: list[Row] = [
         ("group", "size", "inside", "log10", "acts on (tensor[dimension])")
     ]
-    rows += [_group_row(spec, group) for group in spec.groups.values()]
+    for group in spec.groups.values():
+        rows.append(_group_row(spec, group))
     total = f"{log10_symmetries(spec):.1f}"
     rows.append(("total", "", "", total, _summary(spec)))
     lines = _aligned(rows, right=(1, 3))
-    pinned = Counter(pin.reason for pin in spec.pinned)
-    # The commonest reason first, equal ones by name.
-    for reason, count in sorted(
-        pinned.items(), key=lambda item: (-item[1], item[0])
-    ):
-        lines.append(f"pinned: {_count(count, 'axis', 'axes')}: {reason}")
+    lines += _pin_lines(spec)
     lines += [f"note: {note}" for note in spec.notes]
     return "\n".join(lines)
 
 
-def _group_row(
-    spec: SpecFields, group: Group
-) -> tuple[str, str, str, str, str]:
-    size, inside = str(group.size), "-"
+def _pin_lines(spec: SpecFields) -> list[str]:
+    """How many axes are pinned for each reason: the commonest first, equally common ones by name."""
+    reasons = sorted(pin.reason for pin in spec.pinned)
+    lines = []
+    # Reasons that are equally common keep the order in which they were counted.
+    for reason, count in Counter(reasons).most_common():
+        axes = _count(count, "axis", "axes")
+        lines.append(f"pinned: {axes}: {reason}")
+    return lines
+
+
+def _group_row(spec: SpecFields, group: Group) -> Row:
+    size = str(group.size)
+    inside = "-"
     if group.parent is not None:
-        size, inside = f"{group.instances}×{group.size}", group.parent.id
+        size = f"{group.instances}×{size}"
+        inside = group.parent.id
     axes = []
     for name in tensors_of(spec, group.id):
-        axes += [f"{name}[{dim}]" for dim in spec.maps[name].dims_of(group.id)]
+        for dim in spec.maps[name].dims_of(group.id):
+            axes.append(f"{name}[{dim}]")
     shown = ", ".join(axes[:SHOWN])
-    if len(axes) > SHOWN:
-        shown += f" (+{len(axes) - SHOWN} more)"
-    return group.id, size, inside, f"{group.log10_symmetries:.1f}", shown
+    rest = len(axes) - SHOWN
+    if rest > 0:
+        shown += f" (+{rest} more)"
+    log10 = f"{group.log10_symmetries:.1f}"
+    return group.id, size, inside, log10, shown
 
 
 def explain_tensor(spec: SpecFields, tensor: str) -> str:
@@ -97,13 +109,14 @@ def explain_tensor(spec: SpecFields, tensor: str) -> str:
         hint = _suggestion(tensor, list(spec.tensors))
         raise SpecError(f"the spec has no tensor {tensor!r}{hint}")
     origin = spec.aliases.get(tensor, tensor)
-    same = [
-        origin,
-        *(name for name, target in spec.aliases.items() if target == origin),
-    ]
-    others = [name for name in same if name != tensor]
-    tied = f", tied to {', '.join(others)}" if others else ""
-    lines = [f"{tensor}: {info.kind} {info.shape}{tied}"]
+    same = [origin]
+    for name, target in spec.aliases.items():
+        if target == origin:
+            same.append(name)
+    lines = [f"{tensor}: {info.kind} {info.shape}"]
+    others = ", ".join(name for name in same if name != tensor)
+    if others:
+        lines[0] += f", tied to {others}"
     for dim, size in enumerate(info.shape):
         for part in _explain_dimension(spec, origin, dim, size):
             lines.append(f"  dimension {dim} ({size}): {part}")
@@ -118,16 +131,16 @@ def _explain_dimension(
     parts = []
     stays = size
     if axis_map is not None:
-        stays -= int(moved_positions(axis_map, dim).sum())
+        stays -= count_moved(axis_map, dim)
         for component in axis_map.components:
             if dim in _dims(axis_map, component):
                 parts.append(_movement(spec, axis_map, component, dim))
     # A dimension of size 0 is said to be pinned: it must say something.
     if stays or not parts:
         share = f"{stays} of {size} positions pinned"
-        parts.append(
-            ("pinned" if stays == size else share) + _why(spec, tensor, dim)
-        )
+        if stays == size:
+            share = "pinned"
+        parts.append(share + _why(spec, tensor, dim))
     return parts
 
 
@@ -138,7 +151,9 @@ def _why(spec: SpecFields, tensor: str, dim: int) -> str:
         if (pin.tensor, pin.dim) == (tensor, dim):
             place = f" (at {pin.where})" if pin.where else ""
             reasons.add(pin.reason + place)
-    return f": {'; '.join(sorted(reasons))}" if reasons else ""
+    if not reasons:
+        return ""
+    return ": " + "; ".join(sorted(reasons))
 
 
 def _dims(axis_map: AxisMap, component: Component) -> set[int]:
@@ -156,11 +171,13 @@ def _movement(
     words = [f"moves with group {group.id!r} ({units})"]
     others = sorted(_dims(axis_map, component) - {dim})
     if others:
-        words.append(f"together with dimension {', '.join(map(str, others))}")
+        dims = ", ".join(map(str, others))
+        words.append(f"together with dimension {dims}")
     unknown = _sizes_beside(axis_map, component, dim)
     if unknown:
         # After a flatten every channel is a block of its positions.
-        words.append(f"in blocks of {math.prod(unknown)}")
+        size = math.prod(unknown)
+        words.append(f"in blocks of {size}")
     copies = component.index.shape[1]
     if copies > 1 and not others:
         words.append(f"{copies} positions per unit")
@@ -179,13 +196,13 @@ def _sizes_beside(
 
 
 def _summary(spec: SpecFields) -> str:
-    moving = [
-        name
-        for name in spec.tensors
-        if spec.aliases.get(name, name) in spec.maps
-    ]
+    moving = 0
+    for name in spec.tensors:
+        # A tied tensor moves with its origin.
+        origin = spec.aliases.get(name, name)
+        moving += origin in spec.maps
     groups = _count(len(spec.groups), "group", "groups")
-    return f"{groups}; {len(moving)} of {len(spec.tensors)} tensors move"
+    return f"{groups}; {moving} of {len(spec.tensors)} tensors move"
 
 
 def _suggestion(name: str, names: list[str]) -> str:
@@ -195,7 +212,8 @@ def _suggestion(name: str, names: list[str]) -> str:
     near = list(dict.fromkeys([*near, *holding]))[:3]
     if not near:
         return f"; it has {len(names)} others"
-    return f"; did you mean {', '.join(map(repr, near))}?"
+    offered = ", ".join(map(repr, near))
+    return f"; did you mean {offered}?"
 
 
 def _aligned(
@@ -206,13 +224,15 @@ def _aligned(
     lines = []
     for row in rows:
         cells = []
-        for i, (text, width) in enumerate(zip(row, widths, strict=True)):
-            cells.append(
-                text.rjust(width) if i in right else text.ljust(width)
-            )
+        for i, text in enumerate(row):
+            if i in right:
+                cells.append(text.rjust(widths[i]))
+            else:
+                cells.append(text.ljust(widths[i]))
         lines.append("  ".join(cells).rstrip())
     return lines
 
 
 def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+    word = one if number == 1 else many
+    return f"{number} {word}"

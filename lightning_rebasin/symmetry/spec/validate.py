@@ -11,6 +11,7 @@ from lightning_rebasin.errors import SpecError
 from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
     Component,
+    Group,
     SpecFields,
 )
 
@@ -31,9 +32,8 @@ def validate_spec(spec: SpecFields) -> None:
                 f"tensor {name!r} has the unknown kind {info.kind!r}"
             )
     for name, axis_map in spec.maps.items():
-        info_here = spec.tensors.get(name)
-        if info_here is None or info_here.shape != axis_map.shape:
-            shape = None if info_here is None else info_here.shape
+        shape = spec.tensors[name].shape if name in spec.tensors else None
+        if shape != axis_map.shape:
             raise SpecError(
                 f"the axis map of {name!r} has shape {axis_map.shape}, the tensor {shape}"
             )
@@ -46,10 +46,9 @@ def validate_spec(spec: SpecFields) -> None:
 
 def _check_alias(spec: SpecFields, name: str, origin: str) -> None:
     """A tied tensor has one map, under the name of its origin."""
-    known = [
-        spec.tensors[n].shape for n in (name, origin) if n in spec.tensors
-    ]
-    alike = len(known) == 2 and known[0] == known[1]
+    tensors = spec.tensors
+    known = name in tensors and origin in tensors
+    alike = known and tensors[name].shape == tensors[origin].shape
     if not alike or origin in spec.aliases or name in spec.maps:
         raise SpecError(
             f"{name!r} cannot be tied to {origin!r}: unknown, of another shape, or mapped itself"
@@ -69,21 +68,27 @@ def _check_groups(spec: SpecFields) -> None:
             raise SpecError(
                 f"group {name!r} has the unknown kind {group.kind!r}"
             )
-        parent = group.parent
-        if parent is not None:
-            listed = parent.id in seen and spec.groups[parent.id] == parent
-            if not listed:
-                raise SpecError(
-                    f"group {name!r} lies in {parent.id!r}, which must come before it in the spec"
-                )
+        _check_parent(spec, group, seen)
         seen.add(name)
+
+
+def _check_parent(spec: SpecFields, group: Group, seen: set[str]) -> None:
+    parent = group.parent
+    if parent is None:
+        return
+    listed = parent.id in seen and spec.groups[parent.id] == parent
+    if not listed:
+        raise SpecError(
+            f"group {group.id!r} lies in {parent.id!r}, which must come before it in the spec"
+        )
 
 
 def _check_component(
     spec: SpecFields, axis_map: AxisMap, c: Component
 ) -> None:
     name = axis_map.tensor
-    if c.group not in spec.groups:
+    group = spec.groups.get(c.group)
+    if group is None:
         raise SpecError(
             f"tensor {name!r} is mapped to the unknown group {c.group!r}"
         )
@@ -93,30 +98,32 @@ def _check_component(
         raise SpecError(
             f"tensor {name!r}: sites {c.sites} are not ascending site numbers"
         )
-    members = spec.groups[c.group].members
-    if c.index.ndim != 2 or c.index.shape[0] != members:
+    members, shape = group.members, tuple(c.index.shape)
+    if len(shape) != 2 or shape[0] != members:
         raise SpecError(
-            f"tensor {name!r}: index of group {c.group!r} has shape {tuple(c.index.shape)}, "
-            f"expected ({members}, copies)"
+            f"tensor {name!r}: index of group {c.group!r} has shape {shape}, expected ({members}, copies)"
         )
 
 
 def _check_disjoint(axis_map: AxisMap) -> None:
     """Positions must be inside the tensor, and belong to one unit of one group."""
+    tensor = axis_map.tensor
     taken: dict[tuple[int, ...], list[Tensor]] = {}
-    for c in axis_map.components:
-        taken.setdefault(c.sites, []).append(c.index.flatten())
+    for component in axis_map.components:
+        indices = taken.setdefault(component.sites, [])
+        indices.append(component.index.flatten())
     for sites, indices in taken.items():
         positions = torch.cat(indices)
-        total = math.prod(axis_map.site_shape[site] for site in sites)
+        sizes = [axis_map.site_shape[site] for site in sites]
+        total = math.prod(sizes)
         if not len(positions):
             continue
         if int(positions.min()) < 0 or int(positions.max()) >= total:
             raise SpecError(
-                f"tensor {axis_map.tensor!r}: positions over sites {sites} exceed {total}"
+                f"tensor {tensor!r}: positions over sites {sites} exceed {total}"
             )
         steps = positions.sort().values.diff()
         if bool((steps == 0).any()):
             raise SpecError(
-                f"tensor {axis_map.tensor!r}: a position over sites {sites} belongs to two units"
+                f"tensor {tensor!r}: a position over sites {sites} belongs to two units"
             )

@@ -96,6 +96,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = Tape()
         self.module_path: list[str] = []
+        # Weak: the tape must not keep the activations of a large model alive.
         self._states: WeakIdKeyDictionary = WeakIdKeyDictionary()
         #: How often each contraction ran: what activation addresses count.
         self._runs: Counter[str] = Counter()
@@ -145,6 +146,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             name: self._refer(value, literal) for name, value in given.items()
         }
         writes = _written(func)
+        # Before the operation runs: afterwards the old numbers are gone.
         self._guard([given[name] for name in writes])
         result = func(*args, **kwargs)
         node = self._new_node(func, bound, in_place=bool(writes))
@@ -167,6 +169,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not isinstance(tensor, Tensor):
                 continue
             owner = self._guarded.pop(_storage(tensor), None)
+            # One copy is enough: it was popped, so later writes find no owner.
             if owner is not None:
                 self.saved.append((owner, owner.detach().clone()))
 
@@ -185,6 +188,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             torch.Tag.pointwise in func.tags,
         )
         if name in CONTRACTIONS:
+            # Counted for each operation apart, so that a new entry of the table renumbers nothing.
             node.contraction = self._runs[name]
             self._runs[name] += 1
         self.tape.nodes.append(node)
@@ -209,6 +213,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             source = _aliased(call.func, declared.alias_info)
             owner = call.given.get(source)
             if not isinstance(owner, Tensor):
+                # New memory; or an argument itself, undeclared, which keeps its state.
                 if tensor not in self._states:
                     self._enter(tensor, value)
             elif declared.alias_info.is_write:
@@ -216,6 +221,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._write(self._states[owner], value)
                 self._states[tensor] = self._states[owner]
             elif tensor is not owner:
+                # A view: its own steps follow those of what it looks at.
                 state = self._states[owner]
                 steps = (*state.steps, _Step(call.node, source, i))
                 self._states[tensor] = _State(
@@ -262,6 +268,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 tensor, literal or tensor.numel() <= 1
             ).value
         if state.version != state.root.version:
+            # Somebody wrote through another view of the same memory.
             state.value = self._walk(state)[-1]
             state.version = state.root.version
         return int(state.value)

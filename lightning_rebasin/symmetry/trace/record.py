@@ -38,6 +38,7 @@ def record(module: nn.Module, example: Example) -> Tape:
         TraceError: The model does not run on this input, or returns no tensor.
     """
     logged: dict[str, Any] = {}
+    # A step logs and feeds metrics, which would change the caller's module.
     if example.method != "forward":
         module, original = private_copy(module), module
         logged = silence(module, original)
@@ -61,6 +62,7 @@ def record(module: nn.Module, example: Example) -> Tape:
             f"{type(error).__name__}: {error}; pass the inputs that {example.method}() expects"
         ) from error
     finally:
+        # Also after a failure: an in-place operation may have changed a buffer by then.
         with torch.no_grad():
             for tensor, copy in recorder.saved:
                 tensor.copy_(copy)
@@ -104,6 +106,7 @@ def _model_constants(module: nn.Module) -> list[Tensor]:
 def _undisturbed(module: nn.Module) -> Iterator[None]:
     """Run in eval mode without gradients; put training flags and random state back."""
     modes = [(sub, sub.training) for sub in module.modules()]
+    # Only devices that the model is on: forking the others would start CUDA on all of them.
     devices = sorted(
         {
             t.device.index or 0
@@ -113,6 +116,7 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
     )
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
+            # Not ``module.eval()``: a module may override it, and then remember that it was called.
             for sub, _ in modes:
                 sub.training = False
             yield
@@ -148,6 +152,7 @@ def _module_paths(module: nn.Module, path: list[str]) -> Iterator[None]:
     names = {id(sub): name for name, sub in module.named_modules()}
 
     def enter(sub: nn.Module, _: Any) -> None:
+        # A module made during the forward pass has no name yet.
         path.append(names.get(id(sub), type(sub).__name__))
 
     def leave(sub: nn.Module, _: Any, __: Any) -> None:

@@ -54,7 +54,13 @@ class Value:
 class Node:
     """One operation: bound arguments by name, with tensors replaced by :class:`Ref`.
 
-    ``op`` is the name without overload, for instance ``"aten.add"``; in-place variants carry the functional name.
+    Args:
+        op: Its name without overload, for instance ``"aten.add"``; in-place variants carry the functional name.
+        arguments: By the names of the schema, defaults included.
+        outputs: Numbers of the values that it makes.
+        where: The operation and the submodule that ran it, for messages.
+        pointwise: Whether every place of the result depends on the same place of the operands only.
+        contraction: Which run of this contraction it is, counted from 0 for each operation; −1 for other operations.
     """
 
     op: str
@@ -83,6 +89,7 @@ class Tape:
         needed = np.zeros(len(self.values), dtype=bool)
         needed[self.results] = True
         live = []
+        # Backwards, so that all readers of a value come before the node that makes it.
         for node in reversed(self.nodes):
             used = any(
                 needed[v] and self.values[v].origin == "operation"
@@ -97,16 +104,12 @@ class Tape:
 
     def touched(self) -> set[str]:
         """Names of the parameters and buffers that live operations or results use."""
-        used = {
-            ref.value
-            for node in self.live_nodes()[0]
-            for ref in references(node.arguments)
-        } | set(self.results)
-        return {
-            self.values[v].name
-            for v in used
-            if self.values[v].origin == "state"
-        }
+        # A parameter that is returned as it is was used, too.
+        used = set(self.results)
+        for node in self.live_nodes()[0]:
+            used.update(ref.value for ref in references(node.arguments))
+        found = [self.values[number] for number in used]
+        return {value.name for value in found if value.origin == "state"}
 
     def from_data(self) -> NDArray[np.bool_]:
         """Which values depend on an input."""
@@ -114,14 +117,14 @@ class Tape:
             [value.origin == "input" for value in self.values], dtype=bool
         )
         for node in self.nodes:
-            if any(result[ref.value] for ref in references(node.arguments)):
-                result[
-                    [
-                        v
-                        for v in node.outputs
-                        if self.values[v].origin == "operation"
-                    ]
-                ] = True
+            if not any(
+                result[ref.value] for ref in references(node.arguments)
+            ):
+                continue
+            for number in node.outputs:
+                # Results that are not tensors are entered as constants.
+                if self.values[number].origin == "operation":
+                    result[number] = True
         return result
 
 

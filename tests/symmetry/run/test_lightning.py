@@ -23,9 +23,7 @@ from lightning_rebasin.symmetry import (
     infer_spec_many,
     measure_equivalence,
 )
-from lightning_rebasin.symmetry.run.examples import as_example
 from lightning_rebasin.symmetry.run.lightning import few
-from lightning_rebasin.symmetry.trace.batch_example import batch_example
 
 
 def generator(seed=0):
@@ -208,29 +206,6 @@ def test_missing_method_and_failing_step_are_named():
         infer_spec(
             Mute(), Example((torch.zeros(1, 2),), method="validation_step")
         )
-
-
-def test_batch_example_prefers_forward_and_falls_back_to_the_step():
-    class Forward(Classifier):
-        def forward(self, x):
-            return self.head(self.encoder(x).relu())
-
-    batch = labelled()
-    assert batch_example(Forward(), batch).method == "forward"
-    assert batch_example(Classifier(), batch).method == "validation_step"
-    assert batch_example(mlp(5, 3, 1), batch).args[0] is batch[0]
-
-    class Trained(LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.net = mlp(5, 3, 1)
-
-        def training_step(self, batch):
-            return self.net(batch["x"]).square().mean()
-
-    found = batch_example(Trained(), {"x": batch[0]})
-    assert found.method == "training_step"
-    assert as_example(found) is found
 
 
 def test_few_cuts_what_belongs_to_the_batch():

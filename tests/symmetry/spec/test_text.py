@@ -13,7 +13,6 @@ from lightning_rebasin.symmetry import (
     Pin,
     TensorInfo,
 )
-from lightning_rebasin.symmetry.spec.moved import moved_positions
 
 IN = "moves with group 'in' (2×3 units inside 'g')"
 
@@ -146,27 +145,3 @@ def test_unknown_tensor_gets_near_names():
         nested_spec().explain("cal")
     with pytest.raises(SpecError, match="it has 3 others"):
         nested_spec().explain("zzzz")
-
-
-def test_moved_positions_over_sites():
-    spec = grouped_spec(2, 3, 2)
-    assert [
-        moved_positions(spec.maps["conv.weight"], dim).tolist()
-        for dim in range(3)
-    ] == [
-        [True] * 4,
-        [True] * 3,
-        [False] * 3,
-    ]
-    part = AxisMap(
-        "w", ((2, 3), (2,)), (Component("h", (1,), torch.tensor([[0], [2]])),)
-    )
-    assert moved_positions(part, 0).tolist() == [
-        True,
-        False,
-        True,
-        True,
-        False,
-        True,
-    ]
-    assert moved_positions(part, 1).tolist() == [False, False]

@@ -8,8 +8,9 @@ For example ``w = torch.zeros(2, 3); w[0].fill_(1); y = w.sum()`` becomes
     value 0  constant (2, 3)
     value 1  select(0)              (3,)    a view: the first row of value 0
     value 2  fill(1)                (3,)    what the row holds after the write
-    value 3  write_back(0, 2)       (2, 3)  the whole tensor after it; ``w`` now stands for value 3
-    value 4  sum(3)                 ()
+    value 3  select(0)              (3,)    the way back to the memory, walked anew; nothing reads it
+    value 4  write_back(0, 2)       (2, 3)  the whole tensor after it; ``w`` now stands for value 4
+    value 5  sum(4)                 ()
 
 Each tensor object of the run is a *state*: a *root* that owns memory, the *steps* (views) that lead to it, and the
 value that it had when it was last looked at.  A write raises the root's version, so stale values are noticed.

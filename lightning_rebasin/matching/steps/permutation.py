@@ -23,7 +23,12 @@ from torch import Tensor
 
 from lightning_rebasin.assignment.solve import Solver, solve_batch
 from lightning_rebasin.matching.steps.step import Step, register_step
-from lightning_rebasin.symmetry.spec.values import Group, SpecFields
+from lightning_rebasin.symmetry.spec.fields import (
+    SpecFields,
+)
+from lightning_rebasin.symmetry.spec.values import (
+    Group,
+)
 
 Matrix = NDArray[np.floating]
 #: ``new member i = old member order[i]``, ancestors' moves included.

@@ -1,6 +1,7 @@
 """What a spec holds, as values; nothing here calls anything above it.
 
-- ``values.py``: groups, components, axis maps, pins and activation addresses, and ``SpecFields``, what a spec holds.
+- ``values.py``: groups, components, axis maps, pins and activation addresses.
+- ``fields.py``: ``SpecFields``, what a spec holds, as a protocol.
 - ``spec.py``: :class:`PermutationSpec`, the value with its methods.  Each method is a function of another file of this
   room.  Those files therefore read a spec through the protocol ``SpecFields`` and never import the class: nothing goes
   in a circle, and a function that makes a new spec (``pin_group``) returns one of the class that it was given.

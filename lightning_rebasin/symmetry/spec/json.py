@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.errors import SpecError
+from lightning_rebasin.symmetry.spec.fields import (
+    SpecArguments,
+    SpecFields,
+)
 from lightning_rebasin.symmetry.spec.values import (
     ActivationAddress,
     AxisMap,
     Component,
     Group,
     Pin,
-    SpecArguments,
-    SpecFields,
     TensorInfo,
 )
 

@@ -7,6 +7,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 from lightning_rebasin.errors import SpecError
+from lightning_rebasin.symmetry.spec.fields import (
+    SpecFields,
+    tensors_of,
+)
 from lightning_rebasin.symmetry.spec.moved import count_moved
 from lightning_rebasin.symmetry.spec.values import (
     ActivationAddress,
@@ -14,8 +18,6 @@ from lightning_rebasin.symmetry.spec.values import (
     Component,
     Group,
     Pin,
-    SpecFields,
-    tensors_of,
 )
 
 S = TypeVar("S", bound=SpecFields)

@@ -15,10 +15,12 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from lightning_rebasin.symmetry.spec.fields import (
+    SpecFields,
+)
 from lightning_rebasin.symmetry.spec.pin import S, pin_group
 from lightning_rebasin.symmetry.spec.values import (
     Group,
-    SpecFields,
     rows_of_units,
 )
 

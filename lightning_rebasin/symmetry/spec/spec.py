@@ -14,6 +14,10 @@ from torch import Tensor
 
 from lightning_rebasin.errors import NonFiniteError, SpecError, StateDictError
 from lightning_rebasin.files import atomic_write_text
+from lightning_rebasin.symmetry.spec.fields import (
+    log10_symmetries,
+    tensors_of,
+)
 from lightning_rebasin.symmetry.spec.json import (
     arguments_from_dict,
     spec_to_dict,
@@ -30,8 +34,6 @@ from lightning_rebasin.symmetry.spec.values import (
     Group,
     Pin,
     TensorInfo,
-    log10_symmetries,
-    tensors_of,
 )
 
 

@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lightning_rebasin.errors import SpecError
+from lightning_rebasin.symmetry.spec.fields import (
+    SpecFields,
+    log10_symmetries,
+    tensors_of,
+)
 from lightning_rebasin.symmetry.spec.moved import count_moved
 from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
     Component,
     Group,
-    SpecFields,
-    log10_symmetries,
-    tensors_of,
 )
 
 #: How many axes of a group the table names before it counts the rest.

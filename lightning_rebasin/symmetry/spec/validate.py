@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.errors import SpecError
+from lightning_rebasin.symmetry.spec.fields import (
+    SpecFields,
+)
 from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
     Component,
     Group,
-    SpecFields,
 )
 
 

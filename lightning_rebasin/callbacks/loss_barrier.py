@@ -34,7 +34,11 @@ from lightning_rebasin.callbacks.schedule import (
     steps_from,
 )
 from lightning_rebasin.callbacks.strategy import refuse_sharded
-from lightning_rebasin.callbacks.trainer import callbacks_of, is_dry_run
+from lightning_rebasin.callbacks.trainer import (
+    callbacks_of,
+    is_dry_run,
+    object_gatherer,
+)
 from lightning_rebasin.errors import (
     BarrierWarning,
     ConfigurationError,
@@ -46,16 +50,13 @@ from lightning_rebasin.landscape.barrier import (
     lambda_grid,
 )
 from lightning_rebasin.landscape.batches import clone_batch, without_repeats
+from lightning_rebasin.landscape.copies import isolated_rng
 from lightning_rebasin.landscape.geometry import Separation, separation
+from lightning_rebasin.landscape.lightning_probe import LightningProbe
 from lightning_rebasin.landscape.measure import curve_from_rows
 from lightning_rebasin.landscape.paths.line import Line
 from lightning_rebasin.landscape.points import Point
-from lightning_rebasin.landscape.probe import (
-    LightningProbe,
-    Place,
-    isolated_rng,
-    object_gatherer,
-)
+from lightning_rebasin.landscape.probe import Place
 from lightning_rebasin.landscape.weights import weights_of
 from lightning_rebasin.symmetry import PermutationSpec
 

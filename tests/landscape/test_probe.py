@@ -8,8 +8,9 @@ import torch
 from helpers.models import mlp
 from torch import nn
 
+from lightning_rebasin.landscape.copies import copy_module
 from lightning_rebasin.landscape.paths.line import Line
-from lightning_rebasin.landscape.probe import FunctionProbe, Place, copy_module
+from lightning_rebasin.landscape.probe import FunctionProbe, Place
 from lightning_rebasin.landscape.weights import weights_of
 
 

@@ -23,8 +23,8 @@ from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.merging.interpolate import interpolate
 
 State = Mapping[str, Tensor]
-#: How far the sum of the coefficients may be from 1, relative to the largest one.
-_TOLERANCE = 1e-6
+#: How far the sum of the coefficients may be from 1, and how far per size of the largest one.
+_TOLERANCE, _ROUNDING = 1e-6, 1e-14
 _PLAIN = (torch.float32, torch.float64)
 
 
@@ -59,7 +59,7 @@ class Point:
         total = math.fsum(self.coefficients) if finite else math.nan
         # Far outside the anchors the coefficients are large, and so is what rounding leaves of their sum.
         size = max(1.0, *map(abs, self.coefficients))
-        if not abs(total - 1.0) <= _TOLERANCE * size:
+        if not abs(total - 1.0) <= max(_TOLERANCE, _ROUNDING * size):
             raise ConfigurationError(
                 f"the coefficients of a point must sum to 1, {self.coefficients} sum to {total:g}"
             )

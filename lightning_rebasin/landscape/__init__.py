@@ -1,6 +1,6 @@
 """What the loss does between sets of weights.
 
-``points.py`` and ``paths/`` say where: a point combines sets of weights, a path leads from point to point.  ``probe.py``
+``points.py`` and ``paths/`` say where: a point combines sets of weights, a path gives points.  ``probe.py``
 is the engine that evaluates a module there, ``lightning_probe.py`` what it knows about Lightning, ``copies.py`` the
 copy that is evaluated.  ``measure.py`` runs it over a data loader, ``barrier.py`` is the value that comes out,
 ``trajectory.py`` and ``matrix.py`` the barrier over training.

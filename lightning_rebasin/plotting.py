@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_rebasin.errors import DataError, MissingExtraError
 from lightning_rebasin.files import atomic_path
+from lightning_rebasin.landscape.barrier import BarrierCurve
+from lightning_rebasin.landscape.matrix import BarrierMatrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from lightning_rebasin.landscape.barrier import BarrierCurve
-    from lightning_rebasin.landscape.matrix import BarrierMatrix
 
 #: Okabe–Ito colours without yellow: told apart by everybody, and on paper.
 _COLOURS = (

@@ -5,14 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_rebasin.errors import BarrierWarning, RebasinError
-from lightning_rebasin.landscape.probe import copy_module, isolated_rng
+from lightning_rebasin.landscape.copies import isolated_rng
+from lightning_rebasin.landscape.lightning_probe import copy_with_trainer
 from lightning_rebasin.landscape.weights import weights_of
 from lightning_rebasin.matching import match_weights
 from lightning_rebasin.symmetry import (
@@ -52,7 +53,7 @@ class Aligner:
         """Find the spec, before training starts; without any example input it waits for the first batch.
 
         Raises:
-            SpecError: The file is no spec.
+            SpecError: The file is not a spec.
             StateDictError: The spec belongs to another architecture.
             EquivalenceError: Permuting the module as the spec says changes its function.
         """
@@ -75,7 +76,9 @@ class Aligner:
         """
         if self._spec is None:
             with isolated_rng():
-                example = batch_example(_copy(module), few(batch, _SAMPLES))
+                example = batch_example(
+                    copy_with_trainer(module), few(batch, _SAMPLES)
+                )
             self._check(module, (example,))
 
     def _check(
@@ -89,7 +92,7 @@ class Aligner:
         else:
             # On a copy: a forward pass in training mode would move batch-norm statistics and random generators.
             with isolated_rng():
-                spec = infer_spec(_copy(module), *(example or ()))
+                spec = infer_spec(copy_with_trainer(module), *(example or ()))
         spec.check_state(weights_of(module), "the module")
         if example is not None:
             self._prove(module, spec, example)
@@ -106,7 +109,7 @@ class Aligner:
             spec, torch.Generator().manual_seed(self._seed)
         )
         with isolated_rng():
-            copy = _copy(module)
+            copy = copy_with_trainer(module)
             result = measure_equivalence(copy, permutation, *example)
             if not result.equal:
                 check_equivalence(
@@ -169,14 +172,6 @@ class Aligner:
         """Inverse of :meth:`state_dict`."""
         self._saved = state["orders"]
         self._last = None
-
-
-def _copy(module: LightningModule) -> LightningModule:
-    """A copy to run, whose steps may still ask for the trainer."""
-    copy = cast(LightningModule, copy_module(module))
-    if (trainer := getattr(module, "_trainer", None)) is not None:
-        copy.trainer = trainer
-    return copy
 
 
 def share_moved(permutation: Permutation) -> float:

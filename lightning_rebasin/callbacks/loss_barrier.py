@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,41 +20,37 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from lightning_rebasin.callbacks.alignment import Aligner, share_moved
+from lightning_rebasin.callbacks.alignment import Aligner
 from lightning_rebasin.callbacks.record import (
     Measurement,
     append_csv,
     log_figures,
 )
 from lightning_rebasin.callbacks.reference import make_reference
+from lightning_rebasin.callbacks.running import Running, begin
 from lightning_rebasin.callbacks.schedule import (
     StepSchedule,
     positive,
     steps_from,
 )
 from lightning_rebasin.callbacks.strategy import refuse_sharded
-from lightning_rebasin.callbacks.trainer import callbacks_of, is_dry_run
+from lightning_rebasin.callbacks.trainer import (
+    callbacks_of,
+    is_dry_run,
+)
 from lightning_rebasin.errors import (
     BarrierWarning,
     ConfigurationError,
     MissingExtraError,
 )
 from lightning_rebasin.landscape.barrier import (
-    BarrierCurve,
     Convention,
     lambda_grid,
 )
-from lightning_rebasin.landscape.batches import clone_batch, without_repeats
-from lightning_rebasin.landscape.geometry import Separation, separation
-from lightning_rebasin.landscape.measure import curve_from_rows
-from lightning_rebasin.landscape.paths.line import Line
-from lightning_rebasin.landscape.points import Point
-from lightning_rebasin.landscape.probe import (
-    LightningProbe,
-    Place,
-    isolated_rng,
-    object_gatherer,
-)
+from lightning_rebasin.landscape.batches import clone_batch
+from lightning_rebasin.landscape.copies import isolated_rng
+from lightning_rebasin.landscape.lightning_probe import LightningProbe
+from lightning_rebasin.landscape.probe import Place
 from lightning_rebasin.landscape.weights import weights_of
 from lightning_rebasin.symmetry import PermutationSpec
 
@@ -63,18 +58,6 @@ from lightning_rebasin.symmetry import PermutationSpec
 Matching = Literal["none", "weight", "both"]
 #: Lightning passes dataloader_idx to the hooks only when it goes through several loaders one after the other.
 _ONE_LOADER = -1
-
-
-@dataclass
-class _Running:
-    """A measurement under way."""
-
-    probe: LightningProbe
-    points: list[Point]
-    lines: Mapping[str, list[int]]
-    separations: Mapping[str, Separation]
-    moved: float | None
-    batch: Any = None
 
 
 class LossBarrier(Callback):
@@ -142,47 +125,24 @@ class LossBarrier(Callback):
         figure: bool = True,
     ) -> None:
         super().__init__()
-        if matching not in ("none", "weight", "both"):
-            raise ConfigurationError(
-                f"matching={matching!r}; choose 'none', 'weight' or 'both'"
-            )
-        if convention not in ("mean", "chord"):
-            raise ConfigurationError(
-                f"convention={convention!r}; choose 'mean' or 'chord'"
-            )
-        if (
-            sum(
-                option is not None
-                for option in (every_n_epochs, every_n_validations, at_steps)
-            )
-            > 1
-        ):
+        _check_choices(matching, convention, batch_norm_batches)
+        schedules = (every_n_epochs, every_n_validations, at_steps)
+        if sum(option is not None for option in schedules) > 1:
             raise ConfigurationError(
                 "choose one of every_n_epochs, every_n_validations and at_steps"
             )
-        if batch_norm_batches < 0:
-            raise ConfigurationError(
-                f"batch_norm_batches={batch_norm_batches}: must be 0 or more"
-            )
-        self._key = {
-            "reference": "weights"
-            if isinstance(reference, Mapping)
-            else str(reference),
-            "prefix": prefix,
-        }
+        given = "weights" if isinstance(reference, Mapping) else str(reference)
+        self._key = {"reference": given, "prefix": prefix}
         self._reference = make_reference(reference)
         self._matching: Matching = matching
         self._aligner = None if matching == "none" else Aligner(spec, seed)
         self._lambdas = lambda_grid(points)
         self._epochs = positive("every_n_epochs", every_n_epochs)
-        self._validations = (
-            positive("every_n_validations", every_n_validations) or 1
-        )
-        self._steps = (
-            StepSchedule(steps_from("at_steps", at_steps))
-            if at_steps is not None
-            else None
-        )
+        validations = positive("every_n_validations", every_n_validations)
+        self._validations = validations or 1
+        self._steps: StepSchedule | None = None
+        if at_steps is not None:
+            self._steps = StepSchedule(steps_from("at_steps", at_steps))
         self._metrics = None if metrics is None else tuple(metrics)
         self._limit = positive("limit_batches", limit_batches)
         self._convention: Convention = convention
@@ -190,7 +150,7 @@ class LossBarrier(Callback):
         self._figure = figure
         self._train_batches: deque[Any] = deque(maxlen=batch_norm_batches)
         self._folder: Path | None = None
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._begun = False
         self._validation_count = 0
         self._last_step = -1
@@ -324,19 +284,9 @@ class LossBarrier(Callback):
                     self._aligner.look(pl_module, clone_batch(batch))
             if self._due(trainer):
                 self._running = self._begin(trainer, pl_module)
-        if self._running is not None and (
-            self._limit is None or batch_idx < self._limit
-        ):
-            with torch.inference_mode(mode=False):
-                found = trainer.val_dataloaders
-                loader = (
-                    found[dataloader_idx]
-                    if isinstance(found, (list, tuple))
-                    else found
-                )
-                self._running.batch = without_repeats(
-                    clone_batch(batch), batch_idx, loader
-                )
+        wanted = self._limit is None or batch_idx < self._limit
+        if self._running is not None and wanted:
+            self._running.hold(batch, batch_idx, dataloader_idx)
 
     @override
     def on_validation_batch_end(
@@ -349,22 +299,14 @@ class LossBarrier(Callback):
         dataloader_idx: int = _ONE_LOADER,
     ) -> None:
         """Evaluate the batch at every point."""
-        running = self._running
-        if running is None or running.batch is None:
+        if self._running is None:
             return
-        batch, running.batch = running.batch, None
-        one = dataloader_idx == _ONE_LOADER
-        place = (
-            Place(batch_idx, 0, 1)
-            if one
-            else Place(batch_idx, dataloader_idx, len(trainer.num_val_batches))
-        )
-        running.probe.evaluate(
-            running.points,
-            batch,
-            place,
-            context=trainer.precision_plugin.val_step_context,
-        )
+        if dataloader_idx == _ONE_LOADER:
+            place = Place(batch_idx)
+        else:
+            loaders = len(trainer.num_val_batches)
+            place = Place(batch_idx, dataloader_idx, loaders)
+        self._running.evaluate(place)
 
     @override
     def on_validation_epoch_end(
@@ -375,24 +317,9 @@ class LossBarrier(Callback):
         if running is None:
             self._repeat(trainer, pl_module)
             return
-        rows = running.probe.results(object_gatherer(trainer))
-        better, samples = (
-            running.probe.higher_is_better(),
-            running.probe.samples,
-        )
-        curves = {}
-        for label, indices in running.lines.items():
-            curve = curve_from_rows(
-                self._lambdas, [rows[i] for i in indices], better, samples
-            )
-            curves[label] = self._selected(curve)
-        measurement = Measurement(
-            trainer.global_step,
-            trainer.current_epoch,
-            curves,
-            running.separations,
-            running.moved,
-        )
+        measurement = running.finish()
+        if self._metrics is not None:
+            measurement = measurement.selected(self._metrics)
         self._publish(trainer, pl_module, measurement)
 
     @override
@@ -434,62 +361,20 @@ class LossBarrier(Callback):
 
     def _begin(
         self, trainer: Trainer, module: LightningModule
-    ) -> _Running | None:
-        """Copy the module, match the reference, lay out the points."""
-        # Validation runs in inference mode; tensors made there could not be used by anybody else afterwards.
+    ) -> Running | None:
+        """Start measuring, if there is a reference for this step."""
         with torch.inference_mode(mode=False), torch.no_grad(), isolated_rng():
-            found = self._reference.weights(trainer)
-            if found is None:
-                return None
-            live = weights_of(module)
-            reference = {
-                n: found[n].to(tensor.device, tensor.dtype)
-                for n, tensor in live.items()
-            }
-            parameters = [n for n, _ in module.named_parameters() if n in live]
-            ends, separations, moved = {}, {}, None
-            separations["naive"] = separation(live, reference, parameters)
-            if self._matching != "weight":
-                ends["naive"] = reference
-            if self._aligner:
-                permutation = self._aligner.align(trainer, live, reference)
-                ends["matched"] = permutation.apply(reference)
-                separations["matched"] = separation(
-                    live, ends["matched"], parameters
-                )
-                moved = share_moved(permutation)
-            points, lines = _lay_out(live, ends, self._lambdas)
-            probe = LightningProbe(module, len(points))
-            if self._train_batches:
-                context = trainer.precision_plugin.val_step_context
-                probe.estimate_statistics(
-                    points, list(self._train_batches), context=context
-                )
-                probe.synchronise_statistics(
-                    lambda tensor: trainer.strategy.reduce(
-                        tensor, reduce_op="mean"
-                    )
-                )
-        return _Running(probe, points, lines, separations, moved)
-
-    def _selected(self, curve: BarrierCurve) -> BarrierCurve:
-        if self._metrics is None:
-            return curve
-        unknown = [name for name in self._metrics if name not in curve.values]
-        if unknown:
-            known = ", ".join(map(repr, curve.values))
-            warnings.warn(
-                f"LossBarrier: validation_step does not log {unknown[0]!r}; it logs {known}",
-                BarrierWarning,
-                stacklevel=2,
-            )
-        kept = {
-            name: curve.values[name]
-            for name in self._metrics
-            if name in curve.values
-        }
-        return BarrierCurve(
-            curve.lambdas, kept, curve.higher_is_better, curve.samples
+            reference = self._reference.weights(trainer)
+        if reference is None:
+            return None
+        return begin(
+            trainer,
+            module,
+            reference,
+            self._lambdas,
+            aligner=self._aligner,
+            naive=self._matching != "weight",
+            batches=list(self._train_batches),
         )
 
     def _publish(
@@ -498,34 +383,29 @@ class LossBarrier(Callback):
         module: LightningModule,
         measurement: Measurement,
     ) -> None:
+        """Log a measurement and write it down."""
         self.measurements.append(measurement)
         self._last_step = measurement.step
         scalars = measurement.scalars(self._prefix, self._convention)
         self._last_scalars = dict(scalars)
-        names = [
-            name
-            for curve in measurement.curves.values()
-            for name in curve.values
-        ]
-        main = next(
-            (name for name in names if "loss" in name),
-            names[0] if names else "",
-        )
-        shown = {f"{self._prefix}/{main}", f"{self._prefix}/{main}/matched"}
+        main = f"{self._prefix}/{measurement.main_metric}"
+        shown = {main, f"{main}/matched"}
         for name, value in scalars.items():
             self._log(trainer, module, name, value, prog_bar=name in shown)
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._write(trainer, measurement)
+
+    def _write(self, trainer: Trainer, measurement: Measurement) -> None:
+        """Add the curves to the CSV file, and as a picture to the loggers that take one."""
         assert self._folder is not None
         stage = "" if trainer.state.fn == "fit" else "-validate"
+        path = self._folder / f"{self._file_stem}{stage}.csv"
+        main = measurement.main_metric
         try:
-            append_csv(
-                self._folder / f"{self._file_stem}{stage}.csv", measurement
-            )
+            append_csv(path, measurement)
             if self._figure and main:
-                log_figures(
-                    trainer, measurement, f"{self._prefix}/curve", main
-                )
+                tag = f"{self._prefix}/curve"
+                log_figures(trainer, measurement, tag, main)
         except (OSError, MissingExtraError) as error:
             # Not worth losing a training over.
             warnings.warn(
@@ -562,21 +442,19 @@ class LossBarrier(Callback):
         )
 
 
-def _lay_out(
-    live: Mapping[str, torch.Tensor],
-    ends: Mapping[str, Mapping[str, torch.Tensor]],
-    lambdas: Sequence[float],
-) -> tuple[list[Point], dict[str, list[int]]]:
-    """The points to evaluate and, for each curve, which of them are its own; λ = 0 is the same point on all curves."""
-    points: list[Point] = []
-    lines: dict[str, list[int]] = {}
-    for label, end in ends.items():
-        own = []
-        for lam in lambdas:
-            if lam == 0.0 and points:
-                own.append(0)
-                continue
-            own.append(len(points))
-            points.append(Line(live, end).at(lam))
-        lines[label] = own
-    return points, lines
+def _check_choices(
+    matching: str, convention: str, batch_norm_batches: int
+) -> None:
+    """Raise :class:`ConfigurationError` for an option that is not one of the choices."""
+    if matching not in ("none", "weight", "both"):
+        raise ConfigurationError(
+            f"matching={matching!r}; choose 'none', 'weight' or 'both'"
+        )
+    if convention not in ("mean", "chord"):
+        raise ConfigurationError(
+            f"convention={convention!r}; choose 'mean' or 'chord'"
+        )
+    if batch_norm_batches < 0:
+        raise ConfigurationError(
+            f"batch_norm_batches={batch_norm_batches}: must be 0 or more"
+        )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from lightning_rebasin.errors import OutputError
+from lightning_rebasin.errors import BarrierWarning, OutputError
 from lightning_rebasin.files import atomic_write_text
 from lightning_rebasin.landscape.barrier import BarrierCurve, Convention
 from lightning_rebasin.landscape.geometry import Separation
@@ -38,6 +39,37 @@ class Measurement:
     separations: Mapping[str, Separation]
     moved: float | None = None
 
+    @property
+    def main_metric(self) -> str:
+        """The first loss, or the first metric if there is none; empty if nothing was measured."""
+        names = [
+            name for curve in self.curves.values() for name in curve.values
+        ]
+        losses = [name for name in names if "loss" in name]
+        return next(iter([*losses, *names]), "")
+
+    def selected(self, metrics: Sequence[str]) -> Measurement:
+        """The same with some metrics only; warns of those that were not measured.
+
+        Args:
+            metrics: What to keep, in this order.
+        """
+        curves = {}
+        for label, curve in self.curves.items():
+            kept = {n: curve.values[n] for n in metrics if n in curve.values}
+            unknown = [name for name in metrics if name not in kept]
+            if unknown:
+                known = ", ".join(map(repr, curve.values))
+                warnings.warn(
+                    f"LossBarrier: validation_step does not log {unknown[0]!r}; it logs {known}",
+                    BarrierWarning,
+                    stacklevel=2,
+                )
+            curves[label] = BarrierCurve(
+                curve.lambdas, kept, curve.higher_is_better, curve.samples
+            )
+        return replace(self, curves=curves)
+
     def scalars(self, prefix: str, convention: Convention) -> dict[str, float]:
         """Everything that is logged, by name: ``<prefix>/<metric>[/matched][/at]``, distance, cosine, moved."""
         numbers: dict[str, float] = {}
@@ -55,19 +87,14 @@ class Measurement:
 
     def rows(self) -> list[tuple[str, ...]]:
         """One row per curve, λ and metric."""
-        return [
-            (
-                str(self.step),
-                str(self.epoch),
-                label,
-                repr(lam),
-                metric,
-                repr(value),
-            )
-            for label, curve in self.curves.items()
-            for metric, values in curve.values.items()
-            for lam, value in zip(curve.lambdas, values, strict=True)
-        ]
+        found: list[tuple[str, ...]] = []
+        when = (str(self.step), str(self.epoch))
+        for label, curve in self.curves.items():
+            for metric, values in curve.values.items():
+                for lam, value in zip(curve.lambdas, values, strict=True):
+                    row = (*when, label, repr(lam), metric, repr(value))
+                    found.append(row)
+        return found
 
 
 _SUFFIX = {"naive": "", "matched": "/matched"}

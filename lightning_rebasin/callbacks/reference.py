@@ -22,7 +22,7 @@ from lightning_rebasin.errors import (
     ConfigurationError,
     NonFiniteError,
 )
-from lightning_rebasin.landscape.probe import isolated_rng
+from lightning_rebasin.landscape.copies import isolated_rng
 from lightning_rebasin.landscape.trajectory import (
     INDEX,
     Snapshot,

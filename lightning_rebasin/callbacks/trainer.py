@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, Trainer
 
 
@@ -15,3 +17,17 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 def is_dry_run(trainer: Trainer) -> bool:
     """Whether the trainer only tries whether the code runs (``fast_dev_run``), so that nothing should be kept."""
     return bool(cast(Any, trainer).fast_dev_run)
+
+
+def object_gatherer(trainer: Trainer) -> Callable[[object], list[Any]] | None:
+    """A function that collects one object from every process, or ``None`` for a single process."""
+    if trainer.world_size == 1:
+        return None
+
+    def gather(item: object) -> list[Any]:
+        everyone: list[Any] = [None] * trainer.world_size
+        # Lightning's all_gather takes tensors of one shape; processes may have logged different keys.
+        torch.distributed.all_gather_object(everyone, item)
+        return everyone
+
+    return gather

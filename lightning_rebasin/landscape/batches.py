@@ -1,4 +1,4 @@
-"""Batches of any structure: copied, counted, and without what a distributed sampler repeated."""
+"""Batches of any structure: copied, moved, counted, and without what a distributed sampler repeated."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sized
 from typing import Any, cast
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -17,6 +18,11 @@ from lightning_rebasin.errors import DataError
 def clone_batch(batch: Any) -> Any:
     """A copy of a batch whose tensors and containers may be changed in place."""
     return apply_to_collection(batch, Tensor, torch.clone)
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on a device; those that are there already are not copied."""
+    return move_data_to_device(batch, device)
 
 
 def batch_size(batch: Any) -> int:

@@ -112,7 +112,7 @@ def barrier_matrix(
             are naive.
         points: Number of evenly spaced λ, or the λ themselves.
         metric: Which metric; by default the first one whose name contains ``"loss"``.
-        loss: Loss of a module that is no LightningModule.
+        loss: Loss of a module that is not a LightningModule.
         same_step: Measure only pairs of equal step; the rest is NaN.
         convention: How the ends are subtracted.
         batch_norm: Training batches on which batch-norm statistics are re-estimated at every λ.
@@ -123,7 +123,7 @@ def barrier_matrix(
         The matrix.
 
     Raises:
-        CheckpointError: A folder is no snapshot folder, or a file is missing.
+        CheckpointError: A folder is not a snapshot folder, or a file is missing.
         StateDictError: A snapshot does not fit the module.
         DataError: A run has no snapshots, or there is nothing to measure.
         ConfigurationError: The metric does not exist.

@@ -14,15 +14,11 @@ from tqdm import tqdm
 
 from lightning_rebasin.errors import DataError
 from lightning_rebasin.landscape.barrier import BarrierCurve, lambda_grid
+from lightning_rebasin.landscape.copies import isolated_rng
+from lightning_rebasin.landscape.lightning_probe import make_probe
 from lightning_rebasin.landscape.paths.line import Line
 from lightning_rebasin.landscape.points import Point
-from lightning_rebasin.landscape.probe import (
-    LossFunction,
-    Place,
-    Probe,
-    isolated_rng,
-    make_probe,
-)
+from lightning_rebasin.landscape.probe import LossFunction, Place, Probe
 from lightning_rebasin.landscape.weights import (
     check_ends,
     without_compilation_prefix,

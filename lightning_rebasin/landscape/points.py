@@ -23,8 +23,8 @@ from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.merging.interpolate import interpolate
 
 State = Mapping[str, Tensor]
-#: How far the sum of the coefficients may be from 1.
-_TOLERANCE = 1e-6
+#: How far the sum of the coefficients may be from 1, and how far per size of the largest one.
+_TOLERANCE, _ROUNDING = 1e-6, 1e-14
 _PLAIN = (torch.float32, torch.float64)
 
 
@@ -54,8 +54,12 @@ class Point:
             raise ConfigurationError(
                 f"a point needs one coefficient per anchor, got {len(self.coefficients)} for {len(self.anchors)}"
             )
-        total = math.fsum(self.coefficients)
-        if not abs(total - 1.0) <= _TOLERANCE:
+        # Infinity and NaN fail here too: sums with them are not near 1, and opposite infinities cannot be summed.
+        finite = all(math.isfinite(c) for c in self.coefficients)
+        total = math.fsum(self.coefficients) if finite else math.nan
+        # Far outside the anchors the coefficients are large, and so is what rounding leaves of their sum.
+        size = max(1.0, *map(abs, self.coefficients))
+        if not abs(total - 1.0) <= max(_TOLERANCE, _ROUNDING * size):
             raise ConfigurationError(
                 f"the coefficients of a point must sum to 1, {self.coefficients} sum to {total:g}"
             )
@@ -76,10 +80,11 @@ class Point:
 
     def write(self, targets: State) -> None:
         """Write the weights into ``targets``, tensor by tensor, without another copy of them; exact at an anchor."""
-        coefficients = [coefficient for _, coefficient in self.parts]
+        parts = self.parts
+        coefficients = [coefficient for _, coefficient in parts]
         with torch.no_grad():
             for name, target in targets.items():
-                tensors = [anchor[name] for anchor, _ in self.parts]
+                tensors = [anchor[name] for anchor, _ in parts]
                 combine_into(target, tensors, coefficients)
 
     def state(self) -> dict[str, Tensor]:
@@ -107,6 +112,7 @@ def combine_into(
     plain = target.dtype in _PLAIN
     same = all(tensor.dtype == target.dtype for tensor in tensors)
     if len(tensors) == 2:
+        # As ``interpolate`` does it, to the bit: barriers that were measured earlier stay what they are.
         first, second = tensors
         lam = coefficients[1]
         if plain and same:

@@ -76,7 +76,7 @@ def read_index(folder: str | Path) -> tuple[Snapshot, ...]:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder} is no snapshot folder: it has no {INDEX} (see CheckpointSnapshot)"
+            f"{folder} is not a snapshot folder: it has no {INDEX} (see CheckpointSnapshot)"
         ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_rebasin.landscape.accumulate import Average
 from lightning_rebasin.landscape.batches import batch_size
-from lightning_rebasin.landscape.probe import isolated_rng
+from lightning_rebasin.landscape.copies import isolated_rng
 from lightning_rebasin.merging.statistics import (
     averaging,
     batch_norms,

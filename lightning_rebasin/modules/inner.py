@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_rebasin.errors import ConfigurationError
-from lightning_rebasin.landscape.probe import copy_module
+from lightning_rebasin.landscape.copies import copy_module
+from lightning_rebasin.symmetry.run.lightning import LogSink
 
 #: Computes the loss of one batch from the network and the batch.
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -45,7 +46,7 @@ class InnerModel(nn.Module):
             _check_training_step(model)
         self.model = copy_module(model).train()
         self._loss = loss
-        self._sink = _LogSink()
+        self._sink = LogSink()
         for child in self.model.modules():
             if isinstance(child, LightningModule):
                 child.log = self._sink.log  # type: ignore[method-assign]
@@ -102,33 +103,11 @@ class InnerModel(nn.Module):
         return loss
 
 
-class _LogSink:
-    """Where the network's log calls go; a copy of the network logs nowhere and does not drag the outer module along."""
-
-    def __init__(self) -> None:
-        self.target: Callable[..., None] | None = None
-
-    def __deepcopy__(self, memo: object) -> _LogSink:
-        return _LogSink()
-
-    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Stand in for ``LightningModule.log``."""
-        if self.target is not None:
-            self.target(name, value, *args, **kwargs)
-
-    def log_dict(
-        self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        """Stand in for ``LightningModule.log_dict``."""
-        for name, value in dictionary.items():
-            self.log(name, value, *args, **kwargs)
-
-
 def _check_training_step(model: nn.Module) -> None:
     name = type(model).__name__
     if not isinstance(model, LightningModule):
         raise ConfigurationError(
-            f"{name} is no LightningModule and has no training_step: pass loss=f(model, batch)"
+            f"{name} is not a LightningModule and has no training_step: pass loss=f(model, batch)"
         )
     if not model.automatic_optimization:
         raise ConfigurationError(

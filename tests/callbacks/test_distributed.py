@@ -10,16 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.classifier import Classifier, blobs
+from helpers.classifier import Classifier
 from helpers.trainers import trainer_in
-from lightning.pytorch import strategies
 from lightning.pytorch.strategies import FSDPStrategy
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_rebasin import CheckpointSnapshot, LossBarrier
-from lightning_rebasin.callbacks.strategy import refuse_sharded
 from lightning_rebasin.errors import ConfigurationError
-from lightning_rebasin.landscape.batches import without_repeats
 
 TESTS = Path(__file__).parents[1]
 #: 47 samples are padded to 48; 33 to 34, where the last batch of one process is nothing but the repeated sample.
@@ -182,46 +178,6 @@ def test_two_processes_measure_what_one_measures(runs, samples):
             "val_largest"
         }:  # a maximum over batches depends on the batches by definition
             assert other[name] == pytest.approx(curve[name], rel=1e-5), name
-
-
-@pytest.mark.parametrize("samples", range(1, 14))
-@pytest.mark.parametrize("processes", [1, 2, 3, 4])
-def test_every_sample_is_counted_once(samples, processes):
-    data = list(range(samples))
-    seen = []
-    for rank in range(processes):
-        sampler = DistributedSampler(data, processes, rank, shuffle=False)
-        loader = DataLoader(data, batch_size=3, sampler=sampler)
-        for index, batch in enumerate(loader):
-            kept = without_repeats(batch, index, loader)
-            seen += [] if kept is None else kept.tolist()
-    if samples >= processes:
-        assert sorted(seen) == data
-    else:  # more processes than samples: each process still has at most one repeated sample
-        assert set(seen) == set(data)
-
-
-def test_other_loaders_are_left_alone():
-    data = blobs(5, 0)
-    for loader in (DataLoader(data, batch_size=2), [1, 2], None):
-        batch = [torch.zeros(2, 3), torch.zeros(2)]
-        assert without_repeats(batch, 0, loader) is batch
-
-
-@pytest.mark.parametrize(
-    "name", ["FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"]
-)
-def test_sharded_strategies_are_refused_with_advice(name):
-    class FakeTrainer:
-        strategy = object.__new__(
-            getattr(strategies, name)
-        )  # DeepSpeed itself is not installed
-
-    for callback in (LossBarrier, CheckpointSnapshot):
-        with pytest.raises(
-            ConfigurationError, match=rf"{name} shards.*measure_barrier"
-        ):
-            refuse_sharded(FakeTrainer(), callback.__name__)
 
 
 def test_sharding_is_refused_in_setup(tmp_path):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-
 import pytest
 import torch
 from helpers.classifier import Classifier, train_loader, val_loader
@@ -13,18 +10,12 @@ from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_rebasin import CheckpointSnapshot
-from lightning_rebasin.callbacks.schedule import StepSchedule
 from lightning_rebasin.errors import (
     CheckpointError,
     ConfigurationError,
     OutputError,
 )
 from lightning_rebasin.landscape import load_trajectory
-from lightning_rebasin.landscape.trajectory import (
-    Snapshot,
-    read_index,
-    surplus,
-)
 
 
 def fit(tmp_path, *callbacks, ckpt_path=None, **kwargs):
@@ -137,33 +128,6 @@ def test_disk_use_is_bounded(tmp_path, keep, expected):
     assert steps(tmp_path / "s") == expected
 
 
-def test_spread_keeps_the_gaps_even():
-    """Against the definition: what stays covers the run, first and last included."""
-    kept = []
-    for step in range(200):
-        kept.append(Snapshot(step, 0, None))
-        gone = surplus(kept, 8, "spread")
-        kept = [s for s in kept if s not in gone]
-    found = [s.step for s in kept]
-    gaps = [b - a for a, b in itertools.pairwise(found)]
-    assert len(found) == 8
-    assert found[0] == 0
-    assert found[-1] == 199
-    assert max(gaps) <= 70
-
-
-def test_logarithmic_steps_are_evenly_spaced():
-    schedule = StepSchedule(per_decade=2)
-    due = [step for step in range(1001) if schedule.due(step - 1, step)]
-    assert due == [0, 1, 3, 10, 32, 100, 316, 1000]
-
-
-def test_steps_that_are_jumped_over_are_not_lost():
-    assert StepSchedule(listed=(7,)).due(6, 8)
-    assert StepSchedule(every=5).due(4, 6)
-    assert not StepSchedule(every=5).due(5, 9)
-
-
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
 def test_resuming_fills_no_gap_twice_and_leaves_none(tmp_path):
     """Crash in epoch 3 after more snapshots were written, resume from the checkpoint of epoch 2."""
@@ -236,32 +200,6 @@ def test_two_callbacks_need_two_folders(tmp_path):
         [0, 4, 8],
         [0, 2, 4, 6, 8],
     )
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{}",
-        '{"format": "lightning-rebasin-snapshots", "version": 1, "snapshots": [{}]}',
-    ],
-)
-def test_damaged_indices_are_refused(tmp_path, text):
-    (tmp_path / "index.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"index\.json"):
-        list(load_trajectory(tmp_path))
-
-
-def test_an_index_cannot_point_outside(tmp_path):
-    entry = {"step": 0, "epoch": 0, "file": "../../etc/passwd"}
-    data = {
-        "format": "lightning-rebasin-snapshots",
-        "version": 1,
-        "snapshots": [entry],
-    }
-    (tmp_path / "index.json").write_text(json.dumps(data))
-    with pytest.raises(CheckpointError, match="unexpected file name"):
-        read_index(tmp_path)
 
 
 def test_missing_files_are_named(tmp_path):

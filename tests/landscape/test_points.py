@@ -85,10 +85,17 @@ def test_an_anchor_is_known_as_such():
     ("coefficients", "message"),
     [
         ((0.5, 0.4), r"sum to 1, \(0.5, 0.4\) sum to 0.9"),
+        ((100.0, -98.99995), "sum to 1"),
         ((1.0,), "one coefficient per anchor, got 1 for 2"),
         ((float("nan"), 1.0), "sum to 1"),
+        ((float("inf"), float("-inf")), "sum to 1"),
     ],
 )
 def test_bad_coefficients_are_refused(coefficients, message):
     with pytest.raises(ConfigurationError, match=message):
         Point(states(2), coefficients)
+
+
+@given(x=st.floats(-1e13, 1e13), y=st.floats(-1e13, 1e13))
+def test_far_from_the_anchors_rounding_of_the_sum_is_forgiven(x, y):
+    assert Point(states(3), (1.0 - x - y, x, y)).coefficients[1:] == (x, y)

@@ -6,10 +6,9 @@ from contextlib import contextmanager
 
 import torch
 from helpers.models import mlp
-from torch import nn
 
 from lightning_rebasin.landscape.paths.line import Line
-from lightning_rebasin.landscape.probe import FunctionProbe, Place, copy_module
+from lightning_rebasin.landscape.probe import FunctionProbe, Place
 from lightning_rebasin.landscape.weights import weights_of
 
 
@@ -69,13 +68,3 @@ def test_results_do_not_depend_on_the_order_of_the_points():
     assert [r["loss"] for r in probe.results()] == [
         r["loss"] for r in other.results()
     ][::-1]
-
-
-def test_copies_are_frozen_and_independent():
-    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
-    clone = copy_module(net)
-    assert net.training
-    assert not clone.training
-    assert not any(p.requires_grad for p in clone.parameters())
-    clone[0].weight.zero_()
-    assert bool(net[0].weight.any())

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import final
 
+from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.points import Point, State
 
 
@@ -20,6 +21,9 @@ class Bezier:
     Args:
         anchors: An end, any number of bends, the other end.
 
+    Raises:
+        ConfigurationError: There are fewer than two.
+
     Example:
         >>> import torch
         >>> ends = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
@@ -28,6 +32,12 @@ class Bezier:
     """
 
     anchors: tuple[State, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.anchors) < 2:
+            raise ConfigurationError(
+                f"a Bézier curve needs two anchors or more, got {len(self.anchors)}"
+            )
 
     def at(self, t: float) -> Point:
         """The point at t in [0, 1]: coefficients are the Bernstein polynomials."""

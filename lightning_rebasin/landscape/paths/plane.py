@@ -10,12 +10,18 @@ Source: Garipov et al., "Loss Surfaces, Mode Connectivity, and Fast Ensembling o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
+from torch import Tensor
+
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.points import Point, State
+
+#: Lower triangles than this count as a line: a point between two float32 models is rounded by 6e-8.
+_FLAT = 1e-6
 
 
 @final
@@ -46,9 +52,9 @@ class Plane:
             raise ConfigurationError(
                 f"a plane needs three models, got {len(self.models)}"
             )
-        height = self.coordinates[2][1]
-        scale = max(self.coordinates[1][0], height)
-        if not height > 1e-9 * scale:
+        (_, _), (width, _), (along, height) = self.coordinates
+        longest = max(width, abs(along), height)
+        if not height > _FLAT * longest:
             raise ConfigurationError(
                 "the three models of a plane lie on one line"
             )
@@ -57,23 +63,27 @@ class Plane:
     def coordinates(self) -> tuple[tuple[float, float], ...]:
         """Where the three models lie."""
         first, second, third = self.models
-        squares = {"uu": 0.0, "uv": 0.0, "vv": 0.0}
-        for name, origin in first.items():
-            if not origin.is_floating_point():
-                continue
-            u = (second[name].double() - origin.double()).flatten()
-            v = (third[name].double() - origin.double()).flatten()
-            for pair, product in (("uu", u @ u), ("uv", u @ v), ("vv", v @ v)):
-                squares[pair] += float(product)
-        width = math.sqrt(squares["uu"])
-        if not width:
+        uu = uv = 0.0
+        for u, v in _differences(first, second, third):
+            uu += float(u @ u)
+            uv += float(u @ v)
+        if not uu:
             raise ConfigurationError(
                 "the first two models of a plane are the same"
             )
-        along = squares["uv"] / width
-        # Rounding may leave a model on the line a little below it.
-        height = math.sqrt(max(squares["vv"] - along**2, 0.0))
-        return (0.0, 0.0), (width, 0.0), (along, height)
+        share = uv / uu
+        # The height is measured on what is left of v, since vv − uv²/uu would leave only the rounding errors of two
+        # large numbers where the models nearly lie on one line.
+        squared_height = 0.0
+        for u, v in _differences(first, second, third):
+            rest = v - share * u
+            squared_height += float(rest @ rest)
+        width = math.sqrt(uu)
+        return (
+            (0.0, 0.0),
+            (width, 0.0),
+            (share * width, math.sqrt(squared_height)),
+        )
 
     def at(self, x: float, y: float) -> Point:
         """The point with these coordinates."""
@@ -81,3 +91,15 @@ class Plane:
         third = y / height
         second = (x - third * along) / width
         return Point(self.models, (1.0 - second - third, second, third))
+
+
+def _differences(
+    origin: State, second: State, third: State
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The two edges from the first model, tensor by tensor: a float64 copy of three large models would not fit."""
+    for name, tensor in origin.items():
+        if tensor.is_floating_point():
+            start = tensor.double().flatten()
+            u = second[name].double().flatten() - start
+            v = third[name].double().flatten() - start
+            yield u, v

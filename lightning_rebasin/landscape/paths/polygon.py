@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import final
 
+from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.points import Point, State
 
 
@@ -20,6 +21,9 @@ class Polygon:
     Args:
         anchors: Two or more sets of weights, in order.
 
+    Raises:
+        ConfigurationError: There are fewer than two.
+
     Example:
         >>> import torch
         >>> a, b, c = ({"w": torch.full((1,), float(i))} for i in range(3))
@@ -28,6 +32,12 @@ class Polygon:
     """
 
     anchors: tuple[State, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.anchors) < 2:
+            raise ConfigurationError(
+                f"a polygonal chain needs two anchors or more, got {len(self.anchors)}"
+            )
 
     def at(self, t: float) -> Point:
         """The point at t in [0, 1]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,20 +21,23 @@ _COMPILED_STEPS = (
 )
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """The network inside ``torch.compile`` and (distributed) data-parallel wrappers."""
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The network inside ``torch.compile``; torch's own class is not imported, since that loads the compiler."""
     while True:
-        if isinstance(
-            module, nn.DataParallel | nn.parallel.DistributedDataParallel
-        ):
-            module = module.module
-        elif isinstance(
-            inner := vars(module).get("_modules", {}).get("_orig_mod"),
-            nn.Module,
-        ):
-            module = inner
-        else:
+        inner = vars(module).get("_modules", {}).get("_orig_mod")
+        if not isinstance(inner, nn.Module):
             return module
+        module = inner
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The network inside ``torch.compile`` and (distributed) data-parallel wrappers, in any order."""
+    module = uncompiled(module)
+    while isinstance(
+        module, nn.DataParallel | nn.parallel.DistributedDataParallel
+    ):
+        module = uncompiled(module.module)
+    return module
 
 
 def private_copy(module: nn.Module, *, share: bool = False) -> nn.Module:
@@ -57,9 +61,28 @@ def private_copy(module: nn.Module, *, share: bool = False) -> nn.Module:
         raise TraceError(
             f"cannot copy {type(module).__name__}: {type(error).__name__}: {error}"
         ) from error
-    for part in duplicate.modules():
-        _uncompile(part)
+    run_own_code(duplicate, unwrap)
     return duplicate.eval()
+
+
+def run_own_code(
+    module: nn.Module, inner: Callable[[nn.Module], nn.Module]
+) -> None:
+    """Make a copy run its own code: whatever is compiled still refers to the original's weights.
+
+    Args:
+        module: A copy; changed in place.
+        inner: Gives the network inside a wrapper: :func:`uncompiled` or :func:`unwrap`.
+    """
+    for part in module.modules():
+        for name, child in part._modules.items():
+            if child is not None:
+                part._modules[name] = inner(child)
+        # torch.compile of a whole LightningModule binds compiled methods of the *original* to the instance.
+        if vars(part).get("_compiler_ctx") is not None:
+            for name in _COMPILED_STEPS:
+                vars(part).pop(name, None)
+            vars(part)["_compiler_ctx"] = None
 
 
 def _copied_by_hand(part: nn.Module) -> dict[int, Any]:
@@ -73,17 +96,6 @@ def _copied_by_hand(part: nn.Module) -> dict[int, Any]:
         elif name in ("log", "log_dict") and is_lightning(part):
             memo[id(value)] = None
     return memo
-
-
-def _uncompile(part: nn.Module) -> None:
-    """Make a copied submodule run its own code: compiled code still refers to the original."""
-    for name, child in part._modules.items():
-        if child is not None:
-            part._modules[name] = unwrap(child)
-    # A compiled LightningModule keeps bound methods of the *original* in its instance dictionary.
-    if vars(part).get("_compiler_ctx") is not None:
-        for name in (*_COMPILED_STEPS, "_compiler_ctx"):
-            vars(part).pop(name, None)
 
 
 def tensor_state(

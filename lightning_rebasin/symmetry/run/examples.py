@@ -2,7 +2,7 @@
 
 A network's function is judged on example inputs.  Users give them as the arguments of ``forward``; several examples
 (other branches, other experts) are a list.  The output may be a tensor, any nesting of containers, or an output object
-in the style of Hugging Face, whose caches are no result and whose hidden states are no prediction.
+in the style of Hugging Face, whose caches are not results and whose hidden states are not predictions.
 """
 
 from __future__ import annotations

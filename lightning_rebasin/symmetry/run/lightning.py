@@ -4,6 +4,9 @@ Many LightningModules have no ``forward`` that takes what the data loader gives:
 ``validation_step``.  Such a step also logs, looks at its trainer and feeds metrics, so it runs on a private copy in
 which all that leads nowhere.  What counts as its output is what it returns or, if that is nothing, what it logs.
 Lightning is not imported: its modules are known by their methods.
+
+All stand-ins for Lightning's objects are here, for every part of the package that runs a step away from its trainer;
+what has to import Lightning is in ``landscape/lightning_probe.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ _FRAMEWORKS = ("lightning.", "lightning_fabric.", "pytorch_lightning.")
 
 
 @final
-class _Silent:
+class Silent:
     """Stands in for a trainer or logger: has every attribute, takes every call, does nothing."""
 
     def __init__(self, **attributes: Any) -> None:
@@ -37,6 +40,7 @@ class _Silent:
         return self
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Take any call."""
         return self
 
     def __getitem__(self, _key: Any) -> Any:
@@ -44,6 +48,32 @@ class _Silent:
 
     def __bool__(self) -> bool:
         return False
+
+
+@final
+class LogSink:
+    """Where redirected log calls go: to ``target`` if there is one.
+
+    A deep copy of a module logs nowhere and does not drag the target, usually another module's method, along.
+    """
+
+    def __init__(self) -> None:
+        self.target: Callable[..., None] | None = None
+
+    def __deepcopy__(self, memo: object) -> LogSink:
+        return LogSink()
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Stand in for ``LightningModule.log``."""
+        if self.target is not None:
+            self.target(name, value, *args, **kwargs)
+
+    def log_dict(
+        self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Stand in for ``LightningModule.log_dict``."""
+        for name, value in dictionary.items():
+            self.log(name, value, *args, **kwargs)
 
 
 def is_lightning(module: nn.Module) -> bool:
@@ -65,7 +95,7 @@ def silence(module: nn.Module, original: nn.Module) -> dict[str, Any]:
         A dict that collects what the copy logs.
     """
     logged: dict[str, Any] = {}
-    trainer = vars(original).get("_trainer") or _Silent(
+    trainer = vars(original).get("_trainer") or Silent(
         global_step=0,
         current_epoch=0,
         world_size=1,
@@ -77,6 +107,20 @@ def silence(module: nn.Module, original: nn.Module) -> dict[str, Any]:
         if is_lightning(part):
             _redirect(part, logged, trainer)
     return logged
+
+
+def replace_methods(part: nn.Module, replaced: Mapping[str, Any]) -> None:
+    """Give one module other methods and properties than its class has.
+
+    Args:
+        part: A copy; its class becomes a subclass of its own.
+        replaced: Functions and properties by name.
+    """
+    cls = type(part)
+    # ``trainer`` and ``logger`` are properties, so only a subclass can replace them; the name is kept for the eyes of
+    # code that looks at it.
+    own = {"__module__": cls.__module__, **replaced}
+    part.__class__ = type(cls.__name__, (cls,), own)
 
 
 def call(module: nn.Module, example: Example, logged: dict[str, Any]) -> Any:
@@ -180,8 +224,7 @@ def _redirect(part: nn.Module, logged: dict[str, Any], trainer: Any) -> None:
     def alone(_self: Any, data: Any, *_args: Any, **_kwargs: Any) -> Any:
         return data
 
-    cls, logger = type(part), _Silent()
-    # ``trainer`` and ``logger`` are properties, so only a subclass can replace them.
+    logger = Silent()
     replaced: dict[str, Any] = {
         "log": log,
         "log_dict": log_dict,
@@ -193,9 +236,7 @@ def _redirect(part: nn.Module, logged: dict[str, Any], trainer: Any) -> None:
     }
     for name in ("log", "log_dict"):  # redirected already, on the instance
         vars(part).pop(name, None)
-    part.__class__ = type(
-        cls.__name__, (cls,), {"__module__": cls.__module__, **replaced}
-    )
+    replace_methods(part, replaced)
 
 
 def _as_tensors(value: Any) -> Any:

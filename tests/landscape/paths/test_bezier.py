@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.paths.bezier import Bezier
 
 
@@ -35,3 +36,8 @@ def test_ends_are_exact_and_the_middle_of_one_bend_is_known():
     assert curve.at(0.0).anchor is a
     assert curve.at(1.0).anchor is b
     assert curve.at(0.5).coefficients == (0.25, 0.5, 0.25)
+
+
+def test_one_anchor_is_refused():
+    with pytest.raises(ConfigurationError, match="two anchors or more, got 1"):
+        Bezier(anchors(1))

@@ -54,3 +54,32 @@ def test_models_on_a_line_or_too_few_are_refused():
         Plane((a, a, b))
     with pytest.raises(ConfigurationError, match="three models, got 2"):
         Plane((a, b))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.7, -30.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_does_not_make_a_plane_of_a_line(share, dtype):
+    a, b, _ = models(3)
+    a = {name: t.to(dtype) for name, t in a.items()}
+    b = {name: t.to(dtype) for name, t in b.items()}
+    between = {name: torch.lerp(a[name], b[name], share) for name in a}
+    with pytest.raises(ConfigurationError, match="lie on one line"):
+        Plane((a, b, between))
+
+
+def test_the_height_of_a_nearly_flat_triangle_keeps_its_digits():
+    origin = {"w": torch.zeros(2, dtype=torch.float64)}
+    right = {"w": torch.tensor([3.0, 4.0], dtype=torch.float64)}
+    # 2 along the first axis, 1e-5 beside it.
+    up = {"w": torch.tensor([1.2 - 0.8e-5, 1.6 + 0.6e-5], dtype=torch.float64)}
+    along, height = Plane((origin, right, up)).coordinates[2]
+    assert along == pytest.approx(2.0, rel=1e-12)
+    assert height == pytest.approx(1e-5, rel=1e-9)
+
+
+def test_integers_do_not_count():
+    a, b, c = models()
+    for i, state in enumerate((a, b, c)):
+        state["count"] = torch.tensor(i)
+    plane = Plane((a, b, c))
+    assert plane.coordinates == Plane(models()).coordinates

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.paths.polygon import Polygon
 
 
@@ -27,3 +28,8 @@ def test_corners_are_anchors():
     given_ = corners(3)
     chain = Polygon(given_)
     assert [chain.at(t).anchor for t in (0.0, 0.5, 1.0)] == list(given_)
+
+
+def test_one_anchor_is_refused():
+    with pytest.raises(ConfigurationError, match="two anchors or more, got 1"):
+        Polygon(corners(1))

@@ -1,0 +1,209 @@
+"""One measurement under way: copies of the model and of the batch, between the start and the end of a validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_rebasin.callbacks.alignment import Aligner, share_moved
+from lightning_rebasin.callbacks.record import Measurement
+from lightning_rebasin.callbacks.trainer import object_gatherer
+from lightning_rebasin.landscape.batches import clone_batch, without_repeats
+from lightning_rebasin.landscape.copies import isolated_rng
+from lightning_rebasin.landscape.geometry import Separation, separation
+from lightning_rebasin.landscape.lightning_probe import LightningProbe
+from lightning_rebasin.landscape.measure import curve_from_rows
+from lightning_rebasin.landscape.paths.line import Line
+from lightning_rebasin.landscape.points import Point
+from lightning_rebasin.landscape.probe import Place
+from lightning_rebasin.landscape.weights import weights_of
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What the running model is compared with, by the label of the curve that leads there.
+
+    Args:
+        weights: The other end of every curve: ``"naive"`` and/or ``"matched"``.
+        separations: Distance and cosine to the reference as it is, and as it was matched.
+        moved: Fraction of the units that the matching moves; ``None`` without matching.
+    """
+
+    weights: Mapping[str, Mapping[str, Tensor]]
+    separations: Mapping[str, Separation]
+    moved: float | None
+
+
+class Running:
+    """A measurement under way.
+
+    Args:
+        trainer: The trainer that validates.
+        module: The model as validation sees it; it is copied.
+        ends: What it is compared with.
+        lambdas: Points λ of every curve.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        ends: Ends,
+        lambdas: Sequence[float],
+    ) -> None:
+        self._trainer = trainer
+        self._ends = ends
+        self._lambdas = lambdas
+        live = weights_of(module)
+        self._points, self._lines = lay_out(live, ends.weights, lambdas)
+        self._probe = LightningProbe(module, len(self._points))
+        self._batch: Any = None
+
+    def estimate_statistics(self, batches: Sequence[Any]) -> None:
+        """Re-estimate the batch-norm statistics at every point; collective.
+
+        Args:
+            batches: Training batches.
+        """
+
+        def mean(tensor: Tensor) -> Tensor:
+            strategy = self._trainer.strategy
+            reduced: Tensor = strategy.reduce(tensor, reduce_op="mean")
+            return reduced
+
+        context = self._trainer.precision_plugin.val_step_context
+        self._probe.estimate_statistics(self._points, batches, context=context)
+        self._probe.synchronise_statistics(mean)
+
+    def hold(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        """Keep a copy of a batch before the module can change it."""
+        loader = self._trainer.val_dataloaders
+        if isinstance(loader, (list, tuple)):
+            loader = loader[dataloader_idx]
+        # Validation runs in inference mode; tensors made there could not be used by anybody else afterwards.
+        with torch.inference_mode(mode=False):
+            clone = clone_batch(batch)
+            self._batch = without_repeats(clone, batch_idx, loader)
+
+    def evaluate(self, place: Place) -> None:
+        """Evaluate the batch that is held at every point; nothing if there is none."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        context = self._trainer.precision_plugin.val_step_context
+        self._probe.evaluate(self._points, batch, place, context=context)
+
+    def finish(self) -> Measurement:
+        """The curves; collective."""
+        rows = self._probe.results(object_gatherer(self._trainer))
+        better = self._probe.higher_is_better()
+        curves = {}
+        for label, numbers in self._lines.items():
+            curves[label] = curve_from_rows(
+                self._lambdas,
+                [rows[number] for number in numbers],
+                better,
+                self._probe.samples,
+            )
+        return Measurement(
+            self._trainer.global_step,
+            self._trainer.current_epoch,
+            curves,
+            self._ends.separations,
+            self._ends.moved,
+        )
+
+
+def begin(
+    trainer: Trainer,
+    module: LightningModule,
+    reference: Mapping[str, Tensor],
+    lambdas: Sequence[float],
+    *,
+    aligner: Aligner | None,
+    naive: bool,
+    batches: Sequence[Any] = (),
+) -> Running:
+    """Copy the module, match the reference, lay out the points; collective.
+
+    Args:
+        trainer: The trainer that validates.
+        module: The model as validation sees it.
+        reference: The weights to compare with.
+        lambdas: Points λ of every curve.
+        aligner: Matches the reference to the model; ``None`` for no matched curve.
+        naive: Whether there is a curve to the reference as it is.
+        batches: Training batches to re-estimate batch-norm statistics on; none keeps the interpolated ones.
+    """
+    # See Running.hold for the inference mode.
+    with torch.inference_mode(mode=False), torch.no_grad(), isolated_rng():
+        live = weights_of(module)
+        other = {
+            name: reference[name].to(tensor.device, tensor.dtype)
+            for name, tensor in live.items()
+        }
+        ends = _ends(trainer, module, other, aligner, naive=naive)
+        running = Running(trainer, module, ends, lambdas)
+        if batches:
+            running.estimate_statistics(batches)
+    return running
+
+
+def _ends(
+    trainer: Trainer,
+    module: LightningModule,
+    reference: Mapping[str, Tensor],
+    aligner: Aligner | None,
+    *,
+    naive: bool,
+) -> Ends:
+    """The reference as it is, and as it is matched, each only if asked for."""
+    live = weights_of(module)
+    # Running statistics are not directions in weight space: only parameters count.
+    parameters = [
+        name for name, _ in module.named_parameters() if name in live
+    ]
+    weights: dict[str, Mapping[str, Tensor]] = {}
+    separations = {"naive": separation(live, reference, parameters)}
+    moved = None
+    if naive:
+        weights["naive"] = reference
+    if aligner is not None:
+        permutation = aligner.align(trainer, live, reference)
+        matched = permutation.apply(reference)
+        weights["matched"] = matched
+        separations["matched"] = separation(live, matched, parameters)
+        moved = share_moved(permutation)
+    return Ends(weights, separations, moved)
+
+
+def lay_out(
+    live: Mapping[str, Tensor],
+    ends: Mapping[str, Mapping[str, Tensor]],
+    lambdas: Sequence[float],
+) -> tuple[list[Point], dict[str, list[int]]]:
+    """The points to evaluate and, for each curve, which of them are its own; λ = 0 is the same point on all curves.
+
+    Example:
+        >>> a, b, c = ({"w": torch.full((1,), float(i))} for i in range(3))
+        >>> points, lines = lay_out(a, {"naive": b, "matched": c}, (0.0, 0.5, 1.0))
+        >>> len(points), lines
+        (5, {'naive': [0, 1, 2], 'matched': [0, 3, 4]})
+    """
+    points: list[Point] = []
+    lines: dict[str, list[int]] = {}
+    for label, end in ends.items():
+        own = []
+        for lam in lambdas:
+            if lam == 0.0 and points:
+                own.append(0)
+                continue
+            own.append(len(points))
+            points.append(Line(live, end).at(lam))
+        lines[label] = own
+    return points, lines

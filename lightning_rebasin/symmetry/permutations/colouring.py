@@ -17,8 +17,9 @@ same tables beside elements of the same colours, round after round: they keep on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +107,28 @@ class Colouring:
     cells: IntArray
     order: IntArray
     starts: IntArray
+
+    @property
+    def count(self) -> int:
+        """Number of classes."""
+        return len(self.cells)
+
+    @cached_property
+    def cell_of(self) -> IntArray:
+        """Cell of each element."""
+        return self.cells[self.classes]
+
+    @cached_property
+    def representatives(self) -> IntArray:
+        """One element of each class, in corresponding roles for the classes of one cell."""
+        return self.order[self.starts[:-1]]
+
+    def places(self, lists: Iterable[IntArray]) -> IntArray:
+        """For each class its place in the list of classes that holds it; −1 if none does."""
+        result = np.full(self.count, -1, dtype=np.int64)
+        for classes in lists:
+            result[classes] = np.arange(len(classes))
+        return result
 
 
 class Refiner:

@@ -11,6 +11,7 @@ tells apart are joined again, so that a spec says as little as possible.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -49,7 +50,8 @@ def build_axis_map(
         following = named.following_on(part)
         if not following:
             for cell in named.groups_on(part):
-                layout.add(part.sites, component_of(named, cell, part))
+                component = component_of(named, cell, part)
+                layout.add(part.sites, component)
         elif not layout.add_shared(named, part):
             # No axis map can say how these move: the caller pins them and tries again.
             for cell in following:
@@ -63,19 +65,19 @@ def build_axis_map(
 def component_of(named: NamedGroups, cell: int, part: Part) -> Component:
     """Positions of the members of one group on a part, the copies of each in the order of their colours."""
     flat = part.elements.ids.reshape(-1)
-    positions = np.flatnonzero(named.cell_of[flat] == cell)
+    here = named.cell_of[flat] == cell
+    positions = np.flatnonzero(here)
     elements = flat[positions]
     member = named.members(elements)
     # The k-th copy of every member plays the same role: it has the same colour.
     colours = named.found.colouring.colours[elements]
     order = np.lexsort((positions, colours, member))
-    count = len(named.found.cells[cell].members)
-    index = positions[order].reshape(count, -1)
+    group = named.groups[cell]
+    index = positions[order].reshape(group.members, -1)
     # Colours are hashes; copies are told apart by them but ordered by position.
     by_position = np.argsort(index[0], kind="stable")
     index = np.ascontiguousarray(index[:, by_position])
-    group = named.groups[cell].id
-    return Component(group, part.sites, torch.from_numpy(index))
+    return Component(group.id, part.sites, torch.from_numpy(index))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +110,7 @@ class _Layout:
             return False
         axes = list(zip(part.sites, split.sites, strict=True))
         for site, factors in axes:
-            whole = (int(np.prod(factors)),)
+            whole = (math.prod(factors),)
             # Another part may have split the site already, and only in the same way.
             if self.factors[site] not in (whole, factors):
                 return False
@@ -120,7 +122,8 @@ class _Layout:
             group = named.groups[component.cell].id
             own = [places[k] for k in component.sites]
             index = torch.from_numpy(component.index)
-            self.components.append(_Placed(group, (), own, index))
+            placed = _Placed(group, (), own, index)
+            self.components.append(placed)
         return True
 
     def axis_map(self, tensor: str) -> AxisMap:
@@ -139,9 +142,8 @@ class _Layout:
         components = []
         for placed in self.components:
             own = [number[place] for place in self._places(placed)]
-            components.append(
-                Component(placed.group, tuple(own), placed.index)
-            )
+            component = Component(placed.group, tuple(own), placed.index)
+            components.append(component)
         return AxisMap(tensor, tuple(sites), tuple(components))
 
     def _places(self, placed: _Placed) -> list[Place]:
@@ -159,23 +161,22 @@ def simplify(axis_map: AxisMap) -> AxisMap:
     A weight of shape (8, 3, 3) whose 8 rows are units keeps the sites ``((8,), (3,), (3,))``; a dimension of sites
     (2, 4) that one component covers becomes one site of 8.
     """
-    shape = axis_map.site_shape
+    shape, dims = axis_map.site_shape, axis_map.site_dims
     components = [_without_idle_sites(c, shape) for c in axis_map.components]
-    runs = _runs_of_sites(axis_map.site_dims, components)
     number: dict[int, int] = {}
+    # Each dimension of the tensor keeps its sites, joined or not.
     sites: list[list[int]] = [[] for _ in axis_map.sites]
-    for new, run in enumerate(runs):
-        size = 1
-        for site in run:
-            number[site] = new
-            size *= shape[site]
-        dim = axis_map.site_dims[run[0]]
-        sites[dim].append(size)
+    for new, run in enumerate(_runs_of_sites(dims, components)):
+        number.update(dict.fromkeys(run, new))
+        size = math.prod(shape[site] for site in run)
+        sites[dims[run[0]]].append(size)
     joined = []
     for component in components:
         own = {number[site] for site in component.sites}
-        joined.append(replace(component, sites=tuple(sorted(own))))
-    return AxisMap(axis_map.tensor, tuple(map(tuple, sites)), tuple(joined))
+        fewer = tuple(sorted(own))
+        joined.append(replace(component, sites=fewer))
+    factors = tuple(map(tuple, sites))
+    return AxisMap(axis_map.tensor, factors, tuple(joined))
 
 
 def _runs_of_sites(
@@ -183,9 +184,11 @@ def _runs_of_sites(
 ) -> list[list[int]]:
     """Neighbouring sites of one dimension that belong to the same components, together."""
     runs: list[list[int]] = []
-    last: tuple[int, list[bool]] | None = None
+    last: list[int] = []
     for site, dim in enumerate(dims):
-        here = dim, [site in component.sites for component in components]
+        here = [dim]
+        for component in components:
+            here.append(site in component.sites)
         if here != last:
             runs.append([])
         runs[-1].append(site)
@@ -219,18 +222,23 @@ def _without_site(
     members, copies = component.index.shape
     if len(sizes) == 1 or copies % size:
         return None
-    coordinates = list(np.unravel_index(component.index.numpy(), sizes))
+    index = component.index.numpy()
+    coordinates = list(np.unravel_index(index, sizes))
     along = coordinates.pop(k)
     sizes.pop(k)
     flat = np.ravel_multi_index(coordinates, sizes)
     # Member by member: first along the site, then over the rest.
     order = np.lexsort((flat, along), axis=1)
     grid = (members, size, copies // size)
-    flat = np.take_along_axis(flat, order, 1).reshape(grid)
-    along = np.take_along_axis(along, order, 1).reshape(grid)
+    flat = np.take_along_axis(flat, order, axis=1)
+    flat = flat.reshape(grid)
+    along = np.take_along_axis(along, order, axis=1)
+    along = along.reshape(grid)
     # At each position of the site equally many positions of the rest, and the same ones.
-    even = along == np.arange(size)[:, None]
-    alike = flat == flat[:, :1]
+    every = np.arange(size)
+    even = along == every[:, None]
+    first = flat[:, 0]
+    alike = flat == first[:, None]
     if not (even.all() and alike.all()):
         return None
-    return torch.from_numpy(flat[:, 0].copy())
+    return torch.from_numpy(first.copy())

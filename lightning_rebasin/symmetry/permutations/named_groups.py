@@ -20,6 +20,8 @@ from lightning_rebasin.symmetry.permutations.labels import Label, Part
 from lightning_rebasin.symmetry.permutations.shared_axes import SharedAxes
 from lightning_rebasin.symmetry.spec.values import Group
 
+BoolArray = NDArray[np.bool_]
+
 
 class NamedGroups:
     """The groups that were found, by cell, and the cell and member of each element.
@@ -30,16 +32,14 @@ class NamedGroups:
     """
 
     def __init__(self, found: Cells, states: Mapping[str, Label]) -> None:
-        cells = found.cells.values()
-        groups = [cell for cell in cells if cell.kind == "group"]
-        members = [cell.members for cell in groups]
         self.found = found
         self.shared = SharedAxes(found)
         self.cell_of = found.colouring.cell_of
+        #: Which cells are groups, and which consist of units that follow several groups.
+        self._is_group = self._which("group")
+        self._follows = self._which("follow")
+        members = [cell.members for cell in found.cells.values()]
         self._member_of = found.colouring.places(members)
-        self._is_group = self._flags([cell.number for cell in groups])
-        follows = [cell.number for cell in cells if cell.kind == "follow"]
-        self._follows = self._flags(follows)
         #: Groups by cell, in the order of the first tensor dimension on which they act, parents first.
         self.groups: dict[int, Group] = {}
         self._taken: set[str] = set()
@@ -48,38 +48,46 @@ class NamedGroups:
                 for number in self._acting_on(part):
                     self._name(number, tensor)
 
-    def _flags(self, cells: list[int]) -> NDArray[np.bool_]:
-        """For every number of a cell, whether it is one of some cells."""
-        flags = np.zeros(self.cell_of.max(initial=0) + 1, dtype=bool)
-        flags[cells] = True
+    def _which(self, kind: str) -> BoolArray:
+        """For every number of a cell, whether it is of a kind."""
+        count = self.cell_of.max(initial=0) + 1
+        flags = np.zeros(count, dtype=bool)
+        for cell in self.found.cells.values():
+            if cell.kind == kind:
+                flags[cell.number] = True
         return flags
 
     def cells_on(self, part: Part) -> IntArray:
         """Cells of the positions of a part, row-major."""
-        return self.cell_of[part.elements.ids.reshape(-1)]
+        flat = part.elements.ids.reshape(-1)
+        return self.cell_of[flat]
 
     def groups_on(self, part: Part) -> list[int]:
         """Cells of the groups of which units stand on a part, ascending."""
-        cells = self.cells_on(part)
-        found: list[int] = np.unique(cells[self._is_group[cells]]).tolist()
-        return found
+        return self._cells_where(self._is_group, part)
 
     def following_on(self, part: Part) -> list[int]:
         """Cells on a part whose units follow several groups, ascending."""
+        return self._cells_where(self._follows, part)
+
+    def _cells_where(self, flags: BoolArray, part: Part) -> list[int]:
         cells = self.cells_on(part)
-        found: list[int] = np.unique(cells[self._follows[cells]]).tolist()
+        own = np.unique(cells[flags[cells]])
+        found: list[int] = own.tolist()
         return found
 
     def members(self, elements: IntArray) -> IntArray:
         """The member of its group to which each element belongs."""
-        return self._member_of[self.found.colouring.classes[elements]]
+        classes = self.found.colouring.classes[elements]
+        return self._member_of[classes]
 
     def _acting_on(self, part: Part) -> list[int]:
         """Cells of the groups that move some positions, in the order in which they appear."""
         cells = self.cells_on(part)
         cells = cells[self._is_group[cells]]
         own, first = np.unique(cells, return_index=True)
-        acting: list[int] = own[np.argsort(first)].tolist()
+        by_first = np.argsort(first)
+        acting: list[int] = own[by_first].tolist()
         # A group may act only through units that follow it (the heads of a fused projection).
         for cell in self.following_on(part):
             acting += self.shared.groups_of(cell)
@@ -101,5 +109,6 @@ class NamedGroups:
             count += 1
             name = f"{base}#{count}"
         self._taken.add(name)
-        self.groups[number] = Group(name, cell.size, parent)
-        return self.groups[number]
+        group = Group(name, cell.size, parent)
+        self.groups[number] = group
+        return group

@@ -109,6 +109,7 @@ class SharedAxes:
     def _automorphisms(self) -> list[IntArray]:
         draws = []
         for seed in range(DRAWS):
+            # Seeded, so that the same model always gives the same spec.
             rng = np.random.default_rng(seed)
             draws.append(random_automorphism(self._found, rng))
         return draws
@@ -138,8 +139,9 @@ class SharedAxes:
             for site in own:
                 window[site] = slice(None)
             along = member[tuple(window)]
+            along = along.reshape(-1)
             members = self._found.cells[cell].members
-            index = _positions(along.reshape(-1), len(members))
+            index = _positions(along, len(members))
             if index is None or not own:
                 return None
             component = SharedComponent(cell, own, index)
@@ -213,8 +215,9 @@ class SharedAxes:
             self._move_sites(source, component, move)
         place = np.ravel_multi_index(tuple(source), split.sizes)
         image = element_map(self._found.colouring, move)
-        by_sites = ids.reshape(-1)[place.reshape(-1)]
-        by_elements = image[ids.reshape(-1)]
+        elements = ids.reshape(-1)
+        by_sites = elements[place.reshape(-1)]
+        by_elements = image[elements]
         return np.array_equal(by_sites, by_elements)
 
     def _move_sites(
@@ -294,9 +297,11 @@ def factorise(
     depends = []
     for member in members:
         array = member.reshape(sizes)
-        axes = range(array.ndim)
-        own = tuple(axis for axis in axes if _varies(array, axis))
-        depends.append(own)
+        own = []
+        for site in range(array.ndim):
+            if _varies(array, site):
+                own.append(site)
+        depends.append(tuple(own))
     return tuple(map(tuple, sites)), depends
 
 
@@ -318,7 +323,8 @@ def _split_once(sites: list[list[int]], members: Sequence[IntArray]) -> bool:
 
 def _split(array: IntArray, axis: int, size: int) -> list[int] | None:
     """Factors of one site: constant in runs (``[0, 0, 1, 1]``), or repeated with a period (``[0, 1, 0, 1]``)."""
-    rows = np.moveaxis(array, axis, 0).reshape(size, -1)
+    rows = np.moveaxis(array, axis, 0)
+    rows = rows.reshape(size, -1)
     divisors = [d for d in range(2, size) if size % d == 0]
     # The longest runs and the shortest period: the site along which nothing changes is as large as can be.
     for divisor in reversed(divisors):

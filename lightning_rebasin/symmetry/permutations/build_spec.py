@@ -12,7 +12,7 @@ as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lightning_rebasin.symmetry.permutations.axis_maps import (
@@ -67,7 +67,8 @@ def assemble(
     """
     named = NamedGroups(found, states)
     result = Assembly()
-    for group in _parents_first(named.groups.values()):
+    # Parents first, as they were named.
+    for group in named.groups.values():
         result.groups[group.id] = group
     why = Reasons(found, tables)
     moves = moving(found)
@@ -81,20 +82,6 @@ def assemble(
         if contraction.example == 0:
             _observe(named, contraction, result)
     return result
-
-
-def _parents_first(groups: Iterable[Group]) -> list[Group]:
-    done: list[Group] = []
-
-    def visit(group: Group) -> None:
-        if group.parent is not None:
-            visit(group.parent)
-        if group not in done:
-            done.append(group)
-
-    for group in groups:
-        visit(group)
-    return done
 
 
 def _observe(named: NamedGroups, seen: Contraction, result: Assembly) -> None:

@@ -160,3 +160,16 @@ def test_the_positions_of_a_channel_in_a_flattened_map_are_copies():
         ((2,), (12,)),
         [("0", (1,), positions)],
     )
+
+
+def test_the_map_that_is_built_is_simple():
+    """Units over two sites of one dimension, as heads and dims are: one site of six."""
+    store = Constraints()
+    units = store.fresh((2, 3), "w", 0)
+    store.project(units, (0,), commit=True)
+    found = find_cells(store.size, store.runs, store.active_tables())
+    part = Part((0, 1), units)
+    label = Label(((0, 1),), (2, 3), (part,))
+    named = NamedGroups(found, {"w": label})
+    axis_map = build_axis_map(named, "w", label, [])
+    assert axis_map.sites == ((6,),)

@@ -107,4 +107,23 @@ def test_an_operand_with_other_permuted_dimensions_is_not_observed():
 
     found = stages(Outer(), torch.zeros(1, 3)).assembly
     assert {g.size for g in found.groups.values()} == {4, 5}
-    assert "b" not in found.activations
+    # The five units are contracted beside the four, the four beside the outputs of c, which stay.
+    assert set(found.activations) == {"d"}
+
+
+def test_only_contracted_units_are_observed():
+    """In hᵀ C the units are the rows: they are not contracted there, but by what follows."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 4)
+            self.c = nn.Parameter(torch.ones(5, 2))
+            self.d = nn.Parameter(torch.ones(1, 4))
+
+        def forward(self, x):
+            return self.d @ (self.a(x).relu().T @ self.c)
+
+    found = stages(Turned(), torch.zeros(5, 3)).assembly
+    (address,) = found.activations["d"]
+    assert (address.ordinal, address.argument) == (1, 1)

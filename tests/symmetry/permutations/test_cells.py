@@ -213,3 +213,29 @@ def test_blocks_of_unequal_size_are_not_one_group():
     above = Elements(parents.ids[[0, 0, 0, 1, 1]])
     store.relation(units, above, (0,))
     assert count(store) == 6 * 2 == len(automorphisms(store))
+
+
+def test_what_colours_do_not_see_the_check_does():
+    """A ring of four, each unit beside two others: they look alike, but cannot change places at will."""
+    store, (ring,) = axes((4,))
+    each = Elements(np.repeat(ring.ids, 2))
+    beside = Elements(np.array([1, 3, 0, 2, 1, 3, 0, 2]))
+    store.relation(each, beside, (0,))
+    assert len(automorphisms(store)) == 8
+    # No product of symmetric groups is found, so nothing moves.
+    assert count(store) == 1
+
+
+def test_what_lies_in_a_block_moves_with_it():
+    store, (units, blocks) = axes((3, 2), (3,))
+    store.relation(units, blocks, (0,))
+    found = find_cells(store.size, store.runs, store.active_tables())
+    allowed = automorphisms(store)
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(20):
+        move = random_automorphism(found, rng)
+        image = tuple(element_map(found.colouring, move).tolist())
+        assert image in allowed
+        seen.add(image)
+    assert len(seen) > 10

@@ -9,7 +9,10 @@ from lightning_rebasin.symmetry.permutations.closure import (
     members_of,
 )
 from lightning_rebasin.symmetry.permutations.colouring import Refiner
-from lightning_rebasin.symmetry.permutations.elements import Constraints
+from lightning_rebasin.symmetry.permutations.elements import (
+    Constraints,
+    Elements,
+)
 
 NONE = np.zeros(0, dtype=np.int64)
 
@@ -118,3 +121,14 @@ def test_pairs_are_joined_in_order():
     pairs.add(np.array([3, 4]), np.array([5, 6]))
     left, right = pairs.columns()
     assert left.tolist() == [1, 3, 4] and right.tolist() == [2, 5, 6]
+
+
+def test_equal_cuts_are_found_whatever_the_numbers_of_the_parents():
+    """The second parent of the first block has the larger number."""
+    store = Constraints()
+    values, h, k = store.fresh((2, 3)), store.fresh((2,)), store.fresh((2,))
+    turned = Elements(k.ids[::-1].copy())
+    store.relation(values, h, (0,))
+    store.relation(values, turned, (0,))
+    colouring, _, _ = closed(store)
+    assert same_class(colouring, h, turned)

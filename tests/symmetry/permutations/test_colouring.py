@@ -136,3 +136,21 @@ def test_places_in_lists():
     colouring = worked_example().cells.colouring
     places = colouring.places([np.array([3, 1]), np.array([6])])
     assert places.tolist() == [-1, 1, -1, 0, -1, -1, 0]
+
+
+def test_elements_at_other_positions_have_other_colours():
+    store = Constraints()
+    a = store.fresh((2, 3))
+    store.position(a, 0, "why")
+    assert groups_by(colour(store).cells) == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_roles_are_aligned_whatever_the_numbers():
+    """Classes {0, 1} and {2, 3}, of which 0 and 3 play one role, 1 and 2 the other."""
+    store = Constraints()
+    a = store.fresh((4,))
+    store.mark(Elements(a.ids[[0, 3]]))
+    store.equal(Elements(a.ids[[0, 3]]), Elements(a.ids[[1, 2]]))
+    colouring = colour(store)
+    pairs = colouring.order.reshape(2, 2).tolist()
+    assert pairs in ([[0, 1], [3, 2]], [[1, 0], [2, 3]])

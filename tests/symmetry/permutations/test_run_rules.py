@@ -59,7 +59,7 @@ def test_an_axis_may_be_ordered_anew_in_each_block():
 
 
 def test_another_tensor_is_not_refined():
-    label = state_label(Constraints(), "v", (2, 3), {("w", 1): {0: 2}})
+    label = state_label(Constraints(), "v", (4, 3), {("w", 1): {0: 2}})
     assert [p.sites for p in label.parts] == [(0,), (1,)]
 
 

@@ -142,3 +142,8 @@ def test_factorise_finds_the_sites_of_each_group(shape):
         grid = array.reshape(sites)
         for k in range(len(sites)):
             assert (k in own) == bool((grid != grid.take([0], k)).any())
+
+
+def test_a_period_is_a_site():
+    assert factorise([np.array([0, 1, 0, 1])]) == (((2, 2),), [(1,)])
+    assert factorise([np.array([0, 0, 1, 1])]) == (((2, 2),), [(0,)])

@@ -108,16 +108,16 @@ class _Layout:
         split = named.shared.split(part.elements.ids)
         if split is None:
             return False
-        axes = list(zip(part.sites, split.sites, strict=True))
-        for site, factors in axes:
+        wanted = dict(zip(part.sites, split.sites, strict=True))
+        for site, factors in wanted.items():
             whole = (math.prod(factors),)
             # Another part may have split the site already, and only in the same way.
             if self.factors[site] not in (whole, factors):
                 return False
         places: list[Place] = []
-        for site, factors in axes:
+        for site, factors in wanted.items():
             self.factors[site] = factors
-            places += [(site, k) for k in range(len(factors))]
+            places += self._factors_of(site)
         for component in split.components:
             group = named.groups[component.cell].id
             own = [places[k] for k in component.sites]
@@ -134,11 +134,15 @@ class _Layout:
         for dim in self.dims:
             row: list[int] = []
             for site in dim:
-                for k, size in enumerate(self.factors[site]):
-                    number[site, k] = count + len(row)
-                    row.append(size)
-            sites.append(tuple(row or [1]))
-            count += len(sites[-1])
+                row += self.factors[site]
+                for place in self._factors_of(site):
+                    number[place] = count
+                    count += 1
+            # A dimension of size 1 has no site in the label, but a number in the map.
+            if not row:
+                row = [1]
+                count += 1
+            sites.append(tuple(row))
         components = []
         for placed in self.components:
             own = [number[place] for place in self._places(placed)]
@@ -150,9 +154,12 @@ class _Layout:
         """The factors of the sites of a component, whole sites with all that they were split into meanwhile."""
         places = list(placed.factors)
         for site in placed.sites:
-            count = len(self.factors[site])
-            places += [(site, k) for k in range(count)]
+            places += self._factors_of(site)
         return places
+
+    def _factors_of(self, site: int) -> list[Place]:
+        count = len(self.factors[site])
+        return [(site, k) for k in range(count)]
 
 
 def simplify(axis_map: AxisMap) -> AxisMap:
@@ -176,7 +183,7 @@ def simplify(axis_map: AxisMap) -> AxisMap:
         fewer = tuple(sorted(own))
         joined.append(replace(component, sites=fewer))
     factors = tuple(map(tuple, sites))
-    return AxisMap(axis_map.tensor, factors, tuple(joined))
+    return replace(axis_map, sites=factors, components=tuple(joined))
 
 
 def _runs_of_sites(
@@ -203,7 +210,8 @@ def _without_idle_sites(component: Component, shape: Sites) -> Component:
         if index is not None:
             own = list(component.sites)
             own.remove(site)
-            smaller = Component(component.group, tuple(own), index)
+            smaller = replace(component, sites=tuple(own), index=index)
+            # Without this site others may have become idle.
             return _without_idle_sites(smaller, shape)
     return component
 
@@ -216,14 +224,15 @@ def _without_site(
     On sites of sizes (2, 3) the units with the positions ``[0, 3]``, ``[1, 4]`` and ``[2, 5]`` do not depend on the
     first site: without it they are ``[0]``, ``[1]`` and ``[2]``.
     """
-    sizes = [shape[other] for other in component.sites]
-    k = component.sites.index(site)
-    size = sizes[k]
+    own = component.sites
+    sizes = [shape[other] for other in own]
+    k = own.index(site)
+    size = shape[site]
     members, copies = component.index.shape
     if len(sizes) == 1 or copies % size:
         return None
-    index = component.index.numpy()
-    coordinates = list(np.unravel_index(index, sizes))
+    positions = component.index.numpy()
+    coordinates = list(np.unravel_index(positions, sizes))
     along = coordinates.pop(k)
     sizes.pop(k)
     flat = np.ravel_multi_index(coordinates, sizes)
@@ -234,11 +243,13 @@ def _without_site(
     flat = flat.reshape(grid)
     along = np.take_along_axis(along, order, axis=1)
     along = along.reshape(grid)
-    # At each position of the site equally many positions of the rest, and the same ones.
-    every = np.arange(size)
-    even = along == every[:, None]
-    first = flat[:, 0]
-    alike = flat == first[:, None]
-    if not (even.all() and alike.all()):
+    # At each position of the site equally many positions of the rest, ...
+    every = np.arange(size).reshape(-1, 1)
+    if (along != every).any():
         return None
-    return torch.from_numpy(first.copy())
+    # ... and the same ones.
+    first = flat[:, :1]
+    if (flat != first).any():
+        return None
+    index = np.ascontiguousarray(flat[:, 0])
+    return torch.from_numpy(index)

@@ -12,7 +12,6 @@ nothing more.  In ``Linear(3, 2) → ReLU → Linear(2, 2)`` there is no relatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise, permutations
 
@@ -108,22 +107,21 @@ def members_of(colouring: Colouring) -> dict[int, IntArray]:
     order = np.argsort(colouring.cells, kind="stable")
     result = {}
     for run in _runs(colouring.cells[order]):
-        classes = order[run]
-        # One class alone cannot change places.
-        if len(classes) == 1:
+        # One class alone cannot change places; a vocabulary has many of these.
+        if run.stop - run.start == 1:
             continue
+        classes = order[run]
         cell = int(colouring.cells[classes[0]])
         by_first = np.argsort(first[classes], kind="stable")
         result[cell] = classes[by_first]
     return result
 
 
-def _runs(*columns: IntArray | Hash) -> Iterator[slice]:
+def _runs(*columns: IntArray | Hash) -> list[slice]:
     """Where sorted columns hold the same values: ``[3, 3, 5]`` gives the slices 0:2 and 2:3."""
     starts = np.flatnonzero(_new_values(*columns))
     bounds = [*starts.tolist(), len(columns[0])]
-    for start, stop in pairwise(bounds):
-        yield slice(start, stop)
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 def _new_values(*columns: IntArray | Hash) -> BoolArray:

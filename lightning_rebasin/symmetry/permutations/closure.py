@@ -104,14 +104,14 @@ def members_of(colouring: Colouring) -> dict[int, IntArray]:
     elements = np.arange(len(colouring.classes))
     first = np.full(colouring.count, len(elements))
     np.minimum.at(first, colouring.classes, elements)
-    order = np.argsort(colouring.cells, kind="stable")
+    # One class alone cannot change places.  A vocabulary has many of these, too many to look at one by one.
+    cells = colouring.cells
+    several = np.flatnonzero(np.bincount(cells)[cells] > 1)
+    order = several[np.argsort(cells[several], kind="stable")]
     result = {}
-    for run in _runs(colouring.cells[order]):
-        # One class alone cannot change places; a vocabulary has many of these.
-        if run.stop - run.start == 1:
-            continue
+    for run in _runs(cells[order]):
         classes = order[run]
-        cell = int(colouring.cells[classes[0]])
+        cell = int(cells[classes[0]])
         by_first = np.argsort(first[classes], kind="stable")
         result[cell] = classes[by_first]
     return result

@@ -8,7 +8,7 @@ same unit, which lie in blocks of others and which cannot move; what is left fre
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from lightning_rebasin.symmetry.permutations.build_spec import (
     Assembly,
     assemble,
 )
-from lightning_rebasin.symmetry.permutations.cells import find_cells
-from lightning_rebasin.symmetry.permutations.elements import IntArray, Table
+from lightning_rebasin.symmetry.permutations.cells import Cells, find_cells
+from lightning_rebasin.symmetry.permutations.elements import Table
+from lightning_rebasin.symmetry.permutations.reasons import NOT_NESTED
 from lightning_rebasin.symmetry.permutations.run_rules import (
     Propagation,
     propagate,
@@ -31,7 +32,7 @@ from lightning_rebasin.symmetry.run.examples import (
     resolve_examples,
 )
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
-from lightning_rebasin.symmetry.spec.values import TensorInfo
+from lightning_rebasin.symmetry.spec.values import TensorInfo, TensorKind
 from lightning_rebasin.symmetry.trace.record import known_tensors, record
 from lightning_rebasin.symmetry.trace.tape import Tape
 
@@ -96,6 +97,7 @@ def infer_spec_many(
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     found = propagate(tapes, shapes, pinned)
     assembly = _express(found)
+    # What the trace cannot vouch for stays, and the user hears of it.
     notes = _notes(tapes, tensors, parameters, found)
     for note in notes:
         warnings.warn(note, UntracedWarning, stacklevel=3)
@@ -124,19 +126,18 @@ def _express(found: Propagation) -> Assembly:
         if not assembly.inexpressible:
             return assembly
         for elements in assembly.inexpressible:
-            # Units that follow several parents in an odd way stay if their parents do.
-            classes = cells.colouring.classes
-            number = int(cells.colouring.cells[classes[elements[0]]])
-            for image in cells.cells[number].maps:
-                ids = np.flatnonzero(np.isin(classes, image))
-                store.tables.append(_fix(ids))
+            number = int(cells.colouring.cell_of[elements[0]])
+            store.tables += _fix_parents(cells, number)
     raise TraceError("the symmetries of this model cannot be expressed")
 
 
-def _fix(ids: IntArray) -> Table:
-    reason = "its symmetry is no product of nested permutation groups"
-    places = np.arange(len(ids), dtype=np.int64)
-    return Table("position", ids, places, "", reason)
+def _fix_parents(cells: Cells, number: int) -> Iterator[Table]:
+    """Tables that fix the parents of a cell: units that follow them in an odd way stay if they do."""
+    classes = cells.colouring.classes
+    for image in cells.cells[number].maps:
+        ids = np.flatnonzero(np.isin(classes, image))
+        places = np.arange(len(ids))
+        yield Table("position", ids, places, "", NOT_NESTED)
 
 
 def _notes(
@@ -145,6 +146,7 @@ def _notes(
     parameters: set[int],
     found: Propagation,
 ) -> tuple[str, ...]:
+    """What the user should know: parameters that no input touched, operations without a rule."""
     touched = set().union(*(tape.touched() for tape in tapes))
     notes = []
     for name, tensor in tensors.items():
@@ -167,23 +169,26 @@ def _spec(
     notes: tuple[str, ...],
     parameters: set[int],
 ) -> PermutationSpec:
+    """The spec of a module: what was assembled, and all tensors of its state dict."""
     infos: dict[str, TensorInfo] = {}
     aliases: dict[str, str] = {}
     first: dict[int, str] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
+        # Modules may keep anything in their extra state.
         if not isinstance(tensor, Tensor):
             continue
-        infos[name] = TensorInfo(
-            tuple(tensor.shape),
-            "parameter" if id(tensor) in parameters else "buffer",
-        )
+        kind: TensorKind = "buffer"
+        if id(tensor) in parameters:
+            kind = "parameter"
+        infos[name] = TensorInfo(tuple(tensor.shape), kind)
+        # A tied weight has several names: the first one is its own.
         if id(tensor) in first:
             aliases[name] = first[id(tensor)]
         else:
             first[id(tensor)] = name
-    activations = {
-        group: tuple(sites) for group, sites in assembly.activations.items()
-    }
+    activations = {}
+    for group, addresses in assembly.activations.items():
+        activations[group] = tuple(addresses)
     return PermutationSpec(
         assembly.groups,
         infos,

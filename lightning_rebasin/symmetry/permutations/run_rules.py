@@ -4,10 +4,16 @@ Parameters start with one run of elements per axis.  When an operation shows tha
 each block of another axis (the stacked matrices of attention heads or experts, the groups of a convolution), the pass
 is repeated with the finer elements, until no operation asks for more.
 
-For ``y = x @ w.T + b`` with a 2×3 weight the pass labels ``w`` with rows ``[0, 1]`` and columns ``[2, 3, 4]`` and
-``b`` with ``[5, 6]``; the rule of ``t`` swaps the dimensions of the label, the rule of ``addmm`` joins the columns to
-the features of ``x`` (an input: pinned), and the rows to ``b`` (0 ≡ 5, 1 ≡ 6); ``y`` is an output, so its columns 0
-and 1 are pinned.
+For ``Linear(3, 2) → ReLU → Linear(2, 2)`` (elements as in ``elements.py``) one pass reads a tape of five operations:
+
+    t       swaps the dimensions of the label of ``0.weight``: (columns [2, 3, 4], rows [0, 1])
+    addmm   joins the columns with the features of the input (pinned) and the rows with ``0.bias``: 0 ≡ 5, 1 ≡ 6;
+            the result has the label (batch pinned, [0, 1])
+    relu    hands the label on
+    t       as above, for ``2.weight``: (columns [9, 10], rows [7, 8])
+    addmm   joins the columns with the hidden units: 0 ≡ 9, 1 ≡ 10; the result has the label (batch pinned, [7, 8])
+
+The result is an output, so that 7 and 8 are pinned at the end.
 """
 
 from __future__ import annotations
@@ -16,14 +22,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from lightning_rebasin.errors import InternalError, RebasinError
 from lightning_rebasin.symmetry.permutations import labels
 from lightning_rebasin.symmetry.permutations.elements import (
     Constraints,
     IntArray,
+    connected,
 )
 from lightning_rebasin.symmetry.permutations.join import (
     Refinement,
@@ -41,8 +46,10 @@ from lightning_rebasin.symmetry.permutations.rules.base import (
 )
 from lightning_rebasin.symmetry.trace.tape import Node, Ref, Tape
 
+Shape = tuple[int, ...]
 #: A refined axis has at most this many elements.
 _LARGEST_AXIS = 1 << 22
+#: Each pass refines by one more level of nesting (heads, queries in a head), so few are needed.
 _MOST_PASSES = 8
 #: For each tensor and axis, the axes (with a number of leading blocks) on which its order may depend.
 Dependence = dict[tuple[str, int], dict[int, int]]
@@ -60,7 +67,7 @@ class Propagation:
 
 def propagate(
     tapes: Sequence[Tape],
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, Shape],
     pinned: Mapping[str, str],
 ) -> Propagation:
     """Run the rules over all tapes until no axis has to be refined.
@@ -76,12 +83,13 @@ def propagate(
         result = _one_pass(tapes, shapes, pinned, dependence, wishes)
         if not _grant(result, shapes, list(wishes.found.values()), dependence):
             break
+        # The finer elements change what everything after them is, so the whole pass is repeated.
     return result
 
 
 def _one_pass(
     tapes: Sequence[Tape],
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, Shape],
     pinned: Mapping[str, str],
     dependence: Dependence,
     wishes: Wishes,
@@ -95,6 +103,7 @@ def _one_pass(
     for name, reason in pinned.items():
         for part in states[name].parts:
             store.pin(part.elements, reason)
+    # All examples write into one store: what holds must hold on each of them.
     for example, tape in enumerate(tapes):
         nodes, needed = tape.live_nodes()
         ctx = Context(
@@ -108,35 +117,44 @@ def _one_pass(
         )
         for node in nodes:
             run_rule(ctx, node)
-        store.where = "output"
-        for value in tape.results:
-            label = ctx.use(ctx.label(Ref(value)))
-            ctx.pin(label, range(len(label.dims)), "it is an output")
+        _pin_outputs(ctx)
         result.contractions += ctx.contractions
         result.unknown.update(ctx.unknown)
     return result
 
 
+def _pin_outputs(ctx: Context) -> None:
+    """Whoever reads the outputs counts on their order."""
+    ctx.store.where = "output"
+    for value in ctx.tape.results:
+        label = ctx.use(ctx.label(Ref(value)))
+        ctx.pin(label, range(len(label.dims)), "it is an output")
+
+
 def run_rule(ctx: Context, node: Node) -> None:
     """Label the results of one operation; what its rule does not cover is pinned and reported."""
     ctx.store.where = node.where
-    shapes = [ctx.tape.values[v].shape for v in node.outputs]
-    if shapes and all(0 in shape for shape in shapes):
-        found: Sequence[Label] = [labels.fixed(shape) for shape in shapes]
-    else:
+    shapes = [ctx.tape.values[value].shape for value in node.outputs]
+    # Without numbers there is nothing to label, and rules need not know of empty tensors.
+    nothing = bool(shapes) and all(0 in shape for shape in shapes)
+    found: Sequence[Label] = []
+    if not nothing:
         found = _labels(ctx, node, shapes)
+    else:
+        found = [labels.fixed(shape) for shape in shapes]
     for value, shape, label in zip(node.outputs, shapes, found, strict=False):
+        # What comes from constants alone is labelled by the numbers that the tape holds.
         if ctx.tape.values[value].origin == "operation":
             ctx.known[value] = labels.fixed(shape) if 0 in shape else label
 
 
 def _labels(
-    ctx: Context, node: Node, shapes: Sequence[tuple[int, ...]]
+    ctx: Context, node: Node, shapes: Sequence[Shape]
 ) -> Sequence[Label]:
     """The labels that the rule of an operation gives, or those of an operation without a rule."""
     function = RULES.get(node.op)
     if function is None and node.pointwise:
-        # torch says so itself: whatever it computes, it does so position by position
+        # torch says so itself: whatever it computes, it does so position by position.
         function = RULES["aten.clone"]
     found = None if function is None else _follow(ctx, node, function)
     if found is not None and _fit(found, shapes):
@@ -154,17 +172,18 @@ def _follow(
     except LayoutNotCovered:
         return None
     except RebasinError:
+        # It says already what is wrong and what to do.
         raise
-    except (
-        Exception
-    ) as error:  # whatever it is, it is our mistake and must be seen
+    except Exception as error:
+        # Whatever it is, it is our mistake: pinning the operation would hide it.
+        what = f"{type(error).__name__}: {error}"
         raise InternalError(
-            f"the rule {function.__name__!r} failed on {node.where}: {type(error).__name__}: {error}; this is a bug of "
+            f"the rule {function.__name__!r} failed on {node.where}: {what}; this is a bug of "
             "lightning_rebasin, please report it with the model"
         ) from error
 
 
-def _fit(found: Sequence[Label], shapes: Sequence[tuple[int, ...]]) -> bool:
+def _fit(found: Sequence[Label], shapes: Sequence[Shape]) -> bool:
     """Whether labels have the shapes of the results; a concatenation gives none, its label comes later."""
     pairs = zip(found, shapes, strict=False)
     return all(label.shape == shape or 0 in shape for label, shape in pairs)
@@ -173,33 +192,43 @@ def _fit(found: Sequence[Label], shapes: Sequence[tuple[int, ...]]) -> bool:
 def state_label(
     store: Constraints,
     name: str,
-    shape: tuple[int, ...],
+    shape: Shape,
     dependence: Dependence,
 ) -> Label:
     """Label of a parameter or buffer: elements for every axis, finer where they depend on other axes.
 
     A 2×3 weight has two runs of elements, ``[0, 1]`` and ``[2, 3, 4]``.  If the columns may be ordered anew in each
-    row, they are the elements ``[[2, 3, 4], [5, 6, 7]]`` over both sites instead.
+    row, ``dependence`` says ``{("w", 1): {0: 2}}``, and they are the elements ``[[2, 3, 4], [5, 6, 7]]`` over both
+    sites instead.
     """
-    label = labels.plain(shape)
     blocks = _blocks_of(name, dependence)
-    # From the last dimension on, so that the numbers of earlier sites stay.
-    for dim in sorted(blocks, reverse=True):
-        if 1 < blocks[dim] < shape[dim]:
-            factors = (blocks[dim], shape[dim] // blocks[dim])
-            label = labels.split_site(label, label.dims[dim][0], factors)
+    label = _split_into_blocks(labels.plain(shape), blocks)
     parts = []
     for dim, sites in enumerate(label.dims):
+        # A dimension of size 1 has no site: there is nothing to order.
         if not sites:
             continue
-        outer = [
-            label.dims[base][0] for base in dependence.get((name, dim), {})
-        ]
+        bases = dependence.get((name, dim), {})
+        # The first site of a base counts its blocks.
+        outer = [label.dims[base][0] for base in bases]
         own = tuple(sorted({*sites, *outer}))
         sizes = tuple(label.sizes[site] for site in own)
         parts.append(Part(own, store.fresh(sizes, name, dim)))
     label = Label(label.dims, label.sizes, tuple(parts))
+    # Two parts over one site must agree on what its positions are.
     return combine_label(store, label) if blocks else label
+
+
+def _split_into_blocks(label: Label, blocks: Mapping[int, int]) -> Label:
+    """Split each dimension on which others depend into (block, place in the block)."""
+    # From the last dimension on, so that the numbers of earlier sites stay.
+    for dim in sorted(blocks, reverse=True):
+        count, size = blocks[dim], label.shape[dim]
+        if 1 < count < size:
+            (site,) = label.dims[dim]
+            factors = (count, size // count)
+            label = labels.split_site(label, site, factors)
+    return label
 
 
 def _blocks_of(name: str, dependence: Dependence) -> dict[int, int]:
@@ -215,7 +244,7 @@ def _blocks_of(name: str, dependence: Dependence) -> dict[int, int]:
 
 def _grant(
     result: Propagation,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, Shape],
     wishes: list[Refinement],
     dependence: Dependence,
 ) -> bool:
@@ -225,26 +254,43 @@ def _grant(
     axes = _Axes(result.store)
     granted = False
     for wish in wishes:
-        for tensor, inner in axes.owners(wish.inner.ids):
-            shape = shapes[tensor]
+        # In order, for the first of two axes that wish to depend on each other wins.
+        for tensor, inner in sorted(axes.owners(wish.inner.ids)):
             for outer in axes.meeting(tensor, wish.outer.ids):
-                # Blocks as many as elements: every position by itself.
-                whole = wish.blocks >= wish.outer.ids.size
-                count = shape[outer] if whole else wish.blocks
-                if not _may_depend(wish, shape, inner, outer, count):
-                    continue
-                if inner in dependence.get((tensor, outer), {}):
-                    continue
-                known = dependence.setdefault((tensor, inner), {})
-                if known.get(outer, 1) < count:
-                    known[outer] = count
-                    granted = True
+                new = _depend(
+                    wish, shapes[tensor], tensor, (inner, outer), dependence
+                )
+                granted = granted or new
     return granted
+
+
+def _depend(
+    wish: Refinement,
+    shape: Shape,
+    tensor: str,
+    axes: tuple[int, int],
+    dependence: Dependence,
+) -> bool:
+    """Let the first of two axes of a tensor be ordered anew in each block of the second; whether that is new."""
+    inner, outer = axes
+    # Blocks as many as elements: every position by itself.
+    whole = wish.blocks >= wish.outer.ids.size
+    count = shape[outer] if whole else wish.blocks
+    if not _may_depend(wish, shape, inner, outer, count):
+        return False
+    # Each ordered within the other would leave neither an order of its own.
+    if inner in dependence.get((tensor, outer), {}):
+        return False
+    known = dependence.setdefault((tensor, inner), {})
+    if known.get(outer, 1) >= count:
+        return False
+    known[outer] = count
+    return True
 
 
 def _may_depend(
     wish: Refinement,
-    shape: tuple[int, ...],
+    shape: Shape,
     inner: int,
     outer: int,
     count: int,
@@ -252,6 +298,7 @@ def _may_depend(
     """Whether one axis of a tensor may have an order for each of ``count`` blocks of another."""
     if outer == inner or shape[outer] % count:
         return False
+    # A stack of matrices has its own order in each: three dimensions at least, the stack before the axes.
     if wish.stack and (len(shape) < 3 or outer > inner):
         return False
     return count * shape[inner] <= _LARGEST_AXIS
@@ -273,6 +320,7 @@ class _Axes:
         """Tensor axes to which some elements belong."""
         flat = ids.reshape(-1)
         found = set()
+        # Runs are in order: an element lies in the last one that starts at or before it, if in any.
         where = np.searchsorted(self._starts, flat, side="right") - 1
         for number, element in zip(where, flat, strict=True):
             run = self._runs[number]
@@ -283,24 +331,19 @@ class _Axes:
     def meeting(self, tensor: str, ids: IntArray) -> list[int]:
         """Axes of a tensor that share a class with some elements."""
         wanted = set(self._classes[ids].reshape(-1).tolist())
-        axes = self._met[tensor].items()
-        return [
-            axis for axis, classes in axes if not wanted.isdisjoint(classes)
-        ]
+        axes = []
+        for axis, classes in self._met[tensor].items():
+            if not wanted.isdisjoint(classes):
+                axes.append(axis)
+        return axes
 
 
 def _classes(store: Constraints) -> IntArray:
     """Connected components of the equalities."""
+    equal = [table for table in store.tables if table.kind == "equal"]
+    # An empty column first: there may be no equality at all.
     nothing = np.zeros(0, dtype=np.int64)
-    left, right = [nothing], [nothing]
-    for table in store.tables:
-        if table.kind == "equal":
-            left.append(table.left)
-            right.append(table.right)
-    rows, columns = np.concatenate(left), np.concatenate(right)
-    ones = np.ones(len(rows), dtype=np.int8)
-    graph = coo_array((ones, (rows, columns)), shape=(store.size, store.size))
-    found: IntArray = connected_components(graph, directed=False)[1].astype(
-        np.int64
-    )
-    return found
+    rows = np.concatenate([nothing, *(table.left for table in equal)])
+    columns = np.concatenate([nothing, *(table.right for table in equal)])
+    classes, _ = connected(store.size, rows, columns)
+    return classes

@@ -1,4 +1,4 @@
-"""The solver against brute force: on a few elements all automorphisms can be enumerated."""
+"""The search for cells against brute force: on a few elements all automorphisms can be enumerated."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import itertools
 import math
 
 import numpy as np
-import pytest
+from helpers.stages import worked_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_rebasin.symmetry.permutations.cells import (
     element_map,
     find_cells,
+    moving,
     random_automorphism,
 )
 from lightning_rebasin.symmetry.permutations.elements import (
     Constraints,
     Elements,
 )
-from lightning_rebasin.symmetry.permutations.shared_axes import factorise
 
 
 def automorphisms(store: Constraints) -> set[tuple[int, ...]]:
@@ -47,9 +47,9 @@ def automorphisms(store: Constraints) -> set[tuple[int, ...]]:
 
 
 def count(store: Constraints) -> float:
-    solution = find_cells(store.size, store.runs, store.active_tables())
+    found_cells = find_cells(store.size, store.runs, store.active_tables())
     total = 1
-    for cell in solution.cells.values():
+    for cell in found_cells.cells.values():
         if cell.kind == "group":
             total *= math.factorial(cell.size) ** (
                 len(cell.members) // cell.size
@@ -93,8 +93,10 @@ def test_blocks_nest():
     store, (a,) = axes((2, 3))
     store.mark(a)
     store.project(a, (0,), commit=True)
-    solution = find_cells(store.size, store.runs, store.active_tables())
-    cells = sorted(solution.cells.values(), key=lambda cell: len(cell.members))
+    found_cells = find_cells(store.size, store.runs, store.active_tables())
+    cells = sorted(
+        found_cells.cells.values(), key=lambda cell: len(cell.members)
+    )
     assert [(c.kind, c.size, len(c.members)) for c in cells] == [
         ("group", 2, 2),
         ("group", 3, 6),
@@ -142,7 +144,7 @@ def test_dead_definitions_constrain_nothing():
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_random_automorphisms_are_automorphisms(data):
-    """Whatever the constraints, what the solver calls a symmetry is one (checked by brute force)."""
+    """Whatever the constraints, what is called a symmetry is one (checked by brute force)."""
     store, arrays = axes(
         *[
             (data.draw(st.integers(1, 3)),)
@@ -166,21 +168,74 @@ def test_random_automorphisms_are_automorphisms(data):
             store.mark(pick())
         else:
             store.position(pick(), 0, "test")
-    solution = find_cells(store.size, store.runs, store.active_tables())
+    found_cells = find_cells(store.size, store.runs, store.active_tables())
     allowed = automorphisms(store)
     rng = np.random.default_rng(0)
     for _ in range(4):
-        move = random_automorphism(solution, rng)
-        assert tuple(element_map(solution.colouring, move).tolist()) in allowed
+        move = random_automorphism(found_cells, rng)
+        assert (
+            tuple(element_map(found_cells.colouring, move).tolist()) in allowed
+        )
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4), (3, 2, 2), (4, 1, 3)])
-def test_factorise_finds_the_sites_of_each_group(shape):
-    a, b, c = np.unravel_index(np.arange(math.prod(shape)), shape)
-    outer, inner = a * shape[1] + b, a * shape[2] + c
-    (sites,), depends = factorise([outer, inner])
-    assert math.prod(sites) == math.prod(shape)
-    for array, own in zip((outer, inner), depends, strict=True):
-        grid = array.reshape(sites)
-        for k in range(len(sites)):
-            assert (k in own) == bool((grid != grid.take([0], k)).any())
+def test_the_worked_example_has_one_cell_that_moves():
+    """The two hidden units; inputs and outputs are pinned one by one."""
+    cells = worked_example().cells
+    (cell,) = cells.cells.values()
+    assert (cell.kind, cell.size, cell.parents) == ("group", 2, ())
+    assert not len(cells.forced)
+    expected = [k in (0, 1, 5, 6, 9, 10) for k in range(13)]
+    assert moving(cells).tolist() == expected
+    swapped = np.arange(cells.colouring.count)
+    swapped[cell.members] = cell.members[::-1]
+    image = element_map(cells.colouring, swapped).tolist()
+    assert image == [1, 0, 2, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12]
+
+
+def test_members_of_one_parent_stand_together_in_the_order_of_the_parents():
+    """Heads of value units, with the units numbered (dim, head)."""
+    store, (units, heads) = axes((3, 2), (2,))
+    store.relation(units, heads, (1,))
+    found = find_cells(store.size, store.runs, store.active_tables())
+    inner = max(found.cells.values(), key=lambda cell: len(cell.members))
+    elements = found.colouring.representatives[inner.members]
+    # Elements 0, 2, 4 lie in one head, 1, 3, 5 in the other.
+    assert inner.size == 3
+    assert {tuple(e % 2) for e in elements.reshape(2, 3)} == {
+        (0, 0, 0),
+        (1, 1, 1),
+    }
+
+
+def test_blocks_of_unequal_size_are_not_one_group():
+    """Of five units three lie below one parent and two below the other: the parents cannot change places."""
+    store, (units, parents) = axes((5,), (2,))
+    above = Elements(parents.ids[[0, 0, 0, 1, 1]])
+    store.relation(units, above, (0,))
+    assert count(store) == 6 * 2 == len(automorphisms(store))
+
+
+def test_what_colours_do_not_see_the_check_does():
+    """A ring of four, each unit beside two others: they look alike, but cannot change places at will."""
+    store, (ring,) = axes((4,))
+    each = Elements(np.repeat(ring.ids, 2))
+    beside = Elements(np.array([1, 3, 0, 2, 1, 3, 0, 2]))
+    store.relation(each, beside, (0,))
+    assert len(automorphisms(store)) == 8
+    # No product of symmetric groups is found, so nothing moves.
+    assert count(store) == 1
+
+
+def test_what_lies_in_a_block_moves_with_it():
+    store, (units, blocks) = axes((3, 2), (3,))
+    store.relation(units, blocks, (0,))
+    found = find_cells(store.size, store.runs, store.active_tables())
+    allowed = automorphisms(store)
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(20):
+        move = random_automorphism(found, rng)
+        image = tuple(element_map(found.colouring, move).tolist())
+        assert image in allowed
+        seen.add(image)
+    assert len(seen) > 10

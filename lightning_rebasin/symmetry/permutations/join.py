@@ -4,26 +4,52 @@ Operands name their dimensions with *letters*, as in an einsum.  Dimensions with
 sites are split until they agree, elements at the same place are equated, a part over fewer sites becomes the parent of
 one over more, and a pinned site pins the parts of the others.  Contracted letters are then reduced: a part that lies
 within them is marked as a set, a part that straddles them is projected to its blocks.
+
+A linear layer with a 2×3 weight, ``y = x Wᵀ``, is the join ``bi, oi -> bo``::
+
+    x       b pinned (the batch)    i: [7 8 9], the units of the layer before
+    W       o: [0 1]                i: [2 3 4]
+
+    joined  i: 7 ≡ 2, 8 ≡ 3, 9 ≡ 4  the columns of W are those units
+            i is summed over        [7 8 9] is marked: its elements are used as a set, in any order
+    result  b pinned                o: [0 1]
+
+The bias ``[5 6]`` added to it is the join ``bo, o -> bo``: 0 ≡ 5 and 1 ≡ 6.  If ``x`` were the input of the network,
+its ``i`` would be pinned, and so would be 2, 3 and 4.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import product
+from typing import final
 
+from lightning_rebasin.symmetry.permutations.align import Factors, Letter, Operand, align
 from lightning_rebasin.symmetry.permutations.elements import Constraints, Elements
-from lightning_rebasin.symmetry.permutations.labels import Label, Part, canonical, fuse_sites, split_site
+from lightning_rebasin.symmetry.permutations.labels import Label, Part, Sites, canonical, renumber_part
+from lightning_rebasin.symmetry.permutations.parts import combine_parts, reduce_parts
 
-Letter = Hashable
+#: A label and the letters of its dimensions.
+Lettered = tuple[Label, Sequence[Letter]]
+#: Keys of the inner and the outer elements, and how many blocks.
+WishKey = tuple[bytes, bytes, int]
 
 
+@final
 @dataclass(frozen=True)
 class Refinement:
-    """A wish: the axis of ``inner`` should be ordered separately for each of the leading ``blocks`` of ``outer``.
+    """One wish: the axis of ``inner`` should be ordered separately for each of the leading ``blocks`` of ``outer``.
 
-    With ``stack`` it is only granted to tensors of three or more dimensions, to an inner axis behind the outer one.
+    A stacked 2×3×4 parameter (2 experts, 3 units, 4 inputs) starts with one run of 3 elements for its units.  If an
+    operation shows that every expert may order its units by itself, it wishes for ``inner`` = the 3 units, ``outer`` =
+    the 2 experts, ``blocks`` = 2, and the next pass starts with 2×3 elements for the units.
+
+    Args:
+        inner: Elements of the axis to refine.
+        outer: Elements of the axis on which its order may depend.
+        blocks: How many blocks ``outer`` has.
+        stack: Grant it only to tensors of three or more dimensions, to an inner axis behind the outer one.
     """
 
     inner: Elements
@@ -32,34 +58,27 @@ class Refinement:
     stack: bool = False
 
 
+@final
 @dataclass
 class Wishes:
-    """Refinements asked for during a pass over the trace; the next pass grants them."""
+    """The refinements that operations asked for during one pass over the tape; the next pass grants them.
 
-    found: dict[tuple[bytes, bytes, int], Refinement] = field(default_factory=dict)
+    Args:
+        found: Each wish once, in the order in which they were asked for.
+    """
+
+    found: dict[WishKey, Refinement] = field(default_factory=dict)
 
     def ask(self, inner: Elements, outer: Elements, blocks: int, *, stack: bool = False) -> None:
-        """Ask that ``inner`` depend on the blocks of ``outer``."""
+        """Ask for a :class:`Refinement`; one for any tensor replaces one for stacks only."""
         key = (inner.key, outer.key, blocks)
         if not stack or key not in self.found:
             self.found[key] = Refinement(inner, outer, blocks, stack)
 
 
-@dataclass
-class Operand:
-    """One tensor taking part in a merge and the letters of its dimensions (``None`` for a dimension of size 1)."""
-
-    label: Label
-    letters: tuple[Letter, ...]
-
-    def sites_of(self, letter: Letter) -> tuple[int, ...]:
-        """Sites of a letter in this operand."""
-        return self.label.dims[self.letters.index(letter)] if letter in self.letters else ()
-
-
-def merge(
+def join(
     store: Constraints,
-    operands: Sequence[tuple[Label, Sequence[Letter]]],
+    operands: Sequence[Lettered],
     out: Sequence[Letter],
     *,
     batch: Collection[Letter] = (),
@@ -70,206 +89,172 @@ def merge(
     Args:
         store: Receives the constraints.
         operands: Labels with one letter per dimension.
-        out: Letters of the result.
+        out: Letters of the result, each once.
         batch: Letters that stack independent problems: a parameter's axes may depend on them.
         wishes: Receives requests for finer parameter axes.
 
     Returns:
         The label of the result.
+
+    Example:
+        >>> from lightning_rebasin.symmetry.permutations.labels import plain
+        >>> store = Constraints()
+        >>> weight = Label(((0,), (1,)), (2, 3), (Part((0,), store.fresh((2,))), Part((1,), store.fresh((3,)))))
+        >>> result = join(store, [(plain((5, 3), pinned=[0, 1]), "bi"), (weight, "oi")], "bo")
+        >>> result.shape, result.pinned, [(part.sites, part.elements.ids.tolist()) for part in result.parts]
+        ((5, 2), frozenset({0}), [((1,), [0, 1])])
+        >>> [(table.kind, table.left.tolist(), table.reason) for table in store.tables]
+        [('position', [2, 3, 4], 'it meets a dimension of size 3 whose order is fixed')]
     """
-    joined = [Operand(canonical(label, store), tuple(letters)) for label, letters in operands]
-    letters = list(dict.fromkeys([*out, *(x for o in joined for x in o.letters)]))
-    sizes = _align(store, joined, letters)
-    number: dict[tuple[Letter, int], int] = {}
-    for letter in letters:
-        for k in range(len(sizes[letter])):
-            number[letter, k] = len(number)
-    parts, pinned, pending = _globalise(joined, number)
+    given = []
+    for label, letters in operands:
+        present = canonical(label, store)
+        given.append(Operand(present, tuple(letters)))
+    aligned = align(store, given, _all_letters(given, out))
+    layout = _number_sites(aligned.factors, out)
+    reduced = layout.reduced
+    meeting = _meeting(aligned.operands, layout)
     if wishes is not None:
-        batch_sites = {n for (letter, _), n in number.items() if letter in batch}
-        summed = {n for (letter, _), n in number.items() if letter not in set(out)}
-        _wish(wishes, parts, batch_sites, summed)
-    all_sizes = [size for letter in letters for size in sizes[letter]]
-    for elements in pending:
-        store.pin(elements, "it is picked out by itself")
-    inside: list[Part] = []
-    merged = _combine(store, [p for own in parts for p in own], pinned, all_sizes, inside)
-    reduced = {n for (letter, _), n in number.items() if letter not in set(out)}
-    # parts inside others are cut into blocks too, so that the blocks of both are known to fit (grouped queries)
-    straddling = [p for p in inside if reduced.intersection(p.sites) and not reduced.issuperset(p.sites)]
-    merged = reduce_sites(store, [*merged, *straddling], reduced)
-    kept = [n for n in range(len(all_sizes)) if n not in reduced]
-    new = {n: i for i, n in enumerate(kept)}
-    return Label(
-        tuple(tuple(new[number[x, k]] for k in range(len(sizes[x]))) for x in out),
-        tuple(all_sizes[n] for n in kept),
-        tuple(Part(tuple(new[s] for s in p.sites), p.elements) for p in merged),
-        frozenset(new[s] for s in pinned if s in new),
-    )
+        stacked = layout.sites_of(batch)
+        _ask_for_finer_axes(wishes, meeting.parts, stacked, set(reduced))
+    for operand in aligned.operands:
+        pin_pending(store, operand.label)
+
+    parts = [part for own in meeting.parts for part in own]
+    together, inside = combine_parts(store, parts, meeting.pinned, layout.sizes)
+    # Parts inside others are cut into blocks too, so that the blocks of both are known to fit (grouped queries).
+    together += [part for part in inside if _straddles(part, reduced)]
+    left = reduce_parts(store, together, reduced)
+    dims = [layout.sites[letter] for letter in out]
+    sizes = layout.sizes[: reduced.start]
+    pinned = meeting.pinned.difference(reduced)
+    return Label(tuple(dims), sizes, tuple(left), frozenset(pinned))
 
 
 def combine_label(store: Constraints, label: Label) -> Label:
     """Relate the overlapping parts of one label (a parameter whose axes depend on each other)."""
-    return replace(label, parts=tuple(_combine(store, list(label.parts), set(label.pinned), list(label.sizes))))
+    remaining, _ = combine_parts(store, label.parts, label.pinned, label.sizes)
+    return replace(label, parts=tuple(remaining))
 
 
-def _align(store: Constraints, operands: list[Operand], letters: list[Letter]) -> dict[Letter, tuple[int, ...]]:
-    """Split the sites of every letter until all operands agree; returns the sizes of its sites."""
-    result: dict[Letter, tuple[int, ...]] = {}
-    for letter in letters:
-        having = [o for o in operands if o.sites_of(letter)]
-        layouts = {tuple(o.label.sizes[s] for s in o.sites_of(letter)) for o in having}
-        if len(layouts) > 1:
-            common = _common_factors(layouts)
-            if common is None:
-                for o in having:
-                    _fuse_letter(store, o, letter)
-                common = (math.prod(next(iter(layouts))),)
-            for o in having:
-                _split_letter(o, letter, common)
-            layouts = {common}
-        result[letter] = next(iter(layouts)) if layouts else ()
-    return result
+def pin_pending(store: Constraints, label: Label) -> None:
+    """Pin what was picked out of a tensor one by one, now that the tensor is used."""
+    for elements in label.pending:
+        store.pin(elements, "it is picked out by itself")
 
 
-def _common_factors(layouts: Iterable[tuple[int, ...]]) -> tuple[int, ...] | None:
-    """The coarsest factors that all layouts can be split into, or ``None``."""
-    boundaries = sorted({math.prod(sizes[k:]) for sizes in layouts for k in range(len(sizes) + 1)})
-    if any(b % a for a, b in pairwise(boundaries)):
-        return None
-    return tuple(b // a for a, b in pairwise(boundaries))[::-1]
+def _all_letters(operands: Sequence[Operand], out: Sequence[Letter]) -> list[Letter]:
+    """Every letter once: those of the result, then those that are reduced."""
+    letters = dict.fromkeys(out)
+    for operand in operands:
+        letters.update(dict.fromkeys(operand.letters))
+    return list(letters)
 
 
-def _fuse_letter(store: Constraints, operand: Operand, letter: Letter) -> None:
-    sites = operand.sites_of(letter)
-    operand.label = fuse_sites(_contiguous(operand.label, sites), sites[0], len(sites), store)
+@dataclass(frozen=True)
+class _Layout:
+    """Common sites: those of all letters, numbered one after the other, the letters of the result first.
+
+    For ``bi, oi -> bo`` with a 5×3 and a 2×3 tensor: ``b: (0,)``, ``o: (1,)``, ``i: (2,)`` of sizes 5, 2, 3, and site 2
+    is reduced.
+    """
+
+    sites: Mapping[Letter, Sites]
+    sizes: tuple[int, ...]
+    reduced: range
+
+    def sites_of(self, letters: Iterable[Letter]) -> set[int]:
+        """The sites of some letters."""
+        found: set[int] = set()
+        for letter in letters:
+            # A product without a batch has no batch letter.
+            found.update(self.sites.get(letter, ()))
+        return found
 
 
-def _contiguous(label: Label, sites: tuple[int, ...]) -> Label:
-    if sites != tuple(range(sites[0], sites[0] + len(sites))):
-        raise AssertionError(f"sites {sites} of one dimension are not consecutive")
-    return label
+def _number_sites(factors: Mapping[Letter, Factors], out: Sequence[Letter]) -> _Layout:
+    """Number the sites of all letters, whose sizes are ``factors``."""
+    sites: dict[Letter, Sites] = {}
+    sizes: list[int] = []
+    for letter, own in factors.items():
+        first = len(sizes)
+        sizes.extend(own)
+        numbers = range(first, len(sizes))
+        sites[letter] = tuple(numbers)
+    kept = sum(len(sites[letter]) for letter in out)
+    reduced = range(kept, len(sizes))
+    return _Layout(sites, tuple(sizes), reduced)
 
 
-def _split_letter(operand: Operand, letter: Letter, common: tuple[int, ...]) -> None:
-    """Split the sites of a letter into the ``common`` factors."""
-    remaining = list(common)
-    position = 0
-    while position < len(operand.sites_of(letter)):
-        site = operand.sites_of(letter)[position]
-        size = operand.label.sizes[site]
-        factors: list[int] = []
-        while math.prod(factors) < size:
-            factors.append(remaining.pop(0))
-        operand.label = split_site(operand.label, site, factors)
-        position += len(factors)
+@dataclass(frozen=True)
+class _Meeting:
+    """What the operands say about common sites: the parts of each of them, and the sites that any of them pins."""
+
+    parts: Sequence[Sequence[Part]]
+    pinned: set[int]
 
 
-def _globalise(
-    operands: list[Operand], number: dict[tuple[Letter, int], int]
-) -> tuple[list[list[Part]], set[int], list[Elements]]:
-    """Parts of every operand, pinned sites and pending elements in terms of the common site numbers."""
+def _meeting(operands: Sequence[Operand], layout: _Layout) -> _Meeting:
+    """Parts and pinned sites of all operands in terms of common sites."""
     parts: list[list[Part]] = []
     pinned: set[int] = set()
-    pending: list[Elements] = []
     for operand in operands:
-        to_global = {
-            site: number[letter, k]
-            for letter, sites in zip(operand.letters, operand.label.dims, strict=True)
-            for k, site in enumerate(sites)
-        }
-        parts.append([_renumber(p, to_global) for p in operand.label.parts])
-        pinned |= {to_global[s] for s in operand.label.pinned}
-        pending += operand.label.pending
-    return parts, pinned, pending
+        label = operand.label
+        number = operand.numbers_in(layout.sites)
+        own = [renumber_part(part, number) for part in label.parts]
+        parts.append(own)
+        pinned.update(number[site] for site in label.pinned)
+    return _Meeting(parts, pinned)
 
 
-def _renumber(part: Part, to_global: dict[int, int]) -> Part:
-    new = [to_global[s] for s in part.sites]
-    axes = sorted(range(len(new)), key=new.__getitem__)
-    if axes == list(range(len(axes))):
-        return Part(tuple(new), part.elements)
-    return Part(tuple(sorted(new)), Elements(part.elements.ids.transpose(axes)))
+def _straddles(part: Part, reduced: range) -> bool:
+    """Whether some but not all sites of a part are reduced."""
+    inside = [site in reduced for site in part.sites]
+    return any(inside) and not all(inside)
 
 
-def _wish(wishes: Wishes, parts: list[list[Part]], batch: set[int], summed: set[int]) -> None:
+def _ask_for_finer_axes(wishes: Wishes, parts: Sequence[Sequence[Part]], batch: set[int], summed: set[int]) -> None:
     """Ask for finer axes where an operand's axes are independent but the operation stacks them.
 
-    Either a letter is a batch letter of the operation, or another operand's part spans both axes, or both axes are
-    contracted together (a mixture of experts).
-    """
-    spanning = [set(p.sites) for own in parts for p in own if len(p.sites) > 1]
-    for own in parts:
-        for outer in own:
-            stack = [n for s, n in zip(outer.sites, outer.elements.shape, strict=True) if s in batch]
-            for inner in own:
-                if set(inner.sites) & set(outer.sites):
-                    continue
-                if stack and not set(inner.sites) & batch:
-                    wishes.ask(inner.elements, outer.elements, math.prod(stack))
-                elif any(set(inner.sites) | set(outer.sites) <= s for s in spanning):
-                    wishes.ask(inner.elements, outer.elements, outer.elements.ids.size)
-                elif len(parts) > 1 and summed.issuperset({*inner.sites, *outer.sites}):
-                    wishes.ask(inner.elements, outer.elements, outer.elements.ids.size, stack=True)
-
-
-def _combine(
-    store: Constraints, parts: list[Part], pinned: set[int], sizes: list[int], inside: list[Part] | None = None
-) -> list[Part]:
-    """Equate and relate parts over the same sites; apply pins; parts within others go to ``inside``."""
-    by_sites: dict[tuple[int, ...], Elements] = {}
-    for part in parts:
-        known = by_sites.get(part.sites)
-        by_sites[part.sites] = part.elements if known is None else store.equal(known, part.elements)
-    for alone in [s for s in by_sites if len(s) == 1 and s[0] in pinned]:
-        store.pin(by_sites.pop(alone), f"it meets a dimension of size {sizes[alone[0]]} whose order is fixed")
-    for sites, elements in by_sites.items():
-        for site in pinned.intersection(sites):
-            store.position(elements, sites.index(site), "it meets a dimension whose order is fixed")
-    ordered = sorted(by_sites, key=lambda s: (-len(s), s))
-    dropped: set[tuple[int, ...]] = set()
-    for i, big in enumerate(ordered):
-        for small in ordered[i + 1 :]:
-            shared = sorted(set(big) & set(small))
-            if not shared or small in dropped:
-                continue
-            axes = tuple(big.index(s) for s in shared)
-            if set(small) <= set(big):
-                store.relation(store.canonical(by_sites[big]), by_sites[small], axes)
-                dropped.add(small)
-                if inside is not None:
-                    inside.append(Part(small, by_sites[small]))
-            else:
-                theirs = tuple(small.index(s) for s in shared)
-                store.equal(store.project(by_sites[big], axes), store.project(by_sites[small], theirs))
-    return [Part(s, store.canonical(e)) for s, e in by_sites.items() if s not in dropped]
-
-
-def reduce_sites(store: Constraints, parts: list[Part], reduced: set[int], *, keep: bool = False) -> list[Part]:
-    """Reduce some sites: parts inside are marked, parts that straddle are projected to their blocks.
-
     Args:
-        store: Receives the constraints.
-        parts: Parts of the tensor.
-        reduced: Sites to reduce.
-        keep: The dimensions stay (softmax, normalisation): the blocks are related, the parts stay.
+        wishes: Receives the requests.
+        parts: The parts of every operand.
+        batch: Sites that stack independent problems.
+        summed: Sites that are contracted.
     """
-    result: dict[tuple[int, ...], Elements] = {}
-    for part in parts:
-        rest = tuple(s for s in part.sites if s not in reduced)
-        if rest == part.sites:
-            target, elements = part.sites, part.elements
-        elif not rest:
-            store.mark(part.elements)
-            target, elements = part.sites, part.elements
-            if not keep:
+    spanning = _spanning(parts)
+    for own in parts:
+        for outer, inner in product(own, own):
+            if outer.touches(inner.sites):
+                # One of them depends on the other already.
                 continue
-        else:
-            axes = tuple(part.sites.index(s) for s in rest)
-            blocks = store.project(part.elements, axes, commit=keep)
-            target, elements = (part.sites, part.elements) if keep else (rest, blocks)
-        known = result.get(target)
-        result[target] = elements if known is None else store.equal(known, elements)
-    if keep:
-        return parts
-    return _combine(store, [Part(s, e) for s, e in result.items()], set(), [])
+            both = {*outer.sites, *inner.sites}
+            everything = outer.elements.ids.size
+            blocks = _stacked_blocks(outer, batch)
+            if blocks > 1 and not inner.touches(batch):
+                # A batch letter: every matrix of a stack is used by itself.
+                wishes.ask(inner.elements, outer.elements, blocks)
+            elif any(both <= sites for sites in spanning):
+                # Another operand's part spans both axes: its units are told apart by both of them.
+                wishes.ask(inner.elements, outer.elements, everything)
+            elif both <= summed and len(parts) > 1:
+                # Both axes are contracted together (a mixture of experts).
+                wishes.ask(inner.elements, outer.elements, everything, stack=True)
+
+
+def _spanning(parts: Sequence[Sequence[Part]]) -> list[set[int]]:
+    """The sites of all parts over several of them."""
+    spanning = []
+    for own in parts:
+        several = [set(part.sites) for part in own if len(part.sites) > 1]
+        spanning.extend(several)
+    return spanning
+
+
+def _stacked_blocks(part: Part, batch: set[int]) -> int:
+    """How many independent problems the sites of a part stack."""
+    blocks = 1
+    for site, size in zip(part.sites, part.elements.shape, strict=True):
+        if site in batch:
+            blocks *= size
+    return blocks

@@ -2,29 +2,70 @@
 
 The dimensions of a tensor are split into *sites*, row-major factors of its shape.  A :class:`Part` says which elements
 the positions over some sites are; a site may also be *pinned* (its order matters) or *free* (the tensor is constant
-along it).  Splitting and merging sites is all that ``view`` does, so heads and flattened maps cost nothing: a part over
-the sites (head, dim) may order the dims of every head differently.
+along it).
+
+The weight of ``Linear(3, 2)`` is a 2×3 tensor.  Let its rows be the elements 0, 1 and its columns the elements 2, 3, 4;
+then its label is::
+
+    dims  = ((0,), (1,))            one site for each dimension
+    sizes = (2, 3)
+    parts = (0,): [0 1]             row r is element r
+            (1,): [2 3 4]           column c is element 2 + c
+
+Transposed, the sites change places and are numbered anew, so that they always ascend from dimension to dimension::
+
+    dims  = ((0,), (1,))
+    sizes = (3, 2)
+    parts = (0,): [2 3 4]
+            (1,): [0 1]
+
+Flattened to 6 positions, the one dimension has two sites and nothing else changes: ``dims = ((0, 1),)``.  Position 4 is
+``1·3 + 1``, so it belongs to row element 1 and column element 3.  This is why heads and flattened maps cost nothing.  A
+part over both sites, ``(0, 1): [[5 6 7], [8 9 10]]``, may order the columns of every row differently.
+
+The label is a value, and every function makes a new one.  Here are those that make, renumber, split and pin; moved
+dimensions are in :mod:`~lightning_rebasin.symmetry.permutations.label_dims`, row-major reshapes in
+:mod:`~lightning_rebasin.symmetry.permutations.label_views`, slices in
+:mod:`~lightning_rebasin.symmetry.permutations.label_slices`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import final
 
-import numpy as np
+from lightning_rebasin.symmetry.permutations.elements import Constraints, Elements
 
-from lightning_rebasin.symmetry.permutations.elements import Constraints, Elements, IntArray
+#: Numbers of some sites.
+Sites = tuple[int, ...]
+#: Says what some old sites are called in a new label.
+Follow = Callable[[Iterable[int]], Sites]
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Part:
     """Positions over ``sites`` (ascending) are ``elements`` (one axis per site)."""
 
-    sites: tuple[int, ...]
+    sites: Sites
     elements: Elements
 
+    def axis_of(self, site: int) -> int:
+        """The axis of the elements that belongs to one of the sites."""
+        return self.sites.index(site)
 
+    def axes_of(self, sites: Iterable[int]) -> tuple[int, ...]:
+        """The axes of the elements that belong to some of the sites."""
+        return tuple(self.axis_of(site) for site in sites)
+
+    def touches(self, sites: Iterable[int]) -> bool:
+        """Whether the part lies over any of some sites."""
+        return not set(sites).isdisjoint(self.sites)
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Label:
     """What the positions of one tensor are.
@@ -34,40 +75,68 @@ class Label:
         sizes: Size of each site.
         parts: Which elements.
         pinned: Sites whose order matters.  Sites that are neither pinned nor in a part are free.
-        pending: Elements picked out one by one; they are marked as soon as the tensor is used.
+        pending: Elements picked out one by one; they are pinned as soon as the tensor is used.
     """
 
-    dims: tuple[tuple[int, ...], ...]
+    dims: tuple[Sites, ...]
     sizes: tuple[int, ...]
     parts: tuple[Part, ...] = ()
     pinned: frozenset[int] = frozenset()
     pending: tuple[Elements, ...] = ()
 
     @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.dims)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the tensor."""
-        return tuple(math.prod(self.sizes[s] for s in sites) for sites in self.dims)
+        return tuple(self.size_of(sites) for sites in self.dims)
 
-    def covered(self, site: int) -> bool:
-        """Whether a part says what the positions of ``site`` are."""
-        return any(site in part.sites for part in self.parts)
+    def sizes_of(self, sites: Iterable[int]) -> tuple[int, ...]:
+        """Sizes of some sites."""
+        return tuple(self.sizes[site] for site in sites)
+
+    def size_of(self, sites: Iterable[int]) -> int:
+        """Product of the sizes of some sites."""
+        return math.prod(self.sizes_of(sites))
+
+    def sites_of(self, dims: Iterable[int]) -> set[int]:
+        """Sites of some dimensions."""
+        sites: set[int] = set()
+        for dim in dims:
+            sites.update(self.dims[dim])
+        return sites
+
+    def dims_without(self, *dims: int) -> list[int]:
+        """All other dimensions."""
+        return [dim for dim in range(self.ndim) if dim not in dims]
+
+    def parts_along(self, dim: int) -> list[Part]:
+        """Parts that say what the positions of a dimension are."""
+        sites = self.dims[dim]
+        return [part for part in self.parts if part.touches(sites)]
+
+    def is_pinned(self, dim: int) -> bool:
+        """Whether the order along the outermost site of a dimension matters."""
+        outermost = self.dims[dim][:1]
+        return not self.pinned.isdisjoint(outermost)
 
 
 def plain(shape: Sequence[int], pinned: Iterable[int] = ()) -> Label:
     """A label without parts: one site per dimension, ``pinned`` dimensions pinned and the others free."""
-    dims: list[tuple[int, ...]] = []
+    dims: list[Sites] = []
     sizes: list[int] = []
-    pins = set()
-    wanted = set(pinned)
-    for dim, size in enumerate(shape):
+    for size in shape:
         if size == 1:
+            # One position has no order: a site for it could only get in the way of broadcasting.
             dims.append(())
-            continue
-        if dim in wanted:
-            pins.add(len(sizes))
-        dims.append((len(sizes),))
-        sizes.append(int(size))
-    return Label(tuple(dims), tuple(sizes), (), frozenset(pins))
+        else:
+            dims.append((len(sizes),))
+            sizes.append(int(size))
+    label = Label(tuple(dims), tuple(sizes))
+    return replace(label, pinned=frozenset(label.sites_of(pinned)))
 
 
 def constant(shape: Sequence[int]) -> Label:
@@ -84,256 +153,105 @@ def canonical(label: Label, store: Constraints) -> Label:
     """The same label in terms of the current representatives."""
     if not label.parts:
         return label
-    return replace(label, parts=tuple(Part(p.sites, store.canonical(p.elements)) for p in label.parts))
-
-
-def arrange(label: Label, dims: Sequence[Sequence[int]]) -> Label:
-    """The label with its sites arranged into new ``dims`` (every site exactly once), renumbered row-major."""
-    order = [site for sites in dims for site in sites]
-    if order == list(range(len(label.sizes))):
-        return replace(label, dims=tuple(tuple(sites) for sites in dims))
-    number = {site: i for i, site in enumerate(order)}
     parts = []
     for part in label.parts:
-        new = [number[s] for s in part.sites]
-        axes = sorted(range(len(new)), key=new.__getitem__)
-        elements = part.elements if axes == list(range(len(axes))) else Elements(part.elements.ids.transpose(axes))
-        parts.append(Part(tuple(sorted(new)), elements))
-    return Label(
-        tuple(tuple(number[s] for s in sites) for sites in dims),
-        tuple(label.sizes[s] for s in order),
-        tuple(parts),
-        frozenset(number[s] for s in label.pinned),
-        label.pending,
-    )
+        elements = store.canonical(part.elements)
+        parts.append(Part(part.sites, elements))
+    return replace(label, parts=tuple(parts))
 
 
-def permute(label: Label, order: Sequence[int]) -> Label:
-    """Reorder dimensions."""
-    return arrange(label, [label.dims[d] for d in order])
+def renumber_part(part: Part, number: Mapping[int, int]) -> Part:
+    """The part with site ``s`` called ``number[s]``; its axes are turned so that sites ascend again.
+
+    Args:
+        part: Elements over some sites.
+        number: New numbers of these sites.
+    """
+    sites = [number[site] for site in part.sites]
+    ascending = sorted(sites)
+    if sites == ascending:
+        return Part(tuple(sites), part.elements)
+    axes = [sites.index(site) for site in ascending]
+    turned = part.elements.ids.transpose(axes)
+    return Part(tuple(ascending), Elements(turned))
 
 
-def insert_dim(label: Label, dim: int) -> Label:
-    """A new dimension of size 1 before ``dim``."""
-    return replace(label, dims=(*label.dims[:dim], (), *label.dims[dim:]))
+def with_sites(label: Label, sizes: Sequence[int], parts: Sequence[Part], follow: Follow) -> Label:
+    """The label with other sites.
+
+    Args:
+        label: The old label.
+        sizes: Size of each new site.
+        parts: The parts over the new sites.
+        follow: Says what the old sites of its dimensions and pins became.
+    """
+    dims = [follow(sites) for sites in label.dims]
+    pinned = frozenset(follow(label.pinned))
+    return Label(tuple(dims), tuple(sizes), tuple(parts), pinned, label.pending)
 
 
-def drop_dim(label: Label, dim: int) -> Label:
-    """Remove a dimension of size 1."""
-    return replace(label, dims=(*label.dims[:dim], *label.dims[dim + 1 :]))
+def split_site(label: Label, site: int, factors: Iterable[int]) -> Label:
+    """Split one site into row-major ``factors``.
 
+    Site 1 of a 2×6 tensor split by ``(3, 2)`` becomes the sites 1 and 2; a part ``(1,): [2 3 4 5 6 7]`` becomes
+    ``(1, 2): [[2 3], [4 5], [6 7]]``.
 
-def split_site(label: Label, site: int, factors: Sequence[int]) -> Label:
-    """Split one site into row-major ``factors``."""
-    factors = [f for f in factors if f != 1]
+    Args:
+        label: The label.
+        site: The site to split.
+        factors: Their product is the size of the site; factors of 1 get no site.
+    """
+    factors = [factor for factor in factors if factor != 1]
     if len(factors) == 1:
         return label
-    extra = len(factors) - 1
+    more = len(factors) - 1
 
-    def renumber(s: int) -> tuple[int, ...]:
-        if s < site:
-            return (s,)
-        return tuple(range(site, site + extra + 1)) if s == site else (s + extra,)
+    def follow(sites: Iterable[int]) -> Sites:
+        found: list[int] = []
+        for old in sites:
+            # Itself, or moved up by those that were added before it.
+            first = old if old <= site else old + more
+            last = first + more if old == site else first
+            found.extend(range(first, last + 1))
+        return tuple(found)
 
     parts = []
     for part in label.parts:
-        sites = tuple(n for s in part.sites for n in renumber(s))
-        if site not in part.sites:
-            parts.append(Part(sites, part.elements))
-            continue
-        axis = part.sites.index(site)
-        shape = (*part.elements.shape[:axis], *factors, *part.elements.shape[axis + 1 :])
-        parts.append(Part(sites, Elements(part.elements.ids.reshape(shape))))
-    return Label(
-        tuple(tuple(n for s in sites for n in renumber(s)) for sites in label.dims),
-        (*label.sizes[:site], *factors, *label.sizes[site + 1 :]),
-        tuple(parts),
-        frozenset(n for s in label.pinned for n in renumber(s)),
-        label.pending,
-    )
+        elements = part.elements
+        if site in part.sites:
+            axis = part.axis_of(site)
+            elements = reshape_axes(elements, axis, 1, factors)
+        parts.append(Part(follow(part.sites), elements))
+    sizes = list(label.sizes)
+    sizes[site : site + 1] = factors
+    return with_sites(label, sizes, parts, follow)
 
 
-def fuse_sites(label: Label, first: int, count: int, store: Constraints) -> Label:
-    """Merge ``count`` consecutive sites into one (they must belong to one dimension, or be about to)."""
-    if count <= 1:
-        return label
-    fused = range(first, first + count)
-    touching = [p for p in label.parts if set(p.sites) & set(fused)]
-    if touching and not (len(touching) == 1 and set(fused) <= set(touching[0].sites)):
-        label = _joint(label, set(fused), touching, store)
-        touching = [p for p in label.parts if set(p.sites) & set(fused)]
-    elif touching:
-        for site in label.pinned.intersection(fused):
-            store.position(touching[0].elements, touching[0].sites.index(site), "its position matters", defines=True)
-    if touching:
-        # The elements of the part know which positions are fixed; the fused site as a whole is not.
-        label = replace(label, pinned=label.pinned.difference(fused))
-
-    def renumber(sites: Iterable[int]) -> tuple[int, ...]:
-        return tuple(sorted({s if s < first else first if s in fused else s - count + 1 for s in sites}))
-
-    size = math.prod(label.sizes[s] for s in fused)
-    parts = []
-    for part in label.parts:
-        ids = part.elements.ids
-        if part in touching:
-            axis = part.sites.index(first)
-            ids = ids.reshape(*ids.shape[:axis], size, *ids.shape[axis + count :])
-        parts.append(Part(renumber(part.sites), Elements(ids) if part in touching else part.elements))
-    return Label(
-        tuple(renumber(sites) for sites in label.dims),
-        (*label.sizes[:first], size, *label.sizes[first + count :]),
-        tuple(parts),
-        frozenset(renumber(label.pinned)),
-        label.pending,
-    )
-
-
-def _joint(label: Label, fused: set[int], touching: list[Part], store: Constraints) -> Label:
-    """Replace the parts that touch ``fused`` by one over all their sites, made of new elements below the old ones."""
-    sites = tuple(sorted(fused.union(*(p.sites for p in touching))))
-    new = store.fresh(tuple(label.sizes[s] for s in sites))
-    for part in touching:
-        store.relation(new, part.elements, tuple(sites.index(s) for s in part.sites), defines=True)
-    for site in label.pinned & set(sites):
-        store.position(new, sites.index(site), "its position matters", defines=True)
-    parts = (*(p for p in label.parts if p not in touching), Part(sites, new))
-    return replace(label, parts=parts)
-
-
-def single_site(label: Label, dim: int, store: Constraints) -> Label:
-    """The label with the sites of ``dim`` fused into one."""
-    sites = label.dims[dim]
-    return fuse_sites(label, sites[0], len(sites), store) if len(sites) > 1 else label
-
-
-def view(label: Label, shape: Sequence[int], store: Constraints) -> Label:
-    """Row-major reshape."""
-    label = arrange(label, [[s for sites in label.dims for s in sites]])
-    dims: list[list[int]] = []
-    site = 0
-    for size in shape:
-        mine: list[int] = []
-        need = int(size)
-        while need > 1:
-            have = label.sizes[site]
-            if need % have == 0:
-                need //= have
-            elif have % need == 0:
-                label = split_site(label, site, (need, have // need))
-                need = 1
-            else:
-                label = fuse_sites(label, site, 2, store)
-                continue
-            mine.append(site)
-            site += 1
-        dims.append(mine)
-    return replace(label, dims=tuple(tuple(sites) for sites in dims))
-
-
-def expand(label: Label, shape: Sequence[int]) -> Label:
-    """Broadcast to ``shape``: new dimensions and grown ones are free."""
-    lead = len(shape) - len(label.dims)
-    sizes, pending = list(label.sizes), label.pending
-    dims: list[tuple[int, ...]] = []
-    for dim, size in enumerate(shape):
-        old = label.dims[dim - lead] if dim >= lead else ()
-        if not old and size not in (1, -1):
-            sizes.append(int(size))
-            old = (len(sizes) - 1,)
-        dims.append(old)
-    return arrange(Label(tuple(dims), tuple(sizes), label.parts, label.pinned, pending), dims)
-
-
-def take(label: Label, dim: int, index: IntArray, store: Constraints) -> Label:
-    """Keep the positions ``index`` of one dimension (a slice, a flip, a constant gather)."""
-    if not label.dims[dim]:
-        return label if len(index) == 1 else expand(label, _with(label.shape, dim, len(index)))
-    size = label.shape[dim]
-    if len(index) == size and bool((index == np.arange(size)).all()):
-        return label
-    label, site, index = _outer_site(label, dim, index, store)
-    sizes = (*label.sizes[:site], len(index), *label.sizes[site + 1 :])
-    parts = []
-    repeated = len(np.unique(index)) < len(index)
-    for part in label.parts:
-        if site not in part.sites:
-            parts.append(part)
-            continue
-        axis = part.sites.index(site)
-        picked = Elements(part.elements.ids.take(index, axis))
-        if repeated:
-            copies = store.fresh(picked.shape)
-            store.relation(copies, picked, tuple(range(len(picked.shape))), defines=True)
-            picked = copies
-        parts.append(Part(part.sites, picked))
-    return _drop_unit(replace(label, sizes=sizes, parts=tuple(parts)), site)
-
-
-def _outer_site(label: Label, dim: int, index: IntArray, store: Constraints) -> tuple[Label, int, IntArray]:
-    """Express positions of a dimension as positions of its outermost site if they are whole blocks, else fuse."""
-    sites = label.dims[dim]
-    inner = math.prod(label.sizes[s] for s in sites[1:])
-    if len(sites) > 1 and len(index) % inner == 0:
-        blocks = index.reshape(-1, inner)
-        if bool((blocks == blocks[:, :1] + np.arange(inner)).all()) and bool((blocks[:, 0] % inner == 0).all()):
-            return label, sites[0], blocks[:, 0] // inner
-    label = single_site(label, dim, store)
-    return label, label.dims[dim][0], index
-
-
-def _drop_unit(label: Label, site: int) -> Label:
-    """Remove a site of size 1 (or 0): what it picked out is pending."""
-    if label.sizes[site] > 1:
-        return label
-    parts, pending = [], list(label.pending)
-    for part in label.parts:
-        if site not in part.sites:
-            parts.append(part)
-            continue
-        ids = part.elements.ids.reshape([n for s, n in zip(part.sites, part.elements.shape, strict=True) if s != site])
-        if len(part.sites) > 1 and ids.size:
-            parts.append(Part(tuple(s for s in part.sites if s != site), Elements(ids)))
-        elif ids.size:
-            pending.append(part.elements)
-    if label.sizes[site] == 0:
-        return label
-    kept = [s for s in range(len(label.sizes)) if s != site]
-    number = {s: i for i, s in enumerate(kept)}
-    return Label(
-        tuple(tuple(number[s] for s in sites if s != site) for sites in label.dims),
-        tuple(label.sizes[s] for s in kept),
-        tuple(Part(tuple(number[s] for s in p.sites), p.elements) for p in parts),
-        frozenset(number[s] for s in label.pinned if s != site),
-        tuple(pending),
-    )
-
-
-def _with(shape: tuple[int, ...], dim: int, size: int) -> tuple[int, ...]:
-    return (*shape[:dim], size, *shape[dim + 1 :])
+def reshape_axes(elements: Elements, first: int, count: int, sizes: Sequence[int]) -> Elements:
+    """The same elements with ``count`` axes from ``first`` on replaced by axes of other ``sizes``."""
+    shape = list(elements.shape)
+    shape[first : first + count] = sizes
+    return Elements(elements.ids.reshape(shape))
 
 
 def pin_dims(label: Label, dims: Iterable[int], store: Constraints, reason: str) -> Label:
-    """Fix the order along some dimensions."""
-    sites = {s for dim in dims for s in label.dims[dim]}
+    """Fix the order along some dimensions.
+
+    Args:
+        label: The label.
+        dims: Dimensions whose order matters.
+        store: Receives the constraints.
+        reason: Why, for the user.
+    """
+    pinned = label.sites_of(dims)
     parts = []
     for part in label.parts:
-        inside = sites.intersection(part.sites)
-        if inside == set(part.sites):
+        inside = pinned.intersection(part.sites)
+        if len(inside) == len(part.sites):
+            # Fixed elements tell no more than the pinned sites do: the part goes.
             store.pin(part.elements, reason)
             continue
         for site in sorted(inside):
-            store.position(part.elements, part.sites.index(site), reason)
+            store.position(part.elements, part.axis_of(site), reason)
         parts.append(part)
-    return replace(label, parts=tuple(parts), pinned=label.pinned | sites)
-
-
-def insert_pinned(label: Label, dim: int, size: int) -> Label:
-    """A new pinned dimension of ``size`` before ``dim``."""
-    label = insert_dim(label, dim)
-    if size == 1:
-        return label
-    new = len(label.sizes)
-    dims = [(new,) if d == dim else sites for d, sites in enumerate(label.dims)]
-    grown = Label(tuple(dims), (*label.sizes, size), label.parts, label.pinned | {new}, label.pending)
-    return arrange(grown, dims)
+    return replace(label, parts=tuple(parts), pinned=label.pinned | pinned)

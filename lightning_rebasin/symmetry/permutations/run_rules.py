@@ -19,7 +19,7 @@ from lightning_rebasin.symmetry.permutations.elements import Block, Constraints,
 from lightning_rebasin.symmetry.permutations.join import Refinement, Wishes, combine_label
 from lightning_rebasin.symmetry.permutations.labels import Label, Part
 from lightning_rebasin.symmetry.permutations.rules import RULES
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Contraction, unknown
+from lightning_rebasin.symmetry.permutations.rules.base import Context, Contraction, LayoutNotCovered, unknown
 from lightning_rebasin.symmetry.trace.tape import Node, Ref, Tape
 
 #: A refined axis has at most this many elements.
@@ -101,8 +101,8 @@ def _labels(ctx: Context, node: Node, shapes: Sequence[tuple[int, ...]]) -> Sequ
     if function is not unknown:
         try:
             found = function(ctx, node)
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
-            found = [labels.fixed((-1,))]  # an overload or a layout that the rule does not expect
+        except LayoutNotCovered:
+            found = [labels.fixed((-1,))]
         if all(x.shape == shape or 0 in shape for x, shape in zip(found, shapes, strict=False)):
             return found
     ctx.unknown.setdefault(node.op, node.where)

@@ -1,14 +1,39 @@
 """Rules over ATen operations, one file per family."""
 
 from lightning_rebasin.symmetry.permutations.rules import (
-    composite,
-    indexing,
-    joining,
-    linear,
+    attention,
+    concatenation,
+    convolution,
+    images,
+    lookups,
+    normalisation,
+    order,
     pointwise,
+    products,
     reduction,
-    shape,
+    scatters,
+    slices,
+    stacking,
+    views,
+    writes,
 )
-from lightning_rebasin.symmetry.permutations.rules.base import RULES
+from lightning_rebasin.symmetry.permutations.rules.registry import RULES
 
-__all__ = ["RULES", "composite", "indexing", "joining", "linear", "pointwise", "reduction", "shape"]
+__all__ = [
+    "RULES",
+    "attention",
+    "concatenation",
+    "convolution",
+    "images",
+    "lookups",
+    "normalisation",
+    "order",
+    "pointwise",
+    "products",
+    "reduction",
+    "scatters",
+    "slices",
+    "stacking",
+    "views",
+    "writes",
+]

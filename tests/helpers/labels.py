@@ -45,7 +45,7 @@ class Bench:
         value = Value(array.shape, "constant", varying=everywhere, array=array, integral=True, mask=mask)
         return Ref(self.ctx.tape.new_value(value))
 
-    def run(self, op: str, *out_shapes: Sequence[int], needed: Sequence[int] | None = None, **arguments: Any) -> Any:
+    def run(self, op: str, /, *out_shapes: Sequence[int], needed: Sequence[int] | None = None, **arguments: Any) -> Any:
         """The label of the result of an operation, or all of them if there are several.
 
         Labels among the arguments become tensors.

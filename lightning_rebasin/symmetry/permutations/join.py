@@ -21,8 +21,8 @@ its ``i`` would be pinned, and so would be 2, 3 and 4.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import product
+from dataclasses import dataclass, field
+from itertools import chain, product
 from typing import final
 
 from lightning_rebasin.symmetry.permutations.align import Factors, Letter, Operand, align
@@ -32,6 +32,8 @@ from lightning_rebasin.symmetry.permutations.parts import combine_parts, reduce_
 
 #: A label and the letters of its dimensions.
 Lettered = tuple[Label, Sequence[Letter]]
+#: The parts of every operand.
+OfOperands = Sequence[Sequence[Part]]
 #: Keys of the inner and the outer elements, and how many blocks.
 WishKey = tuple[bytes, bytes, int]
 
@@ -72,8 +74,9 @@ class Wishes:
     def ask(self, inner: Elements, outer: Elements, blocks: int, *, stack: bool = False) -> None:
         """Ask for a :class:`Refinement`; one for any tensor replaces one for stacks only."""
         key = (inner.key, outer.key, blocks)
-        if not stack or key not in self.found:
-            self.found[key] = Refinement(inner, outer, blocks, stack)
+        if stack and key in self.found:
+            return
+        self.found[key] = Refinement(inner, outer, blocks, stack)
 
 
 def join(
@@ -109,32 +112,36 @@ def join(
     given = []
     for label, letters in operands:
         present = canonical(label, store)
-        given.append(Operand(present, tuple(letters)))
-    aligned = align(store, given, _all_letters(given, out))
+        operand = Operand(present, tuple(letters))
+        given.append(operand)
+    everything = _all_letters(given, out)
+    aligned = align(store, given, everything)
     layout = _number_sites(aligned.factors, out)
     reduced = layout.reduced
     meeting = _meeting(aligned.operands, layout)
     if wishes is not None:
         stacked = layout.sites_of(batch)
-        _ask_for_finer_axes(wishes, meeting.parts, stacked, set(reduced))
+        summed = set(reduced)
+        _ask_for_finer_axes(wishes, meeting.parts, stacked, summed)
     for operand in aligned.operands:
         pin_pending(store, operand.label)
 
-    parts = [part for own in meeting.parts for part in own]
-    together, inside = combine_parts(store, parts, meeting.pinned, layout.sizes)
+    pinned = meeting.pinned
+    parts = chain.from_iterable(meeting.parts)
+    together, inside = combine_parts(store, parts, pinned, layout.sizes)
     # Parts inside others are cut into blocks too, so that the blocks of both are known to fit (grouped queries).
     together += [part for part in inside if _straddles(part, reduced)]
     left = reduce_parts(store, together, reduced)
     dims = [layout.sites[letter] for letter in out]
     sizes = layout.sizes[: reduced.start]
-    pinned = meeting.pinned.difference(reduced)
-    return Label(tuple(dims), sizes, tuple(left), frozenset(pinned))
+    still_pinned = pinned.difference(reduced)
+    return Label(tuple(dims), sizes, tuple(left), frozenset(still_pinned))
 
 
 def combine_label(store: Constraints, label: Label) -> Label:
     """Relate the overlapping parts of one label (a parameter whose axes depend on each other)."""
     remaining, _ = combine_parts(store, label.parts, label.pinned, label.sizes)
-    return replace(label, parts=tuple(remaining))
+    return label.with_parts(remaining)
 
 
 def pin_pending(store: Constraints, label: Label) -> None:
@@ -145,10 +152,11 @@ def pin_pending(store: Constraints, label: Label) -> None:
 
 def _all_letters(operands: Sequence[Operand], out: Sequence[Letter]) -> list[Letter]:
     """Every letter once: those of the result, then those that are reduced."""
-    letters = dict.fromkeys(out)
+    letters = list(out)
     for operand in operands:
-        letters.update(dict.fromkeys(operand.letters))
-    return list(letters)
+        new = [letter for letter in operand.letters if letter not in letters]
+        letters.extend(new)
+    return letters
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,8 @@ class _Layout:
         found: set[int] = set()
         for letter in letters:
             # A product without a batch has no batch letter.
-            found.update(self.sites.get(letter, ()))
+            sites = self.sites.get(letter, ())
+            found.update(sites)
         return found
 
 
@@ -181,7 +190,9 @@ def _number_sites(factors: Mapping[Letter, Factors], out: Sequence[Letter]) -> _
         sizes.extend(own)
         numbers = range(first, len(sizes))
         sites[letter] = tuple(numbers)
-    kept = sum(len(sites[letter]) for letter in out)
+    kept = 0
+    for letter in out:
+        kept += len(sites[letter])
     reduced = range(kept, len(sizes))
     return _Layout(sites, tuple(sizes), reduced)
 
@@ -190,7 +201,7 @@ def _number_sites(factors: Mapping[Letter, Factors], out: Sequence[Letter]) -> _
 class _Meeting:
     """What the operands say about common sites: the parts of each of them, and the sites that any of them pins."""
 
-    parts: Sequence[Sequence[Part]]
+    parts: OfOperands
     pinned: set[int]
 
 
@@ -213,7 +224,7 @@ def _straddles(part: Part, reduced: range) -> bool:
     return any(inside) and not all(inside)
 
 
-def _ask_for_finer_axes(wishes: Wishes, parts: Sequence[Sequence[Part]], batch: set[int], summed: set[int]) -> None:
+def _ask_for_finer_axes(wishes: Wishes, parts: OfOperands, batch: set[int], summed: set[int]) -> None:
     """Ask for finer axes where an operand's axes are independent but the operation stacks them.
 
     Args:
@@ -242,19 +253,18 @@ def _ask_for_finer_axes(wishes: Wishes, parts: Sequence[Sequence[Part]], batch: 
                 wishes.ask(inner.elements, outer.elements, everything, stack=True)
 
 
-def _spanning(parts: Sequence[Sequence[Part]]) -> list[set[int]]:
+def _spanning(parts: OfOperands) -> list[set[int]]:
     """The sites of all parts over several of them."""
-    spanning = []
-    for own in parts:
-        several = [set(part.sites) for part in own if len(part.sites) > 1]
-        spanning.extend(several)
-    return spanning
+    everything = chain.from_iterable(parts)
+    found = [set(part.sites) for part in everything]
+    return [sites for sites in found if len(sites) > 1]
 
 
 def _stacked_blocks(part: Part, batch: set[int]) -> int:
     """How many independent problems the sites of a part stack."""
     blocks = 1
-    for site, size in zip(part.sites, part.elements.shape, strict=True):
+    shape = part.elements.shape
+    for site, size in zip(part.sites, shape, strict=True):
         if site in batch:
             blocks *= size
     return blocks

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from lightning_rebasin.symmetry.permutations.labels import Label, Sites, renumber_part, with_sites
 
@@ -21,19 +22,20 @@ def arrange(label: Label, dims: Sequence[Sequence[int]]) -> Label:
         dims: For each new dimension the old sites, each of them at most once: ``[[1], [0]]`` transposes, ``[[0, 1]]``
             flattens.  No part and no pin may lie on a site that is left out.
     """
-    new_dims = tuple(tuple(sites) for sites in dims)
-    arranged = replace(label, dims=new_dims)
-    order = [site for sites in new_dims for site in sites]
+    arranged = label.with_dims(tuple(sites) for sites in dims)
+    order = list(chain.from_iterable(dims))
     as_before = range(len(label.sizes))
     if order == list(as_before):
         return arranged
-    number = {site: place for place, site in enumerate(order)}
+    places = range(len(order))
+    number = dict(zip(order, places, strict=True))
 
     def follow(sites: Iterable[int]) -> Sites:
         return tuple(number[site] for site in sites)
 
+    sizes = label.sizes_of(order)
     parts = [renumber_part(part, number) for part in label.parts]
-    return with_sites(arranged, label.sizes_of(order), parts, follow)
+    return with_sites(arranged, sizes, parts, follow)
 
 
 def permute(label: Label, order: Iterable[int]) -> Label:
@@ -46,7 +48,7 @@ def insert_dim(label: Label, dim: int) -> Label:
     """A new dimension of size 1 before ``dim``."""
     dims = list(label.dims)
     dims.insert(dim, ())
-    return replace(label, dims=tuple(dims))
+    return label.with_dims(dims)
 
 
 def insert_dims(label: Label, dims: Iterable[int]) -> Label:
@@ -60,7 +62,7 @@ def drop_dim(label: Label, dim: int) -> Label:
     """Remove a dimension of size 1."""
     dims = list(label.dims)
     del dims[dim]
-    return replace(label, dims=tuple(dims))
+    return label.with_dims(dims)
 
 
 def insert_pinned(label: Label, dim: int, size: int) -> Label:
@@ -72,7 +74,8 @@ def insert_pinned(label: Label, dim: int, size: int) -> Label:
     dims = list(label.dims)
     dims[dim] = (new,)
     sizes = (*label.sizes, size)
-    grown = replace(label, sizes=sizes, pinned=label.pinned | {new})
+    pinned = label.pinned | {new}
+    grown = replace(label, sizes=sizes, pinned=pinned)
     # The new site has the last number; arranging gives it that of its place.
     return arrange(grown, dims)
 
@@ -90,8 +93,9 @@ def expand(label: Label, shape: Sequence[int]) -> Label:
     sizes = list(label.sizes)
     for dim, size in enumerate(shape):
         # What has a site already has that size.
-        if not dims[dim] and size not in (1, -1):
-            dims[dim] = (len(sizes),)
-            sizes.append(int(size))
+        if dims[dim] or size in (1, -1):
+            continue
+        dims[dim] = (len(sizes),)
+        sizes.append(int(size))
     grown = replace(label, sizes=tuple(sizes))
     return arrange(grown, dims)

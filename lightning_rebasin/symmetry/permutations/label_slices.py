@@ -33,20 +33,23 @@ def take(label: Label, dim: int, index: IntArray, store: Constraints) -> Label:
     if np.array_equal(index, everything):
         return label
     label, site, index = _on_one_site(label, dim, index, store)
-    repeated = len(np.unique(index)) < len(index)
+    different = np.unique(index)
+    repeated = len(different) < len(index)
     parts = []
     for part in label.parts:
         elements = part.elements
         if site in part.sites:
             axis = part.axis_of(site)
-            elements = Elements(elements.ids.take(index, axis))
+            ids = elements.ids.take(index, axis)
+            elements = Elements(ids)
             if repeated:
+                # No permutation could tell two positions with one element apart.
                 elements = _copies(elements, store)
-        parts.append(Part(part.sites, elements))
+        parts.append(part.with_elements(elements))
     sizes = list(label.sizes)
     sizes[site] = len(index)
-    taken = replace(label, sizes=tuple(sizes), parts=tuple(parts))
-    return _drop_unit(taken, site)
+    taken = replace(label, sizes=tuple(sizes))
+    return _drop_unit(taken.with_parts(parts), site)
 
 
 def _repeat_unit(label: Label, dim: int, count: int) -> Label:
@@ -61,18 +64,20 @@ def _repeat_unit(label: Label, dim: int, count: int) -> Label:
 def _copies(elements: Elements, store: Constraints) -> Elements:
     """New elements, each a copy of the old one at its place."""
     copies = store.fresh(elements.shape)
-    axes = range(len(elements.shape))
-    store.relation(copies, elements, tuple(axes), defines=True)
+    axes = tuple(range(len(elements.shape)))
+    store.relation(copies, elements, axes, defines=True)
     return copies
 
 
 def _on_one_site(label: Label, dim: int, index: IntArray, store: Constraints) -> tuple[Label, int, IntArray]:
     """Express positions of a dimension as positions of its outermost site if they are whole blocks, else fuse."""
     outermost, *inner = label.dims[dim]
-    blocks = _whole_blocks(index, label.size_of(inner)) if inner else None
-    if blocks is not None:
-        # Whole rows of a flattened 2×3 tensor: the columns stay as they are.
-        return label, outermost, blocks
+    if inner:
+        size = label.size_of(inner)
+        blocks = _whole_blocks(index, size)
+        if blocks is not None:
+            # Whole rows of a flattened 2×3 tensor: the columns stay as they are.
+            return label, outermost, blocks
     label = single_site(label, dim, store)
     (site,) = label.dims[dim]
     return label, site, index
@@ -87,13 +92,13 @@ def _whole_blocks(index: IntArray, size: int) -> IntArray | None:
     """
     if len(index) % size != 0:
         return None
-    blocks = index.reshape(-1, size)
-    starts = blocks[:, :1]
-    unbroken = blocks == starts + np.arange(size)
-    aligned = starts % size == 0
-    if not unbroken.all() or not aligned.all():
+    positions = index.reshape(-1, size)
+    blocks = positions[:, 0] // size
+    # What the blocks would read if all of them were whole and in their order.
+    whole = size * blocks[:, None] + np.arange(size)
+    if not np.array_equal(positions, whole):
         return None
-    return starts[:, 0] // size
+    return blocks
 
 
 def _drop_unit(label: Label, site: int) -> Label:
@@ -110,16 +115,17 @@ def _drop_unit(label: Label, site: int) -> Label:
         else:
             parts.append(part)
     pinned = label.pinned - {site}
-    left = replace(label, parts=tuple(parts), pinned=pinned, pending=tuple(pending))
+    left = replace(label, pinned=pinned, pending=tuple(pending))
     dims = [_others(sites, site) for sites in label.dims]
-    return arrange(left, dims)
+    return arrange(left.with_parts(parts), dims)
 
 
 def _without_axis(part: Part, site: int) -> Part:
     """The part without a site of size 1."""
     axis = part.axis_of(site)
     ids = part.elements.ids.squeeze(axis)
-    return Part(_others(part.sites, site), Elements(ids))
+    sites = _others(part.sites, site)
+    return Part(sites, Elements(ids))
 
 
 def _others(sites: Sites, site: int) -> Sites:

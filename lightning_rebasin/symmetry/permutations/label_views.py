@@ -33,22 +33,22 @@ def view(label: Label, shape: Sequence[int], store: Constraints) -> Label:
         store: Receives the constraints where sites must be fused.
     """
     # All sites in one row, from which the new dimensions take what they need.
-    row = range(len(label.sizes))
-    label = replace(label, dims=(tuple(row),))
+    row = tuple(range(len(label.sizes)))
+    label = label.with_dims([row])
     dims = []
     first = 0
     for size in shape:
-        label, stop = _fit_sites(label, first, int(size), store)
+        label, stop = _fit_sites(label, first, size, store)
         sites = range(first, stop)
         dims.append(tuple(sites))
         first = stop
-    return replace(label, dims=tuple(dims))
+    return label.with_dims(dims)
 
 
 def _fit_sites(label: Label, first: int, size: int, store: Constraints) -> tuple[Label, int]:
     """Make the sites from ``first`` on such that some of them multiply to ``size``; returns where these end."""
     site = first
-    need = size
+    need = int(size)
     while need > 1:
         have = label.sizes[site]
         if need % have == 0:
@@ -71,7 +71,8 @@ def single_site(label: Label, dim: int, store: Constraints) -> Label:
     sites = label.dims[dim]
     if not sites:
         return label
-    return fuse_sites(label, sites[0], len(sites), store)
+    first, count = sites[0], len(sites)
+    return fuse_sites(label, first, count, store)
 
 
 def fuse_sites(label: Label, first: int, count: int, store: Constraints) -> Label:
@@ -93,9 +94,11 @@ def fuse_sites(label: Label, first: int, count: int, store: Constraints) -> Labe
     def follow(sites: Iterable[int]) -> Sites:
         later = set()
         for old in sites:
-            # Itself, moved down by those that vanished before it, or the fused site.
-            moved = old if old < stop else old - count + 1
-            later.add(first if old in fused else moved)
+            if old in fused:
+                later.add(first)
+            else:
+                # Those behind move down by as many as vanished.
+                later.add(old - count + 1 if old >= stop else old)
         return tuple(sorted(later))
 
     parts = []
@@ -104,7 +107,8 @@ def fuse_sites(label: Label, first: int, count: int, store: Constraints) -> Labe
         if first in part.sites:
             axis = part.axis_of(first)
             elements = reshape_axes(elements, axis, count, [size])
-        parts.append(Part(follow(part.sites), elements))
+        sites = follow(part.sites)
+        parts.append(Part(sites, elements))
     sizes = list(label.sizes)
     sizes[first:stop] = [size]
     return with_sites(label, sizes, parts, follow)
@@ -142,5 +146,6 @@ def _joint(label: Label, fused: range, touching: Sequence[Part], store: Constrai
     for site in label.pinned & set(sites):
         axis = joint.axis_of(site)
         store.position(new, axis, _MATTERS, defines=True)
-    others = [part for part in label.parts if part not in touching]
-    return replace(label, parts=(*others, joint))
+    parts = [part for part in label.parts if part not in touching]
+    parts.append(joint)
+    return label.with_parts(parts)

@@ -52,6 +52,10 @@ class Part:
     sites: Sites
     elements: Elements
 
+    def with_elements(self, elements: Elements) -> Part:
+        """The same sites with other elements."""
+        return Part(self.sites, elements)
+
     def axis_of(self, site: int) -> int:
         """The axis of the elements that belongs to one of the sites."""
         return self.sites.index(site)
@@ -84,6 +88,14 @@ class Label:
     pinned: frozenset[int] = frozenset()
     pending: tuple[Elements, ...] = ()
 
+    def with_dims(self, dims: Iterable[Sites]) -> Label:
+        """The same sites in other dimensions."""
+        return replace(self, dims=tuple(dims))
+
+    def with_parts(self, parts: Iterable[Part]) -> Label:
+        """The same sites with other parts."""
+        return replace(self, parts=tuple(parts))
+
     @property
     def ndim(self) -> int:
         """Number of dimensions."""
@@ -92,7 +104,8 @@ class Label:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the tensor."""
-        return tuple(self.size_of(sites) for sites in self.dims)
+        sizes = [self.size_of(sites) for sites in self.dims]
+        return tuple(sizes)
 
     def sizes_of(self, sites: Iterable[int]) -> tuple[int, ...]:
         """Sizes of some sites."""
@@ -100,7 +113,8 @@ class Label:
 
     def size_of(self, sites: Iterable[int]) -> int:
         """Product of the sizes of some sites."""
-        return math.prod(self.sizes_of(sites))
+        sizes = self.sizes_of(sites)
+        return math.prod(sizes)
 
     def sites_of(self, dims: Iterable[int]) -> set[int]:
         """Sites of some dimensions."""
@@ -111,7 +125,8 @@ class Label:
 
     def dims_without(self, *dims: int) -> list[int]:
         """All other dimensions."""
-        return [dim for dim in range(self.ndim) if dim not in dims]
+        all_dims = range(self.ndim)
+        return [dim for dim in all_dims if dim not in dims]
 
     def parts_along(self, dim: int) -> list[Part]:
         """Parts that say what the positions of a dimension are."""
@@ -120,7 +135,8 @@ class Label:
 
     def is_pinned(self, dim: int) -> bool:
         """Whether the order along the outermost site of a dimension matters."""
-        outermost = self.dims[dim][:1]
+        sites = self.dims[dim]
+        outermost = sites[:1]
         return not self.pinned.isdisjoint(outermost)
 
 
@@ -136,7 +152,8 @@ def plain(shape: Sequence[int], pinned: Iterable[int] = ()) -> Label:
             dims.append((len(sizes),))
             sizes.append(int(size))
     label = Label(tuple(dims), tuple(sizes))
-    return replace(label, pinned=frozenset(label.sites_of(pinned)))
+    pinned_sites = label.sites_of(pinned)
+    return replace(label, pinned=frozenset(pinned_sites))
 
 
 def constant(shape: Sequence[int]) -> Label:
@@ -146,7 +163,8 @@ def constant(shape: Sequence[int]) -> Label:
 
 def fixed(shape: Sequence[int]) -> Label:
     """Pinned along every dimension."""
-    return plain(shape, range(len(shape)))
+    dims = range(len(shape))
+    return plain(shape, dims)
 
 
 def canonical(label: Label, store: Constraints) -> Label:
@@ -156,8 +174,8 @@ def canonical(label: Label, store: Constraints) -> Label:
     parts = []
     for part in label.parts:
         elements = store.canonical(part.elements)
-        parts.append(Part(part.sites, elements))
-    return replace(label, parts=tuple(parts))
+        parts.append(part.with_elements(elements))
+    return label.with_parts(parts)
 
 
 def renumber_part(part: Part, number: Mapping[int, int]) -> Part:
@@ -173,7 +191,8 @@ def renumber_part(part: Part, number: Mapping[int, int]) -> Part:
         return Part(tuple(sites), part.elements)
     axes = [sites.index(site) for site in ascending]
     turned = part.elements.ids.transpose(axes)
-    return Part(tuple(ascending), Elements(turned))
+    elements = Elements(turned)
+    return Part(tuple(ascending), elements)
 
 
 def with_sites(label: Label, sizes: Sequence[int], parts: Sequence[Part], follow: Follow) -> Label:
@@ -187,7 +206,7 @@ def with_sites(label: Label, sizes: Sequence[int], parts: Sequence[Part], follow
     """
     dims = [follow(sites) for sites in label.dims]
     pinned = frozenset(follow(label.pinned))
-    return Label(tuple(dims), tuple(sizes), tuple(parts), pinned, label.pending)
+    return replace(label, dims=tuple(dims), sizes=tuple(sizes), parts=tuple(parts), pinned=pinned)
 
 
 def split_site(label: Label, site: int, factors: Iterable[int]) -> Label:
@@ -205,14 +224,16 @@ def split_site(label: Label, site: int, factors: Iterable[int]) -> Label:
     if len(factors) == 1:
         return label
     more = len(factors) - 1
+    new = range(site, site + more + 1)
 
     def follow(sites: Iterable[int]) -> Sites:
         found: list[int] = []
         for old in sites:
-            # Itself, or moved up by those that were added before it.
-            first = old if old <= site else old + more
-            last = first + more if old == site else first
-            found.extend(range(first, last + 1))
+            if old == site:
+                found.extend(new)
+            else:
+                # Those behind move up by as many as were added.
+                found.append(old + more if old > site else old)
         return tuple(found)
 
     parts = []
@@ -221,7 +242,8 @@ def split_site(label: Label, site: int, factors: Iterable[int]) -> Label:
         if site in part.sites:
             axis = part.axis_of(site)
             elements = reshape_axes(elements, axis, 1, factors)
-        parts.append(Part(follow(part.sites), elements))
+        sites = follow(part.sites)
+        parts.append(Part(sites, elements))
     sizes = list(label.sizes)
     sizes[site : site + 1] = factors
     return with_sites(label, sizes, parts, follow)
@@ -231,7 +253,8 @@ def reshape_axes(elements: Elements, first: int, count: int, sizes: Sequence[int
     """The same elements with ``count`` axes from ``first`` on replaced by axes of other ``sizes``."""
     shape = list(elements.shape)
     shape[first : first + count] = sizes
-    return Elements(elements.ids.reshape(shape))
+    ids = elements.ids.reshape(shape)
+    return Elements(ids)
 
 
 def pin_dims(label: Label, dims: Iterable[int], store: Constraints, reason: str) -> Label:
@@ -252,6 +275,8 @@ def pin_dims(label: Label, dims: Iterable[int], store: Constraints, reason: str)
             store.pin(part.elements, reason)
             continue
         for site in sorted(inside):
-            store.position(part.elements, part.axis_of(site), reason)
+            axis = part.axis_of(site)
+            store.position(part.elements, axis, reason)
         parts.append(part)
-    return replace(label, parts=tuple(parts), pinned=label.pinned | pinned)
+    label = label.with_parts(parts)
+    return replace(label, pinned=label.pinned | pinned)

@@ -50,17 +50,18 @@ def _add(store: Constraints, by_sites: BySites, part: Part) -> None:
     known = by_sites.get(part.sites)
     if known is not None:
         units = store.equal(known.elements, part.elements)
-        part = Part(part.sites, units)
+        part = part.with_elements(units)
     by_sites[part.sites] = part
 
 
 def _apply_pins(store: Constraints, by_sites: BySites, pinned: set[int], sizes: Sequence[int]) -> None:
     """Elements that meet a pinned site keep their position along it; those along it alone are dropped."""
-    for site in [own[0] for own in by_sites if len(own) == 1]:
-        if site in pinned:
-            part = by_sites.pop((site,))
-            reason = f"it meets a dimension of size {sizes[site]} whose order is fixed"
-            store.pin(part.elements, reason)
+    for part in list(by_sites.values()):
+        site, *more = part.sites
+        if site in pinned and not more:
+            size = sizes[site]
+            store.pin(part.elements, f"it meets a dimension of size {size} whose order is fixed")
+            del by_sites[part.sites]
     for part in by_sites.values():
         for site in pinned.intersection(part.sites):
             axis = part.axis_of(site)
@@ -70,27 +71,31 @@ def _apply_pins(store: Constraints, by_sites: BySites, pinned: set[int], sizes: 
 def _relate(store: Constraints, by_sites: BySites) -> Combined:
     """Relate parts that share some sites."""
     # Those over many sites come first, so that whatever may hold a part is compared with it.
-    ordered = sorted(by_sites.values(), key=lambda part: (-len(part.sites), part.sites))
+    ordered = sorted(by_sites)
+    ordered.sort(key=len, reverse=True)
     inside: BySites = {}
-    for big, small in combinations(ordered, 2):
-        shared = [site for site in small.sites if site in big.sites]
-        if not shared or small.sites in inside:
+    for several, fewer in combinations(ordered, 2):
+        big = by_sites[several]
+        small = by_sites[fewer]
+        shared = [site for site in fewer if site in several]
+        if not shared or fewer in inside:
             continue
         axes = big.axes_of(shared)
-        if len(shared) == len(small.sites):
+        if len(shared) == len(fewer):
             # Every element of the bigger part lies below one of the smaller: its block.
             child = store.canonical(big.elements)
             store.relation(child, small.elements, axes)
-            inside[small.sites] = small
+            inside[fewer] = small
         else:
             mine = store.project(big.elements, axes)
-            theirs = store.project(small.elements, small.axes_of(shared))
+            axes = small.axes_of(shared)
+            theirs = store.project(small.elements, axes)
             store.equal(mine, theirs)
     remaining = []
-    for part in by_sites.values():
-        if part.sites not in inside:
+    for sites, part in by_sites.items():
+        if sites not in inside:
             elements = store.canonical(part.elements)
-            remaining.append(Part(part.sites, elements))
+            remaining.append(part.with_elements(elements))
     return remaining, list(inside.values())
 
 
@@ -115,7 +120,8 @@ def reduce_parts(store: Constraints, parts: Iterable[Part], reduced: Collection[
         else:
             axes = part.axes_of(kept)
             blocks = store.project(part.elements, axes)
-            _add(store, left, Part(kept, blocks))
+            block_part = Part(kept, blocks)
+            _add(store, left, block_part)
     remaining, _ = _relate(store, left)
     return remaining
 

@@ -1,4 +1,4 @@
-'''Rules over ATen operations, one file per family.
+"""Rules over ATen operations, one file per family.
 
 How to write a rule
 ===================
@@ -41,9 +41,9 @@ and 1 and whose columns are the elements 2, 3 and 4:
 >>> weight.shape, [part.elements.ids.tolist() for part in weight.parts]
 ((2, 3), [[0, 1], [2, 3, 4]])
 
-**What a rule says.**  Ask of every dimension: may its positions be exchanged, together with those of which other tensor?
-Time steps may not, so they are *pinned*, with a reason for the user.  Unit ``u`` of ``x`` meets entry ``u`` of ``gain``
-and is unit ``u`` of the result, so the labels are *joined*: dimensions that run together get the same letter.
+**What a rule says.**  Ask of every dimension: may its positions be exchanged, and together with those of which other
+tensor?  Time steps may not, so they are *pinned*, with a reason for the user.  Unit ``u`` of ``x`` meets entry ``u`` of
+``gain`` and is unit ``u`` of the result, so the labels are *joined*: dimensions that run together get the same letter.
 
 >>> def smooth_rule(ctx, op):
 ...     x, gain = op.label("x"), op.label("gain")
@@ -83,7 +83,7 @@ Traceback (most recent call last):
 lightning_rebasin.errors.EquivalenceError: ...
 
 A rule that pins too much passes, so count the groups that you expect as well.
-'''
+"""
 
 from lightning_rebasin.symmetry.permutations.rules import (
     attention,

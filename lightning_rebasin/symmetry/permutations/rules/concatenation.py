@@ -20,7 +20,8 @@ from lightning_rebasin.symmetry.permutations import label_dims, labels
 from lightning_rebasin.symmetry.permutations.elements import Elements
 from lightning_rebasin.symmetry.permutations.label_views import single_site
 from lightning_rebasin.symmetry.permutations.labels import Label, Part, renumber_part
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Operation, Piece, Pieces, Results
+from lightning_rebasin.symmetry.permutations.rules.base import Context, Piece, Pieces, Results
+from lightning_rebasin.symmetry.permutations.rules.operation import Operation
 from lightning_rebasin.symmetry.permutations.rules.registry import rule
 from lightning_rebasin.symmetry.trace.tape import Ref
 

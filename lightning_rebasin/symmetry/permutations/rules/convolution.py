@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from lightning_rebasin.symmetry.permutations import label_dims
 from lightning_rebasin.symmetry.permutations.align import Letter
 from lightning_rebasin.symmetry.permutations.labels import Label
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Operation, Results
+from lightning_rebasin.symmetry.permutations.rules.base import Context, Results
+from lightning_rebasin.symmetry.permutations.rules.operation import Operation
 from lightning_rebasin.symmetry.permutations.rules.registry import rule
 
 

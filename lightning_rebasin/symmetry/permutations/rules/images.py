@@ -10,7 +10,8 @@ import re
 
 from lightning_rebasin.symmetry.permutations.label_dims import insert_pinned, permute
 from lightning_rebasin.symmetry.permutations.labels import Label
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Operation, Results
+from lightning_rebasin.symmetry.permutations.rules.base import Context, Results
+from lightning_rebasin.symmetry.permutations.rules.operation import Operation
 from lightning_rebasin.symmetry.permutations.rules.order import renewed
 from lightning_rebasin.symmetry.permutations.rules.registry import rule
 

@@ -14,13 +14,8 @@ from lightning_rebasin.symmetry.permutations.align import Letter
 from lightning_rebasin.symmetry.permutations.elements import IntArray
 from lightning_rebasin.symmetry.permutations.label_dims import expand, insert_pinned
 from lightning_rebasin.symmetry.permutations.labels import Label, fixed
-from lightning_rebasin.symmetry.permutations.rules.base import (
-    Context,
-    LayoutNotCovered,
-    Operation,
-    Results,
-    unknown,
-)
+from lightning_rebasin.symmetry.permutations.rules.base import Context, LayoutNotCovered, Results, unknown
+from lightning_rebasin.symmetry.permutations.rules.operation import Operation
 from lightning_rebasin.symmetry.permutations.rules.registry import rule
 from lightning_rebasin.symmetry.trace.tape import Ref
 
@@ -56,7 +51,8 @@ def _lookup(ctx: Context, label: Label, dim: int, index: Ref) -> Label:
 
     Of a 2×3 table with an index of shape (5, 4), ``dim`` 0 becomes 5×4: the result is 5×4×3.
     """
-    rows = _constant_rows(ctx, index, label.shape[dim])
+    size = label.shape[dim]
+    rows = _constant_rows(ctx, index, size)
     if rows is not None:
         return ctx.take(label, dim, rows)
     label = ctx.pin_and_reduce(label, [dim], LOOKED_UP)
@@ -84,7 +80,8 @@ def index(ctx: Context, op: Operation) -> Results:
         rows = _constant_rows(ctx, refs[0], size)
         if rows is not None:
             return [ctx.take(label, dim, rows)]
-    if any(is_mask(ctx, ref) for ref in refs):
+    masks = [ref for ref in refs if is_mask(ctx, ref)]
+    if masks:
         return _masked(ctx, op, label)
     places = [ctx.label(ref) for ref in refs]
     label = ctx.pin_and_reduce(label, indexed, LOOKED_UP)
@@ -116,8 +113,9 @@ def first_place(indexed: Sequence[int]) -> int:
         (1, 0)
     """
     first = indexed[0]
-    last = indexed[-1]
-    adjacent = last - first + 1 == len(indexed)
+    stop = first + len(indexed)
+    # So torch decides: in the place of neighbours, else in front.
+    adjacent = indexed[-1] == stop - 1
     return first if adjacent else 0
 
 
@@ -129,8 +127,11 @@ def _constant_rows(ctx: Context, ref: Ref, size: int) -> IntArray | None:
     rows = constant.astype(np.int64) % size
     if constant.dtype == np.bool_:
         rows = np.flatnonzero(constant)
-    different = len(np.unique(rows))
-    return rows if 0 < len(rows) == different else None
+    different = np.unique(rows)
+    # Nothing was read, or something twice: not a slice.
+    if len(rows) == 0 or len(different) < len(rows):
+        return None
+    return rows
 
 
 def is_mask(ctx: Context, ref: Ref) -> bool:

@@ -13,7 +13,8 @@ import numpy as np
 
 from lightning_rebasin.symmetry.permutations import label_dims, labels
 from lightning_rebasin.symmetry.permutations.labels import Label
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Operation, Results
+from lightning_rebasin.symmetry.permutations.rules.base import Context, Results
+from lightning_rebasin.symmetry.permutations.rules.operation import Operation
 from lightning_rebasin.symmetry.permutations.rules.registry import rule
 from lightning_rebasin.symmetry.trace.tape import Ref
 

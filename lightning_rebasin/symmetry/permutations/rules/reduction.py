@@ -7,7 +7,8 @@ the order of the result.  An extreme may also return *where* it was found, and t
 from __future__ import annotations
 
 from lightning_rebasin.symmetry.permutations import label_dims
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Operation, Results, dims_of
+from lightning_rebasin.symmetry.permutations.rules.base import Context, Results
+from lightning_rebasin.symmetry.permutations.rules.operation import Operation, dims_of
 from lightning_rebasin.symmetry.permutations.rules.pointwise import pointwise
 from lightning_rebasin.symmetry.permutations.rules.registry import rule
 

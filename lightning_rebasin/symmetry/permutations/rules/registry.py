@@ -9,7 +9,8 @@ from typing import final
 
 from lightning_rebasin.errors import RebasinError
 from lightning_rebasin.symmetry.permutations.labels import Label
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Operation, Results
+from lightning_rebasin.symmetry.permutations.rules.base import Context, Results
+from lightning_rebasin.symmetry.permutations.rules.operation import Operation
 from lightning_rebasin.symmetry.trace.tape import Node
 
 #: What one writes: labels of the results of an operation.

@@ -10,14 +10,9 @@ from collections.abc import Sequence
 from lightning_rebasin.symmetry.permutations.align import Letter
 from lightning_rebasin.symmetry.permutations.label_dims import drop_dim, insert_dim, insert_pinned
 from lightning_rebasin.symmetry.permutations.labels import Label
-from lightning_rebasin.symmetry.permutations.rules.base import (
-    Context,
-    LayoutNotCovered,
-    Operation,
-    Results,
-    unknown,
-)
+from lightning_rebasin.symmetry.permutations.rules.base import Context, LayoutNotCovered, Results, unknown
 from lightning_rebasin.symmetry.permutations.rules.lookups import LOOKED_UP, first_place, indexed_dims, is_mask
+from lightning_rebasin.symmetry.permutations.rules.operation import Operation
 from lightning_rebasin.symmetry.permutations.rules.pointwise import broadcast
 from lightning_rebasin.symmetry.permutations.rules.registry import rule
 from lightning_rebasin.symmetry.trace.tape import Ref

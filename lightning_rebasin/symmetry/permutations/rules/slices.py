@@ -13,7 +13,8 @@ import numpy as np
 from lightning_rebasin.symmetry.permutations.elements import IntArray
 from lightning_rebasin.symmetry.permutations.label_dims import drop_dim
 from lightning_rebasin.symmetry.permutations.labels import Label, fixed
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Operation, Results, dims_of
+from lightning_rebasin.symmetry.permutations.rules.base import Context, Results
+from lightning_rebasin.symmetry.permutations.rules.operation import Operation, dims_of
 from lightning_rebasin.symmetry.permutations.rules.registry import rule
 
 
@@ -61,6 +62,7 @@ def _cut(ctx: Context, op: Operation, dim: int, index: IntArray, output: int = 0
     label = op.label()
     shape = op.out_shapes[output]
     if 0 in shape:
+        # An empty piece among others.
         return fixed(shape)
     return ctx.take(label, dim, index)
 

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from lightning_rebasin.symmetry.permutations import label_dims
 from lightning_rebasin.symmetry.permutations.elements import Elements
 from lightning_rebasin.symmetry.permutations.labels import Label, Part
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Operation, Results
+from lightning_rebasin.symmetry.permutations.rules.base import Context, Results
 from lightning_rebasin.symmetry.permutations.rules.concatenation import concatenate
+from lightning_rebasin.symmetry.permutations.rules.operation import Operation
 from lightning_rebasin.symmetry.permutations.rules.registry import rule
 
 Sites = tuple[int, ...]

@@ -16,8 +16,9 @@ import numpy as np
 from lightning_rebasin.symmetry.permutations.elements import IntArray
 from lightning_rebasin.symmetry.permutations.label_dims import insert_dim, permute
 from lightning_rebasin.symmetry.permutations.labels import Label
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Operation, Results, unknown
+from lightning_rebasin.symmetry.permutations.rules.base import Context, Results, unknown
 from lightning_rebasin.symmetry.permutations.rules.concatenation import concatenate
+from lightning_rebasin.symmetry.permutations.rules.operation import Operation
 from lightning_rebasin.symmetry.permutations.rules.registry import rule
 from lightning_rebasin.symmetry.permutations.rules.views import order_of
 

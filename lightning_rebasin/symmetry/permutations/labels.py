@@ -151,9 +151,10 @@ def plain(shape: Sequence[int], pinned: Iterable[int] = ()) -> Label:
         else:
             dims.append((len(sizes),))
             sizes.append(int(size))
-    label = Label(tuple(dims), tuple(sizes))
-    pinned_sites = label.sites_of(pinned)
-    return replace(label, pinned=frozenset(pinned_sites))
+    pinned_sites: set[int] = set()
+    for dim in pinned:
+        pinned_sites.update(dims[dim])
+    return Label(tuple(dims), tuple(sizes), pinned=frozenset(pinned_sites))
 
 
 def constant(shape: Sequence[int]) -> Label:
@@ -169,13 +170,14 @@ def fixed(shape: Sequence[int]) -> Label:
 
 def canonical(label: Label, store: Constraints) -> Label:
     """The same label in terms of the current representatives."""
-    if not label.parts:
-        return label
     parts = []
+    changed = False
     for part in label.parts:
         elements = store.canonical(part.elements)
+        changed |= elements is not part.elements
         parts.append(part.with_elements(elements))
-    return label.with_parts(parts)
+    # Most labels are present, and this is asked for at every use of a tensor.
+    return label.with_parts(parts) if changed else label
 
 
 def renumber_part(part: Part, number: Mapping[int, int]) -> Part:

@@ -200,6 +200,8 @@ class Context:
 
     def use(self, label: Label) -> Label:
         """Commit what was picked out of a tensor."""
+        if not label.pending:
+            return label
         pin_pending(self.store, label)
         return replace(label, pending=())
 

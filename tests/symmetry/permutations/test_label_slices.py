@@ -24,7 +24,7 @@ def test_a_repeated_position_is_copied():
     bench = Bench()
     twice = take(bench.units(2, 3), 1, np.array([0, 0]), bench.store)
     assert parts_of(twice) == {(0,): [0, 1], (1,): [5, 6]}
-    assert bench.tables() == [("relation", [5, 6], [2, 2])]
+    assert bench.tables() == [("relation", [5, 6], [2, 2])] and bench.store.tables[0].defines
 
 
 def test_a_single_element_is_pending():

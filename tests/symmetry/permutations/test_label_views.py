@@ -31,6 +31,8 @@ def test_sizes_without_common_factors_are_fused_below_the_old_elements():
     assert turned.shape == (3, 2) and parts_of(turned) == {(0, 1): [[5, 6], [7, 8], [9, 10]]}
     new = [5, 6, 7, 8, 9, 10]
     assert bench.tables() == [("relation", new, [0, 0, 0, 1, 1, 1]), ("relation", new, [2, 3, 4, 2, 3, 4])]
+    # what nobody uses constrains nothing
+    assert all(table.defines for table in bench.store.tables)
 
 
 def test_only_the_sites_that_do_not_fit_are_fused():

@@ -20,7 +20,7 @@ from lightning_rebasin.symmetry.permutations import label_dims, labels
 from lightning_rebasin.symmetry.permutations.elements import Elements
 from lightning_rebasin.symmetry.permutations.label_views import single_site
 from lightning_rebasin.symmetry.permutations.labels import Label, Part, renumber_part
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Piece, Pieces, Results
+from lightning_rebasin.symmetry.permutations.rules.base import Context, LayoutNotCovered, Piece, Pieces, Results
 from lightning_rebasin.symmetry.permutations.rules.operation import Operation
 from lightning_rebasin.symmetry.permutations.rules.registry import rule
 from lightning_rebasin.symmetry.trace.tape import Ref
@@ -183,6 +183,8 @@ def _put_below(ctx: Context, child: Elements, span: Sequence[int], parent: Part)
 def pad(ctx: Context, op: Operation) -> Results:
     """Constant padding: new positions that are free among themselves; negative padding cuts."""
     label = op.label()
+    if 0 in label.shape:
+        raise LayoutNotCovered("padding of a tensor without positions")
     pads = op["pad"]
     # Pairs of how many before and behind, from the last dimension on.
     before = pads[::2]

@@ -79,6 +79,7 @@ def index(ctx: Context, op: Operation) -> Results:
         size = label.shape[dim]
         rows = _constant_rows(ctx, refs[0], size)
         if rows is not None:
+            _check_count(len(rows), op.out_shape[dim])
             return [ctx.take(label, dim, rows)]
     masks = [ref for ref in refs if is_mask(ctx, ref)]
     if masks:
@@ -92,8 +93,15 @@ def index(ctx: Context, op: Operation) -> Results:
     first = first_place(indexed)
     of_places = _index_letters(longest)
     out = [*rest[:first], *of_places, *rest[first:]]
+    _check_count(len(out), len(op.out_shape))
     result = ctx.join(operands, out)
     return [expand(result, op.out_shape)]
+
+
+def _check_count(expected: int, found: int) -> None:
+    """Refuse an index that torch counts in another way: one of bytes is a mask, which no shape shows."""
+    if expected != found:
+        raise LayoutNotCovered("a mask of bytes")
 
 
 def indexed_dims(op: Operation) -> list[int]:

@@ -26,7 +26,7 @@ from lightning_rebasin.symmetry.trace.tape import Ref
     "native_dropout dropout alpha_dropout _fused_dropout",
     "rsub lerp addcmul addcdiv fmod remainder floor_divide ldexp clamp nan_to_num",
     "isnan isinf bitwise_and logical_and",
-    "_conj conj conj_physical resolve_conj resolve_neg _neg_view real imag polar complex view_as_real_copy",
+    "_conj conj conj_physical resolve_conj resolve_neg _neg_view real imag polar complex",
     "huber_loss mse_loss masked_scatter_backward quantize_per_tensor dequantize",
 )
 def pointwise(ctx: Context, op: Operation) -> Results:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from lightning_rebasin.symmetry.permutations import label_dims
 from lightning_rebasin.symmetry.permutations.align import Letter
 from lightning_rebasin.symmetry.permutations.labels import Label
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Results
+from lightning_rebasin.symmetry.permutations.rules.base import Context, LayoutNotCovered, Results
 from lightning_rebasin.symmetry.permutations.rules.operation import Operation, dims_of
 from lightning_rebasin.symmetry.permutations.rules.registry import rule
 
@@ -57,6 +57,8 @@ def distances(ctx: Context, op: Operation) -> Results:
     """Distances between rows: the features are contracted."""
     first = op.label("x1")
     second = op.label("x2")
+    if first.ndim != second.ndim:
+        raise LayoutNotCovered("distances between stacks of different dimensions")
     lead = range(first.ndim - 2)
     operands: Operands = [
         (first, [*lead, "row of first", "feature"]),

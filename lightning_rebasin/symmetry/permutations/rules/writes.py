@@ -7,6 +7,7 @@ was written back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -16,7 +17,7 @@ import numpy as np
 from lightning_rebasin.symmetry.permutations.elements import IntArray
 from lightning_rebasin.symmetry.permutations.label_dims import insert_dim, permute
 from lightning_rebasin.symmetry.permutations.labels import Label
-from lightning_rebasin.symmetry.permutations.rules.base import Context, Results, unknown
+from lightning_rebasin.symmetry.permutations.rules.base import Context, LayoutNotCovered, Results, unknown
 from lightning_rebasin.symmetry.permutations.rules.concatenation import concatenate
 from lightning_rebasin.symmetry.permutations.rules.operation import Operation
 from lightning_rebasin.symmetry.permutations.rules.registry import rule
@@ -80,6 +81,8 @@ def write(ctx: Context, view: View, base: Label, piece: Label) -> Label | None:
         The label of the base afterwards, or ``None`` if the view is not understood.
     """
     if view.name in _SAME_ORDER:
+        if math.prod(piece.shape) != math.prod(base.shape):
+            raise LayoutNotCovered("a view of pieces of numbers")
         return ctx.view(piece, base.shape)
     if view.name in _TURNED:
         order = order_of(view.name, view.arguments, piece.ndim)

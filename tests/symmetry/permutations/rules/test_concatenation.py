@@ -8,6 +8,7 @@ from helpers.labels import Bench, around, noise, parts_of
 from torch import nn
 
 from lightning_rebasin.symmetry.permutations.labels import Label, Part, constant, fixed
+from lightning_rebasin.symmetry.permutations.rules.base import LayoutNotCovered
 from lightning_rebasin.symmetry.permutations.rules.concatenation import concatenate
 
 
@@ -46,6 +47,14 @@ def test_elements_that_depend_on_another_axis_take_it_along():
     assert ("relation", [6, 7, 8, 11, 12, 13], [0, 1, 2, 3, 4, 5]) in bench.tables()
 
 
+def test_sites_that_fit_already_are_not_fused():
+    """The first dimension has two sites, (head, unit), in both pieces; fusing them would invent elements."""
+    bench = Bench()
+    pieces = [Label(((0, 1), (2,)), (2, 3, n), (Part((2,), bench.store.fresh((n,))),)) for n in (4, 5)]
+    joined = concatenate(bench.ctx, pieces, 1)
+    assert joined.dims == ((0, 1), (2,)) and len(bench.tables("relation")) == 2
+
+
 def test_empty_pieces_are_left_out():
     bench = Bench()
     tensors = [bench.tensor(fixed((0,))), bench.tensor(bench.units(2, 3))]
@@ -63,6 +72,12 @@ def test_negative_padding_cuts_and_pairs_start_with_the_last_dimension():
     bench = Bench()
     cut = bench.run("constant_pad_nd", (1, 2), self=bench.units(2, 3), pad=[-1, 0, 0, -1])
     assert parts_of(cut) == {(0,): [3, 4]} and [e.ids.tolist() for e in cut.pending] == [[0]]
+
+
+def test_padding_of_nothing_is_not_covered():
+    bench = Bench()
+    with pytest.raises(LayoutNotCovered):
+        bench.run("constant_pad_nd", (2, 2), self=bench.units(2, 0), pad=[1, 1])
 
 
 def test_padding_of_positions_is_positions():

@@ -66,7 +66,14 @@ def test_a_computed_mask_makes_one_dimension_of_those_it_covers():
     result = bench.run("index", (5, 4), self=bench.units(2, 3, 4), indices=[mask])
     assert bench.pins == {0, 1, 2, 3, 4} and parts_of(result) == {(1,): [5, 6, 7, 8]} and result.pinned == {0}
     nothing = bench.run("index", (0, 4), self=bench.units(2, 3, 4), indices=[mask])
-    assert nothing.shape == (0, 4)
+    assert nothing.shape == (0, 4) and nothing.parts == ()
+
+
+@pytest.mark.parametrize(("mask", "out"), [([[1, 0, 1], [0, 1, 0]], (3,)), ([1, 0], (1, 3))])
+def test_a_mask_of_bytes_is_not_covered(mask, out):
+    bench = Bench()
+    with pytest.raises(LayoutNotCovered, match="bytes"):
+        bench.run("index", out, self=bench.units(2, 3), indices=[bench.constant(np.array(mask, dtype=np.uint8))])
 
 
 def test_a_mask_beside_an_index_is_not_understood():

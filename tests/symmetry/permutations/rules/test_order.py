@@ -17,7 +17,7 @@ def test_the_best_columns_are_positions():
 def test_a_dimension_may_be_dropped_or_followed_by_a_window():
     bench = Bench()
     assert bench.run("kthvalue", (2,), (2,), self=bench.units(2, 3), dim=1)[0].shape == (2,)
-    windows = bench.run("unfold", (2, 2, 2), self=bench.units(2, 3), dimension=1, size=2, step=1)
+    windows = bench.run("unfold", (2, 3, 4), self=bench.units(2, 6), dimension=1, size=4, step=1)
     assert windows.pinned == {1, 2} and parts_of(windows) == {(0,): [5, 6]}
 
 

@@ -12,6 +12,7 @@ from lightning_rebasin.matching import match_weights
 from lightning_rebasin.symmetry import Permutation, PermutationSpec, infer_spec
 from lightning_rebasin.symmetry.permutations.labels import plain
 from lightning_rebasin.symmetry.permutations.rules import RULES
+from lightning_rebasin.symmetry.permutations.rules.base import LayoutNotCovered
 from lightning_rebasin.symmetry.trace.tape import Node, Value
 
 
@@ -40,6 +41,12 @@ def test_distances_contract_the_features():
     result = bench.run("_cdist_forward", (2, 4), x1=bench.units(2, 3), x2=bench.units(4, 3))
     assert parts_of(result) == {(0,): [0, 1], (1,): [5, 6, 7, 8]}
     assert bench.tables("equal") == [("equal", [2, 3, 4], [9, 10, 11])] and len(bench.tables("mark")) == 1
+
+
+def test_distances_between_stacks_of_different_dimensions_are_not_covered():
+    bench = Bench()
+    with pytest.raises(LayoutNotCovered):
+        bench.run("_cdist_forward", (5, 2, 4), x1=bench.units(5, 2, 3), x2=bench.units(4, 3))
 
 
 @pytest.mark.parametrize(("summed", "shape"), [([0], (3,)), ([], (2, 3))])

@@ -62,6 +62,12 @@ def test_strides_are_understood_where_they_say_nothing_new(stride, offset, known
     assert bool(result.parts) is known and bool(bench.pins) is not known
 
 
+def test_the_stride_of_a_single_position_says_nothing():
+    bench = Bench()
+    given = {"size": [2, 1, 3], "stride": [3, 99, 1], "storage_offset": 0}
+    assert bench.run("as_strided", (2, 1, 3), self=bench.units(2, 1, 3), **given).parts and not bench.pins
+
+
 def test_real_and_imaginary_part_are_positions():
     bench = Bench()
     real = bench.run("view_as_real", (3, 2), self=bench.units(3))

@@ -7,6 +7,7 @@ from helpers.labels import Bench, noise, parts_of
 from torch import nn
 
 from lightning_rebasin.symmetry.permutations.labels import constant
+from lightning_rebasin.symmetry.permutations.rules.base import LayoutNotCovered
 
 
 def back(bench, view, base, piece, output=0, **arguments):
@@ -74,6 +75,12 @@ def test_three_turned_dimensions_come_back_in_their_order():
     piece = bench.run("permute", (4, 2, 3), self=bench.units(2, 3, 4), dims=[2, 0, 1])
     written = back(bench, "permute", bench.units(2, 3, 4), piece, dims=[2, 0, 1])
     assert parts_of(written) == {(0,): [0, 1], (1,): [2, 3, 4], (2,): [5, 6, 7, 8]}
+
+
+def test_a_write_through_a_view_of_pieces_of_numbers_is_not_covered():
+    bench = Bench()
+    with pytest.raises(LayoutNotCovered):
+        back(bench, "view", bench.units(2, 3), bench.units(2, 6), dtype=None)
 
 
 def test_a_view_that_is_not_understood_pins_everything():

@@ -41,9 +41,9 @@ from lightning_rebasin.symmetry.permutations.rules.base import (
     Context,
     Contraction,
     LayoutNotCovered,
-    Rule,
     unknown,
 )
+from lightning_rebasin.symmetry.permutations.rules.registry import Rule
 from lightning_rebasin.symmetry.trace.tape import Node, Ref, Tape
 
 Shape = tuple[int, ...]

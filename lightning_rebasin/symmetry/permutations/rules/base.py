@@ -1,58 +1,60 @@
-"""What a rule is: a function from an operation on the tape to the labels of its results."""
+"""What a rule works with: the labels and constraints of the pass.
+
+A rule is a function ``rule(ctx, op)`` that returns one label for each result of the operation.  ``op`` says what was
+called (:mod:`~lightning_rebasin.symmetry.permutations.rules.operation`); ``ctx``, the :class:`Context`, is what may be
+done with labels: join, pin, reduce, view, take.  How to write a rule stands in
+:mod:`~lightning_rebasin.symmetry.permutations.rules`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_rebasin.errors import InternalError
-from lightning_rebasin.symmetry.permutations import labels
+from lightning_rebasin.symmetry.permutations import (
+    label_slices,
+    label_views,
+    labels,
+)
+from lightning_rebasin.symmetry.permutations.align import Letter
 from lightning_rebasin.symmetry.permutations.elements import (
     Constraints,
-    Elements,
+    IntArray,
 )
 from lightning_rebasin.symmetry.permutations.join import (
-    Letter,
     Wishes,
     join,
-    reduce_sites,
+    pin_pending,
 )
-from lightning_rebasin.symmetry.permutations.labels import Label, Part
-from lightning_rebasin.symmetry.trace.tape import Node, Ref, Tape, references
+from lightning_rebasin.symmetry.permutations.labels import Label
+from lightning_rebasin.symmetry.permutations.parts import relate_blocks
+from lightning_rebasin.symmetry.trace.tape import (
+    Node,
+    Ref,
+    Tape,
+    Value,
+    references,
+)
 
-Rule = Callable[["Context", Node], Sequence[Label]]
-RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen operations (names without ``aten.``, overload and in-place underscore)."""
-    ops = []
-    for group in names:
-        # Operations of other namespaces are named in full.
-        ops += [
-            name if "." in name else f"aten.{name}" for name in group.split()
-        ]
-
-    def register(function: Rule) -> Rule:
-        for op in ops:
-            if op in RULES:
-                raise InternalError(
-                    f"{op} has two rules: {RULES[op].__name__} and {function.__name__}"
-                )
-            RULES[op] = function
-        return function
-
-    return register
+#: What a rule returns: one label for each result.
+Results = list[Label]
+#: A label, or the function that makes it when it is first used.
+LazyLabel = Label | Callable[[], Label]
+BoolArray = NDArray[np.bool_]
 
 
-class LayoutNotCovered(Exception):  # noqa: N818 - a message to the pass, not an error of anybody's
-    """Raised by a rule that meets an overload or layout it does not cover; the operation is pinned and reported."""
+class LayoutNotCovered(Exception):  # noqa: N818 - it says what is the case, and no user ever sees it
+    """Raised by a rule that sees an overload or a layout that it does not cover.
+
+    The operation is then pinned and reported as one without a rule.  Any other exception of a rule is a defect of ours.
+    """
 
 
+@final
 @dataclass(frozen=True)
 class Contraction:
     """An operand of a contraction that depends on the input: a place where units can be observed."""
@@ -65,87 +67,113 @@ class Contraction:
     contracted: frozenset[int]
 
 
+@final
+@dataclass(frozen=True)
+class Piece:
+    """One piece of a concatenation: its positions ``start`` to ``stop`` are those of ``ref``."""
+
+    start: int
+    stop: int
+    ref: Ref
+
+
+@final
+@dataclass(frozen=True)
+class Pieces:
+    """All pieces of a concatenation along ``dim``."""
+
+    dim: int
+    pieces: Sequence[Piece]
+
+
+def _no_values() -> BoolArray:
+    return np.zeros(0, dtype=bool)
+
+
+@final
 @dataclass
 class Context:
-    """State of one pass over one tape."""
+    """State of one pass over one tape, and what rules do with labels.
+
+    Args:
+        store: Receives the constraints.
+        tape: The operations and values.
+        states: Labels of parameters and buffers.
+        wishes: Receives requests for finer parameter axes.
+        example: Number of the example input that was traced.
+        known: Labels of values by their number.
+        needed: Which values the results depend on.
+        from_data: Which values depend on an input.
+        contractions: Receives the places where units can be observed.
+        concatenated: Which values are concatenations, and of what.
+        unknown: Operations without a rule and where they ran.
+    """
 
     store: Constraints
     tape: Tape
     states: Mapping[str, Label]
     wishes: Wishes
     example: int = 0
-    known: dict[int, Label | Callable[[], Label]] = field(default_factory=dict)
-    needed: NDArray[np.bool_] = field(
-        default_factory=lambda: np.zeros(0, dtype=bool)
-    )
-    from_data: NDArray[np.bool_] = field(
-        default_factory=lambda: np.zeros(0, dtype=bool)
-    )
+    known: dict[int, LazyLabel] = field(default_factory=dict)
+    needed: BoolArray = field(default_factory=_no_values)
+    from_data: BoolArray = field(default_factory=_no_values)
     contractions: list[Contraction] = field(default_factory=list)
-    #: Concatenations: dimension and ``(start, stop, piece)``.
-    pieces: dict[int, tuple[int, list[tuple[int, int, Ref]]]] = field(
-        default_factory=dict
-    )
-    #: Operations without a rule and where they ran.
+    concatenated: dict[int, Pieces] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
 
-    def label(self, ref: Ref) -> Label:
-        """Present label of a tensor argument."""
-        found = self.lazy(ref.value)
-        if callable(found):
-            found = found()
-            self.known[ref.value] = found
-        return labels.canonical(found, self.store)
-
-    def lazy(self, number: int) -> Label | Callable[[], Label]:
-        """Label of a value, or the function that makes it."""
-        if number not in self.known:
-            value = self.tape.values[number]
-            if value.origin == "state":
-                self.known[number] = self.states[value.name]
-            elif value.origin == "constant" and 0 not in value.shape:
-                self.known[number] = labels.plain(value.shape, value.varying)
-            else:
-                self.known[number] = labels.fixed(value.shape)
-        return self.known[number]
-
-    def piece_of(
-        self, ref: Ref, dim: int, index: NDArray[np.int64]
-    ) -> Label | None:
-        """The piece of a concatenation that ``index`` cuts out of it, or ``None``."""
-        if (
-            ref.value not in self.pieces
-            or self.pieces[ref.value][0] != dim
-            or not len(index)
-        ):
-            return None
-        if bool((np.diff(index) != 1).any()):
-            return None
-        for start, stop, piece in self.pieces[ref.value][1]:
-            if start <= index[0] and index[-1] < stop:
-                inner = self.piece_of(piece, dim, index - start)
-                return inner or labels.take(
-                    self.label(piece), dim, index - start, self.store
-                )
-        return None
+    def value(self, ref: Ref) -> Value:
+        """What the tape says about a tensor."""
+        return self.tape.values[ref.value]
 
     def shape(self, ref: Ref) -> tuple[int, ...]:
-        """Shape of a tensor argument."""
-        return self.tape.values[ref.value].shape
+        """Shape of a tensor."""
+        return self.value(ref).shape
 
-    def out_shape(self, node: Node, output: int = 0) -> tuple[int, ...]:
-        """Shape of a result."""
-        return self.tape.values[node.outputs[output]].shape
+    def label(self, ref: Ref) -> Label:
+        """Present label of a tensor."""
+        found = self.known.get(ref.value)
+        if found is None:
+            found = self._first_label(ref)
+        elif callable(found):
+            found = found()
+        self.known[ref.value] = found
+        return labels.canonical(found, self.store)
 
-    def array(self, ref: Any) -> NDArray[Any] | None:
-        """Numbers of a constant index, if they are known."""
-        return (
-            self.tape.values[ref.value].array if isinstance(ref, Ref) else None
-        )
+    def _first_label(self, ref: Ref) -> Label:
+        """Label of a value that no operation made."""
+        value = self.value(ref)
+        if value.origin == "state":
+            return self.states[value.name]
+        if value.origin == "constant" and 0 not in value.shape:
+            # Where a constant does not vary, its positions may be exchanged.
+            return labels.plain(value.shape, value.varying)
+        return labels.fixed(value.shape)
 
-    def pin(self, label: Label, dims: Sequence[int], reason: str) -> Label:
-        """Fix the order along some dimensions."""
-        return labels.pin_dims(label, dims, self.store, reason)
+    def piece_of(self, ref: Ref, dim: int, index: IntArray) -> Label | None:
+        """The piece of a concatenation that ``index`` cuts out of it, or ``None``.
+
+        Args:
+            ref: A tensor, perhaps made by a concatenation.
+            dim: The dimension that is cut.
+            index: Its positions, for instance 3, 4 of a concatenation of 2×3 and 2×4 along ``dim`` 1: the first two
+                columns of the second piece.
+        """
+        whole = self.concatenated.get(ref.value)
+        if whole is None or whole.dim != dim or len(index) == 0:
+            return None
+        steps = np.diff(index)
+        if (steps != 1).any():
+            return None
+        for piece in whole.pieces:
+            if piece.start <= index[0] and index[-1] < piece.stop:
+                inner = index - piece.start
+                # The piece may be a concatenation too.
+                deeper = self.piece_of(piece.ref, dim, inner)
+                if deeper is not None:
+                    return deeper
+                label = self.label(piece.ref)
+                return self.take(label, dim, inner)
+        return None
 
     def join(
         self,
@@ -156,71 +184,58 @@ class Context:
         """Join labels; see :func:`~lightning_rebasin.symmetry.permutations.join.join`."""
         return join(self.store, operands, out, batch=batch, wishes=self.wishes)
 
+    def meet(self, *operands: Label) -> Label:
+        """Join labels of as many dimensions position by position; size 1 broadcasts."""
+        letters = range(operands[0].ndim)
+        return self.join([(label, letters) for label in operands], letters)
+
     def reduce(self, label: Label, dims: Sequence[int]) -> Label:
         """Reduce dimensions away."""
-        letters = list(range(len(label.dims)))
-        return self.join(
-            [(label, letters)], [x for x in letters if x not in dims]
-        )
+        letters = range(label.ndim)
+        left = label.dims_without(*dims)
+        return self.join([(label, letters)], left)
 
     def normalise(self, label: Label, dims: Sequence[int]) -> Label:
         """A reduction over ``dims`` whose result meets every position again (softmax, normalisation)."""
         label = self.use(label)
-        sites = {s for dim in dims for s in label.dims[dim]}
-        reduce_sites(self.store, list(label.parts), sites, keep=True)
+        relate_blocks(self.store, label.parts, label.sites_of(dims))
         return label
 
-    def use(self, label: Label) -> Label:
-        """Commit what was picked out of a tensor."""
-        for elements in label.pending:
-            self.store.pin(elements, "it is picked out by itself")
-        return Label(label.dims, label.sizes, label.parts, label.pinned)
+    def pin(self, label: Label, dims: Sequence[int], reason: str) -> Label:
+        """Fix the order along some dimensions."""
+        return labels.pin_dims(label, dims, self.store, reason)
+
+    def pin_and_reduce(
+        self, label: Label, dims: Sequence[int], reason: str
+    ) -> Label:
+        """Fix the order along some dimensions, which do not appear in the result."""
+        return self.reduce(self.pin(label, dims, reason), dims)
 
     def pin_all(self, refs: Sequence[Ref], reason: str) -> None:
         """Fix the order along every dimension of some tensors."""
         for ref in refs:
             label = self.use(self.label(ref))
-            self.pin(label, range(len(label.dims)), reason)
+            self.pin(label, range(label.ndim), reason)
 
-    def fresh_part(self, sites: tuple[int, ...], sizes: Sequence[int]) -> Part:
-        """A part over new elements."""
-        return Part(sites, self.store.fresh(tuple(sizes[s] for s in sites)))
+    def use(self, label: Label) -> Label:
+        """Commit what was picked out of a tensor."""
+        if not label.pending:
+            return label
+        pin_pending(self.store, label)
+        return replace(label, pending=())
 
-    def observe(
-        self,
-        node: Node,
-        argument: int,
-        ref: Ref,
-        label: Label,
-        contracted: Sequence[int],
-    ) -> None:
-        """Remember an operand that is contracted over some of its dimensions, if it depends on the input."""
-        if node.contraction < 0 or not self.from_data[ref.value]:
-            return
-        sites = frozenset(s for dim in contracted for s in label.dims[dim])
-        self.contractions.append(
-            Contraction(
-                self.example, node.contraction, node.op, argument, label, sites
-            )
-        )
+    def view(self, label: Label, shape: Sequence[int]) -> Label:
+        """Row-major reshape."""
+        return label_views.view(label, shape, self.store)
+
+    def take(self, label: Label, dim: int, index: IntArray) -> Label:
+        """Keep the positions ``index`` of one dimension."""
+        return label_slices.take(label, dim, index, self.store)
 
 
-def unknown(ctx: Context, node: Node) -> list[Label]:
+def unknown(ctx: Context, node: Node) -> Results:
     """No rule: everything that the operation touches is pinned."""
-    ctx.pin_all(list(references(node.arguments)), f"{node.op} has no rule")
-    return [
-        labels.fixed(ctx.out_shape(node, i)) for i in range(len(node.outputs))
-    ]
-
-
-def dims_of(argument: Any, ndim: int) -> list[int]:
-    """A dimension argument (number, list or ``None`` for all) as non-negative numbers."""
-    if argument is None or argument == []:
-        return list(range(ndim))
-    given = argument if isinstance(argument, (list, tuple)) else [argument]
-    return [int(d) % max(ndim, 1) for d in given] if ndim else []
-
-
-def elements_like(store: Constraints, part: Part) -> Elements:
-    """New elements in the shape of a part."""
-    return store.fresh(part.elements.shape)
+    tensors = list(references(node.arguments))
+    ctx.pin_all(tensors, f"{node.op} has no rule")
+    shapes = [ctx.shape(Ref(number)) for number in node.outputs]
+    return [labels.fixed(shape) for shape in shapes]

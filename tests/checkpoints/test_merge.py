@@ -114,7 +114,7 @@ def test_plain_average_and_weights(tmp_path, planted):
     net, _, _ = planted
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
     report = merge_checkpoints(
-        paths, tmp_path / "out.pt", method="average", weights=[3, 1]
+        paths, tmp_path / "out.pt", method="average", shares=[3, 1]
     )
     expected = average([loaded(p) for p in paths], [3, 1])
     assert all(
@@ -400,7 +400,7 @@ def test_options_that_cannot_work(tmp_path, planted):
         ({}, "--module or --config"),
         ({"method": "magic"}, "method"),
         ({"method": "average", "statistics": "magic"}, "statistics"),
-        ({"method": "average", "weights": [1]}, "1 weights for 2 models"),
+        ({"method": "average", "shares": [1]}, "1 weights for 2 models"),
         ({"module": planted[0], "method": "activation"}, "need data"),
         ({"spec": planted[1], "method": "activation"}, "give the module"),
         ({"module": planted[0]}, "example_input_array"),
@@ -479,7 +479,7 @@ def test_many_models_in_one_frame(tmp_path, planted, many):
         module=net,
         example=X,
         many=many,
-        weights=[4, 3, 2, 1],
+        shares=[4, 3, 2, 1],
         statistics="none",
     )
     for order, found in zip(orders[1:], report.permutations[1:], strict=True):
@@ -604,3 +604,21 @@ def test_a_table_that_the_models_share_comes_out_as_it_was(tmp_path, count):
     assert [g.size for g in report.spec.groups.values()] == [8] and max(
         report.errors
     ) < 1e-12
+
+
+def test_the_old_name_of_the_shares_still_works(tmp_path, planted):
+    paths, *_ = planted
+    with pytest.warns(DeprecationWarning, match="shares= now"):
+        old = merge_checkpoints(
+            paths, tmp_path / "old.pt", method="average", weights=[3, 1]
+        )
+    new = merge_checkpoints(
+        paths, tmp_path / "new.pt", method="average", shares=[3, 1]
+    )
+    assert [f.weight for f in old.inputs] == [f.weight for f in new.inputs]
+
+
+def test_an_option_that_does_not_exist_is_named(tmp_path, planted):
+    paths, *_ = planted
+    with pytest.raises(ConfigurationError, match="no option 'colour'"):
+        merge_checkpoints(paths, tmp_path / "out.pt", colour="red")

@@ -110,7 +110,7 @@ def wrong_shape(ctx, node):
 
 
 def test_a_layout_that_is_not_covered_is_pinned_and_reported(monkeypatch):
-    monkeypatch.setitem(RULES, "aten.relu", uncovered)
+    monkeypatch.setitem(RULES._rules, "aten.relu", uncovered)
     with pytest.warns(
         UntracedWarning, match=r"aten\.relu has no rule \(aten\.relu in 1\)"
     ):
@@ -121,7 +121,7 @@ def test_a_layout_that_is_not_covered_is_pinned_and_reported(monkeypatch):
 def test_a_crash_of_a_rule_is_an_internal_error_that_names_rule_and_place(
     monkeypatch,
 ):
-    monkeypatch.setitem(RULES, "aten.relu", crashing)
+    monkeypatch.setitem(RULES._rules, "aten.relu", crashing)
     with pytest.raises(InternalError) as caught:
         infer_spec(two_layers(), torch.zeros(1, 3))
     message = str(caught.value)
@@ -132,13 +132,13 @@ def test_a_crash_of_a_rule_is_an_internal_error_that_names_rule_and_place(
 
 
 def test_an_error_of_ours_is_passed_on(monkeypatch):
-    monkeypatch.setitem(RULES, "aten.relu", complaining)
+    monkeypatch.setitem(RULES._rules, "aten.relu", complaining)
     with pytest.raises(TraceError, match=r"^say this$"):
         infer_spec(two_layers(), torch.zeros(1, 3))
 
 
 def test_labels_of_another_shape_are_not_believed(monkeypatch):
-    monkeypatch.setitem(RULES, "aten.relu", wrong_shape)
+    monkeypatch.setitem(RULES._rules, "aten.relu", wrong_shape)
     with pytest.warns(UntracedWarning, match=r"aten\.relu has no rule"):
         spec = infer_spec(two_layers(), torch.zeros(1, 3))
     assert not spec.groups
@@ -174,6 +174,6 @@ def test_empty_results_need_no_rule(monkeypatch):
             nothing = torch.tanh(h[:0])
             return self.layers[2](h) + nothing.sum()
 
-    monkeypatch.setitem(RULES, "aten.tanh", crashing)
+    monkeypatch.setitem(RULES._rules, "aten.tanh", crashing)
     spec = infer_spec(Empty(), torch.zeros(2, 3))
     assert [g.size for g in spec.groups.values()] == [4]

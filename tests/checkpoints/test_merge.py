@@ -607,7 +607,7 @@ def test_a_table_that_the_models_share_comes_out_as_it_was(tmp_path, count):
 
 
 def test_the_old_name_of_the_shares_still_works(tmp_path, planted):
-    paths, *_ = planted
+    paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
     with pytest.warns(DeprecationWarning, match="shares= now"):
         old = merge_checkpoints(
             paths, tmp_path / "old.pt", method="average", weights=[3, 1]
@@ -619,6 +619,6 @@ def test_the_old_name_of_the_shares_still_works(tmp_path, planted):
 
 
 def test_an_option_that_does_not_exist_is_named(tmp_path, planted):
-    paths, *_ = planted
+    paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
     with pytest.raises(ConfigurationError, match="no option 'colour'"):
         merge_checkpoints(paths, tmp_path / "out.pt", colour="red")

@@ -51,6 +51,7 @@ from lightning_rebasin.matching.search.policy import (
     orders,
     plan,
 )
+from lightning_rebasin.matching.search.threads import few_threads
 from lightning_rebasin.matching.steps.permutation import Family, families_of
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.edit.restrict import restrict
@@ -227,12 +228,15 @@ class WeightMatcher:
                 for start in starts
                 if start.schedule is not SLOW or start.kind != "annealed"
             )
-        with tqdm(
-            total=len(starts),
-            desc="weight matching",
-            unit="descent",
-            disable=not progress,
-        ) as bar:
+        with (
+            few_threads(pair.work),
+            tqdm(
+                total=len(starts),
+                desc="weight matching",
+                unit="descent",
+                disable=not progress,
+            ) as bar,
+        ):
             for start in starts:
                 pair.descend(start, init, bar)
                 bar.update()
@@ -318,6 +322,11 @@ class _Pair:
     def costly(self) -> bool:
         """Whether the networks are too large for a slow annealed start."""
         return 2 * SLOW.affordable(self._costs.soft_work) <= SLOW.sweeps
+
+    @property
+    def work(self) -> float:
+        """Floating-point operations of one sweep."""
+        return self._costs.soft_work
 
     def descend(
         self, start: Start, init: Init | None, bar: tqdm[None]

@@ -33,7 +33,7 @@ class Layer(nn.Module):
         self.up, self.down = nn.Linear(width, 64), nn.Linear(64, width)
 
     def forward(self, x):
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         shape = (batch, length, self.heads, -1)
         parts = [
             f(x).view(shape).transpose(1, 2) for f in (self.q, self.k, self.v)

@@ -19,7 +19,7 @@ from lightning_rebasin.assignment.problem import (
     check_cost,
     duals_of,
 )
-from lightning_rebasin.errors import AssignmentError
+from lightning_rebasin.errors import AssignmentError, ConfigurationError
 
 Solver = Literal["auto", "scipy", "lap", "numba"]
 SOLVERS: tuple[Solver, ...] = ("auto", "scipy", "lap", "numba")
@@ -31,6 +31,19 @@ _REDUCED_FROM = 24
 #: Prices that differ by more than this many times the spread of the costs would drown them in rounding errors, so that
 #: the answer need not be optimal any more: they come from another problem, and the start is cold.
 _MOST_PRICES = 1e6
+
+
+def checked_solver(solver: str) -> Solver:
+    """The solver of that name.
+
+    Raises:
+        ConfigurationError: There is no such solver.
+    """
+    if solver not in SOLVERS:
+        raise ConfigurationError(
+            f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}"
+        )
+    return solver
 
 
 def solve_assignment(

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from lightning_rebasin.assignment import SOLVERS, Solver
+from lightning_rebasin.assignment.solve import Solver, checked_solver
 from lightning_rebasin.errors import (
     ConfigurationError,
     DataError,
@@ -153,7 +153,7 @@ def match_activations(
     *,
     statistic: Statistic = "inner_product",
     total: Callable[[Tensor], Tensor] | None = None,
-    solver: Solver = "auto",
+    solver: str = "auto",
     progress: bool = False,
 ) -> MatchResult:
     """Find the permutation of the source whose units respond most like the reference's.
@@ -196,10 +196,6 @@ def match_activations(
         raise ConfigurationError(
             f"statistic={statistic!r} is unknown; choose one of {get_args(Statistic)}"
         )
-    if solver not in SOLVERS:
-        raise ConfigurationError(
-            f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}"
-        )
     spec = spec.pin_identical_buffers(
         reference_module.state_dict(), source_module.state_dict()
     )
@@ -217,7 +213,7 @@ def match_activations(
         if total is not None:
             site.reduce(total)
     scores = _scores(spec, moments, statistic)
-    permutation = best_permutation(spec, scores, solver)
+    permutation = best_permutation(spec, scores, checked_solver(solver))
     ends = Permutation.identity(spec), permutation
     before, after = (
         {g: _pairs(score, p.flat(g)) for g, score in scores.items()}

@@ -106,7 +106,7 @@ class _FrankWolfe:
             group.id: costs.soft_matrix(group.id, soft).numpy()
             for group in family.groups
         }
-        flats = solve_nested(family, matrices)
+        flats = solve_nested(family, matrices, self._u.solver)
         return {
             name: permutation_matrix(
                 torch.from_numpy(flat), self._networks.dtype

@@ -143,9 +143,8 @@ class SoftNetworks:
             for name in self._u.permutations[i].orders
         }
         for family in self.families:
-            solved = solve_nested(
-                family, {g.id: costs[g.id].numpy() for g in family.groups}
-            )
+            own = {g.id: costs[g.id].numpy() for g in family.groups}
+            solved = solve_nested(family, own, self._u.solver)
             flats.update(
                 {name: torch.from_numpy(flat) for name, flat in solved.items()}
             )

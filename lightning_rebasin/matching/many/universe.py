@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lightning_rebasin.assignment.solve import checked_solver
 from lightning_rebasin.matching.costs.blocks import objective_tensors
 from lightning_rebasin.matching.objective import inner_product
 from lightning_rebasin.matching.search.memory import LARGE
@@ -44,7 +45,7 @@ class Universe:
         self.spec = spec
         self.weights = weights
         self.permutations = [Permutation.identity(spec)] * len(states)
-        self.solver = solver
+        self.solver = checked_solver(solver)
         self._states = states
         self._names = objective_tensors(spec)
         lengths: list[float] = []

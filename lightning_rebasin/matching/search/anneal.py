@@ -19,6 +19,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lightning_rebasin.assignment.solve import Solver
 from lightning_rebasin.matching.costs.cache import CostCache
 from lightning_rebasin.matching.steps.permutation import Family, solve_nested
 
@@ -69,6 +70,7 @@ class Annealing:
         costs: Gives the costs under soft orders.
         schedule: How to cool.
         generator: Draws the disturbance.
+        solver: Assignment solver, for the last step.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class Annealing:
         costs: CostCache,
         schedule: Schedule,
         generator: torch.Generator,
+        solver: Solver = "auto",
     ) -> None:
+        self._solver = solver
         self._families = families
         self._schedule = schedule
         self._costs = costs
@@ -109,13 +113,8 @@ class Annealing:
                 }
                 self._orders.cool(family, costs, temperature)
                 if sweep == sweeps - 1:
-                    solved = solve_nested(
-                        family,
-                        {
-                            name: cost.cpu().numpy()
-                            for name, cost in costs.items()
-                        },
-                    )
+                    last = {n: cost.cpu().numpy() for n, cost in costs.items()}
+                    solved = solve_nested(family, last, self._solver)
                     flats.update(
                         {
                             name: torch.from_numpy(order)

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_rebasin.assignment import SOLVERS, Solver
-from lightning_rebasin.errors import ConfigurationError
+from lightning_rebasin.assignment.solve import checked_solver
 from lightning_rebasin.matching.costs.blocks import objective_tensors
 from lightning_rebasin.matching.costs.cache import CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts
@@ -119,7 +118,7 @@ def match_weights(
                 "random", roots, max_sweeps, generator
             ),
             seed=seed,
-            solver=_check_solver(solver),
+            solver=checked_solver(solver),
             progress=progress,
         )
     if isinstance(init, Permutation):
@@ -182,7 +181,7 @@ class WeightMatcher:
             reuse_small_blocks()
         self._layouts = self._layouts_of(self._source)
         self._families = families_of(spec, self._table.coupled)
-        self._solver = _check_solver(solver)
+        self._solver = checked_solver(solver)
         self._duals: dict[str, Duals] = {}
         #: Where the current or last descent stands after its last whole sweep: what to go on from after an
         #: interruption.
@@ -423,7 +422,11 @@ class _Pair:
         if start.kind == "annealed":
             self._costs.forget()  # nothing of it would be of use to a descent from elsewhere
             annealing = Annealing(
-                self._m._families, self._costs, start.schedule, self._generator
+                self._m._families,
+                self._costs,
+                start.schedule,
+                self._generator,
+                self._m._solver,
             )
             return Permutation.from_flat(spec, annealing.run()), False, 0
         if isinstance(init, MatchState):
@@ -483,14 +486,6 @@ def _checked(
     if not all(math.isfinite(norm) for norm in parameters.norms.values()):
         spec.check_state(state, what, finite=True)
     return parameters
-
-
-def _check_solver(solver: str) -> Solver:
-    if solver not in SOLVERS:
-        raise ConfigurationError(
-            f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}"
-        )
-    return solver
 
 
 def _working_dtype(tensors: Iterable[Tensor]) -> torch.dtype:

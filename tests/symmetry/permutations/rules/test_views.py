@@ -63,7 +63,9 @@ def test_only_the_dimensions_given_are_squeezed(dim, shape):
 
 def test_unsqueezed_and_expanded_positions_are_copies():
     bench = Bench()
-    assert Bench().run("unsqueeze", (2, 1, 3), self=Bench().units(2, 3), dim=-2).dims == ((0,), (), (1,))
+    assert Bench().run(
+        "unsqueeze", (2, 1, 3), self=Bench().units(2, 3), dim=-2
+    ).dims == ((0,), (), (1,))
     grown = bench.run("unsqueeze", (2, 3, 1), self=bench.units(2, 3), dim=-1)
     wide = bench.run("expand", (5, 2, 3, 4), self=grown)
     assert (

@@ -343,7 +343,7 @@ def test_merging_twice_or_repeatedly_applies_the_weights_once(tmp_path):
             [tmp_path / "a.pt", tmp_path / "b.pt"],
             tmp_path / "o.pt",
             method="average",
-            weights=[0.75, 0.25],
+            shares=[0.75, 0.25],
             force=True,
         )
         assert (

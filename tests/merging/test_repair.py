@@ -141,9 +141,9 @@ LAYERS = {
 @pytest.mark.parametrize("kind", LAYERS)
 def test_folding_scales_and_shifts_the_output(kind):
     build, shape, dim = LAYERS[kind]
-    layer, x = randomise(build()).double(), data(*shape)
-    layer = Layer("x", layer)
-    before = layer(x).detach()
+    module, x = randomise(build()).double(), data(*shape)
+    layer = Layer("x", module)
+    before = module(x).detach()
     g = torch.Generator().manual_seed(3)
     scale, shift = (
         torch.rand(layer.size, generator=g).double() + 0.5,
@@ -152,7 +152,7 @@ def test_folding_scales_and_shifts_the_output(kind):
     shift = shift if layer.can_shift else 0 * shift
     layer.fold(scale, shift)
     with torch.no_grad():
-        after = layer(x)
+        after = module(x)
     torch.testing.assert_close(
         after.movedim(dim, -1), before.movedim(dim, -1) * scale + shift
     )
@@ -226,3 +226,12 @@ def test_errors():
             [states[0], {**states[1], "0.bias": torch.zeros(9)}],
             [data(4, 3)],
         )
+
+
+def test_the_old_name_of_a_layers_variance_still_works():
+    import lightning_rebasin.merging as merging
+
+    with pytest.warns(DeprecationWarning, match="LayerVariance now"):
+        assert merging.SiteVariance is merging.LayerVariance
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        merging.nothing  # noqa: B018

@@ -11,7 +11,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from lightning_rebasin.errors import TraceError
 from lightning_rebasin.merging.refit.places import (
@@ -23,9 +22,6 @@ from lightning_rebasin.merging.refit.places import (
 from lightning_rebasin.merging.refit.plan import FittedLayer
 from lightning_rebasin.merging.refit.systems import Rows
 
-#: Positions per sample that are looked at.
-POSITIONS = 64
-
 
 @final
 class Capture:
@@ -35,6 +31,7 @@ class Capture:
         layer: The layer.
         number: Its number among the layers, and the batch's number: they decide which rows are drawn.
         samples: Size of the batch.
+        positions: How many positions of a sample are looked at, at most.
         inputs: Whether the layer's inputs are wanted.
     """
 
@@ -43,9 +40,11 @@ class Capture:
         layer: FittedLayer,
         number: tuple[int, int],
         samples: int,
+        positions: int,
         *,
         inputs: bool,
     ) -> None:
+        self._positions = positions
         self._layer = layer
         self._number = number
         self._samples = samples
@@ -64,7 +63,9 @@ class Capture:
         def start(given: Mapping[str, Any], result: Tensor) -> None:
             system = layer.system
             samples, positions = system.counts(result, self._samples)
-            rows = draw(samples, positions, self._number, result.device)
+            rows = draw(samples, positions, self._positions, self._number).to(
+                result.device
+            )
             self.rows = rows
             if self._wants_inputs:
                 self.inputs = system.inputs(given, result, rows)
@@ -98,13 +99,15 @@ class Capture:
 
 
 def draw(
-    samples: int,
-    positions: int,
-    number: tuple[int, int],
-    device: torch.device,
+    samples: int, positions: int, wanted: int, number: tuple[int, int]
 ) -> Rows:
-    """Draw rows: at most :data:`POSITIONS` positions of each sample, each sample its own."""
-    count = min(positions, POSITIONS)
+    """Draw rows: at most ``wanted`` positions of each sample, each sample its own.
+
+    Example:
+        >>> draw(2, 3, 3, (0, 0)).flat.tolist()
+        [0, 1, 2, 3, 4, 5]
+    """
+    count = min(positions, wanted)
     every = torch.arange(samples)[:, None].expand(samples, count)
     if count == positions:
         chosen = torch.arange(positions).expand(samples, count)
@@ -114,9 +117,7 @@ def draw(
         )
         noise = torch.rand(samples, positions, generator=generator)
         chosen = noise.topk(count, dim=1).indices
-    return Rows(
-        every.reshape(-1).to(device), chosen.reshape(-1).to(device), positions
-    )
+    return Rows(every.reshape(-1), chosen.reshape(-1), positions)
 
 
 def look(
@@ -143,12 +144,3 @@ def look(
             "the network takes another path through its layers on this batch than on the first one; "
             "give batches that take the same path"
         )
-
-
-def batch_size(batch: Any) -> int:
-    """Length of the first dimension of the first tensor of a batch; 0 if there is none."""
-    first = batch[0] if isinstance(batch, tuple | list) else batch
-    for leaf in tree_flatten(first)[0]:
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return len(leaf)
-    return 0

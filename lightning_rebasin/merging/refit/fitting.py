@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from lightning_rebasin.merging.refit.captures import (
-    Capture,
-    batch_size,
-    look,
-)
+from lightning_rebasin.merging.refit.batches import Batches, batch_size
+from lightning_rebasin.merging.refit.captures import Capture, look
 from lightning_rebasin.merging.refit.plan import FittedLayer, Norm
 from lightning_rebasin.merging.refit.squares import (
     RIDGES,
@@ -22,12 +19,18 @@ from lightning_rebasin.merging.refit.squares import (
     Sums,
     solve,
 )
+from lightning_rebasin.merging.refit.systems import Scaling
 from lightning_rebasin.symmetry.trace.record import known_tensors
 
 #: Every so manieth sample judges instead of being fitted.
-HELD_OUT = 8
+_JUDGES = 8
+#: Rows per layer that are looked at, about, and positions per sample, at most.
+_ROWS = 1 << 16
+_POSITIONS = 64
 #: Bytes of targets that are kept at a time; more layers than fit take another pass of the ends.
-TARGET_BYTES = 256 << 20
+_TARGET_BYTES = 256 << 20
+#: An output with a gain this much smaller than the largest one is not seen.
+_INVISIBLE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Fitter:
         self,
         merged: nn.Module,
         ends: Ends,
-        batches: Sequence[Any],
+        batches: Batches,
         *,
         plain: bool,
         ridges: Sequence[float] = RIDGES,
@@ -64,6 +67,36 @@ class Fitter:
         self._batches = batches
         self._plain = plain
         self._ridges = ridges
+        per_sample = _ROWS // max(batches.samples, 1)
+        self._positions = min(max(per_sample, 1), _POSITIONS)
+
+    def fit_all(
+        self, layers: Sequence[FittedLayer]
+    ) -> Iterator[tuple[FittedLayer, Solution, int]]:
+        """Fit layers in the order in which they run; yields each with its solution and its number of rows."""
+        for group in self._groups(layers):
+            targets = self.targets(group)
+            for number, layer in group.items():
+                # Released as soon as the layer is done.
+                solution, rows = self.fit(number, layer, targets.pop(number))
+                yield layer, solution, rows
+
+    def _groups(
+        self, layers: Sequence[FittedLayer]
+    ) -> list[dict[int, FittedLayer]]:
+        """Runs of layers whose targets are kept at the same time."""
+        groups: list[dict[int, FittedLayer]] = []
+        kept = 0
+        for number, layer in enumerate(layers):
+            outputs = layer.weight.index[:, 0].numel()
+            positions = min(layer.positions, self._positions)
+            size = 4 * outputs * positions * self._batches.samples
+            if not groups or kept + size > _TARGET_BYTES:
+                groups.append({})
+                kept = 0
+            groups[-1][number] = layer
+            kept += size
+        return groups
 
     def targets(
         self, layers: Mapping[int, FittedLayer]
@@ -80,7 +113,11 @@ class Fitter:
                 captures = {}
                 for number, layer in layers.items():
                     captures[number] = Capture(
-                        layer, (number, k), size, inputs=False
+                        layer,
+                        (number, k),
+                        size,
+                        self._positions,
+                        inputs=False,
                     )
                 look(
                     self._ends.module,
@@ -109,7 +146,11 @@ class Fitter:
         before = 0
         for k, batch in enumerate(self._batches):
             capture = Capture(
-                layer, (number, k), batch_size(batch), inputs=True
+                layer,
+                (number, k),
+                batch_size(batch),
+                self._positions,
+                inputs=True,
             )
             look(self._merged, batch, [capture], plain=self._plain)
             x, own, rows = capture.inputs, capture.outputs, capture.rows
@@ -117,7 +158,7 @@ class Fitter:
             assert own is not None
             assert rows is not None
             missing = targets[k].to(own.device) - own
-            judges = (rows.sample + before) % HELD_OUT == HELD_OUT - 1
+            judges = (rows.sample + before) % _JUDGES == _JUDGES - 1
             before += int(rows.sample.max()) + 1
             held_out.update(x[judges], missing[judges])
             fit.update(x[~judges], missing[~judges])
@@ -138,6 +179,10 @@ def effective(
 ) -> tuple[Tensor, Tensor]:
     """Weight ``(g, n, m)`` and bias ``(g, m)`` from the layer's input to where it is judged, in float64."""
     weight = layer.weight.read(state)
+    if isinstance(layer.system, Scaling):
+        # Its input is its own output.
+        weight = torch.full_like(weight, layer.factor)
+        return weight, torch.zeros_like(weight[:, 0])
     if layer.bias is None:
         bias = torch.zeros_like(weight[:, 0])
     else:
@@ -146,12 +191,22 @@ def effective(
         scale, offset = _affine(layer.norm, state)
         weight = weight * scale[:, None]
         bias = bias * scale + offset
-    return weight * layer.factor, bias * layer.factor
+    scale = _behind(layer, state)
+    return weight * scale[:, None], bias * scale
 
 
-def _affine(
-    norm: Norm, state: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
+def _behind(layer: FittedLayer, state: Mapping[str, Tensor]) -> Tensor:
+    """What the output is multiplied with on the way to where it is judged, ``(g, m)``."""
+    scale = torch.full(
+        layer.weight.index[:, 0].shape, layer.factor, dtype=torch.float64
+    )
+    scale = scale.to(state[layer.weight.name].device)
+    for gain in layer.gains:
+        scale = scale * gain.read(state)
+    return scale
+
+
+def _affine(norm: Norm, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """A batch norm as ``scale · y + offset``."""
     scale = (norm.variance.read(state) + norm.epsilon).rsqrt()
     if norm.gain is not None:
@@ -181,7 +236,16 @@ def write(
         bias: Likewise, ``(g, m)``.
         sums: Sums of the layer's inputs.
     """
-    weight, bias = weight / layer.factor, bias / layer.factor
+    if isinstance(layer.system, Scaling):
+        _write_scaling(layer, state, weight, bias, sums)
+        return
+    scale = _behind(layer, state)
+    # An output that a gain takes away keeps its weight.
+    visible = scale.abs() > _INVISIBLE * scale.abs().max()
+    scale = torch.where(visible, scale, 1.0)
+    present, present_bias = effective(layer, state)
+    weight = torch.where(visible[:, None], weight, present) / scale[:, None]
+    bias = torch.where(visible, bias, present_bias) / scale
     layer.weight.write(state, weight)
     norm = layer.norm
     if norm is None:
@@ -206,3 +270,37 @@ def write(
     norm.variance.write(state, variance)
     norm.gain.write(state, (variance + norm.epsilon).sqrt())
     norm.offset.write(state, bias + mean)
+
+
+def _write_scaling(
+    layer: FittedLayer,
+    state: Mapping[str, Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    sums: Sums,
+) -> None:
+    """Scale and shift the output of a norm."""
+    weight, bias = weight[:, 0] / layer.factor, bias / layer.factor
+    norm = layer.norm
+    if norm is None:
+        gain = layer.weight.read(state)
+        layer.weight.write(state, gain * weight[:, None])
+        if layer.bias is not None:
+            offset = layer.bias.read(state)
+            layer.bias.write(state, offset * weight + bias)
+        return
+    scale, offset = _affine(norm, state)
+    count = max(sums.count, 1)
+    mean_out = sums.x / count
+    variance_out = sums.xx[:, :, 0] / count - mean_out.square()
+    alive = scale != 0
+    divisor = torch.where(alive, scale, 1.0)
+    mean = (mean_out - offset) / divisor
+    variance = (variance_out / divisor.square()).clamp_min(0)
+    scale, offset = scale * weight, offset * weight + bias
+    norm.mean.write(state, mean)
+    norm.variance.write(state, variance)
+    if norm.gain is not None:
+        norm.gain.write(state, scale * (variance + norm.epsilon).sqrt())
+    if norm.offset is not None:
+        norm.offset.write(state, offset + scale * mean)

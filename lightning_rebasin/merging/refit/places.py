@@ -85,7 +85,9 @@ def replay_move(node: Node, moved: Tensor, output: int = 0) -> Tensor:
     rest = {k: v for k, v in node.arguments.items() if k != "self"}
     packet = getattr(torch.ops.aten, node.op.removeprefix("aten."))
     result = packet(moved, **rest)
-    return result[output] if isinstance(result, list | tuple) else result
+    several = isinstance(result, list | tuple)
+    piece: Tensor = result[output] if several else result
+    return piece
 
 
 class Watcher(Protocol):
@@ -274,5 +276,3 @@ def operation_names(
         for _ in outputs(module, [batch]):
             pass
     return names
-
-

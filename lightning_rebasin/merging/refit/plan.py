@@ -4,13 +4,16 @@ A *fitted layer* is a product or convolution of data with (a part of) one parame
 what can be undone or foreseen, as long as nobody else looks at it:
 
 * moves of elements, and factors that are plain numbers;
-* the addition of a bias, which becomes the intercept;
+* the addition of a bias, which becomes the intercept, and a gain per output, which is divided out again;
 * a batch norm in front of everything else: it is linear in eval mode, and is absorbed into the fit;
 * additions of anything that is known by then, that is, depends on earlier layers only: the layer *joins a stream*.
 
 Where this ends the layer is judged: there the ends' outputs are the target.  In a residual block
 ``x + bn2(conv2(relu(bn1(conv1(x)))))`` the first convolution is judged behind ``bn1``, the second behind the addition,
 so it can repair what the stream got wrong before.  No architecture is named anywhere.
+
+The gains and offsets of other norms (layer, group and RMS norms, batch norms behind something else) are layers too, of
+one input and one output per channel.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_rebasin.merging.refit.places import (
     MOVES,
@@ -33,12 +36,16 @@ from lightning_rebasin.merging.refit.systems import (
     Convolution,
     Product,
     Rows,
+    Scaling,
     System,
 )
 from lightning_rebasin.symmetry.trace.contractions import CONTRACTIONS
+from lightning_rebasin.symmetry.trace.record import known_tensors
 from lightning_rebasin.symmetry.trace.tape import Node, Ref, Tape, references
 
 _PRODUCTS = frozenset(("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"))
+_NORMS_OF_LAST = frozenset(("aten.native_layer_norm", "aten._fused_rms_norm"))
+_NORMS = _NORMS_OF_LAST | {"aten.native_group_norm"}
 _BATCH_NORMS = frozenset(
     (
         "aten._native_batch_norm_legit_no_training",
@@ -70,11 +77,13 @@ class FittedLayer:
         system: How it is read as a linear system.
         weight: Its weight, ``(g, n, m)``.
         bias: Its bias, ``(g, m)``.
-        norm: The batch norm right behind it.
+        norm: The batch norm right behind it; of a batch norm that is a layer of its own, that one.
+        gains: Gains per output on the way to the target, ``(g, m)``; they stay as they are.
         factor: Number by which its output is multiplied on the way to the target.
         steps: Elementwise operations on the way, the target's own among them.
         target: Where it is judged; its own place if there are no steps.
         joins: Whether it is judged after an addition to a stream.
+        positions: Positions per sample.
     """
 
     name: str
@@ -83,9 +92,11 @@ class FittedLayer:
     weight: Slots
     bias: Slots | None
     norm: Norm | None
+    gains: tuple[Slots, ...]
     factor: float
     steps: tuple[Place, ...]
     joins: bool
+    positions: int
 
     @property
     def target(self) -> Place:
@@ -114,20 +125,51 @@ class Plan:
     left: tuple[LeftLayer, ...]
 
 
-def make_plan(tape: Tape) -> Plan:
+def _own_statistics(planner: _Planner, node: Node) -> Norm | None:
+    """The statistics of a batch norm that stands for itself."""
+    if node.op not in _BATCH_NORMS:
+        return None
+    given = node.arguments
+    found = []
+    for name in ("running_mean", "running_var", "weight", "bias"):
+        slots = planner.uses.slots(given.get(name))
+        if slots is not None:
+            slots = Slots(slots.name, slots.index.reshape(-1, 1))
+        found.append(slots)
+    mean, variance, gain, offset = found
+    if mean is None or variance is None:
+        return None
+    epsilon = float(given.get("eps", given.get("epsilon", 0.0)))
+    return Norm(mean, variance, gain, offset, epsilon)
+
+
+def make_plan(module: nn.Module, tape: Tape, samples: int) -> Plan:
     """Find the layers that can be solved.
 
     Args:
-        tape: One forward pass of the network in eval mode.
+        module: The network.
+        tape: One forward pass of it in eval mode.
+        samples: Size of the batch of that pass.
     """
-    return _Planner(tape).plan()
+    return _Planner(module, tape, samples).plan()
 
 
 @final
 class _Planner:
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, module: nn.Module, tape: Tape, samples: int) -> None:
         self.tape = tape
+        self.samples = samples
         self.places = number(tape)
+        self.parameters = {
+            name
+            for name, tensor in known_tensors(module).items()
+            if isinstance(tensor, nn.Parameter)
+        }
+        self.recurrent = {
+            name
+            for name, child in module.named_modules()
+            if isinstance(child, nn.RNNBase | nn.RNNCellBase)
+        }
         live = {id(node) for node in tape.live_nodes()[0]}
         self.live: dict[int, Node] = {}
         for position, node in enumerate(tape.nodes):
@@ -140,14 +182,20 @@ class _Planner:
             for value in {ref.value for ref in references(node.arguments)}:
                 self.consumers.setdefault(value, []).append(position)
         self.latest = self._latest_layers()
+        #: Norms that belong to the layer in front of them.
+        self.absorbed: set[int] = set()
 
     def plan(self) -> Plan:
         fitted: list[FittedLayer] = []
         left: list[LeftLayer] = []
         for position, node in self.live.items():
-            if node.op not in CONTRACTIONS:
-                continue
-            found = self._layer(position, node)
+            found: FittedLayer | LeftLayer | None = None
+            if node.op in CONTRACTIONS:
+                found = self._layer(position, node)
+            elif node.op == "aten.embedding":
+                found = self._embedding(node)
+            elif position not in self.absorbed:
+                found = self._scaling(position, node)
             if isinstance(found, FittedLayer):
                 fitted.append(found)
             elif found is not None:
@@ -155,13 +203,15 @@ class _Planner:
         return Plan(tuple(fitted), tuple(left))
 
     def _latest_layers(self) -> dict[int, int]:
-        """For every value the last contraction that it depends on, -1 for none."""
+        """For every value the last operation behind it that may be a layer, -1 for none."""
         latest: dict[int, int] = {}
         for position, node in self.live.items():
             before = -1
+            weighted = False
             for ref in references(node.arguments):
                 before = max(before, latest.get(ref.value, -1))
-            if node.op in CONTRACTIONS:
+                weighted |= self.uses.slots(ref) is not None
+            if weighted and node.op not in MOVES:
                 before = max(before, position)
             for value in node.outputs:
                 latest[value] = before
@@ -182,17 +232,106 @@ class _Planner:
         if weight is None:
             name = node.where.rpartition(" in ")[2] or node.op
             return LeftLayer(name, "its weight is computed from others")
-        if not self.uses.exclusive(weight):
-            uses = self.uses.uses(weight)
-            reason = f"its weight is used {uses} times in one pass"
+        index = weight.index
+        merged = index.ndim == 3 and bool((index == index[:1]).all())
+        if merged and node.op in _PRODUCTS:
+            # One weight for a whole stack of products: nothing but more rows.
+            weight = Slots(weight.name, index[:1])
+        reason = self._obstacle(weight)
+        if reason:
             return LeftLayer(weight.name, reason)
-        system = self._system(node, data, operand, weight.index)
+        system = self._system(node, data, operand, index, merged=merged)
         if system is None:
             return LeftLayer(weight.name, f"{node.op} is not solved")
         return _Follower(self, position, node, system, weight).layer()
 
+    def _obstacle(self, weight: Slots) -> str:
+        """Why a weight cannot be solved; empty if it can."""
+        if weight.name not in self.parameters:
+            return "it is a buffer, not a parameter"
+        if weight.name.rpartition(".")[0] in self.recurrent:
+            return "it belongs to a recurrent cell"
+        if not self.uses.exclusive(weight):
+            uses = self.uses.uses(weight)
+            if uses > 1:
+                return f"its weight is used {uses} times in one pass"
+            return "one number of its weight stands in several places"
+        return ""
+
+    def _embedding(self, node: Node) -> LeftLayer | None:
+        table = self.uses.slots(node.arguments["weight"])
+        if table is None:
+            return None
+        reason = "the average of the tables returns the average of the ends"
+        return LeftLayer(table.name, reason)
+
+    def _scaling(
+        self, position: int, node: Node
+    ) -> FittedLayer | LeftLayer | None:
+        """The layer that a norm's gain is, or any other gain per channel."""
+        found = self._gain(node)
+        if found is None:
+            return None
+        gain, offset, system = found
+        reason = self._obstacle(gain)
+        if reason:
+            return LeftLayer(gain.name, reason)
+        if offset is not None and self._obstacle(offset):
+            offset = None
+        follower = _Follower(self, position, node, system, gain)
+        follower.norm = _own_statistics(self, node)
+        return follower.scaling(offset)
+
+    def _gain(self, node: Node) -> tuple[Slots, Slots | None, Scaling] | None:
+        """Gain, offset and channels of a norm or of a product with a parameter."""
+        given = node.arguments
+        value = node.outputs[0]
+        shape = self.tape.values[value].shape
+        if not self.from_data[value]:
+            return None
+        if node.op == "aten.mul":
+            return self._multiplied(given, shape)
+        if node.op not in _NORMS and node.op not in _BATCH_NORMS:
+            return None
+        if given.get("training") or given.get("weight") is None:
+            return None
+        gain = self.uses.slots(given["weight"])
+        offset = self.uses.slots(given.get("bias"))
+        if gain is None:
+            return None
+        if node.op in _NORMS_OF_LAST:
+            first = len(shape) - gain.index.ndim
+            return gain, offset, Scaling(first, -1, len(shape))
+        return gain, offset, Scaling(1, 1 - len(shape), len(shape))
+
+    def _multiplied(
+        self, given: Mapping[str, Any], shape: tuple[int, ...]
+    ) -> tuple[Slots, Slots | None, Scaling] | None:
+        slots = [self.uses.slots(given[name]) for name in ("self", "other")]
+        found = [slot for slot in slots if slot is not None]
+        if len(found) != 1 or found[0].name not in self.parameters:
+            return None
+        index = found[0].index
+        skipped = len(shape) - index.ndim
+        channels = [
+            skipped + d for d, size in enumerate(index.shape) if size > 1
+        ]
+        whole = all(shape[d] == index.shape[d - skipped] for d in channels)
+        if not channels or not whole:
+            return None
+        first, last = channels[0], channels[-1]
+        if channels != list(range(first, last + 1)):
+            return None
+        return found[0], None, Scaling(first, last - len(shape), len(shape))
+
     def _system(
-        self, node: Node, data: str, operand: str, index: Tensor
+        self,
+        node: Node,
+        data: str,
+        operand: str,
+        index: Tensor,
+        *,
+        merged: bool,
     ) -> System | None:
         if node.op in _PRODUCTS:
             plain = node.arguments.get("beta", 1) == 1
@@ -200,7 +339,7 @@ class _Planner:
                 return None
             left = operand == CONTRACTIONS[node.op][0]
             batched = index.ndim == 3
-            return Product(data, operand, left, batched)
+            return Product(data, operand, left, batched, merged)
         if node.op == "aten.convolution" and operand == "weight":
             given = node.arguments
             return Convolution(
@@ -237,23 +376,41 @@ class _Follower:
         self.index: Tensor | None = None
         self.bias: Slots | None = None
         self.norm: Norm | None = None
+        self.gains: list[Slots] = []
         self.factor = 1.0
         self.steps: list[Place] = []
         self.joins = False
+        #: Whether something was added that is not the layer's own bias.
+        self.shifted = False
 
     def layer(self) -> FittedLayer | LeftLayer:
-        own = self.node.arguments.get(
-            "bias", self.node.arguments.get("self")
-        )
+        own = self.node.arguments.get("bias", self.node.arguments.get("self"))
         if self.node.op in ("aten.addmm", "aten.baddbmm", "aten.convolution"):
             if own is not None:
                 second = self.node.op == "aten.convolution"
                 self.bias = self._per_output(own, channels_second=second)
+                self.shifted = self.bias is None
         while self._step():
             pass
-        weight = Slots(
-            self.weight.name, self.system.matrix(self.weight.index)
-        )
+        return self._finished()
+
+    def scaling(self, offset: Slots | None) -> FittedLayer:
+        """The layer that a gain per channel is."""
+        if offset is not None:
+            index = offset.index.reshape(-1, 1)
+            self.bias = Slots(offset.name, index)
+        norm, self.bias = self.norm, self.bias
+        while self._step():
+            pass
+        self.norm = norm
+        return self._finished()
+
+    def _finished(self) -> FittedLayer:
+        shape = self.planner.tape.values[self.node.outputs[0]].shape
+        positions = self.system.counts(
+            torch.empty(shape, device="meta"), self.planner.samples
+        )[1]
+        weight = Slots(self.weight.name, self.system.matrix(self.weight.index))
         return FittedLayer(
             self.weight.name,
             self.planner.places[self.position],
@@ -261,9 +418,11 @@ class _Follower:
             weight,
             self.bias,
             self.norm,
+            tuple(self.gains),
             self.factor,
             tuple(self.steps),
             self.joins,
+            positions,
         )
 
     def _step(self) -> bool:
@@ -286,6 +445,7 @@ class _Follower:
         if passed:
             self.value = node.outputs[0]
             self.steps.append(planner.places[position])
+            planner.absorbed.add(position)
         return passed
 
     def _move(self, node: Node) -> bool:
@@ -320,8 +480,7 @@ class _Follower:
             sign = -sign
         if isinstance(other, Ref):
             plain = node.op == "aten.add" and given.get("alpha", 1) == 1
-            free = self.bias is None and not self.joins
-            if plain and free and self.norm is None and self.factor == 1:
+            if plain and self._untouched():
                 bias = self._per_output(other)
                 if bias is not None:
                     self.bias = bias
@@ -329,14 +488,26 @@ class _Follower:
             if self.planner.latest.get(other.value, -1) > self.position:
                 return False
             self.joins |= bool(self.planner.from_data[other.value])
+        self.shifted = True
         self.factor *= sign
         return True
+
+    def _untouched(self) -> bool:
+        """Whether a bias that is added now is the layer's own."""
+        plain = self.norm is None and not self.gains and self.factor == 1
+        return plain and self.bias is None and not self.shifted
 
     def _multiply(self, node: Node) -> bool:
         given = node.arguments
         first, second = given["self"], given["other"]
         is_first = isinstance(first, Ref) and first.value == self.value
         other = second if is_first else first
+        if isinstance(other, Ref) and node.op == "aten.mul":
+            gain = self._per_output(other, exclusive=False)
+            if gain is None or isinstance(self.system, Scaling):
+                return False
+            self.gains.append(gain)
+            return True
         if not isinstance(other, int | float) or other == 0:
             return False
         if node.op == "aten.div":
@@ -350,7 +521,8 @@ class _Follower:
         given = node.arguments
         first = given.get("input")
         training = given.get("training", False)
-        taken = self.norm is not None or self.joins or self.factor != 1
+        taken = self.norm is not None or self.shifted or self.factor != 1
+        taken |= bool(self.gains) or isinstance(self.system, Scaling)
         if not isinstance(first, Ref) or first.value != self.value:
             return False
         if training or taken:
@@ -365,17 +537,23 @@ class _Follower:
         mean, variance, gain, offset = found
         if mean is None or variance is None:
             return False
-        epsilon = given.get("eps", given.get("epsilon"))
+        epsilon = float(given.get("eps", given.get("epsilon", 0.0)))
         self.norm = Norm(mean, variance, gain, offset, epsilon)
         return True
 
     def _per_output(
-        self, argument: Any, *, channels_second: bool = False
+        self,
+        argument: Any,
+        *,
+        channels_second: bool = False,
+        exclusive: bool = True,
     ) -> Slots | None:
         """An operand that has one number for each output of the layer, as slots ``(g, m)``."""
         planner = self.planner
         slots = planner.uses.slots(argument)
-        if slots is None or not planner.uses.exclusive(slots):
+        if slots is None:
+            return None
+        if exclusive and not planner.uses.exclusive(slots):
             return None
         shape = planner.tape.values[self.value].shape
         index = slots.index
@@ -389,13 +567,13 @@ class _Follower:
             flat = torch.empty(spread.numel(), dtype=torch.long)
             flat[self.index.reshape(-1)] = spread.reshape(-1)
             spread = flat.reshape(self.shape)
-        samples, positions = self.system.counts(spread, 0)
+        samples, positions = self.system.counts(spread, planner.samples)
         every = torch.arange(samples * positions)
         rows = Rows(every // positions, every % positions, positions)
         found = self.system.outputs(spread, rows)
         # The same for all rows, and another one for each output.
         if bool((found != found[:1]).any()):
             return None
-        if len(found[0].unique()) < found[0].numel():
+        if len(torch.unique(found[0])) < found[0].numel():
             return None
         return Slots(slots.name, found[0].clone())

@@ -100,7 +100,7 @@ class StateUses:
     def exclusive(self, slots: Slots) -> bool:
         """Whether each element is used once in the whole pass, and stands in ``slots`` once."""
         elements = slots.index.reshape(-1)
-        if len(elements.unique()) < len(elements):
+        if len(torch.unique(elements)) < len(elements):
             return False
         return bool((self._counts[slots.name][elements] == 1).all())
 
@@ -120,4 +120,5 @@ class StateUses:
                         size = int(torch.tensor(value.shape).prod())
                 self._counts[slots.name] = torch.zeros(size, dtype=torch.long)
             # An element that is spread over many places is still used once by this operation.
-            self._counts[slots.name][slots.index.reshape(-1).unique()] += 1
+            elements = torch.unique(slots.index)
+            self._counts[slots.name][elements] += 1

@@ -37,6 +37,11 @@ class Rows:
         """Number of each row, all positions of the first sample first."""
         return self.sample * self.positions + self.position
 
+    def to(self, device: torch.device) -> Rows:
+        """On another device."""
+        sample, position = self.sample.to(device), self.position.to(device)
+        return Rows(sample, position, self.positions)
+
 
 class System(ABC):
     """How one operation is read as a linear system."""
@@ -156,7 +161,7 @@ class Convolution(System):
         self, given: Mapping[str, Any], output: Tensor, rows: Rows
     ) -> Tensor:
         """The patches."""
-        picture = given[self.data]
+        picture: Tensor = given[self.data]
         size = picture.shape[2:]
         flat, inside = self._sources(rows.position, output.shape[2:], size)
         channels = picture.flatten(2).transpose(1, 2)
@@ -164,19 +169,20 @@ class Convolution(System):
         patches = channels[rows.sample[:, None], flat]
         if not bool(inside.all()):
             patches = patches * inside[..., None].to(patches)
-        split = patches.unflatten(2, (self.groups, -1))
+        split = patches.reshape(*flat.shape, self.groups, -1)
         return split.transpose(1, 2).flatten(2)
 
     def outputs(self, output: Tensor, rows: Rows) -> Tensor:
         """The channels at the positions."""
         channels = output.flatten(2).transpose(1, 2)
         picked = channels[rows.sample, rows.position]
-        return picked.unflatten(1, (self.groups, -1))
+        return picked.reshape(len(picked), self.groups, -1)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Kernel positions and input channels to output channels."""
         # (g, out, in, kernel positions), or with out and in exchanged
-        split = weight.flatten(2).unflatten(0, (self.groups, -1))
+        flat = weight.flatten(2)
+        split = flat.reshape(self.groups, -1, *flat.shape[1:])
         order = (0, 3, 1, 2) if self.transposed else (0, 3, 2, 1)
         return split.permute(order).flatten(1, 2)
 
@@ -207,3 +213,58 @@ class Convolution(System):
             inside &= (source >= 0) & (source < size)
             flat = flat * size + source.clamp(0, size - 1)
         return flat, inside
+
+
+@final
+@dataclass(frozen=True)
+class Scaling(System):
+    """A gain and an offset per channel, as norms have: each channel is a group of one input and one output.
+
+    The input is the present output, so that the matrix is one: what is solved is by how much it is to be scaled.
+
+    Args:
+        first: First of the dimensions that are channels.
+        last: Last of them, counted from the end: −1 is the very last dimension.
+        ndim: Number of dimensions of the output.
+
+    Example:
+        >>> y = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> Scaling(1, -1, 2).outputs(y, Rows(torch.tensor([1]), torch.tensor([0]), 1)).tolist()
+        [[[3.0], [4.0]]]
+    """
+
+    first: int
+    last: int
+    ndim: int
+
+    data = weight = ""
+
+    def counts(self, output: Tensor, samples: int) -> tuple[int, int]:
+        """Everything but the channels is a row."""
+        count = len(self._flat(output))
+        even = samples > 0 and count % samples == 0
+        return (samples, count // samples) if even else (count, 1)
+
+    def inputs(
+        self, given: Mapping[str, Any], output: Tensor, rows: Rows
+    ) -> Tensor:
+        """The outputs themselves."""
+        del given
+        return self.outputs(output, rows)
+
+    def outputs(self, output: Tensor, rows: Rows) -> Tensor:
+        """The channels of the rows."""
+        return self._flat(output)[rows.flat][:, :, None]
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """One number per channel."""
+        return weight.reshape(-1, 1, 1)
+
+    def _flat(self, output: Tensor) -> Tensor:
+        """``(rows, channels)``."""
+        channels = range(self.first, self.ndim + self.last + 1)
+        others = [d for d in range(self.ndim) if d not in channels]
+        count = 1
+        for d in channels:
+            count *= output.shape[d]
+        return output.permute(*others, *channels).reshape(-1, count)

@@ -54,7 +54,7 @@ class Refit(Generic[Module]):
 
     module: Module
     method: Method
-    scores: Mapping[str, float]
+    scores: Mapping[Method, float]
     criterion: Criterion
     layers: tuple[LayerFit, ...]
     left: tuple[LeftLayer, ...]

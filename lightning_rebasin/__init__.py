@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_rebasin.matching import match_weights as match_weights
     from lightning_rebasin.merging import average as average
     from lightning_rebasin.merging import interpolate as interpolate
+    from lightning_rebasin.merging import refit as refit
     from lightning_rebasin.merging import repair as repair
     from lightning_rebasin.merging import reset_batch_norm as reset_batch_norm
     from lightning_rebasin.modules import MergeModule as MergeModule
@@ -71,7 +72,13 @@ _HOMES = {
         "match_many",
         "match_weights",
     ),
-    "merging": ("average", "interpolate", "repair", "reset_batch_norm"),
+    "merging": (
+        "average",
+        "interpolate",
+        "refit",
+        "repair",
+        "reset_batch_norm",
+    ),
     "modules": ("MergeModule",),
     "symmetry": (
         "Example",

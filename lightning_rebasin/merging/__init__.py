@@ -4,14 +4,19 @@ import warnings
 from typing import Any
 
 from lightning_rebasin.merging.interpolate import average, interpolate
+from lightning_rebasin.merging.refit import LayerFit, LeftLayer, Refit, refit
 from lightning_rebasin.merging.repair import LayerVariance, Repair, repair
 from lightning_rebasin.merging.statistics import reset_batch_norm
 
 __all__ = [
+    "LayerFit",
     "LayerVariance",
+    "LeftLayer",
+    "Refit",
     "Repair",
     "average",
     "interpolate",
+    "refit",
     "repair",
     "reset_batch_norm",
 ]

@@ -1,0 +1,146 @@
+"""Samples of what layers see and return, taken while a network runs.
+
+The rows at which a layer is looked at are drawn anew for every batch, from a generator that depends on the layer and
+the batch only: the ends and the merged network are looked at in the same places, on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rebasin.errors import TraceError
+from lightning_rebasin.merging.refit.places import (
+    Place,
+    Trail,
+    Watcher,
+    watch,
+)
+from lightning_rebasin.merging.refit.plan import FittedLayer
+from lightning_rebasin.merging.refit.systems import Rows
+
+
+@final
+class Capture:
+    """What one layer sees and returns on one batch.
+
+    Args:
+        layer: The layer.
+        number: Its number among the layers, and the batch's number: they decide which rows are drawn.
+        samples: Size of the batch.
+        positions: How many positions of a sample are looked at, at most.
+        inputs: Whether the layer's inputs are wanted.
+    """
+
+    def __init__(
+        self,
+        layer: FittedLayer,
+        number: tuple[int, int],
+        samples: int,
+        positions: int,
+        *,
+        inputs: bool,
+    ) -> None:
+        self._positions = positions
+        self._layer = layer
+        self._number = number
+        self._samples = samples
+        self._wants_inputs = inputs
+        self._trail: Trail | None = None
+        self.rows: Rows | None = None
+        #: Inputs ``(R, g, n)`` of the rows.
+        self.inputs: Tensor | None = None
+        #: Outputs ``(R, g, m)`` of the rows, where the layer is judged.
+        self.outputs: Tensor | None = None
+
+    def watchers(self, trails: set[Trail]) -> dict[Place, Watcher]:
+        """Who looks where; the layer's output is followed by one of the trails."""
+        layer = self._layer
+
+        def start(given: Mapping[str, Any], result: Tensor) -> None:
+            system = layer.system
+            samples, positions = system.counts(result, self._samples)
+            rows = draw(samples, positions, self._positions, self._number).to(
+                result.device
+            )
+            self.rows = rows
+            if self._wants_inputs:
+                self.inputs = system.inputs(given, result, rows)
+            self._trail = Trail(result)
+            trails.add(self._trail)
+            if not layer.steps:
+                self._finish(result)
+
+        def step(given: Mapping[str, Any], result: Tensor) -> None:
+            del given
+            assert self._trail is not None
+            self._trail.go_on(result)
+
+        def finish(given: Mapping[str, Any], result: Tensor) -> None:
+            step(given, result)
+            self._finish(result)
+            assert self._trail is not None
+            trails.discard(self._trail)
+
+        found: dict[Place, Watcher] = dict.fromkeys(layer.steps, step)
+        found[layer.place] = start
+        if layer.steps:
+            found[layer.target] = finish
+        return found
+
+    def _finish(self, result: Tensor) -> None:
+        assert self._trail is not None
+        assert self.rows is not None
+        back = self._trail.back(result)
+        self.outputs = self._layer.system.outputs(back, self.rows)
+
+
+def draw(
+    samples: int, positions: int, wanted: int, number: tuple[int, int]
+) -> Rows:
+    """Draw rows: at most ``wanted`` positions of each sample, each sample its own.
+
+    Example:
+        >>> draw(2, 3, 3, (0, 0)).flat.tolist()
+        [0, 1, 2, 3, 4, 5]
+    """
+    count = min(positions, wanted)
+    every = torch.arange(samples)[:, None].expand(samples, count)
+    if count == positions:
+        chosen = torch.arange(positions).expand(samples, count)
+    else:
+        generator = torch.Generator().manual_seed(
+            number[0] * 1_000_003 + number[1]
+        )
+        noise = torch.rand(samples, positions, generator=generator)
+        chosen = noise.topk(count, dim=1).indices
+    return Rows(every.reshape(-1), chosen.reshape(-1), positions)
+
+
+def look(
+    module: nn.Module,
+    batch: Any,
+    captures: Iterable[Capture],
+    *,
+    plain: bool,
+) -> None:
+    """Run a network until all captures have what they want.
+
+    Raises:
+        TraceError: The network takes another path on this batch than on the example.
+    """
+    trails: set[Trail] = set()
+    watchers: dict[Place, list[Watcher]] = {}
+    captures = list(captures)
+    for capture in captures:
+        for place, watcher in capture.watchers(trails).items():
+            watchers.setdefault(place, []).append(watcher)
+    complete = watch(module, batch, watchers, trails, plain=plain)
+    if not complete:
+        raise TraceError(
+            "the network takes another path through its layers on this batch than on the first one; "
+            "give batches that take the same path"
+        )

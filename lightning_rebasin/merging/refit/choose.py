@@ -1,0 +1,102 @@
+"""Which of several merged networks is best, measured on held-out batches.
+
+Without labels the judge is the distance of a network's outputs to the mean of the ends' outputs, relative to the
+spread of that mean:
+
+    Σ ‖f(x) − Σ_i w_i·f_i(x)‖² / Σ ‖mean(x) − mean over x‖²
+
+With a loss it is the mean loss.  One batch is looked at at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rebasin.merging.refit.batches import Batches, batch_size
+from lightning_rebasin.merging.refit.fitting import Ends
+from lightning_rebasin.merging.statistics import outputs
+from lightning_rebasin.symmetry.run.examples import output_tensors
+
+#: Given a network and a batch: the mean loss over the batch.
+Loss = Callable[[nn.Module, Any], Tensor | float]
+#: What candidates are called.
+Name = TypeVar("Name", bound=str)
+
+
+def losses(
+    candidates: Mapping[Name, nn.Module], batches: Batches, loss: Loss
+) -> dict[Name, float]:
+    """Mean loss of each candidate over the samples."""
+    totals = dict.fromkeys(candidates, 0.0)
+    samples = 0
+    with torch.no_grad():
+        for batch in batches:
+            size = max(batch_size(batch), 1)
+            samples += size
+            for name, module in candidates.items():
+                totals[name] += size * float(loss(module, batch))
+    return {name: total / max(samples, 1) for name, total in totals.items()}
+
+
+def distances(
+    candidates: Mapping[Name, nn.Module], batches: Batches, ends: Ends
+) -> dict[Name, float]:
+    """Distance of each candidate's outputs to the mean of the ends' outputs, relative to that mean's variance."""
+    totals = dict.fromkeys(candidates, 0.0)
+    count = 0
+    sums = [torch.zeros(()), torch.zeros(())]
+    with torch.no_grad():
+        for batch in batches:
+            wanted = _mean_outputs(ends, batch)
+            count += 1
+            sums[0] = sums[0] + wanted.mean(0)
+            sums[1] = sums[1] + wanted.square().mean(0)
+            for name, module in candidates.items():
+                missing = _flat_output(module, batch) - wanted
+                totals[name] += float(missing.square().mean(0).sum())
+    if not count:
+        return dict.fromkeys(candidates, math.nan)
+    mean, square = sums[0] / count, sums[1] / count
+    spread = float((square - mean.square()).clamp_min(0).sum())
+    # A constant output has no spread to compare with.
+    scale = spread if spread > 0 else 1.0
+    return {name: total / count / scale for name, total in totals.items()}
+
+
+def best(scores: Mapping[Name, float]) -> Name:
+    """The name with the lowest finite score, the last of equals; the first name if there is none."""
+    finite = {n: s for n, s in scores.items() if math.isfinite(s)}
+    if not finite:
+        return next(iter(scores))
+    lowest = min(finite.values())
+    return [name for name, score in finite.items() if score == lowest][-1]
+
+
+def _mean_outputs(ends: Ends, batch: Any) -> Tensor:
+    """Mean of what the ends return, float64 ``(samples, numbers per sample)``."""
+    total = torch.zeros(())
+    for state, share in zip(ends.states, ends.shares, strict=True):
+        if share:
+            ends.module.load_state_dict(state)
+            total = total + share * _flat_output(ends.module, batch)
+    return total
+
+
+def _flat_output(module: nn.Module, batch: Any) -> Tensor:
+    size = max(batch_size(batch), 1)
+    output = next(iter(outputs(module, [batch])))
+    flat = []
+    for tensor in output_tensors(output).values():
+        if tensor.is_floating_point():
+            even = tensor.numel() % size == 0
+            shape = (size, -1) if even else (1, -1)
+            flat.append(tensor.double().reshape(shape))
+    rows = {len(tensor) for tensor in flat}
+    if len(rows) > 1:
+        flat = [tensor.reshape(1, -1) for tensor in flat]
+    return torch.cat(flat, dim=1)

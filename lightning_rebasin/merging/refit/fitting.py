@@ -1,0 +1,306 @@
+"""The passes over the data: targets from the ends, sums and solutions layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rebasin.merging.refit.batches import Batches, batch_size
+from lightning_rebasin.merging.refit.captures import Capture, look
+from lightning_rebasin.merging.refit.plan import FittedLayer, Norm
+from lightning_rebasin.merging.refit.squares import (
+    RIDGES,
+    Problem,
+    Solution,
+    Sums,
+    solve,
+)
+from lightning_rebasin.merging.refit.systems import Scaling
+from lightning_rebasin.symmetry.trace.record import known_tensors
+
+#: Every so manieth sample judges instead of being fitted.
+_JUDGES = 8
+#: Rows per layer that are looked at, about, and positions per sample, at most.
+_ROWS = 1 << 16
+_POSITIONS = 64
+#: Bytes of targets that are kept at a time; more layers than fit take another pass of the ends.
+_TARGET_BYTES = 256 << 20
+#: An output with a gain this much smaller than the largest one is not seen.
+_INVISIBLE = 1e-9
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The aligned networks, of which one is loaded at a time.
+
+    Args:
+        module: A network to load them into.
+        states: Their weights.
+        shares: Their shares; those of share 0 are not run.
+    """
+
+    module: nn.Module
+    states: Sequence[Mapping[str, Tensor]]
+    shares: Sequence[float]
+
+
+@final
+class Fitter:
+    """Fits the layers of a merged network, one after the other, in place."""
+
+    def __init__(
+        self,
+        merged: nn.Module,
+        ends: Ends,
+        batches: Batches,
+        *,
+        plain: bool,
+        ridges: Sequence[float] = RIDGES,
+    ) -> None:
+        self._merged = merged
+        self._state = known_tensors(merged)
+        self._ends = ends
+        self._batches = batches
+        self._plain = plain
+        self._ridges = ridges
+        per_sample = _ROWS // max(batches.samples, 1)
+        self._positions = min(max(per_sample, 1), _POSITIONS)
+
+    def fit_all(
+        self, layers: Sequence[FittedLayer]
+    ) -> Iterator[tuple[FittedLayer, Solution, int]]:
+        """Fit layers in the order in which they run; yields each with its solution and its number of rows."""
+        for group in self._groups(layers):
+            targets = self.targets(group)
+            for number, layer in group.items():
+                # Released as soon as the layer is done.
+                solution, rows = self.fit(number, layer, targets.pop(number))
+                yield layer, solution, rows
+
+    def _groups(
+        self, layers: Sequence[FittedLayer]
+    ) -> list[dict[int, FittedLayer]]:
+        """Runs of layers whose targets are kept at the same time."""
+        groups: list[dict[int, FittedLayer]] = []
+        kept = 0
+        for number, layer in enumerate(layers):
+            outputs = layer.weight.index[:, 0].numel()
+            positions = min(layer.positions, self._positions)
+            size = 4 * outputs * positions * self._batches.samples
+            if not groups or kept + size > _TARGET_BYTES:
+                groups.append({})
+                kept = 0
+            groups[-1][number] = layer
+            kept += size
+        return groups
+
+    def targets(
+        self, layers: Mapping[int, FittedLayer]
+    ) -> dict[int, list[Tensor]]:
+        """What the ends return where the layers are judged: their mean, on the rows of each batch."""
+        found: dict[int, list[Tensor]] = {number: [] for number in layers}
+        mixed = zip(self._ends.states, self._ends.shares, strict=True)
+        for state, share in mixed:
+            if not share:
+                continue
+            self._ends.module.load_state_dict(state)
+            for k, batch in enumerate(self._batches):
+                size = batch_size(batch)
+                captures = {}
+                for number, layer in layers.items():
+                    captures[number] = Capture(
+                        layer,
+                        (number, k),
+                        size,
+                        self._positions,
+                        inputs=False,
+                    )
+                look(
+                    self._ends.module,
+                    batch,
+                    captures.values(),
+                    plain=self._plain,
+                )
+                for number, capture in captures.items():
+                    assert capture.outputs is not None
+                    part = capture.outputs.float() * share
+                    kept = found[number]
+                    if k < len(kept):
+                        kept[k] += part
+                    else:
+                        kept.append(part)
+        return found
+
+    def fit(
+        self, number: int, layer: FittedLayer, targets: Sequence[Tensor]
+    ) -> tuple[Solution, int]:
+        """Solve one layer and write the solution; also says how many rows it had."""
+        weight, bias = effective(layer, self._state)
+        groups, inputs, outputs = weight.shape
+        fit = Sums(groups, inputs, outputs, weight.device)
+        held_out = Sums(groups, inputs, outputs, weight.device)
+        before = 0
+        for k, batch in enumerate(self._batches):
+            capture = Capture(
+                layer,
+                (number, k),
+                batch_size(batch),
+                self._positions,
+                inputs=True,
+            )
+            look(self._merged, batch, [capture], plain=self._plain)
+            x, own, rows = capture.inputs, capture.outputs, capture.rows
+            assert x is not None
+            assert own is not None
+            assert rows is not None
+            missing = targets[k].to(own.device) - own
+            judges = (rows.sample + before) % _JUDGES == _JUDGES - 1
+            before += int(rows.sample.max()) + 1
+            held_out.update(x[judges], missing[judges])
+            fit.update(x[~judges], missing[~judges])
+        problem = Problem(fit, held_out, weight, layer.intercept)
+        solution = solve(problem, self._ridges)
+        write(
+            layer,
+            self._state,
+            weight + solution.change,
+            bias + solution.shift,
+            fit + held_out,
+        )
+        return solution, fit.count + held_out.count
+
+
+def effective(
+    layer: FittedLayer, state: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Weight ``(g, n, m)`` and bias ``(g, m)`` from the layer's input to where it is judged, in float64."""
+    weight = layer.weight.read(state)
+    if isinstance(layer.system, Scaling):
+        # Its input is its own output.
+        weight = torch.full_like(weight, layer.factor)
+        return weight, torch.zeros_like(weight[:, 0])
+    if layer.bias is None:
+        bias = torch.zeros_like(weight[:, 0])
+    else:
+        bias = layer.bias.read(state)
+    if layer.norm is not None:
+        scale, offset = _affine(layer.norm, state)
+        weight = weight * scale[:, None]
+        bias = bias * scale + offset
+    scale = _behind(layer, state)
+    return weight * scale[:, None], bias * scale
+
+
+def _behind(layer: FittedLayer, state: Mapping[str, Tensor]) -> Tensor:
+    """What the output is multiplied with on the way to where it is judged, ``(g, m)``."""
+    scale = torch.full(
+        layer.weight.index[:, 0].shape, layer.factor, dtype=torch.float64
+    )
+    scale = scale.to(state[layer.weight.name].device)
+    for gain in layer.gains:
+        scale = scale * gain.read(state)
+    return scale
+
+
+def _affine(norm: Norm, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """A batch norm as ``scale · y + offset``."""
+    scale = (norm.variance.read(state) + norm.epsilon).rsqrt()
+    if norm.gain is not None:
+        scale = scale * norm.gain.read(state)
+    offset = -norm.mean.read(state) * scale
+    if norm.offset is not None:
+        offset = offset + norm.offset.read(state)
+    return scale, offset
+
+
+def write(
+    layer: FittedLayer,
+    state: Mapping[str, Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    sums: Sums,
+) -> None:
+    """Make a layer compute ``x · weight + bias``, in place.
+
+    The statistics of an absorbed batch norm are made true: they are those of what it gets to see, so that training on
+    or estimating them again on the same data changes nothing.
+
+    Args:
+        layer: The layer.
+        state: The tensors of the merged network.
+        weight: From the input to where the layer is judged, ``(g, n, m)``.
+        bias: Likewise, ``(g, m)``.
+        sums: Sums of the layer's inputs.
+    """
+    if isinstance(layer.system, Scaling):
+        _write_scaling(layer, state, weight, bias, sums)
+        return
+    scale = _behind(layer, state)
+    # An output that a gain takes away keeps its weight.
+    visible = scale.abs() > _INVISIBLE * scale.abs().max()
+    scale = torch.where(visible, scale, 1.0)
+    present, present_bias = effective(layer, state)
+    weight = torch.where(visible[:, None], weight, present) / scale[:, None]
+    bias = torch.where(visible, bias, present_bias) / scale
+    layer.weight.write(state, weight)
+    norm = layer.norm
+    if norm is None:
+        if layer.bias is not None:
+            layer.bias.write(state, bias)
+        return
+    if layer.bias is not None:
+        layer.bias.write(state, torch.zeros_like(bias))
+    if norm.gain is None or norm.offset is None:
+        # Nothing but the statistics can hold the shift.
+        norm.mean.write(state, -bias)
+        norm.variance.write(state, torch.full_like(bias, 1 - norm.epsilon))
+        if norm.gain is not None:
+            norm.gain.write(state, torch.ones_like(bias))
+        return
+    count = max(sums.count, 1)
+    mean_x = sums.x / count
+    covariance = sums.xx / count - mean_x[:, :, None] * mean_x[:, None, :]
+    mean = torch.einsum("gn,gnm->gm", mean_x, weight)
+    variance = (weight * (covariance @ weight)).sum(1).clamp_min(0)
+    norm.mean.write(state, mean)
+    norm.variance.write(state, variance)
+    norm.gain.write(state, (variance + norm.epsilon).sqrt())
+    norm.offset.write(state, bias + mean)
+
+
+def _write_scaling(
+    layer: FittedLayer,
+    state: Mapping[str, Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    sums: Sums,
+) -> None:
+    """Scale and shift the output of a norm."""
+    weight, bias = weight[:, 0] / layer.factor, bias / layer.factor
+    norm = layer.norm
+    if norm is None:
+        gain = layer.weight.read(state)
+        layer.weight.write(state, gain * weight[:, None])
+        if layer.bias is not None:
+            offset = layer.bias.read(state)
+            layer.bias.write(state, offset * weight + bias)
+        return
+    scale, offset = _affine(norm, state)
+    count = max(sums.count, 1)
+    mean_out = sums.x / count
+    variance_out = sums.xx[:, :, 0] / count - mean_out.square()
+    alive = scale != 0
+    divisor = torch.where(alive, scale, 1.0)
+    mean = (mean_out - offset) / divisor
+    variance = (variance_out / divisor.square()).clamp_min(0)
+    scale, offset = scale * weight, offset * weight + bias
+    norm.mean.write(state, mean)
+    norm.variance.write(state, variance)
+    if norm.gain is not None:
+        norm.gain.write(state, scale * (variance + norm.epsilon).sqrt())
+    if norm.offset is not None:
+        norm.offset.write(state, offset + scale * mean)

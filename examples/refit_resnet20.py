@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -113,7 +113,7 @@ class Study:
         """Accuracy and loss of a network or of logits."""
         logits = module if isinstance(module, Tensor) else self.logits(module)
         right = (logits.argmax(1) == self.labels).double().mean()
-        loss = F.cross_entropy(logits, self.labels)
+        loss = cross_entropy(logits, self.labels)
         return Score(float(right), float(loss))
 
     def end_logits(self, name: str) -> Tensor:
@@ -218,10 +218,10 @@ def table(rows: Sequence[Row], train: int, test: int) -> str:
 
 def picture(rows: Sequence[Row], path: Path) -> None:
     """Accuracy of every merge, one column per merge."""
-    import matplotlib as mpl  # noqa: PLC0415  an extra
+    import matplotlib as mpl
 
     mpl.use("Agg")
-    import matplotlib.pyplot as plt  # noqa: PLC0415
+    import matplotlib.pyplot as plt
 
     _, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     for axis, alignment in zip(axes, ("weights", "activations"), strict=True):

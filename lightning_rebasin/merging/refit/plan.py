@@ -282,7 +282,7 @@ class _Planner:
         follower.norm = _own_statistics(self, node)
         return follower.scaling(offset)
 
-    def _gain(self, node: Node) -> tuple[Slots, Slots | None, Scaling] | None:
+    def _gain(self, node: Node) -> tuple[Slots, Slots | None, Scaling] | None:  # noqa: PLR0911
         """Gain, offset and channels of a norm or of a product with a parameter."""
         given = node.arguments
         value = node.outputs[0]
@@ -385,7 +385,7 @@ class _Follower:
 
     def layer(self) -> FittedLayer | LeftLayer:
         own = self.node.arguments.get("bias", self.node.arguments.get("self"))
-        if self.node.op in ("aten.addmm", "aten.baddbmm", "aten.convolution"):
+        if self.node.op in ("aten.addmm", "aten.baddbmm", "aten.convolution"):  # noqa: SIM102
             if own is not None:
                 second = self.node.op == "aten.convolution"
                 self.bias = self._per_output(own, channels_second=second)

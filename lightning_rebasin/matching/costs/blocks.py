@@ -149,6 +149,17 @@ def objective_tensors(spec: PermutationSpec) -> tuple[str, ...]:
     )
 
 
+def telling_tensors(spec: PermutationSpec) -> tuple[str, ...]:
+    """Tensors of the objective by which one sees whether two networks are alike: those of two or more axes.
+
+    The gains of norms are all near 1, which makes any two networks look alike; biases are few.  A network that has
+    nothing else is compared by them.
+    """
+    names = objective_tensors(spec)
+    matrices = [n for n in names if len(spec.tensors[n].shape) > 1]
+    return tuple(matrices) or names
+
+
 def blocks_of(spec: PermutationSpec) -> tuple[Block, ...]:
     """All blocks of every tensor of the objective that is mapped; those without any group are its fixed parts."""
     return tuple(

@@ -33,6 +33,7 @@ from lightning_rebasin.checkpoints.report import Trial
 from lightning_rebasin.merging.refit import Refit, refit, score_rivals
 from lightning_rebasin.merging.refit.choose import Loss
 from lightning_rebasin.merging.refit.report import Method as Correction
+from lightning_rebasin.merging.statistics import outputs
 from lightning_rebasin.symmetry import PermutationSpec
 
 #: What ``method="auto"`` tries; the first of equals wins.
@@ -141,6 +142,17 @@ def repeatable(data: Iterable[Any]) -> Iterable[Any]:
         in_order = isinstance(data.sampler, SequentialSampler)
         return data if in_order else list(data)
     return list(data)
+
+
+def runs_on(network: nn.Module, batches: Iterable[Any]) -> bool:
+    """Whether ``forward`` takes the batches as they are; some networks run through ``validation_step`` only."""
+    first = next(iter(batches), None)
+    try:
+        with torch.no_grad():
+            next(iter(outputs(network, [first])))
+    except Exception:  # noqa: BLE001 - the user's forward may raise anything
+        return False
+    return True
 
 
 def _alignments(

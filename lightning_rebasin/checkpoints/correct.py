@@ -12,6 +12,7 @@ from lightning_rebasin.checkpoints.advice import ENSEMBLE, MERGED, NAIVE
 from lightning_rebasin.checkpoints.align import Aligned, load, permuted
 from lightning_rebasin.checkpoints.read import Checkpoint
 from lightning_rebasin.checkpoints.report import shortest_names
+from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.merging.interpolate import average
 from lightning_rebasin.merging.repair import repair
 from lightning_rebasin.merging.statistics import (
@@ -37,6 +38,11 @@ def correct(
     """Weights with corrected statistics, what was done, and the variance ratios."""
     if network is None or data is None or statistics in ("none", "naive"):
         return merged, "none", None
+    if statistics == "refit":
+        raise ConfigurationError(
+            f"a refit runs {type(network).__name__} on the batches, but its forward does not take them: give batches "
+            "whose first item is the input, or dicts with the names of forward's arguments"
+        )
     load(network, merged)
     if statistics == "repair":
         ends = [

@@ -21,10 +21,16 @@ from lightning_rebasin.checkpoints.align import (
     align,
     average_aligned,
     example_input,
+    load,
     prove,
     release,
 )
-from lightning_rebasin.checkpoints.choose import Choice, choose, repeatable
+from lightning_rebasin.checkpoints.choose import (
+    Choice,
+    choose,
+    repeatable,
+    runs_on,
+)
 from lightning_rebasin.checkpoints.correct import (
     Evaluate,
     correct,
@@ -214,9 +220,11 @@ def _align(
     """Match and prove, if that was asked for; by measurement where a choice was left."""
     options, choice = job.options, None
     network, data = job.network, job.data
-    measured = options.measures(
-        module=network is not None, data=data is not None
-    )
+    if network is not None and data is not None and options.measures:
+        load(network, states[0])
+        measured = runs_on(network, data)
+    else:
+        measured = False
     if measured and network is not None and data is not None:
         choice = choose(
             network,

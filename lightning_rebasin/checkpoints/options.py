@@ -86,12 +86,13 @@ class MergeOptions:
         corrected = self.statistics not in ("auto", "none")
         return self.method in ("activation", "correlation") or corrected
 
-    def measures(self, *, module: bool, data: bool) -> bool:
-        """Whether ways to merge are compared by measurement: something is left open, and data and a network decide."""
+    @property
+    def measures(self) -> bool:
+        """Whether ways to merge are compared, given a network and data to measure with: something is left open."""
         undecided = "auto" in (self.method, self.statistics)
         fallible = self.statistics == "refit"
         several = self.method != "none"
-        return (undecided or fallible) and several and module and data
+        return (undecided or fallible) and several
 
     def changed(self, **options: Any) -> Self:
         """The same with some options changed; ``weights`` is the old name of ``shares``.

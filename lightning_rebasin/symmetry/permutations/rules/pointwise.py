@@ -2,7 +2,8 @@
 
 ``x + bias`` with a 2×3 tensor and a vector of 3 is the join ``ab, b -> ab``: the elements of the bias are the columns
 of ``x``.  Whether the operation is ``relu``, ``tanh`` or ``gelu`` does not matter, because each position is computed by
-itself.  An operation that torch tags as pointwise needs no entry here.
+itself.  An operation that torch tags as pointwise, as it does ``relu``, needs no entry here: ``run_rules.py`` then
+takes this rule.
 """
 
 from __future__ import annotations

@@ -268,7 +268,9 @@ def test_an_alias_that_came_apart_is_moved_by_its_own_values() -> None:
     )
     assert spec.aliases == {"b": "a"}
     p = Permutation(spec, {"h": torch.tensor([2, 0, 1])})
-    assert p.apply_to("b", torch.tensor([5.0, 6.0, 7.0])).tolist() == [7, 5, 6]
+    apart = {"a": weight, "b": torch.tensor([5.0, 6.0, 7.0])}
+    assert p.apply(apart)["b"].tolist() == [7.0, 5.0, 6.0]
+    assert p.apply_to("b", apart["b"]).tolist() == [7.0, 5.0, 6.0]
 
 
 def test_a_tensor_that_nothing_moves_is_still_a_copy() -> None:
@@ -290,6 +292,14 @@ def test_a_file_of_a_permutation_loads_as_a_transform_too(
     assert loaded == p
     with pytest.raises(TransformError, match=r"transform .* another spec"):
         Transform.load(tmp_path / "p.pt", nested_spec(4))
+
+
+def test_a_file_of_something_else_is_called_that(tmp_path: Path) -> None:
+    torch.save({"format": "a recipe"}, tmp_path / "r.pt")
+    with pytest.raises(TransformError, match=r"r\.pt is not a transform file"):
+        Transform.load(tmp_path / "r.pt")
+    with pytest.raises(PermutationError, match="is not a permutation file"):
+        Permutation.load(tmp_path / "r.pt")
 
 
 def test_transforms_are_equal_by_value_and_hashed_by_identity() -> None:

@@ -124,11 +124,14 @@ def test_two_mistakes_at_once_are_not_blamed_on_one_tensor() -> None:
 
 
 def test_the_search_for_a_tensor_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, table = randomise(mlp(4, 6, 2)), dict(MLP_TABLE)
-    del table["2.weight"]
-    assert "'2.weight' must move" in explain(net, table, X)
+    net = randomise(mlp(4, 6, 6))
+    forgotten: Table = {"0.weight": ("h", None), "0.bias": ("h",)}
+    extra: Table = {**MLP_TABLE, "2.bias": ("h",)}
+    assert "'2.weight' must move" in explain(net, forgotten, X)
+    assert "'2.bias' must not move" in explain(net, extra, X)
     monkeypatch.setattr(diagnose, "TRIES", 0)
-    assert "no single one explains it" in explain(net, table, X)
+    assert "no single one explains it" in explain(net, forgotten, X)
+    assert "no single one explains it" in explain(net, extra, X)
 
 
 def test_a_network_that_is_not_deterministic_is_not_searched() -> None:

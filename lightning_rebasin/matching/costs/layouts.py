@@ -64,12 +64,14 @@ class Layouts:
         if not self.keep:
             made = self._ordered(block, order)
             return made.reshape(-1, made.shape[-1])
+        # By identity: blocks are made once per spec, and comparing their index tensors would take longer than the copy.
         key = (id(block), order, False)
         if key not in self._kept:
             ordered = self._kept.get((id(block), order, True))
             if ordered is None:
                 ordered = self._ordered(block, order)
             merged = ordered.reshape(-1, ordered.shape[-1])
+            # Merging axes had to copy: the copy serves whoever wants these axes contiguous, too.
             if merged.data_ptr() != ordered.data_ptr():
                 self._kept[id(block), order, True] = merged.view(ordered.shape)
             self._kept[key] = merged
@@ -177,6 +179,7 @@ class Scratch:
         )
         if out is None:
             return self.working(room, tensor.index_select(axis, index))
+        # Gathering straight into the room is only possible in the room's own precision.
         if tensor.dtype is out.dtype:
             return torch.index_select(tensor, axis, index, out=out)
         return out.copy_(tensor.index_select(axis, index))

@@ -79,6 +79,7 @@ def copy(ctx: Context, op: Operation) -> Results:
 )
 def filled(ctx: Context, op: Operation) -> Results:
     """Constant tensors; ``fill`` may take its number from a tensor."""
+    # The result is one number everywhere, but which number is decided by the value.
     for value in op.labels("value"):
         ctx.use(value)
     return [labels.constant(op.out_shape)]
@@ -104,6 +105,7 @@ def glu(ctx: Context, op: Operation) -> Results:
     dim = op.dim(label.ndim)
     half = label.shape[dim] // 2
     index = np.arange(half)
+    # Of 6 channels number 0 meets number 3: whatever moves one half moves the other alike.
     first = ctx.take(label, dim, index)
     second = ctx.take(label, dim, index + half)
     return [ctx.meet(first, second)]

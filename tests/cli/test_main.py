@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers.commands import MODULE, Files, half_written, one_line, run
 
-from lightning_rebasin.cli.main import COMMANDS
+from lightning_rebasin import __version__
+from lightning_rebasin.cli import spec
+from lightning_rebasin.cli.main import COMMANDS, main
+from lightning_rebasin.errors import DataError, RebasinWarning
 
 Capture = pytest.CaptureFixture[str]
 
@@ -149,3 +155,90 @@ def test_help_does_not_wait_for_heavy_libraries(arguments: list[str]) -> None:
     )
     assert "usage: lightning-rebasin" in result.stdout
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_the_version_is_that_of_the_package(
+    option: str, capsys: Capture
+) -> None:
+    assert run(option) == 0
+    assert capsys.readouterr().out == f"lightning-rebasin {__version__}\n"
+
+
+def test_the_arguments_of_the_process_are_the_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lightning-rebasin", "bogus"])
+    assert main() == 2
+    assert "no command 'bogus'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def spec_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Callable[[], int]], int]:
+    """Run ``lightning-rebasin spec`` with another body."""
+
+    def run_body(body: Callable[[], int]) -> int:
+        def replaced(args: argparse.Namespace) -> int:
+            return body()
+
+        monkeypatch.setattr(spec, "run", replaced)
+        return run("spec")
+
+    return run_body
+
+
+SpecDoes = Callable[[Callable[[], int]], int]
+
+
+def test_the_code_of_the_command_is_returned(spec_does: SpecDoes) -> None:
+    assert spec_does(lambda: 7) == 7
+
+
+def test_a_message_of_several_lines_becomes_one(
+    spec_does: SpecDoes, capsys: Capture
+) -> None:
+    def fail() -> int:
+        raise DataError("first\n   second\tthird")
+
+    assert spec_does(fail) == 2
+    err = capsys.readouterr().err
+    assert err == "lightning-rebasin spec: error: first second third\n"
+
+
+def test_an_error_of_the_package_itself_is_not_hidden(
+    spec_does: SpecDoes,
+) -> None:
+    def fail() -> int:
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        spec_does(fail)
+
+
+def test_an_interrupt_has_its_own_code(
+    spec_does: SpecDoes, capsys: Capture
+) -> None:
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    assert spec_does(interrupt) == 130
+    assert capsys.readouterr().err == (
+        "lightning-rebasin spec: interrupted; nothing was left half-written\n"
+    )
+
+
+def test_only_our_own_warnings_are_shown(
+    spec_does: SpecDoes, capsys: Capture
+) -> None:
+    def warn() -> int:
+        warnings.simplefilter("always")
+        warnings.warn("ours,\n of two lines", RebasinWarning, stacklevel=1)
+        warnings.warn("of a library", UserWarning, stacklevel=1)
+        return 0
+
+    shown = warnings.showwarning
+    assert spec_does(warn) == 0
+    assert capsys.readouterr().err == "warning: ours, of two lines\n"
+    assert warnings.showwarning is shown

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
-from helpers.commands import run_spec
+import torch
+from helpers.commands import run_spec, words
+from helpers.towers import Exemplary, Reader, Tower
+from torch import Tensor, nn
 
+from lightning_rebasin.cli.model import (
+    add_model_arguments,
+    build_inputs,
+    build_model,
+)
 from lightning_rebasin.errors import (
     ConfigurationError,
     RebasinError,
@@ -134,3 +143,92 @@ def test_bad_shapes_end_with_code_two(shape: str, capsys: Capture) -> None:
         run_spec(TOWER, f"--input-shape '{shape}'")
     assert caught.value.code == 2
     assert "is no shape" in capsys.readouterr().err
+
+
+def parse(*parts: str) -> argparse.Namespace:
+    """The options of the model, parsed."""
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser)
+    return parser.parse_args(words(*parts))
+
+
+def inputs(module: nn.Module, *parts: str) -> tuple[Tensor, ...]:
+    """The inputs that the options describe."""
+    return build_inputs(parse(*parts), module)
+
+
+def test_the_seed_decides_the_weights() -> None:
+    first, again, other = (
+        build_model(parse(TOWER, f"--seed {seed}")).state_dict()
+        for seed in (3, 3, 4)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_seed_decides_the_inputs() -> None:
+    first, again, other = (
+        inputs(nn.ReLU(), "--input-shape 4,6", f"--seed {seed}")[0]
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_options_override_the_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "model: {class_path: helpers.towers.Tower, init_args: {width: 11, sizes: [1, 7]}}"
+    )
+    module = build_model(
+        parse(f"--config {config} --init-args '{{\"width\": 5}}'")
+    )
+    assert isinstance(module, Tower)
+    assert module.head.out_features == 7
+    shape = module.state_dict()["stem.0.weight"].shape
+    assert tuple(shape) == (5, 3)
+
+
+def test_a_configuration_may_name_the_class_alone(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("model: torch.nn.ReLU")
+    assert isinstance(build_model(parse(f"--config {config}")), nn.ReLU)
+
+
+def test_dtypes_go_to_the_shapes_in_turn() -> None:
+    found = inputs(
+        nn.ReLU(),
+        "--input-shape 2 --input-shape 3 --input-shape 4 --input-shape 5",
+        "--input-dtype bool --input-dtype double --input-dtype long",
+    )
+    assert [(x.dtype, tuple(x.shape)) for x in found] == [
+        (torch.bool, (2,)),
+        (torch.float64, (3,)),
+        (torch.int64, (4,)),
+        (torch.float32, (5,)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("module", "option", "high"),
+    [
+        (nn.ReLU(), "", 2),
+        (Reader(), "", 7),
+        (nn.Sequential(nn.Embedding(9, 1), nn.Embedding(4, 1)), "", 4),
+        (Reader(), "--input-high 3", 3),
+        (nn.ReLU(), "--input-high 1", 1),
+    ],
+    ids=["no embedding", "embedding", "smallest", "asked for", "only zero"],
+)
+def test_integers_lie_below_the_smallest_embedding(
+    module: nn.Module, option: str, high: int
+) -> None:
+    (drawn,) = inputs(module, "--input-shape 500 --input-dtype long", option)
+    # Each of at most nine numbers comes up among 500 but for a chance below 1e-24.
+    assert sorted(set(drawn.tolist())) == list(range(high))
+
+
+def test_an_example_of_the_model_needs_no_inputs() -> None:
+    assert inputs(Exemplary()) == ()
+    with pytest.raises(ConfigurationError, match="no example input"):
+        inputs(Tower())

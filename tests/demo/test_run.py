@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,11 @@ from lightning_rebasin.demo.model import Classifier
 from lightning_rebasin.demo.run import (
     DemoReport,
     DemoSettings,
+    Row,
     evaluate_merged,
     run_demo,
 )
-from lightning_rebasin.errors import ConfigurationError, OutputError
+from lightning_rebasin.errors import ConfigurationError, DataError, OutputError
 
 Demo = tuple[DemoSettings, DemoReport]
 
@@ -68,6 +71,89 @@ def test_everything_is_written(demo: Demo) -> None:
     picture = (settings.output / "barrier.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert list((settings.output / "snapshots").iterdir())
+
+
+def test_the_barriers_are_those_of_the_written_curves(demo: Demo) -> None:
+    settings, report = demo
+    with (settings.output / "barrier.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["lam"]) for line in lines] == pytest.approx(
+        [i / 24 for i in range(25)]
+    )
+    barriers = []
+    for curve in ("naive", "matched"):
+        losses = [float(line[f"{curve}_val_loss"]) for line in lines]
+        barriers.append(max(losses) - (losses[0] + losses[-1]) / 2)
+    assert report.naive_barrier == pytest.approx(barriers[0], rel=1e-6)
+    assert report.matched_barrier == pytest.approx(barriers[1], abs=1e-6)
+    accuracies = [float(line["naive_val_accuracy"]) for line in lines]
+    assert report.rows[0].accuracy == pytest.approx(accuracies[0])
+    assert report.rows[1].accuracy == pytest.approx(accuracies[-1])
+
+
+def test_the_symmetries_are_counted(demo: Demo) -> None:
+    _, report = demo
+    # Three hidden layers of 256 units: log10 of (256!)^3.
+    expected = 3 * math.lgamma(257) / math.log(10)
+    assert report.symmetries == pytest.approx(expected)
+
+
+def test_the_merged_weights_are_the_mean_of_matched_ends(demo: Demo) -> None:
+    settings, _ = demo
+    first, second, merged = (
+        torch.load(settings.output / f"{name}.ckpt", weights_only=False)[
+            "state_dict"
+        ]
+        for name in ("first", "second", "merged")
+    )
+    # The mean of all weights is blind to the order of the units.
+    for name, tensor in merged.items():
+        mean = (first[name].mean() + second[name].mean()) / 2
+        torch.testing.assert_close(tensor.mean(), mean, rtol=1e-4, atol=1e-6)
+    # Twice the mean less the first is the second, its units in another order.
+    bias = "network.0.bias"
+    matched = 2 * merged[bias] - first[bias]
+    torch.testing.assert_close(
+        matched.sort().values,
+        second[bias].sort().values,
+        rtol=0,
+        atol=1e-6,
+    )
+    assert not torch.allclose(matched, second[bias])
+
+
+def test_the_table_shows_barriers_of_midpoints_only() -> None:
+    report = DemoReport(
+        data="digits",
+        settings={},
+        rows=(
+            Row("first (λ = 0)", 0.125, 0.9876),
+            Row("naive midpoint", 1.5, 0.5),
+            Row("merged midpoint", 0.25, 1.0),
+        ),
+        naive_barrier=1.375,
+        matched_barrier=0.0625,
+        symmetries=3.0,
+        equivalence_error=0.0,
+        objective=(1.0, 2.0),
+        seconds={},
+    )
+    assert [line.split() for line in report.table().splitlines()] == [
+        ["test", "loss", "accuracy", "barrier"],
+        ["first", "(λ", "=", "0)", "0.1250", "98.76%"],
+        ["naive", "midpoint", "1.5000", "50.00%", "1.3750"],
+        ["merged", "midpoint", "0.2500", "100.00%", "0.0625"],
+    ]
+
+
+def test_the_loggers_speak_again_afterwards(tmp_path: Path) -> None:
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    missing = DemoSettings(tmp_path / "out", data_dir=tmp_path)
+    with pytest.raises(DataError):
+        run_demo(missing, progress=False)
+    assert logger.level == level
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_merged_file_is_a_normal_lightning_checkpoint(demo: Demo) -> None:

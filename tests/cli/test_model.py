@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import pytest
@@ -232,3 +233,52 @@ def test_an_example_of_the_model_needs_no_inputs() -> None:
     assert inputs(Exemplary()) == ()
     with pytest.raises(ConfigurationError, match="no example input"):
         inputs(Tower())
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
+        ("def f(:", "SyntaxError: invalid syntax"),
+    ],
+)
+def test_code_that_cannot_be_imported_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_code.py").write_text(code)
+    with pytest.raises(
+        ConfigurationError, match=f"'broken_code.Net': {message}"
+    ):
+        build_model(parse("--module broken_code.Net"))
+
+
+def test_empty_arguments_of_a_configuration_are_none(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("model:\n  class_path: torch.nn.ReLU\n  init_args:\n")
+    assert isinstance(build_model(parse(f"--config {config}")), nn.ReLU)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "{class_path: torch.nn.ReLU, init_args: [1]}",
+            r"config\.yaml: init_args must map names to values, not be a list",
+        ),
+        ("{class_path: 3}", "cannot import 3: class_path must be a text"),
+        (
+            "{class_path: helpers.towers.Tower, init_args: {stem: {class_path: [a]}}}",
+            r"cannot import \['a'\]",
+        ),
+    ],
+    ids=["list of arguments", "number", "nested list"],
+)
+def test_a_malformed_model_section_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model: {text}")
+    with pytest.raises(ConfigurationError, match=message):
+        build_model(parse(f"--config {config}"))

@@ -154,3 +154,29 @@ def test_an_existing_file_is_kept(
     assert run(barrier, "-o out.csv") == 2
     assert "--force" in one_line(capsys)
     assert (tmp_path / "out.csv").read_text() == "mine"
+
+
+def test_an_unknown_format_is_refused_before_measuring(
+    files: Files, tmp_path: Path, capsys: Capture
+) -> None:
+    linear_ends()
+    barrier = f"barrier p.pt q.pt {LINEAR} --data {files.loaders}.pair"
+    assert run(barrier, "-o out.txt") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""  # no table: nothing was measured
+    assert "cannot write out.txt: the name must end in" in captured.err
+    assert "png" in captured.err
+    assert not (tmp_path / "out.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["picture", "out.PNG"])
+def test_pictures_are_png_by_default_and_in_capitals(
+    files: Files, tmp_path: Path, name: str
+) -> None:
+    linear_ends()
+    code = run(
+        f"barrier p.pt q.pt {LINEAR} --data {files.loaders}.pair",
+        f"--points 3 --no-progress -o {name}",
+    )
+    assert code == 0
+    assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

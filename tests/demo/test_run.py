@@ -31,6 +31,13 @@ def test_settings_are_checked(tmp_path: Path, bad: dict[str, int]) -> None:
         DemoSettings(tmp_path, None, **bad)
 
 
+def test_the_next_seed_must_be_one_too(tmp_path: Path) -> None:
+    largest = 4_294_967_294
+    assert DemoSettings(tmp_path, seed=largest).seed == largest
+    with pytest.raises(ConfigurationError, match=f"at most {largest}"):
+        DemoSettings(tmp_path, seed=largest + 1)
+
+
 def test_an_unwritable_output_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     settings = DemoSettings(tmp_path / "file" / "out", epochs=1)

@@ -129,18 +129,25 @@ class Open(nn.Module):
         self.settings = settings
 
 
-def test_a_class_of_any_arguments_gets_all_public_ones(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "open_models", sys.modules[__name__])
+def make(hidden: int = 2) -> nn.Module:
+    return nn.Linear(hidden, 1)
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "own_models", sys.modules[__name__])
+
+
+def test_a_class_of_any_arguments_gets_all_public_ones() -> None:
     stored = checkpoint(hidden=5, colour="red", _class_path="x.Y")
-    module = load(stored, "--module open_models.Open")
+    module = load(stored, "--module own_models.Open")
     assert module.settings == {"hidden": 5, "colour": "red"}
 
 
 def test_a_function_gets_no_stored_hyper_parameters() -> None:
-    module = load(checkpoint(bias=True), "--module helpers.models.mnist_mlp")
-    assert isinstance(module, nn.Sequential)
+    module = load(checkpoint(hidden=5), "--module own_models.make")
+    assert isinstance(module, nn.Linear)
+    assert module.in_features == 2
 
 
 def test_files_without_hyper_parameters_use_the_defaults(

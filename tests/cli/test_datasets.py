@@ -253,7 +253,7 @@ def test_without_network_or_loader_nothing_is_evaluated() -> None:
 @pytest.mark.parametrize(
     "batch",
     [
-        torch.zeros(4, 6),
+        torch.zeros(4, 6, dtype=torch.long),
         (torch.zeros(4, 6),),
         (torch.zeros(4, 6), torch.zeros(4)),
         (torch.zeros(4, 6), torch.zeros(4, 2, dtype=torch.long)),

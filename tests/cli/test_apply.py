@@ -79,3 +79,15 @@ def test_an_existing_file_is_kept(
     assert (tmp_path / "b.ckpt").read_bytes() == before
     assert run(f"apply {reversal} a.ckpt -o b.ckpt --force") == 0
     assert (tmp_path / "b.ckpt").read_bytes() != before
+
+
+def test_names_behind_a_prefix_are_found_and_kept(
+    files: Files, reversal: str
+) -> None:
+    wrapped = {f"wrapped.{name}": t for name, t in files.state.items()}
+    torch.save(wrapped, "wrapped.pt")
+    assert run(f"apply {reversal} wrapped.pt -o out.pt") == 0
+    got = torch.load("out.pt", weights_only=True)
+    assert list(got) == list(wrapped)
+    for name, tensor in files.state.items():
+        assert torch.equal(got[f"wrapped.{name}"], turned(name, tensor)), name

@@ -131,6 +131,16 @@ def test_a_label_file_in_place_of_the_images_is_named(idx: Path) -> None:
         idx_folder(idx)
 
 
+def test_other_numbers_than_unsigned_bytes_are_refused(idx: Path) -> None:
+    path = idx / "train-labels-idx1-ubyte"
+    content = bytearray(path.read_bytes())
+    content[2] = 9  # signed bytes
+    path.write_bytes(content)
+    message = "train-labels-idx1-ubyte is not an idx file of 1-dimensional"
+    with pytest.raises(DataError, match=message):
+        idx_folder(idx)
+
+
 def test_without_a_seed_the_order_stays() -> None:
     data = TensorDataset(torch.arange(7))
     batches = [batch[0].tolist() for batch in loader(data, 3)]

@@ -103,3 +103,25 @@ def test_killed_while_writing_leaves_no_broken_output(
     process.kill()
     process.communicate(timeout=120)
     assert (tmp_path / "out.ckpt").read_bytes() == old
+
+
+@pytest.mark.parametrize(
+    ("option", "warning"),
+    [
+        ("--share 0.25 0.75", ""),
+        (
+            "--weight 0.25 0.75",
+            "warning: --weight is called --share now\n",
+        ),
+    ],
+)
+def test_shares_weigh_the_models(
+    files: Files, option: str, warning: str, capsys: Capture
+) -> None:
+    assert run(f"{MERGE} --method average --no-progress", option) == 0
+    assert capsys.readouterr().err == warning
+    b = torch.load("b.ckpt", weights_only=False)["state_dict"]
+    merged = torch.load("out.ckpt", weights_only=True)["state_dict"]
+    for name in ("net.fc1.weight", "net.fc1.bias", "net.fc2.weight"):
+        expected = 0.25 * files.state[name] + 0.75 * b[name]
+        torch.testing.assert_close(merged[name], expected)

@@ -93,9 +93,10 @@ def test_the_barriers_are_those_of_the_written_curves(demo: Demo) -> None:
         barriers.append(max(losses) - (losses[0] + losses[-1]) / 2)
     assert report.naive_barrier == pytest.approx(barriers[0], rel=1e-6)
     assert report.matched_barrier == pytest.approx(barriers[1], abs=1e-6)
-    accuracies = [float(line["naive_val_accuracy"]) for line in lines]
-    assert report.rows[0].accuracy == pytest.approx(accuracies[0])
-    assert report.rows[1].accuracy == pytest.approx(accuracies[-1])
+    for row, line in zip(report.rows, (lines[0], lines[-1]), strict=False):
+        loss, accuracy = line["naive_val_loss"], line["naive_val_accuracy"]
+        assert row.loss == pytest.approx(float(loss), rel=1e-6)
+        assert row.accuracy == pytest.approx(float(accuracy))
 
 
 def test_the_symmetries_are_counted(demo: Demo) -> None:

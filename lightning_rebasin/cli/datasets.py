@@ -161,22 +161,29 @@ def _cross_entropy(network: nn.Module, batch: Any) -> float:
     like = next(iter(network.parameters()))
     inputs = batch[0].to(like.device, like.dtype)
     labels = batch[1].to(like.device)
-    return float(cross_entropy(network, (inputs, labels))["loss"])
+    loss = cross_entropy(network, (inputs, labels))["loss"]
+    return float(loss.detach())
 
 
-def _logged_loss(network: Any, batch: Any) -> float:
-    """The first loss that ``validation_step`` logs on a batch; NaN if it logs none."""
-    from lightning_rebasin.landscape.lightning_probe import make_probe
-    from lightning_rebasin.landscape.measure import measure_points
-    from lightning_rebasin.landscape.points import Point
-    from lightning_rebasin.landscape.weights import weights_of
+def _logged_loss(network: nn.Module, batch: Any) -> float:
+    """The first loss that ``validation_step`` logs on a batch, without a trainer; NaN if it logs none."""
+    import torch
+    from torch.utils._pytree import tree_map
 
-    probe = make_probe(network, 1)
-    here = Point((weights_of(network),), (1.0,))
-    measure_points(probe, [here], [[batch]])
-    for name, value in probe.results()[0].items():
+    from lightning_rebasin.merging.statistics import copied, moved_to
+    from lightning_rebasin.symmetry.run.examples import Example
+    from lightning_rebasin.symmetry.run.lightning import call, silence
+
+    copy = copied(network)
+    logged = silence(copy, network)
+    placed = tree_map(lambda leaf: moved_to(copy, leaf), batch)
+    with torch.no_grad(), warnings.catch_warnings():
+        # A few held-out samples hold too few classes for some metrics, which say so every time.
+        warnings.simplefilter("ignore")
+        call(copy, Example((placed,), method="validation_step"), logged)
+    for name, value in logged.items():
         if "loss" in name.lower():
-            return value
+            return float(value)
     return math.nan
 
 

@@ -32,7 +32,10 @@ def test_a_config_file_gives_network_and_data(
     )
     merge = "merge a.ckpt b.ckpt --config config.yaml"
     assert run(merge, "-o out.ckpt --no-progress") == 0
-    assert "statistics reset" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    # On a network that was never trained the loss likes what answers least.
+    assert "method average" in out
+    assert "held-out loss by alignment and correction" in out
     config.write_text(
         f"model: {{class_path: {MODULE}}}\ndata: {{class_path: {files.loaders}.Nothing}}\n"
     )
@@ -268,3 +271,59 @@ def test_other_batches_are_no_classification(batch: object) -> None:
 
 def test_no_batch_is_no_classification() -> None:
     assert datasets.evaluator(nn.ReLU(), Data(validate=[])) is None
+
+
+def test_data_may_be_given_once_per_model(
+    files: Files, capsys: Capture
+) -> None:
+    data = f"--data {files.loaders}.pair --data {files.loaders}.Blobs"
+    merge = "merge a.ckpt b.ckpt -o out.ckpt --no-progress"
+    assert run(merge, f"--module {MODULE}", data) == 0
+    out = capsys.readouterr().out
+    assert (
+        f"the data came from {files.loaders}.pair and {files.loaders}.Blobs"
+        in out
+    )
+
+
+def test_batches_of_several_sources_take_turns() -> None:
+    first = Data([1, 3, 5], [10], ("a",))
+    second = Data([2, 4], [20], ("b",))
+    union = datasets._union([first, second])
+    assert union.train == [1, 2, 3, 4, 5]
+    assert union.validate is not None
+    assert list(union.validate) == [10, 20]
+    # A loader is gone through once per network that is evaluated.
+    assert list(union.validate) == [10, 20]
+    assert union.sources == ("a", "b")
+
+
+def test_the_loss_that_decides_is_what_validation_logs() -> None:
+    module = Classifier(hidden=6)
+    batch = next(iter(val_loader()))
+    loss = datasets.held_out_loss(module, Data([batch]))
+    assert loss is not None
+    with torch.no_grad():
+        logits = module.eval()(batch[0])
+    expected = nn.functional.cross_entropy(logits, batch[1])
+    assert loss(module, batch) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_plain_classifier_is_judged_by_its_cross_entropy() -> None:
+    network = nn.Linear(6, 3)
+    x, y = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
+    loss = datasets.held_out_loss(network, Data([(x, y)]))
+    assert loss is not None
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(network(x), y)
+        assert loss(network, (x, y)) == pytest.approx(
+            float(expected), rel=1e-6
+        )
+
+
+def test_without_labels_there_is_no_loss() -> None:
+    assert (
+        datasets.held_out_loss(nn.Linear(6, 3), Data([torch.ones(5, 6)]))
+        is None
+    )
+    assert datasets.held_out_loss(None, Data()) is None

@@ -21,7 +21,7 @@ def test_merge_from_lightning_files(
 ) -> None:
     code = run(
         f"{MERGE} --module {MODULE} --data {files.loaders}.pair",
-        "--statistics none --report r.json",
+        "--method weight --statistics none --report r.json",
     )
     out, err = capsys.readouterr()
     assert code == 0
@@ -38,6 +38,7 @@ def test_merge_from_lightning_files(
         "b.ckpt",
         "naive average",
         "merged",
+        "ensemble",
     }
     assert evaluation["merged"]["val_loss"] == pytest.approx(
         evaluation["a.ckpt"]["val_loss"], rel=1e-4

@@ -1,17 +1,12 @@
 import copy
-import warnings
 
 import pytest
 import torch
 from helpers.models import BatchNormCNN, mlp, randomise
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_rebasin.checkpoints.apply import apply_to_checkpoint
-from lightning_rebasin.checkpoints.inputs import read_inputs
 from lightning_rebasin.checkpoints.optimizer import permute_optimizer_states
-from lightning_rebasin.errors import CheckpointError, ConfigurationError
+from lightning_rebasin.errors import CheckpointError
 from lightning_rebasin.symmetry import Permutation, infer_spec
 
 OPTIMIZERS = {
@@ -66,111 +61,6 @@ def test_the_next_ten_steps_are_the_same_after_permuting(kind):
     assert (
         gap > 1e-4
     )  # without moving the optimizer's state the training goes another way
-
-
-class TwoGroups(LightningModule):
-    """Groups of parameters in another order than the state dict, and two optimizers."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = mlp(4, 6, 6, 2)
-        self.example_input_array = torch.zeros(2, 4)
-
-    def forward(self, x):
-        return self.net(x)
-
-    def training_step(self, batch, _):
-        return nn.functional.mse_loss(self(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        biases = [p for n, p in self.named_parameters() if n.endswith("bias")]
-        weights = [
-            p for n, p in self.named_parameters() if n.endswith("weight")
-        ]
-        optimizer = torch.optim.Adam(
-            [{"params": biases, "lr": 0.02}, {"params": weights}], lr=0.01
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1),
-        }
-
-
-def fit(module, path, epochs, tmp_path, ckpt_path=None):
-    g = torch.Generator().manual_seed(5)
-    data = TensorDataset(
-        torch.randn(40, 4, generator=g), torch.randn(40, 2, generator=g)
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = Trainer(
-            max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-            enable_checkpointing=False, default_root_dir=tmp_path, precision="64-true",
-        )  # fmt: skip
-        trainer.fit(
-            module, DataLoader(data, batch_size=8), ckpt_path=ckpt_path
-        )
-        trainer.save_checkpoint(path)
-    return trainer
-
-
-def test_a_lightning_training_goes_on_exactly(tmp_path):
-    torch.manual_seed(0)
-    fit(TwoGroups(), tmp_path / "a.ckpt", 2, tmp_path)
-    spec = infer_spec(TwoGroups())
-    p = Permutation.random(spec, torch.Generator().manual_seed(1))
-    source = read_inputs([tmp_path / "a.ckpt"], spec.tensors)[0]
-    with pytest.raises(
-        CheckpointError, match=r"2 groups of parameters.*--module"
-    ):
-        apply_to_checkpoint(
-            source, p, tmp_path / "b.ckpt", permute_optimizer=True
-        )
-    assert not (tmp_path / "b.ckpt").exists()
-    error = apply_to_checkpoint(
-        source,
-        p,
-        tmp_path / "b.ckpt",
-        module=TwoGroups(),
-        permute_optimizer=True,
-    )
-    assert error < 1e-12
-
-    one, two = TwoGroups(), TwoGroups()
-    fit(one, tmp_path / "a4.ckpt", 4, tmp_path, tmp_path / "a.ckpt")
-    trainer = fit(two, tmp_path / "b4.ckpt", 4, tmp_path, tmp_path / "b.ckpt")
-    assert trainer.global_step == 20
-    expected = p.apply(one.state_dict())
-    for name, tensor in two.state_dict().items():
-        torch.testing.assert_close(
-            tensor, expected[name], rtol=1e-9, atol=1e-11
-        )
-    rates = [
-        torch.load(tmp_path / f"{n}4.ckpt")["lr_schedulers"][0]["_last_lr"]
-        for n in "ab"
-    ]
-    assert rates[0] == rates[1] != [0.02, 0.01]
-
-
-def test_without_the_option_training_starts_afresh(tmp_path):
-    fit(TwoGroups(), tmp_path / "a.ckpt", 1, tmp_path)
-    spec = infer_spec(TwoGroups())
-    source = read_inputs([tmp_path / "a.ckpt"], spec.tensors)[0]
-    apply_to_checkpoint(
-        source, Permutation.identity(spec), tmp_path / "b.ckpt"
-    )
-    assert (
-        torch.load(tmp_path / "b.ckpt", weights_only=True)["optimizer_states"]
-        == []
-    )
-    fresh = read_inputs([tmp_path / "b.ckpt"], spec.tensors)[0]
-    with pytest.raises(ConfigurationError, match="no optimizer state"):
-        apply_to_checkpoint(
-            fresh,
-            Permutation.identity(spec),
-            tmp_path / "c.ckpt",
-            permute_optimizer=True,
-        )
 
 
 def test_names_that_the_optimizer_kept_win():

@@ -1,15 +1,13 @@
 import pickle
 import sys
 import warnings
-from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.models import BatchNormCNN, mlp
+from helpers.checkpoint_files import same
 from helpers.shared import shared_path
-from torch import nn
 
 from lightning_rebasin.checkpoints import read_checkpoint
 from lightning_rebasin.errors import (
@@ -17,15 +15,6 @@ from lightning_rebasin.errors import (
     RebasinError,
     UnsafeLoadWarning,
 )
-
-
-@pytest.fixture
-def state():
-    return {name: t.clone() for name, t in mlp(3, 4, 2).state_dict().items()}
-
-
-def same(a, b):
-    return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.parametrize(
@@ -102,23 +91,6 @@ def _trusting_load(file):
     )
 
 
-def test_hyper_parameters_of_refused_files_are_kept():
-    c = read_checkpoint(
-        shared_path("data/lightning/v2.6.0-loss-object-in-hparams.ckpt")
-    )
-    kept = c.metadata["hyper_parameters"]
-    assert (kept["hidden_channels"], kept["padding"], kept["lr"]) == (
-        16,
-        "same",
-        0.001,
-    )
-    assert repr(kept["optimizer"]) == "<stand-in for torch.optim.adam.Adam>"
-    assert (
-        repr(kept["criterion"])
-        == "<stand-in for torch.nn.modules.loss.BCEWithLogitsLoss>"
-    )
-
-
 def test_every_other_shared_checkpoint_loads():
     files = [
         f
@@ -134,57 +106,6 @@ def test_every_other_shared_checkpoint_loads():
             t.device.type == "cpu" and not t.requires_grad
             for t in c.state_dict.values()
         )
-
-
-def test_prefixes(tmp_path, state):
-    save = lambda names: torch.save(
-        {new: state[old] for new, old in names.items()}, tmp_path / "a.pt"
-    )
-    save({f"module.{n}": n for n in state})
-    assert same(read_checkpoint(tmp_path / "a.pt").state_dict, state)
-    assert list(read_checkpoint(tmp_path / "a.pt", prefix="").state_dict) == [
-        f"module.{n}" for n in state
-    ]
-    save({f"model._orig_mod.{n}": n for n in state})
-    assert list(read_checkpoint(tmp_path / "a.pt").state_dict) == [
-        f"model.{n}" for n in state
-    ]
-    assert same(
-        read_checkpoint(
-            tmp_path / "a.pt", prefix="model._orig_mod."
-        ).state_dict,
-        state,
-    )
-    mapped = read_checkpoint(
-        tmp_path / "a.pt",
-        prefix={"model._orig_mod.0": "first", "model._orig_mod.": "rest."},
-    )
-    assert list(mapped.state_dict) == [
-        "first.weight",
-        "first.bias",
-        "rest.2.weight",
-        "rest.2.bias",
-    ]
-    assert mapped.names["first.bias"] == "model._orig_mod.0.bias"
-    with pytest.raises(
-        CheckpointError,
-        match=r"'model._orig_mod.0.weight' does not begin with the prefix 'net.'",
-    ):
-        read_checkpoint(tmp_path / "a.pt", prefix="net.")
-    with pytest.raises(CheckpointError, match="would both be called 'x'"):
-        read_checkpoint(
-            tmp_path / "a.pt",
-            prefix={f"model._orig_mod.{n}": "x" for n in state},
-        )
-
-
-def test_a_lightning_module_may_call_its_child_module(tmp_path, state):
-    names = {f"module.{n}": t for n, t in state.items()}
-    torch.save(
-        {"pytorch-lightning_version": "2.6.6", "state_dict": names},
-        tmp_path / "a.ckpt",
-    )
-    assert list(read_checkpoint(tmp_path / "a.ckpt").state_dict) == list(names)
 
 
 def test_averaged_and_live_weights(tmp_path, state):
@@ -208,93 +129,6 @@ def test_averaged_and_live_weights(tmp_path, state):
         read_checkpoint(tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match="WeightAveraging"):
         read_checkpoint(tmp_path / "b.pt", weights="current")
-
-
-class Foreign(nn.Module):
-    """Unknown to the restricted reader, with everything a module can have."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = BatchNormCNN(2)
-        self.scale = nn.Parameter(torch.ones(2))
-        self.register_buffer("scratch", torch.zeros(1), persistent=False)
-        self.hook = self.body.fc.forward
-
-    def __reduce_ex__(self, protocol):
-        return super().__reduce_ex__(protocol)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_whole_modules_give_their_state_dict(tmp_path, zipped):
-    module = Foreign()
-    del module.hook
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.save(
-            {"net": module, "epoch": 1},
-            tmp_path / "a.pt",
-            _use_new_zipfile_serialization=zipped,
-        )
-        torch.save(
-            module, tmp_path / "b.pt", _use_new_zipfile_serialization=zipped
-        )
-    assert same(
-        dict(sorted(read_checkpoint(tmp_path / "a.pt").state_dict.items())),
-        dict(sorted(module.state_dict().items())),
-    )
-    assert len(read_checkpoint(tmp_path / "b.pt").state_dict) == len(
-        module.state_dict()
-    )
-
-
-def test_stand_ins_for_containers_paths_and_numbers(tmp_path, state):
-    np = pytest.importorskip("numpy")
-    import argparse
-    import functools
-
-    payload = {
-        "state_dict": OrderedDict(state),
-        "args": argparse.Namespace(lr=0.1, inner=argparse.Namespace(depth=3)),
-        "where": Path("a/b"),
-        "best": np.float64(0.25),
-        "count": np.int32(-7),
-        "array": np.zeros(3),
-        "callable": functools.partial(print, "x"),
-        "seen": {1, 2},
-        "dtype": torch.bfloat16,
-    }
-    torch.save(payload, tmp_path / "a.pt")
-    meta = read_checkpoint(tmp_path / "a.pt").metadata
-    assert meta["args"] == {"lr": 0.1, "inner": {"depth": 3}}
-    assert (meta["where"], meta["best"], meta["count"]) == ("a/b", 0.25, -7)
-    assert (meta["seen"], meta["dtype"]) == ({1, 2}, torch.bfloat16)
-    assert repr(meta["callable"]) == "<stand-in for functools.partial>"
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_restricted_reading_gives_the_same_tensors(tmp_path, zipped):
-    shared = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    tensors = {
-        "view": shared[1:, ::2],
-        "transposed": shared.T,
-        "half": shared.half(),
-        "bf16": shared.bfloat16(),
-        "int8": shared.to(torch.int8),
-        "complex": torch.view_as_complex(torch.randn(3, 2)),
-        "scalar": torch.tensor(4),
-        "parameter": nn.Parameter(shared.clone()),
-        "empty": torch.zeros(0, 3),
-    }
-    payload = {"state_dict": tensors, "why_refused": print}
-    torch.save(
-        payload, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped
-    )
-    got = read_checkpoint(tmp_path / "a.pt").state_dict
-    assert same(got, tensors)
-    assert all(
-        got[n].dtype == t.dtype and type(got[n]) is torch.Tensor
-        for n, t in tensors.items()
-    )
 
 
 def test_files_saved_on_cuda_map_to_the_cpu(tmp_path, state):
@@ -355,40 +189,6 @@ def test_unsafe_is_a_last_resort_with_a_warning(tmp_path, state):
     assert isinstance(c.metadata["counter"], Path)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is empty"),
-        (b"PK\x03\x04" + b"\0" * 100, "truncated or damaged zip"),
-        (b"hello, I am text", "not a file written by torch.save"),
-        (
-            b"\x89HDF\r\n\x1a\n" + b"\0" * 100,
-            "not a file written by torch.save",
-        ),
-        (pickle.dumps({"a": 1}), "cannot be read|truncated or damaged"),
-        (b"\x80\x02]q\x00.", "cannot be read|truncated or damaged"),
-    ],
-)
-def test_foreign_files(tmp_path, content, message):
-    (tmp_path / "a.ckpt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        read_checkpoint(tmp_path / "a.ckpt")
-    assert "a.ckpt" in str(caught.value)
-
-
-def test_files_that_hold_no_weights(tmp_path):
-    cases = (
-        ({"epoch": 3}, "no tensors"),
-        ([1, 2], "a list, not a dict"),
-        ({}, "none"),
-        (7, "a int, not a dict"),
-    )
-    for payload, message in cases:
-        torch.save(payload, tmp_path / "a.pt")
-        with pytest.raises(CheckpointError, match=message):
-            read_checkpoint(tmp_path / "a.pt")
-
-
 def test_missing_files_and_sharded_folders(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         read_checkpoint(tmp_path / "nothing.ckpt")
@@ -400,16 +200,6 @@ def test_missing_files_and_sharded_folders(tmp_path):
     (tmp_path / "shards.ckpt" / "latest").touch()
     with pytest.raises(RebasinError, match="deepspeed"):
         read_checkpoint(tmp_path / "shards.ckpt")
-
-
-def test_torchscript_is_refused_with_advice(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(
-            torch.jit.trace(mlp(3, 4, 2), torch.zeros(1, 3)), tmp_path / "a.pt"
-        )
-    with pytest.raises(CheckpointError, match=r"TorchScript.*state dict"):
-        read_checkpoint(tmp_path / "a.pt")
 
 
 def test_safetensors(tmp_path, state, monkeypatch):

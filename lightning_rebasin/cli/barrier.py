@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.description = (
         "Evaluates the network at points between A and B and prints the barrier: how much worse the worst point is\n"
-        "than the mean of the ends.  With --match or --method also after matching B to A.  A LightningModule is measured by what\n"
-        "its validation_step logs, any other module as a classifier (cross-entropy and accuracy)."
+        "than the mean of the ends.  With --match or --method also after matching B to A.  A LightningModule is\n"
+        "measured by what its validation_step logs, any other module as a classifier (cross-entropy and accuracy)."
     )
     parser.epilog = (
         "example:\n"
@@ -153,45 +153,50 @@ def _matched(
                 module, common.load_example(args, module), data.train
             ),
         )
-    return {"matched": _permutation(args, module, spec, a, b, data).apply(b)}
+    return {"matched": _permutation(args, module, spec, (a, b), data).apply(b)}
 
 
 def _permutation(
     args: argparse.Namespace,
     module: Any,
     spec: Any,
-    a: Any,
-    b: Any,
+    ends: tuple[Any, Any],
     data: datasets.Data,
 ) -> Any:
     """The permutation that the wanted method finds; of several methods the one with the best midpoint."""
-    from lightning_rebasin.landscape.pair import METHODS, closest
+    from lightning_rebasin.landscape.pair import METHODS
     from lightning_rebasin.matching import match_weights
 
     methods = METHODS if args.method == "auto" else (args.method or "weight",)
-    spec = spec.pin_identical_buffers(a, b)
+    spec = spec.pin_identical_buffers(*ends)
     found = {}
     if "weight" in methods:
         found["weight"] = match_weights(
-            spec, a, b, seed=args.seed, progress=not args.no_progress
+            spec, *ends, seed=args.seed, progress=not args.no_progress
         ).permutation
     if methods == ("weight",):
         return found["weight"]
     batches = list(data.train)
-    pair = _pair(module, a, b, batches)
+    pair = _pair(module, ends, batches)
     for method in methods:
         if method != "weight":
             found[method] = pair.match(spec, batches, method)
     if len(found) == 1:
         return found[methods[0]]
-    scores = pair.distances(found, batches)
+    return _best(found, pair.distances(found, batches))
+
+
+def _best(found: dict[str, Any], scores: dict[str, float]) -> Any:
+    """The permutation with the lowest score; says which one it is."""
+    from lightning_rebasin.landscape.pair import closest
+
     best = closest(scores)
     listed = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
-    print(f"matched by {best}: distances of the midpoints are {listed}")
+    print(f"matched by {best}; distances of the midpoints: {listed}")
     return found[best]
 
 
-def _pair(module: Any, a: Any, b: Any, batches: list[Any]) -> Any:
+def _pair(module: Any, ends: tuple[Any, Any], batches: list[Any]) -> Any:
     """Both checkpoints, ready to run on training batches."""
     from lightning_rebasin.errors import ConfigurationError
     from lightning_rebasin.landscape.pair import Pair
@@ -203,7 +208,7 @@ def _pair(module: Any, a: Any, b: Any, batches: list[Any]) -> Any:
             "matching by activations runs the network on training batches: --data gives none; choose --method weight"
         )
     example = batch_example(module, few(batches[0], 8))
-    return Pair(module, a, b, example.method)
+    return Pair(module, *ends, example.method)
 
 
 def _print(curves: dict[str, Any]) -> None:

@@ -6,9 +6,9 @@ Run from the repository with the shared data beside it (or REBASIN_SHARED set):
     python examples/merge_by_measurement.py --cases resnet20    # ten pairs and all five, 2.5 minutes of CPU each
     python examples/merge_by_measurement.py --cases split
 
-Every row is one merge of checkpoint files with unlabelled training data: the ends, their ensemble (mean of outputs), the
-naive average, REPAIR behind the same alignment, and what the call returned, on test data that it never saw.  Tables
-(Markdown) and numbers (JSON) go to examples/results/merge_by_measurement; rows that are there already are kept.
+Every row is one merge of checkpoint files with unlabelled training data: the ends, their ensemble (mean of outputs),
+the naive average, REPAIR behind the same alignment, and what the call returned, on test data that it never saw.
+Tables (Markdown) and numbers (JSON) go to examples/results/merge_by_measurement; rows that are there already are kept.
 """
 
 from __future__ import annotations

@@ -106,9 +106,7 @@ def merge_checkpoints(
     if not asked.dry_run:
         check_target(target, force=asked.force)
     shares = normalised_weights(len(paths), asked.shares)
-    network = None if module is None else copied(module)
-    batches = None if data is None else repeatable(data)
-    job = _Job(asked, network, batches, example, loss)
+    job = _Job(asked, _copied(module), _kept(data), example, loss)
     spec = job.spec_or_inferred(spec)
     job.give_room()
     files = _read(job, paths, spec)
@@ -125,7 +123,6 @@ def merge_checkpoints(
     if not asked.dry_run:
         history = provenance(inputs, method, done, aligned, spec)
         dropped = _write(target, files[0], merged, history, force=asked.force)
-    fit = None if choice is None or done != "refit" else choice.refit
     report = MergeReport(
         inputs=inputs,
         output=None if asked.dry_run else target,
@@ -142,13 +139,30 @@ def merge_checkpoints(
         dropped=dropped,
         spec=spec,
         seconds=time.perf_counter() - begin,
-        trials=() if choice is None else choice.trials,
-        criterion="" if choice is None else choice.criterion,
-        fits=() if fit is None else fit.layers,
-        left=() if fit is None else fit.left,
         data=asked.sources,
     )
+    if choice is not None:
+        report = _with_choice(report, choice)
     return replace(report, advice=advise(report))
+
+
+def _copied(module: nn.Module | None) -> nn.Module | None:
+    """A private copy of the network, whose weights the stages overwrite."""
+    return None if module is None else copied(module)
+
+
+def _kept(data: Iterable[Any] | None) -> Iterable[Any] | None:
+    """Batches that can be gone through several times."""
+    return None if data is None else repeatable(data)
+
+
+def _with_choice(report: MergeReport, choice: Choice) -> MergeReport:
+    """What was tried, and how the layers were refitted if a refit won."""
+    report = replace(report, trials=choice.trials, criterion=choice.criterion)
+    fit = choice.refit
+    if fit is None or report.statistics != "refit":
+        return report
+    return replace(report, fits=fit.layers, left=fit.left)
 
 
 @dataclass(frozen=True, eq=False)

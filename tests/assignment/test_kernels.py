@@ -269,13 +269,3 @@ def test_all_stages_together_give_optimal_prices(
         rows = value[np.arange(n), held]
         certify(cost, Assignment(held, rows, prices))
         assert total(cost, held) == pytest.approx(optimum(cost), rel=1e-12)
-
-
-def test_clear_favourites_are_told_from_crowded_ones() -> None:
-    rng = np.random.default_rng(1)
-    noise = rng.standard_normal((100, 100))
-    clear = noise + 30 * np.eye(100)[rng.permutation(100)]
-    prices = np.zeros(100)
-    assert kernels._clear(clear, prices, spread(noise))
-    assert not kernels._clear(noise, prices, spread(noise))
-    assert not kernels._clear(np.ones((100, 100)), prices, 0.0)

@@ -41,7 +41,6 @@ from lightning_rebasin.matching.search.general import (
 from lightning_rebasin.matching.search.memory import (
     LARGE,
     return_large_blocks,
-    reuse_small_blocks,
 )
 from lightning_rebasin.matching.search.policy import (
     OBVIOUS,
@@ -180,8 +179,6 @@ class WeightMatcher:
         self._frugal = size >= LARGE
         if self._frugal:
             return_large_blocks()
-        else:
-            reuse_small_blocks()
         self._layouts = self._layouts_of(self._source)
         self._families = families_of(spec, self._table.coupled)
         self._solver = checked_solver(solver)

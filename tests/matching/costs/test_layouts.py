@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,6 @@ from helpers.costs import (
     layouts,
     random_pair,
     random_soft,
-    roll_some,
     soft_cost,
 )
 from torch import Tensor
@@ -140,37 +137,6 @@ def test_products_are_products(size: int, keep: bool) -> None:
     np.testing.assert_allclose(
         found.numpy(), left.numpy() @ right.numpy(), rtol=1e-9, atol=1e-9
     )
-
-
-@pytest.mark.parametrize("units", [128, 192])
-def test_only_groups_with_compiled_assignments_compile_anything_else(
-    units: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lightning_rebasin.matching.costs import gather
-
-    compiled, done = gather.gather_differences, []
-
-    def watched(*arrays: Any) -> None:
-        compiled(*arrays)
-        done.append(True)
-
-    monkeypatch.setattr(gather, "gather_differences", watched)
-    # With many threads torch is faster.
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    table: dict[str, Axes] = {
-        "first": ("g", None),
-        "middle": ("h", "g", None, None),
-    }
-    a, b = random_pair({"first": (units, 3), "middle": (units, units, 3, 3)})
-    spec = PermutationSpec.from_table(table, a)
-    costs = cost_cache(spec, a, b)
-    generator = torch.Generator().manual_seed(0)
-    flats = {"g": torch.arange(units), "h": torch.arange(units)}
-    for _ in range(3):
-        expected = textbook.cost_matrix(table, "h", a, b, flats)
-        torch.testing.assert_close(costs.matrix("h", flats), expected)
-        flats["g"] = roll_some(flats["g"], 64, generator)
-    assert bool(done) == (units > 160)
 
 
 def test_copies_of_half_precision_weights_take_half_the_room() -> None:

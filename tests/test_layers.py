@@ -64,7 +64,6 @@ DOORS = {
     "compiled kernels": (
         "lightning_rebasin.assignment.kernels",
         "lightning_rebasin.compiled",
-        "lightning_rebasin.matching.costs.gather",
     ),
     "pictures": ("lightning_rebasin.plotting",),
     "command line": ("lightning_rebasin.cli",),

@@ -331,12 +331,6 @@ def solve(
     """
     n = len(a)
     epsilon = scale * (0.01 if warm else 0.05)
-    if (
-        not warm
-        and _clear(a, p, scale)
-        and _finish(a, p, held, 2 * n, _few(n))
-    ):
-        return
     for _ in range(_PHASES):
         if epsilon <= 0.0:
             break
@@ -352,12 +346,3 @@ def solve(
 def _few(n: int) -> int:
     """How many free rows are left to the shortest augmenting paths without another auction."""
     return 1 + n // 128
-
-
-def _clear(a: NDArray[Any], p: NDArray[np.float64], scale: float) -> bool:
-    """Whether most rows have one clear favourite: then plain row reduction is all it takes."""
-    step = max(1, len(a) // 32)
-    maxima = np.empty((len(a) + BLOCK - 1) // BLOCK)
-    seen = [_scan(row, p, maxima) for row in a[::step]]
-    clear = sum(best - second > 0.5 * scale for _, best, second in seen)
-    return bool(2 * step * clear > len(a))

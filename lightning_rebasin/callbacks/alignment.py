@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,17 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_rebasin.errors import BarrierWarning, RebasinError
+from lightning_rebasin.callbacks.trainer import TrainerProcesses
+from lightning_rebasin.errors import (
+    BarrierWarning,
+    ConfigurationError,
+    DataError,
+    RebasinError,
+)
+from lightning_rebasin.landscape.batches import clone_batch
 from lightning_rebasin.landscape.copies import isolated_rng
 from lightning_rebasin.landscape.lightning_probe import copy_with_trainer
+from lightning_rebasin.landscape.pair import Pair, closest
 from lightning_rebasin.landscape.weights import weights_of
 from lightning_rebasin.matching import match_weights
 from lightning_rebasin.symmetry import (
@@ -32,22 +41,50 @@ from lightning_rebasin.symmetry.trace.batch_example import batch_example
 _SAMPLES = 8
 
 
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """How the reference was matched.
+
+    Args:
+        permutation: Brings the reference near to the model.
+        method: ``"weight"``, ``"activation"`` or ``"correlation"``.
+        scores: If several methods competed, the distance of each one's midpoint.
+    """
+
+    permutation: Permutation
+    method: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
 class Aligner:
     """Keeps the spec and the last permutation.
 
     Args:
         spec: The spec, its file, or ``None`` to infer it from the module.
         seed: Seeds the matching.
+        methods: Ways to match; of several the one with the best midpoint is kept.
     """
 
     def __init__(
-        self, spec: str | Path | PermutationSpec | None, seed: int
+        self,
+        spec: str | Path | PermutationSpec | None,
+        seed: int,
+        methods: Sequence[str] = ("weight",),
     ) -> None:
         self._given = spec
         self._spec: PermutationSpec | None = None
         self._seed = seed
+        self._methods = tuple(methods)
+        # What the spec was traced with, and what runs on a training batch.
+        self._traced: str | None = None
+        self._method: str | None = None
         self._last: Permutation | None = None
         self._saved: Mapping[str, Tensor] | None = None
+
+    @property
+    def needs_batches(self) -> bool:
+        """Whether training batches are needed to match."""
+        return self._methods != ("weight",)
 
     def check(self, module: LightningModule) -> None:
         """Find the spec, before training starts; without any example input it waits for the first batch.
@@ -56,6 +93,7 @@ class Aligner:
             SpecError: The file is not a spec.
             StateDictError: The spec belongs to another architecture.
             EquivalenceError: Permuting the module as the spec says changes its function.
+            ConfigurationError: Activations are to be compared, but the spec does not say where units can be seen.
         """
         example = getattr(module, "example_input_array", None)
         if self._spec is None and (
@@ -94,9 +132,15 @@ class Aligner:
             with isolated_rng():
                 spec = infer_spec(copy_with_trainer(module), *(example or ()))
         spec.check_state(weights_of(module), "the module")
+        if self.needs_batches and spec.groups and not spec.activations:
+            raise ConfigurationError(
+                "the given spec does not say where units can be seen, which matching by activations needs: make it "
+                "with infer_spec, leave spec= out, or choose matching='weight'"
+            )
         if example is not None:
             self._prove(module, spec, example)
         self._spec = spec
+        self._traced = example[0].method if example else "forward"
 
     def _prove(
         self,
@@ -126,16 +170,85 @@ class Aligner:
     def align(
         self,
         trainer: Trainer,
-        live: Mapping[str, Tensor],
+        module: LightningModule,
         reference: Mapping[str, Tensor],
-    ) -> Permutation:
-        """The permutation that brings ``reference`` nearest to ``live``; process 0 decides for all.
+        batches: Sequence[Any] = (),
+    ) -> Alignment:
+        """The permutation that brings ``reference`` nearest to the module; process 0 decides for all.
+
+        Args:
+            trainer: The trainer.
+            module: The running model.
+            reference: Weights on its device.
+            batches: Training batches of this process, if activations are to be compared.
 
         Raises:
             RebasinError: The matching failed, on every process.
         """
+        live = weights_of(module)
+        if self.needs_batches:
+            with TrainerProcesses(trainer).together():
+                self._find_method(module, batches)
         assert self._spec is not None
         spec = self._spec.pin_identical_buffers(live, reference)
+        found = {}
+        scores: dict[str, float] = {}
+        if "weight" in self._methods:
+            found["weight"] = self._by_weights(trainer, spec, live, reference)
+        if self.needs_batches:
+            pair = self._pair(trainer, module, reference)
+            for method in self._methods:
+                if method != "weight":
+                    found[method] = pair.match(spec, batches, method)
+            found = _of_process_zero(trainer, spec, found)
+            if len(found) > 1:
+                scores = pair.distances(found, batches)
+        # Sums over processes may be rounded differently on each.
+        scores = trainer.strategy.broadcast(scores) if scores else {}
+        chosen = closest(scores) if scores else self._methods[0]
+        self._last = found[chosen]
+        return Alignment(found[chosen], chosen, scores)
+
+    def _find_method(
+        self, module: LightningModule, batches: Sequence[Any]
+    ) -> None:
+        """Find out what runs on a training batch; where that is not what was traced, trace again."""
+        if self._method is not None:
+            return
+        if not batches:
+            raise DataError("no training batches to compare activations on")
+        batch = few(clone_batch(batches[0]), _SAMPLES)
+        with isolated_rng():
+            example = batch_example(copy_with_trainer(module), batch)
+        if self._given is None and example.method != self._traced:
+            # Units are found by counting operations, and a step may have others before them.
+            self._check(module, (example,))
+        self._method = example.method
+
+    def _pair(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        reference: Mapping[str, Tensor],
+    ) -> Pair:
+        """Both ends, ready to run on training batches."""
+        return Pair(
+            module,
+            weights_of(module),
+            reference,
+            self._method or "forward",
+            context=trainer.precision_plugin.val_step_context,
+            processes=TrainerProcesses(trainer),
+        )
+
+    def _by_weights(
+        self,
+        trainer: Trainer,
+        spec: PermutationSpec,
+        live: Mapping[str, Tensor],
+        reference: Mapping[str, Tensor],
+    ) -> Permutation:
+        """Weight matching by process 0, from the last permutation; collective."""
         if self._last is None and self._saved is not None:
             self._last = Permutation(spec, self._saved)
         start = (
@@ -159,8 +272,7 @@ class Aligner:
         orders, failure = trainer.strategy.broadcast(answer)
         if failure is not None:
             raise failure
-        self._last = Permutation(spec, orders or {})
-        return self._last
+        return Permutation(spec, orders or {})
 
     def state_dict(self) -> dict[str, Any]:
         """The last permutation."""
@@ -172,6 +284,15 @@ class Aligner:
         """Inverse of :meth:`state_dict`."""
         self._saved = state["orders"]
         self._last = None
+
+
+def _of_process_zero(
+    trainer: Trainer, spec: PermutationSpec, found: Mapping[str, Permutation]
+) -> dict[str, Permutation]:
+    """What process 0 found, on every process; collective."""
+    orders = {name: dict(p.orders) for name, p in found.items()}
+    orders = trainer.strategy.broadcast(orders)
+    return {name: Permutation(spec, own) for name, own in orders.items()}
 
 
 def share_moved(permutation: Permutation) -> float:

@@ -18,6 +18,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.signature_utils import (
+    is_param_in_hook_signature,
+)
 from typing_extensions import override
 
 from lightning_rebasin.callbacks.alignment import Aligner
@@ -50,12 +53,26 @@ from lightning_rebasin.landscape.barrier import (
 from lightning_rebasin.landscape.batches import clone_batch
 from lightning_rebasin.landscape.copies import isolated_rng
 from lightning_rebasin.landscape.lightning_probe import LightningProbe
+from lightning_rebasin.landscape.pair import METHODS
 from lightning_rebasin.landscape.probe import Place
 from lightning_rebasin.landscape.weights import weights_of
 from lightning_rebasin.symmetry import PermutationSpec
 
-#: Which curves are measured: to the reference as it is, to the re-matched reference, or both.
-Matching = Literal["none", "weight", "both"]
+#: Which curves are measured: to the reference as it is, to the re-matched reference (and how it is matched), or both.
+Matching = Literal[
+    "none", "weight", "activation", "correlation", "auto", "both"
+]
+#: How the reference is matched.
+_METHODS: dict[Matching, tuple[str, ...]] = {
+    "none": (),
+    "weight": ("weight",),
+    "activation": ("activation",),
+    "correlation": ("correlation",),
+    "auto": METHODS,
+    "both": ("weight",),
+}
+#: Training batches that are kept to compare activations on, if the user does not say how many.
+_BATCHES = 10
 #: Lightning passes dataloader_idx to the hooks only when it goes through several loaders one after the other.
 _ONE_LOADER = -1
 
@@ -66,9 +83,10 @@ class LossBarrier(Callback):
     For every key that ``validation_step`` logs (torchmetrics included) it logs ``barrier/<key>``, its height, and
     ``barrier/<key>/at``, the λ where it is reached; after re-matching ``barrier/<key>/matched`` and
     ``barrier/<key>/matched/at``; further ``barrier/distance``, ``barrier/cosine`` (each also ``…/matched``) and
-    ``barrier/moved``, the fraction of units that the matching moves.  ``ModelCheckpoint`` and ``EarlyStopping`` can
-    monitor them.  The curves go to ``barrier.csv`` in the log folder, and as a figure to TensorBoard and W&B if these
-    are the loggers.
+    ``barrier/moved``, the fraction of units that the matching moves.  With ``matching="auto"`` ``barrier/matching``
+    says which matching won (0 weight, 1 activation, 2 correlation), ``barrier/matching/<name>`` how far off each was.
+    ``ModelCheckpoint`` and ``EarlyStopping`` can monitor them.  The curves go to ``barrier.csv`` in the log folder, and
+    as a figure to TensorBoard and W&B if these are the loggers.
 
     λ = 0 is the model *as validation sees it* (under ``WeightAveraging`` the averaged weights), λ = 1 the reference.
     Over several processes the barrier is that of one process: samples that a distributed sampler repeats to make the
@@ -78,8 +96,11 @@ class LossBarrier(Callback):
         reference: The other end: the path of a checkpoint; a folder of snapshots of another run (the one of the same
             step is used); ``"init"``, the weights with which training began; ``"previous"``, the last snapshot of a
             CheckpointSnapshot in the same trainer; or, from Python, a state dict.
-        matching: Measure to the reference as it is (``"none"``), to the reference re-matched to the model
-            (``"weight"``), or both.  Every matching starts from the last permutation.
+        matching: Measure to the reference as it is (``"none"``), to the reference re-matched to the model by weights
+            (``"weight"``), or both (``"both"``).  ``"activation"`` and ``"correlation"`` match by how units respond to
+            the last training batches, by inner product or correlation; ``"auto"`` tries all three and keeps the one
+            whose midpoint is nearest in output to the mean of the two ends.  Weight matching starts from the last
+            permutation.
         points: Number of evenly spaced λ, or the λ themselves; 0, ½ and 1 are always added.
         every_n_epochs: Measure only in the validations of every n-th epoch.
         every_n_validations: Measure only in every n-th validation.
@@ -87,7 +108,8 @@ class LossBarrier(Callback):
         metrics: Measure only these logged keys; by default all of them.
         limit_batches: Use only the first so many batches of each validation loader.
         batch_norm_batches: Re-estimate the batch-norm statistics at every λ on the last so many training batches, in
-            the copy only; 0 interpolates the statistics like weights.
+            the copy only; 0 interpolates the statistics like weights.  Activations are compared on the same batches.
+            By default 10 where activations are compared, else 0.
         spec: The permutation spec, or its file; by default inferred from the module and its ``example_input_array``,
             or, without one, from the first validation batch through ``forward`` or ``validation_step``.
         convention: What is subtracted from the worst point: the mean of the ends, or the chord between them.
@@ -117,7 +139,7 @@ class LossBarrier(Callback):
         at_steps: Sequence[int] | None = None,
         metrics: Sequence[str] | None = None,
         limit_batches: int | None = None,
-        batch_norm_batches: int = 0,
+        batch_norm_batches: int | None = None,
         spec: str | Path | PermutationSpec | None = None,
         convention: Convention = "mean",
         seed: int = 0,
@@ -135,7 +157,8 @@ class LossBarrier(Callback):
         self._key = {"reference": given, "prefix": prefix}
         self._reference = make_reference(reference)
         self._matching: Matching = matching
-        self._aligner = None if matching == "none" else Aligner(spec, seed)
+        methods = _METHODS[matching]
+        self._aligner = Aligner(spec, seed, methods) if methods else None
         self._lambdas = lambda_grid(points)
         self._epochs = positive("every_n_epochs", every_n_epochs)
         validations = positive("every_n_validations", every_n_validations)
@@ -148,6 +171,8 @@ class LossBarrier(Callback):
         self._convention: Convention = convention
         self._prefix = prefix
         self._figure = figure
+        if batch_norm_batches is None:
+            batch_norm_batches = _BATCHES if self._needs_batches else 0
         self._train_batches: deque[Any] = deque(maxlen=batch_norm_batches)
         self._folder: Path | None = None
         self._running: Running | None = None
@@ -189,6 +214,11 @@ class LossBarrier(Callback):
         if stage not in ("fit", "validate"):
             return
         refuse_sharded(trainer, "LossBarrier")
+        if stage == "validate" and self._needs_batches:
+            raise ConfigurationError(
+                f"matching={self._matching!r} compares activations on the last training batches, and there is no "
+                "training in trainer.validate: measure during fit(), or choose matching='weight'"
+            )
         if stage == "fit" and not trainer.enable_validation:
             raise ConfigurationError(
                 "LossBarrier measures on validation batches, but this trainer will run no validation: give fit() a "
@@ -209,6 +239,14 @@ class LossBarrier(Callback):
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
         """Everything that can fail because of the module or the reference; configure_model may postpone it."""
         LightningProbe(module, 1)
+        if self._needs_batches and is_param_in_hook_signature(
+            module.training_step, "dataloader_iter", explicit=True
+        ):
+            raise ConfigurationError(
+                f"matching={self._matching!r} compares activations on training batches, but "
+                "training_step(dataloader_iter) consumes them unseen: use training_step(batch, batch_idx), or choose "
+                "matching='weight'"
+            )
         self._reference.check(trainer, module)
         if self._aligner:
             self._aligner.check(module)
@@ -248,7 +286,7 @@ class LossBarrier(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Keep the last training batches for batch norms: iterating the loader here would move the generators."""
+        """Keep the last training batches: iterating the loader here would move the generators."""
         if self._train_batches.maxlen:
             self._train_batches.append(clone_batch(batch))
 
@@ -341,6 +379,10 @@ class LossBarrier(Callback):
         self._train_batches.clear()
 
     @property
+    def _needs_batches(self) -> bool:
+        return self._aligner is not None and self._aligner.needs_batches
+
+    @property
     def _file_stem(self) -> str:
         return self._prefix.replace("/", "-")
 
@@ -362,7 +404,15 @@ class LossBarrier(Callback):
     def _begin(
         self, trainer: Trainer, module: LightningModule
     ) -> Running | None:
-        """Start measuring, if there is a reference for this step."""
+        """Start measuring, if there is a reference for this step, and something to match it with."""
+        if self._needs_batches and not self._train_batches:
+            warnings.warn(
+                f"LossBarrier: no training batch was seen before this validation, so matching={self._matching!r} had "
+                "nothing to compare and nothing was measured",
+                BarrierWarning,
+                stacklevel=2,
+            )
+            return None
         with torch.inference_mode(mode=False), torch.no_grad(), isolated_rng():
             reference = self._reference.weights(trainer)
         if reference is None:
@@ -373,7 +423,7 @@ class LossBarrier(Callback):
             reference,
             self._lambdas,
             aligner=self._aligner,
-            naive=self._matching != "weight",
+            naive=self._matching in ("none", "both"),
             batches=list(self._train_batches),
         )
 
@@ -443,18 +493,26 @@ class LossBarrier(Callback):
 
 
 def _check_choices(
-    matching: str, convention: str, batch_norm_batches: int
+    matching: Matching, convention: str, batch_norm_batches: int | None
 ) -> None:
     """Raise :class:`ConfigurationError` for an option that is not one of the choices."""
-    if matching not in ("none", "weight", "both"):
+    if matching not in _METHODS:
+        known = ", ".join(map(repr, _METHODS))
         raise ConfigurationError(
-            f"matching={matching!r}; choose 'none', 'weight' or 'both'"
+            f"matching={matching!r}; choose one of {known}"
         )
     if convention not in ("mean", "chord"):
         raise ConfigurationError(
             f"convention={convention!r}; choose 'mean' or 'chord'"
         )
+    if batch_norm_batches is None:
+        return
     if batch_norm_batches < 0:
         raise ConfigurationError(
             f"batch_norm_batches={batch_norm_batches}: must be 0 or more"
+        )
+    if not batch_norm_batches and set(_METHODS[matching]) - {"weight"}:
+        raise ConfigurationError(
+            f"batch_norm_batches=0 keeps no training batch, and matching={matching!r} compares activations on them: "
+            "give a number, or leave it out"
         )

@@ -6,7 +6,7 @@ import csv
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -16,9 +16,11 @@ from lightning_rebasin.errors import BarrierWarning, OutputError
 from lightning_rebasin.files import atomic_write_text
 from lightning_rebasin.landscape.barrier import BarrierCurve, Convention
 from lightning_rebasin.landscape.geometry import Separation
+from lightning_rebasin.landscape.pair import METHODS
 from lightning_rebasin.plotting import plot_barriers
 
-_HEADER = ("step", "epoch", "curve", "lambda", "metric", "value")
+_OLD_HEADER = ("step", "epoch", "curve", "lambda", "metric", "value")
+_HEADER = (*_OLD_HEADER, "matching")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Measurement:
         curves: ``"naive"`` and/or ``"matched"``.
         separations: Distance and cosine to the reference: ``"naive"``, and ``"matched"`` if matched.
         moved: Fraction of the units that the matching moves; ``None`` without matching.
+        matching: How the reference was matched: ``"weight"``, ``"activation"`` or ``"correlation"``.
+        scores: If several ways competed, the distance of the midpoint of each; the lowest one won.
     """
 
     step: int
@@ -38,6 +42,8 @@ class Measurement:
     curves: Mapping[str, BarrierCurve]
     separations: Mapping[str, Separation]
     moved: float | None = None
+    matching: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def main_metric(self) -> str:
@@ -71,7 +77,7 @@ class Measurement:
         return replace(self, curves=curves)
 
     def scalars(self, prefix: str, convention: Convention) -> dict[str, float]:
-        """Everything that is logged, by name: ``<prefix>/<metric>[/matched][/at]``, distance, cosine, moved."""
+        """Everything that is logged, by name: ``<prefix>/<metric>[/matched][/at]``, distance, cosine and so on."""
         numbers: dict[str, float] = {}
         for label, curve in self.curves.items():
             for metric in curve.values:
@@ -83,6 +89,11 @@ class Measurement:
             numbers[f"{prefix}/cosine{_SUFFIX[label]}"] = separation.cosine
         if self.moved is not None:
             numbers[f"{prefix}/moved"] = self.moved
+        if self.matching is not None and self.scores:
+            # Loggers take numbers only.
+            numbers[f"{prefix}/matching"] = METHODS.index(self.matching)
+        for method, score in self.scores.items():
+            numbers[f"{prefix}/matching/{method}"] = score
         return numbers
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -90,10 +101,11 @@ class Measurement:
         found: list[tuple[str, ...]] = []
         when = (str(self.step), str(self.epoch))
         for label, curve in self.curves.items():
+            how = (self.matching or "") if label == "matched" else ""
             for metric, values in curve.values.items():
                 for lam, value in zip(curve.lambdas, values, strict=True):
                     row = (*when, label, repr(lam), metric, repr(value))
-                    found.append(row)
+                    found.append((*row, how))
         return found
 
 
@@ -114,11 +126,13 @@ def append_csv(path: Path, measurement: Measurement) -> None:
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = list(csv.reader(file)) or [[]]
-        if tuple(header) != _HEADER:
+        if tuple(header) not in (_HEADER, _OLD_HEADER):
             raise OutputError(
                 f"{path} was not written by LossBarrier; move it away"
             )
-        kept = [row for row in rows if int(row[0]) < measurement.step]
+        # An older version did not say how it matched.
+        new = [""] * (len(_HEADER) - len(header))
+        kept = [[*r, *new] for r in rows if int(r[0]) < measurement.step]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([_HEADER, *kept, *measurement.rows()])

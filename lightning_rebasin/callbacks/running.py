@@ -10,7 +10,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_rebasin.callbacks.alignment import Aligner, share_moved
+from lightning_rebasin.callbacks.alignment import (
+    Aligner,
+    Alignment,
+    share_moved,
+)
 from lightning_rebasin.callbacks.record import Measurement
 from lightning_rebasin.callbacks.trainer import object_gatherer
 from lightning_rebasin.landscape.batches import clone_batch, without_repeats
@@ -31,12 +35,12 @@ class Ends:
     Args:
         weights: The other end of every curve: ``"naive"`` and/or ``"matched"``.
         separations: Distance and cosine to the reference as it is, and as it was matched.
-        moved: Fraction of the units that the matching moves; ``None`` without matching.
+        alignment: How the reference was matched; ``None`` without matching.
     """
 
     weights: Mapping[str, Mapping[str, Tensor]]
     separations: Mapping[str, Separation]
-    moved: float | None
+    alignment: Alignment | None
 
 
 class Running:
@@ -110,12 +114,15 @@ class Running:
                 better,
                 self._probe.samples,
             )
+        alignment = self._ends.alignment
         return Measurement(
             self._trainer.global_step,
             self._trainer.current_epoch,
             curves,
             self._ends.separations,
-            self._ends.moved,
+            share_moved(alignment.permutation) if alignment else None,
+            alignment.method if alignment else None,
+            alignment.scores if alignment else {},
         )
 
 
@@ -138,7 +145,8 @@ def begin(
         lambdas: Points λ of every curve.
         aligner: Matches the reference to the model; ``None`` for no matched curve.
         naive: Whether there is a curve to the reference as it is.
-        batches: Training batches to re-estimate batch-norm statistics on; none keeps the interpolated ones.
+        batches: Training batches to compare activations and to re-estimate batch-norm statistics on; none keeps the
+            interpolated ones.
     """
     # See Running.hold for the inference mode.
     with torch.inference_mode(mode=False), torch.no_grad(), isolated_rng():
@@ -147,7 +155,9 @@ def begin(
             name: reference[name].to(tensor.device, tensor.dtype)
             for name, tensor in live.items()
         }
-        ends = _ends(trainer, module, other, aligner, naive=naive)
+        ends = _ends(
+            trainer, module, other, aligner, naive=naive, batches=batches
+        )
         running = Running(trainer, module, ends, lambdas)
         if batches:
             running.estimate_statistics(batches)
@@ -161,6 +171,7 @@ def _ends(
     aligner: Aligner | None,
     *,
     naive: bool,
+    batches: Sequence[Any],
 ) -> Ends:
     """The reference as it is, and as it is matched, each only if asked for."""
     live = weights_of(module)
@@ -170,16 +181,15 @@ def _ends(
     ]
     weights: dict[str, Mapping[str, Tensor]] = {}
     separations = {"naive": separation(live, reference, parameters)}
-    moved = None
+    alignment = None
     if naive:
         weights["naive"] = reference
     if aligner is not None:
-        permutation = aligner.align(trainer, live, reference)
-        matched = permutation.apply(reference)
+        alignment = aligner.align(trainer, module, reference, batches)
+        matched = alignment.permutation.apply(reference)
         weights["matched"] = matched
         separations["matched"] = separation(live, matched, parameters)
-        moved = share_moved(permutation)
-    return Ends(weights, separations, moved)
+    return Ends(weights, separations, alignment)
 
 
 def lay_out(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, cast, final
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_rebasin.errors import RebasinError
+from lightning_rebasin.landscape.pair import Processes
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -31,3 +36,33 @@ def object_gatherer(trainer: Trainer) -> Callable[[object], list[Any]] | None:
         return everyone
 
     return gather
+
+
+@final
+class TrainerProcesses(Processes):
+    """The processes of a trainer.
+
+    Args:
+        trainer: The trainer.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._strategy = trainer.strategy
+        self._gather = object_gatherer(trainer)
+
+    @override
+    def total(self, tensor: Tensor) -> Tensor:
+        reduced: Tensor = self._strategy.reduce(tensor, reduce_op="sum")
+        return reduced
+
+    @override
+    def mean(self, tensor: Tensor) -> Tensor:
+        reduced: Tensor = self._strategy.reduce(tensor, reduce_op="mean")
+        return reduced
+
+    @override
+    def agree(self, error: RebasinError | None) -> None:
+        everyone = [error] if self._gather is None else self._gather(error)
+        for other in everyone:
+            if other is not None:
+                raise other

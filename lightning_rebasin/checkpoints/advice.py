@@ -1,43 +1,54 @@
-"""Sentences that tell a person what the numbers of a merge mean."""
+"""Sentences that tell a person what the numbers of a merge mean.
+
+What was measured decides; how alike the weights are only speaks where nothing was measured.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from lightning_rebasin.checkpoints.report import MergeReport
+from lightning_rebasin.matching.search.policy import SAME_BASIN
 
-#: Cosine between two sets of weights above which they share a basin for all practical purposes (fine-tunes of one base
-#: are above 0.99, independent trainings below 0.2).
-SAME_BASIN = 0.8
 _WEAK = 0.5
 _CLEAR_LOSS = 1.1
-NAIVE, MERGED = "naive average", "merged"
+#: A refit behind which this share of the outputs' variance is missing has lost much.
+_FAR = 0.5
+NAIVE, MERGED, ENSEMBLE = "naive average", "merged", "ensemble"
 
 
 def advise(report: MergeReport) -> tuple[str, ...]:
     """What a person should know or do, most important first."""
-    return tuple(
-        sentence
-        for part in (
-            _basin,
-            _matching,
-            _statistics,
-            _measured,
-            _certainty,
-            _proof,
-        )
-        for sentence in part(report)
+    parts = (
+        _basin,
+        _matching,
+        _chosen,
+        _statistics,
+        _measured,
+        _certainty,
+        _proof,
     )
+    sentences: list[str] = []
+    for part in parts:
+        sentences += part(report)
+    return tuple(sentences)
+
+
+def _silent(report: MergeReport) -> bool:
+    """Whether measurements say more than the cosine of the weights can."""
+    return bool(report.trials) or MERGED in report.evaluation
 
 
 def _basin(report: MergeReport) -> Iterator[str]:
-    for i, (file, (before, _)) in enumerate(
-        zip(report.inputs[1:], report.cosines, strict=True)
+    if _silent(report):
+        return
+    first, *others = report.names
+    for i, (name, (before, _)) in enumerate(
+        zip(others, report.cosines, strict=True)
     ):
-        name, first = file.path.name, report.inputs[0].path.name
-        same = before >= SAME_BASIN or (
-            i < len(report.matches) and report.matches[i].same_basin
-        )
+        found_same = i < len(report.matches) and report.matches[i].same_basin
+        same = before >= SAME_BASIN or found_same
         if same and report.matched:
             yield (
                 f"{name} is in the basin of {first} already (cosine {before:.2f}): plain averaging (--method average) "
@@ -46,42 +57,61 @@ def _basin(report: MergeReport) -> Iterator[str]:
         elif not same and report.method == "average":
             yield (
                 f"{name} was not trained from the same start as {first} (cosine {before:.2f}): plain averaging will "
-                "most likely break the network; use --method weight"
+                "most likely break the network; use --method weight, or give data (--data) to have it measured"
             )
 
 
 def _matching(report: MergeReport) -> Iterator[str]:
     weak = []
-    for file, (before, after), permutation in zip(
-        report.inputs[1:], report.cosines, report.permutations[1:], strict=True
+    for name, (before, after), permutation in zip(
+        report.names[1:], report.cosines, report.permutations[1:], strict=True
     ):
         if before >= SAME_BASIN or permutation is None:
             continue
-        units = sum(
-            group.members for group in permutation.spec.groups.values()
-        )
+        groups = permutation.spec.groups.values()
+        units = sum(group.members for group in groups)
         moved = sum(
-            permutation.moved[group.id] * group.members
-            for group in permutation.spec.groups.values()
+            permutation.moved[group.id] * group.members for group in groups
         )
         yield (
-            f"matching {file.path.name} raised its cosine from {before:.2f} to {after:.2f}, moving "
+            f"matching {name} raised its cosine from {before:.2f} to {after:.2f}, moving "
             f"{moved / max(units, 1):.0%} of the permutable units"
         )
         weak += [after] if after < _WEAK else []
-    if weak:
+    if weak and not _silent(report):
         yield (
-            f"a cosine of {min(weak):.2f} is low: a barrier may remain; wider networks merge better, and "
-            "lightning-rebasin barrier measures it"
+            f"a cosine of {min(weak):.2f} is low: a barrier may remain; with data (--data) the alignment is chosen by "
+            "measurement and the layers are refitted, and lightning-rebasin barrier measures what remains"
+        )
+
+
+def _chosen(report: MergeReport) -> Iterator[str]:
+    """What the comparison decided."""
+    scores = {trial.method: trial.scores for trial in report.trials}
+    if report.method not in scores:
+        return
+    correction = "naive" if report.statistics == "none" else report.statistics
+    score = scores[report.method].get(correction, math.nan)
+    combinations = sum(len(row) for row in scores.values())
+    yield (
+        f"of {combinations} ways to merge, alignment by {report.method} with {correction} was best on held-out data "
+        f"({report.criterion} {score:.3g})"
+    )
+    if report.criterion == "distance" and score > _FAR:
+        yield (
+            f"the merged network misses {score:.0%} of the variance of the models' mean outputs: it does not stand in "
+            "for them"
+        )
+    if report.data:
+        yield (
+            f"the data came from {' and '.join(report.data)}: what a model knows beyond them may be lost; give --data "
+            "once per model if they were trained on different data"
         )
 
 
 def _statistics(report: MergeReport) -> Iterator[str]:
-    if (
-        report.batch_norms
-        and report.statistics == "none"
-        and report.method != "none"
-    ):
+    uncorrected = report.batch_norms and report.statistics == "none"
+    if uncorrected and not report.trials and report.method != "none":
         yield (
             f"{report.batch_norms} batch norms kept averaged running statistics, which belong to no network: give "
             "training data (--data) to have them estimated anew"
@@ -99,16 +129,27 @@ def _measured(report: MergeReport) -> Iterator[str]:
     for name, row in report.evaluation.items():
         if loss in row:
             rows[name] = row[loss]
-            if name not in (NAIVE, MERGED):
+            if name not in (NAIVE, MERGED, ENSEMBLE):
                 ends[name] = row[loss]
     merged = rows[MERGED]
     best = min(ends, key=lambda name: ends[name])
-    yield f"the best single model is {best} ({loss} {ends[best]:.4g}); merged: {merged:.4g}"
-    mean = sum(ends.values()) / len(ends)
+    together = ""
+    if ENSEMBLE in rows:
+        together = (
+            f"; all models together, as an ensemble: {rows[ENSEMBLE]:.4g}"
+        )
+    yield f"the best single model is {best} ({loss} {ends[best]:.4g}); merged: {merged:.4g}{together}"
     if merged <= ends[best]:
         yield "the merged network is better than every single one"
-    elif merged > _CLEAR_LOSS * mean:
+        return
+    mean = sum(ends.values()) / len(ends)
+    if merged > _CLEAR_LOSS * mean:
         yield f"a barrier of {merged - mean:.3g} ({loss} above the ends' mean) remains: {_remedy(report, rows)}"
+    if report.statistics == "refit":
+        yield (
+            f"on these data {best} alone is better than the merged network: keep it, unless the others know something "
+            "that these data do not ask for"
+        )
 
 
 def _loss_name(report: MergeReport) -> str | None:
@@ -121,30 +162,25 @@ def _loss_name(report: MergeReport) -> str | None:
 
 
 def _remedy(report: MergeReport, rows: Mapping[str, float]) -> str:
-    if report.method == "average":
-        return "match the models first (--method weight)"
-    if report.batch_norms and report.statistics == "none":
-        return "estimate the batch-norm statistics anew (--data)"
-    if report.statistics != "repair":
-        return "try --statistics repair"
-    worse = NAIVE in rows and rows[NAIVE] < rows[MERGED]
+    if report.statistics != "refit" and not report.trials:
+        return "leave --method and --statistics at auto with --data, so that the best way is found by measurement"
+    if NAIVE in rows and rows[NAIVE] < rows[MERGED]:
+        return "on these data the naive average is better, --method average --statistics none keeps it"
     return (
-        "matching did harm here, keep the better end"
-        if worse
-        else "the networks are too narrow; keep the better end"
+        "no way to merge that was tried closes it; wider networks merge better"
     )
 
 
 def _certainty(report: MergeReport) -> Iterator[str]:
-    for file, match in zip(report.inputs[1:], report.matches, strict=False):
+    for name, match in zip(report.names[1:], report.matches, strict=False):
         ends = [descent.objective for descent in match.descents]
         if len(ends) < 2 or match.gain <= 0:
             continue
         near = sum(end >= match.objective - 0.01 * match.gain for end in ends)
         if near == 1:
             yield (
-                f"{file.path.name}: only one of {len(ends)} restarts came within 1 % of the best gain, so a better "
-                "permutation may exist; activation matching (--method activation with --data) or another --seed may "
+                f"{name}: only one of {len(ends)} restarts came within 1 % of the best gain, so a better "
+                "permutation may exist; activation matching (--method correlation with --data) or another --seed may "
                 "find it"
             )
 

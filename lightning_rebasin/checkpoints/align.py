@@ -22,6 +22,7 @@ from lightning_rebasin.matching import (
     match_many,
     match_weights,
 )
+from lightning_rebasin.matching.activation import Statistic
 from lightning_rebasin.merging.interpolate import average
 from lightning_rebasin.merging.statistics import copied, moved_to
 from lightning_rebasin.symmetry import Permutation, PermutationSpec
@@ -30,7 +31,14 @@ from lightning_rebasin.symmetry.run.examples import Example
 from lightning_rebasin.symmetry.run.lightning import few
 from lightning_rebasin.symmetry.trace.batch_example import batch_example
 
-Method = Literal["weight", "activation", "average", "none"]
+Method = Literal[
+    "auto", "weight", "activation", "correlation", "average", "none"
+]
+#: The statistic of each method that looks at activations.
+STATISTICS: dict[str, Statistic] = {
+    "activation": "inner_product",
+    "correlation": "correlation",
+}
 Many = Literal["merge_many", "cycle_consistent"]
 
 
@@ -76,7 +84,7 @@ def align(
     Args:
         spec: What may be permuted.
         states: The models' weights.
-        method: ``"weight"`` or ``"activation"``.
+        method: ``"weight"``; ``"activation"`` or ``"correlation"``; anything else leaves the models as they are.
         many: How three or more models are matched by weights.
         shares: Weight of each model.
         network: A copy of the network, for activation matching.
@@ -97,13 +105,26 @@ def align(
             progress=progress,
         )
         return Aligned((None, *result.permutations[1:]), many=result)
-    matches = tuple(
-        match_weights(spec, states[0], state, seed=seed, progress=progress)
-        if method == "weight"
-        else match_by_activations(spec, network, states[0], state, data)
-        for state in states[1:]
-    )
-    return Aligned((None, *(match.permutation for match in matches)), matches)
+    if method not in ("weight", *STATISTICS):
+        return Aligned((None,) * len(states))
+    matches = []
+    for state in states[1:]:
+        if method == "weight":
+            match = match_weights(
+                spec, states[0], state, seed=seed, progress=progress
+            )
+        else:
+            match = match_by_activations(
+                spec,
+                network,
+                states[0],
+                state,
+                data,
+                statistic=STATISTICS[method],
+            )
+        matches.append(match)
+    permutations = [match.permutation for match in matches]
+    return Aligned((None, *permutations), tuple(matches))
 
 
 def match_by_activations(
@@ -112,6 +133,8 @@ def match_by_activations(
     reference: Mapping[str, Tensor],
     source: Mapping[str, Tensor],
     data: Iterable[Any] | None,
+    *,
+    statistic: Statistic = "inner_product",
 ) -> MatchResult:
     """Activation matching of two sets of weights of one network.
 
@@ -133,7 +156,9 @@ def match_by_activations(
         )
         for batch in data
     )
-    return match_activations(spec, ends[0], ends[1], batches)
+    return match_activations(
+        spec, ends[0], ends[1], batches, statistic=statistic
+    )
 
 
 def prove(

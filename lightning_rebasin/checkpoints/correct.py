@@ -6,14 +6,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from lightning_rebasin.checkpoints.advice import MERGED, NAIVE
+from lightning_rebasin.checkpoints.advice import ENSEMBLE, MERGED, NAIVE
 from lightning_rebasin.checkpoints.align import Aligned, load, permuted
-from lightning_rebasin.checkpoints.options import Statistics
 from lightning_rebasin.checkpoints.read import Checkpoint
+from lightning_rebasin.checkpoints.report import shortest_names
+from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.merging.interpolate import average
 from lightning_rebasin.merging.repair import repair
-from lightning_rebasin.merging.statistics import batch_norms, reset_batch_norm
+from lightning_rebasin.merging.statistics import (
+    batch_norms,
+    copied,
+    reset_batch_norm,
+)
 
 #: Metrics of a network by name.
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -26,12 +32,17 @@ def correct(
     aligned: Aligned,
     shares: Sequence[float],
     *,
-    statistics: Statistics,
+    statistics: str,
     data: Iterable[Any] | None,
 ) -> tuple[dict[str, Tensor], str, tuple[float, float] | None]:
     """Weights with corrected statistics, what was done, and the variance ratios."""
-    if network is None or data is None or statistics == "none":
+    if network is None or data is None or statistics in ("none", "naive"):
         return merged, "none", None
+    if statistics == "refit":
+        raise ConfigurationError(
+            f"a refit runs {type(network).__name__} on the batches, but its forward does not take them: give batches "
+            "whose first item is the input, or dicts with the names of forward's arguments"
+        )
     load(network, merged)
     if statistics == "repair":
         ends = [
@@ -42,16 +53,16 @@ def correct(
         ]
         repaired = repair(network, ends, data, weights=shares)
         return (
-            _weights(repaired.module, merged),
+            own_weights(repaired.module, merged),
             "repair",
             repaired.variance_ratio,
         )
     if not batch_norms(network):
         return merged, "none", None
-    return _weights(reset_batch_norm(network, data), merged), "reset", None
+    return own_weights(reset_batch_norm(network, data), merged), "reset", None
 
 
-def _weights(
+def own_weights(
     module: nn.Module, like: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The module's weights in the precision of the files."""
@@ -68,7 +79,7 @@ def measure_models(
     shares: Sequence[float],
     merged: Mapping[str, Tensor],
 ) -> dict[str, dict[str, float]]:
-    """Metrics of each model, the naive average and the merged network; empty without a network.
+    """Metrics of each model, the naive average, the merged network and the ensemble; empty without a network.
 
     Args:
         evaluate: Computes the metrics.
@@ -79,19 +90,69 @@ def measure_models(
     """
     if evaluate is None or network is None:
         return {}
-    short = len({file.path.name for file in files}) == len(files)
-    rows: dict[str, Mapping[str, Tensor]] = {
-        file.path.name if short else str(file.path): file.state_dict
-        for file in files
-    }
+    names = shortest_names([file.path for file in files])
+    states = [file.state_dict for file in files]
+    rows: dict[str, Mapping[str, Tensor]] = dict(
+        zip(names, states, strict=True)
+    )
     if len(files) > 1:
-        rows[NAIVE] = average([file.state_dict for file in files], shares)
+        rows[NAIVE] = average(states, shares)
     rows[MERGED] = merged
     result = {}
     for name, state in rows.items():
         load(network, state)
-        result[name] = {
-            metric: float(value)
-            for metric, value in evaluate(network.eval()).items()
-        }
+        result[name] = _measured(evaluate, network)
+    if len(files) > 1:
+        together = _ensemble(evaluate, network, states, shares)
+        if together is not None:
+            result[ENSEMBLE] = together
     return result
+
+
+def _measured(evaluate: Evaluate, network: nn.Module) -> dict[str, float]:
+    metrics = evaluate(network.eval())
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _ensemble(
+    evaluate: Evaluate,
+    network: nn.Module,
+    states: Sequence[Mapping[str, Tensor]],
+    shares: Sequence[float],
+) -> dict[str, float] | None:
+    """Metrics of the mean of the models' outputs; ``None`` if what is measured does not go through ``forward``.
+
+    One network computes all outputs in turn, so that no more than one more model is in memory.
+    """
+    member = copied(network)
+    calls = 0
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        outputs = []
+        for state in states:
+            load(member, state)
+            outputs.append(member(*args, **kwargs))
+        return _mean(outputs, shares)
+
+    # On the instance: calling a module looks its forward up there first.
+    network.__dict__["forward"] = forward
+    try:
+        found = _measured(evaluate, network)
+    finally:
+        del network.__dict__["forward"]
+    return found if calls else None
+
+
+def _mean(outputs: Sequence[Any], shares: Sequence[float]) -> Any:
+    """The mix of some outputs of one structure; what cannot be mixed is the first one's."""
+
+    def mix(*parts: Any) -> Any:
+        first = parts[0]
+        if not isinstance(first, Tensor) or not first.is_floating_point():
+            return first
+        mixed = zip(parts, shares, strict=True)
+        return sum(part * share for part, share in mixed)
+
+    return tree_map(mix, outputs[0], *outputs[1:])

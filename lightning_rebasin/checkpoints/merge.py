@@ -21,13 +21,21 @@ from lightning_rebasin.checkpoints.align import (
     align,
     average_aligned,
     example_input,
+    load,
     prove,
     release,
+)
+from lightning_rebasin.checkpoints.choose import (
+    Choice,
+    choose,
+    repeatable,
+    runs_on,
 )
 from lightning_rebasin.checkpoints.correct import (
     Evaluate,
     correct,
     measure_models,
+    own_weights,
 )
 from lightning_rebasin.checkpoints.inputs import read_inputs, sha256
 from lightning_rebasin.checkpoints.options import MergeOptions
@@ -39,6 +47,7 @@ from lightning_rebasin.merging.interpolate import (
     check_alike,
     normalised_weights,
 )
+from lightning_rebasin.merging.refit.choose import Loss
 from lightning_rebasin.merging.statistics import copied
 from lightning_rebasin.symmetry import PermutationSpec, infer_spec
 
@@ -52,6 +61,7 @@ def merge_checkpoints(
     data: Iterable[Any] | None = None,
     example: Any = None,
     evaluate: Evaluate | None = None,
+    loss: Loss | None = None,
     options: MergeOptions | None = None,
     **keywords: Any,
 ) -> MergeReport:
@@ -67,6 +77,8 @@ def merge_checkpoints(
         example: Example input of the module (a tensor, or a tuple of arguments) if it has no
             ``example_input_array``; by default taken from ``data``.
         evaluate: Computes metrics of a network; each model, the naive average and the merged network are reported.
+        loss: Given a network and a batch of ``data``, the mean loss; it decides between ways to merge where the options
+            leave them open.  Without it the distance to the mean of the models' outputs decides.
         options: What to do, :class:`~lightning_rebasin.checkpoints.options.MergeOptions`.
         **keywords: Single options (``method="activation"``, ``shares=(0.3, 0.7)``, ``statistics="repair"``, ...); they
             count more than ``options``.
@@ -94,39 +106,27 @@ def merge_checkpoints(
     if not asked.dry_run:
         check_target(target, force=asked.force)
     shares = normalised_weights(len(paths), asked.shares)
-    job = _Job(
-        asked, None if module is None else copied(module), data, example
-    )
+    job = _Job(asked, _copied(module), _kept(data), example, loss)
     spec = job.spec_or_inferred(spec)
     job.give_room()
     files = _read(job, paths, spec)
     states = [file.state_dict for file in files]
     spec = None if spec is None else spec.pin_identical_buffers(*states)
-    aligned = _align(job, spec, states, shares)
-    if asked.method == "none":
+    aligned, choice = _align(job, spec, states, shares)
+    method = asked.without_data if choice is None else choice.method
+    if method == "none":
         shares = (1.0, *(0.0 for _ in shares[1:]))
-    merged = average_aligned(
-        states, aligned.permutations, shares, progress=asked.progress
-    )
-    merged, done, variances = correct(
-        job.network,
-        merged,
-        states,
-        aligned,
-        shares,
-        statistics=asked.statistics,
-        data=data,
-    )
+    merged, done, variances = _merged(job, states, aligned, choice, shares)
     evaluation = measure_models(evaluate, job.network, files, shares, merged)
     inputs = _inputs(files, shares)
     dropped: tuple[str, ...] = ()
     if not asked.dry_run:
-        history = provenance(inputs, asked.method, done, aligned, spec)
+        history = provenance(inputs, method, done, aligned, spec)
         dropped = _write(target, files[0], merged, history, force=asked.force)
     report = MergeReport(
         inputs=inputs,
         output=None if asked.dry_run else target,
-        method=asked.method,
+        method=method,
         statistics=done,
         permutations=aligned.permutations,
         matches=aligned.matches,
@@ -139,8 +139,30 @@ def merge_checkpoints(
         dropped=dropped,
         spec=spec,
         seconds=time.perf_counter() - begin,
+        data=asked.sources,
     )
+    if choice is not None:
+        report = _with_choice(report, choice)
     return replace(report, advice=advise(report))
+
+
+def _copied(module: nn.Module | None) -> nn.Module | None:
+    """A private copy of the network, whose weights the stages overwrite."""
+    return None if module is None else copied(module)
+
+
+def _kept(data: Iterable[Any] | None) -> Iterable[Any] | None:
+    """Batches that can be gone through several times."""
+    return None if data is None else repeatable(data)
+
+
+def _with_choice(report: MergeReport, choice: Choice) -> MergeReport:
+    """What was tried, and how the layers were refitted if a refit won."""
+    report = replace(report, trials=choice.trials, criterion=choice.criterion)
+    fit = choice.refit
+    if fit is None or report.statistics != "refit":
+        return report
+    return replace(report, fits=fit.layers, left=fit.left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,12 +174,14 @@ class _Job:
         network: A private copy of the network, whose weights the stages overwrite.
         data: Batches.
         example: Example input.
+        loss: Mean loss of a network on a batch.
     """
 
     options: MergeOptions
     network: nn.Module | None
     data: Iterable[Any] | None
     example: Any
+    loss: Loss | None
 
     def spec_or_inferred(
         self, spec: PermutationSpec | None
@@ -206,28 +230,70 @@ def _align(
     spec: PermutationSpec | None,
     states: Sequence[Mapping[str, Tensor]],
     shares: Sequence[float],
-) -> Aligned:
-    """Match and prove, if that was asked for."""
-    options = job.options
-    if not options.matches:
-        return Aligned((None,) * len(states))
-    assert spec is not None
-    aligned = align(
-        spec,
-        states,
-        options.method,
-        options.many,
-        shares,
-        network=job.network,
-        data=job.data,
-        seed=options.seed,
-        progress=options.progress,
-    )
-    errors = prove(
-        job.network, states, aligned.permutations, job.data, job.example
-    )
+) -> tuple[Aligned, Choice | None]:
+    """Match and prove, if that was asked for; by measurement where a choice was left."""
+    options, choice = job.options, None
+    network, data = job.network, job.data
+    if network is not None and data is not None and options.measures:
+        load(network, states[0])
+        measured = runs_on(network, data)
+    else:
+        measured = False
+    if measured and network is not None and data is not None:
+        choice = choose(
+            network,
+            spec,
+            states,
+            data,
+            options=options,
+            shares=shares,
+            loss=job.loss,
+        )
+        aligned = choice.aligned
+    elif options.matches and spec is not None:
+        aligned = align(
+            spec,
+            states,
+            options.without_data,
+            options.many,
+            shares,
+            network=network,
+            data=data,
+            seed=options.seed,
+            progress=options.progress,
+        )
+    else:
+        return Aligned((None,) * len(states)), None
+    errors = prove(network, states, aligned.permutations, data, job.example)
     job.give_room()
-    return replace(aligned, errors=errors)
+    return replace(aligned, errors=errors), choice
+
+
+def _merged(
+    job: _Job,
+    states: Sequence[Mapping[str, Tensor]],
+    aligned: Aligned,
+    choice: Choice | None,
+    shares: Sequence[float],
+) -> tuple[dict[str, Tensor], str, tuple[float, float] | None]:
+    """The merged weights, what was done to them, and REPAIR's variance ratios."""
+    merged = average_aligned(
+        states, aligned.permutations, shares, progress=job.options.progress
+    )
+    statistics: str = job.options.statistics
+    if choice is not None:
+        if choice.correction == "refit" and choice.refit is not None:
+            return own_weights(choice.refit.module, merged), "refit", None
+        statistics = choice.correction
+    return correct(
+        job.network,
+        merged,
+        states,
+        aligned,
+        shares,
+        statistics=statistics,
+        data=job.data,
+    )
 
 
 def _inputs(

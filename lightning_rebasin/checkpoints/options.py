@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, final
+from typing import Any, Literal, Self, final, get_args
 
 from lightning_rebasin.checkpoints.align import Many, Method
 from lightning_rebasin.errors import ConfigurationError
 
-Statistics = Literal["auto", "none", "reset", "repair"]
-_METHODS = ("weight", "activation", "average", "none")
-_STATISTICS = ("auto", "none", "reset", "repair")
+Statistics = Literal["auto", "none", "reset", "repair", "refit"]
+METHODS = get_args(Method)
+STATISTICS = get_args(Statistics)
 
 
 @final
@@ -21,17 +21,21 @@ class MergeOptions:
     """The options of :func:`~lightning_rebasin.merge_checkpoints`.
 
     Args:
-        method: ``"weight"`` or ``"activation"`` matching; ``"average"`` averages the models as they are (right for
-            fine-tunes of one base); ``"none"`` keeps the first model (to correct its statistics or change its format).
+        method: ``"weight"``, ``"activation"`` (inner products) or ``"correlation"`` (of activations) matching;
+            ``"average"`` averages the models as they are (right for fine-tunes of one base); ``"none"`` keeps the first
+            model (to correct its statistics or change its format); ``"auto"`` measures which is best if there are a
+            network and data, and matches by weights otherwise.
         many: How three or more models are matched by weights: each in turn to the mean of the others, or all at once
             (C²M³).
         shares: Share of each model (the λ-mix); equal if omitted.
         statistics: ``"reset"`` re-estimates batch-norm statistics, ``"repair"`` also corrects all other layers,
-            ``"auto"`` resets if there are batch norms and data.
+            ``"refit"`` solves the layers by least squares (and falls back to what measures better), ``"auto"``
+            measures which is best if there are data, ``"none"`` corrects nothing.
         select: Which weights of the files, as ``weights`` of :func:`read_checkpoint`.
         prefix: What to do with prefixes, see :func:`read_checkpoint`.
         unsafe: Unpickle in full what torch's safe loader refuses.
         seed: Seeds the matching.
+        sources: What the data are called, for the report.
         dry_run: Do everything but write.
         force: Overwrite an existing output.
         progress: Show progress bars.
@@ -44,7 +48,7 @@ class MergeOptions:
         1
     """
 
-    method: Method = "weight"
+    method: Method = "auto"
     many: Many = "merge_many"
     shares: Sequence[float] | None = None
     statistics: Statistics = "auto"
@@ -52,32 +56,43 @@ class MergeOptions:
     prefix: str | Mapping[str, str] | None = None
     unsafe: bool = False
     seed: int = 0
+    sources: tuple[str, ...] = ()
     dry_run: bool = False
     force: bool = False
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.method not in _METHODS:
-            raise ConfigurationError(
-                f"method must be 'weight', 'activation', 'average' or 'none', got {self.method!r}"
-            )
-        if self.statistics not in _STATISTICS:
-            raise ConfigurationError(
-                f"statistics must be 'auto', 'none', 'reset' or 'repair', got {self.statistics!r}"
-            )
+        for name, known in (("method", METHODS), ("statistics", STATISTICS)):
+            value = getattr(self, name)
+            if value not in known:
+                choices = ", ".join(repr(choice) for choice in known)
+                raise ConfigurationError(
+                    f"{name} must be one of {choices}, got {value!r}"
+                )
 
     @property
     def matches(self) -> bool:
         """Whether the models are aligned by matching."""
-        return self.method in ("weight", "activation")
+        return self.method not in ("average", "none")
+
+    @property
+    def without_data(self) -> Method:
+        """The method, where there is nothing to choose by."""
+        return "weight" if self.method == "auto" else self.method
 
     @property
     def runs_network(self) -> bool:
         """Whether the network has to be run on data."""
-        return self.method == "activation" or self.statistics in (
-            "reset",
-            "repair",
-        )
+        corrected = self.statistics not in ("auto", "none")
+        return self.method in ("activation", "correlation") or corrected
+
+    @property
+    def measures(self) -> bool:
+        """Whether ways to merge are compared, given a network and data to measure with: something is left open."""
+        undecided = "auto" in (self.method, self.statistics)
+        fallible = self.statistics == "refit"
+        several = self.method != "none"
+        return (undecided or fallible) and several
 
     def changed(self, **options: Any) -> Self:
         """The same with some options changed; ``weights`` is the old name of ``shares``.
@@ -125,9 +140,9 @@ class MergeOptions:
             )
         if self.runs_network and not module:
             raise ConfigurationError(
-                "activation matching, reset and repair run the network: give the module (--module)"
+                "activation matching, reset, repair and refit run the network: give the module (--module)"
             )
         if self.runs_network and not data:
             raise ConfigurationError(
-                "activation matching, reset and repair need data (--data)"
+                "activation matching, reset, repair and refit need data (--data)"
             )

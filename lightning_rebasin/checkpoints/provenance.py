@@ -50,13 +50,19 @@ def provenance(
 def cosines(
     states: Sequence[Mapping[str, Tensor]], aligned: Aligned
 ) -> list[tuple[float, float]]:
-    """Cosine of each model to the first one over all floating-point weights, before and after matching."""
-    names = [
-        n
-        for n, t in states[0].items()
-        if t.is_floating_point()
-        and not n.endswith(("running_mean", "running_var"))
+    """Cosine of each model to the first one over its weights of two or more axes, before and after matching.
+
+    Vectors are left out: the gains of norms are all near 1, which makes any two networks look alike.  Only a network
+    that has nothing else is compared by them.
+    """
+    floating = [
+        name
+        for name, tensor in states[0].items()
+        if tensor.is_floating_point()
+        and not name.endswith(("running_mean", "running_var"))
     ]
+    matrices = [name for name in floating if states[0][name].ndim > 1]
+    names = matrices or floating
     result = []
     for state, permutation in zip(
         states[1:], aligned.permutations[1:], strict=True

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_rebasin.matching import ManyMatchResult, MatchResult
+from lightning_rebasin.merging import LayerFit, LeftLayer
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
@@ -29,6 +30,19 @@ class InputFile:
     weight: float
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One alignment that was tried.
+
+    Args:
+        method: How the models were aligned.
+        scores: Held-out score by correction, lower is better; a refit only where it was worth trying.
+    """
+
+    method: str
+    scores: Mapping[str, float]
+
+
 @dataclass(frozen=True, eq=False)
 class MergeReport:
     """Everything that was found out while merging.
@@ -37,18 +51,23 @@ class MergeReport:
         inputs: The files.
         output: The file written, ``None`` for a dry run.
         method: How the models were aligned.
-        statistics: What was done to the activation statistics: ``"none"``, ``"reset"`` or ``"repair"``.
+        statistics: What was done to the merged weights: ``"none"``, ``"reset"``, ``"repair"`` or ``"refit"``.
         permutations: What was applied to each model, ``None`` where nothing moved.
         matches: How each model but the first was matched to it.
         many: How all were matched at once.
         errors: Relative output error of each permuted model in float64; empty if there was no module to run.
         cosines: Cosine of each model but the first to the first, before and after matching.
-        evaluation: Metrics by row: each file, ``naive average``, ``merged``.
+        evaluation: Metrics by row: each file, ``naive average``, ``ensemble`` (mean of the outputs), ``merged``.
         variances: Mean variance ratio of the activations before and after REPAIR.
         batch_norms: Number of layers with running statistics.
         dropped: Metadata of the first file that the output does not keep.
         spec: What was permuted.
         seconds: Wall time.
+        trials: The alignments that were compared; empty if nothing was left open.
+        criterion: What their scores are: ``"distance"`` to the mean outputs, relative to its variance, or ``"loss"``.
+        fits: How well each layer was refitted.
+        left: Layers that were not refitted, and why.
+        data: Whose data were given, as far as anybody said.
         advice: What a person should know or do.
     """
 
@@ -67,12 +86,22 @@ class MergeReport:
     dropped: tuple[str, ...]
     spec: PermutationSpec | None
     seconds: float
+    trials: tuple[Trial, ...] = ()
+    criterion: str = ""
+    fits: tuple[LayerFit, ...] = ()
+    left: tuple[LeftLayer, ...] = ()
+    data: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
 
     @property
     def matched(self) -> bool:
         """Whether the models were aligned by matching."""
         return bool(self.matches) or self.many is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each input that no other one has: the file's, with as many folders as it takes."""
+        return shortest_names([file.path for file in self.inputs])
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -99,6 +128,14 @@ class MergeReport:
             if self.spec is None
             else self.spec.log10_symmetries,
             "seconds": self.seconds,
+            "trials": [
+                {"method": trial.method, "scores": dict(trial.scores)}
+                for trial in self.trials
+            ],
+            "criterion": self.criterion,
+            "refit": [vars(fit) for fit in self.fits],
+            "not_refitted": [vars(layer) for layer in self.left],
+            "data": list(self.data),
             "advice": list(self.advice),
         }
 
@@ -122,10 +159,9 @@ class MergeReport:
     def _measurements(self) -> list[str]:
         """What was measured, one line each, then the table of metrics."""
         lines = []
-        first = self.inputs[0].path.name
-        for file, pair in zip(self.inputs[1:], self.cosines, strict=True):
+        first, *others = self.names
+        for name, pair in zip(others, self.cosines, strict=True):
             matched = f", matched {pair[1]:.3f}" if self.matched else ""
-            name = file.path.name
             lines.append(
                 f"cosine of {name} to {first}: {pair[0]:.3f}{matched}"
             )
@@ -138,7 +174,41 @@ class MergeReport:
             lines.append(
                 f"variance of the activations: {before:.2f} → {after:.2f} of the ends'"
             )
+        if self.trials:
+            lines += _trials(self.trials, self.criterion)
+        if self.fits:
+            lines.append(
+                f"refitted {len(self.fits)} layers, left {len(self.left)} as averaged"
+            )
+            lines += [f"  {layer.name}: {layer.reason}" for layer in self.left]
         return lines + (_table(self.evaluation) if self.evaluation else [])
+
+
+def shortest_names(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The shortest ends of the paths that tell them apart.
+
+    Example:
+        >>> shortest_names([Path("run1/best.ckpt"), Path("run2/best.ckpt")])
+        ('run1/best.ckpt', 'run2/best.ckpt')
+    """
+    longest = max((len(path.parts) for path in paths), default=1)
+    for count in range(1, longest + 1):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            return tuple(names)
+    return tuple(str(path) for path in paths)
+
+
+def _trials(trials: Sequence[Trial], criterion: str) -> list[str]:
+    """What was compared, one alignment a line."""
+    what = "loss"
+    if criterion == "distance":
+        what = "distance to the ends' mean outputs"
+    lines = [f"held-out {what} by alignment and correction (lower is better):"]
+    rows: dict[str, dict[str, float]] = {}
+    for trial in trials:
+        rows[f"  {trial.method}"] = dict(trial.scores)
+    return lines + _table(rows)
 
 
 def _table(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -148,10 +218,9 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
     width = max(len(name) for name in rows)
     lines = [" " * width + "".join(f"  {name:>12}" for name in names)]
     for name, row in rows.items():
-        lines.append(
-            f"{name:<{width}}"
-            + "".join(
-                f"  {row.get(metric, float('nan')):>12.4f}" for metric in names
-            )
-        )
+        cells = []
+        for metric in names:
+            known = metric in row
+            cells.append(f"{row[metric]:>12.4f}" if known else f"{'–':>12}")
+        lines.append("  ".join([f"{name:<{width}}", *cells]))
     return lines

@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.description = (
         "Evaluates the network at points between A and B and prints the barrier: how much worse the worst point is\n"
-        "than the mean of the ends.  With --match also after matching B to A.  A LightningModule is measured by what\n"
-        "its validation_step logs, any other module as a classifier (cross-entropy and accuracy)."
+        "than the mean of the ends.  With --match or --method also after matching B to A.  A LightningModule is\n"
+        "measured by what its validation_step logs, any other module as a classifier (cross-entropy and accuracy)."
     )
     parser.epilog = (
         "example:\n"
@@ -43,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--match",
         action="store_true",
         help="also measure after matching the weights of B to A",
+    )
+    parser.add_argument(
+        "--method",
+        choices=("weight", "activation", "correlation", "auto"),
+        help="like --match, by weights, by activations on --data (inner product or correlation), or by whichever of "
+        "them has the best midpoint",
     )
     parser.add_argument(
         "--permutation",
@@ -82,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.output:
         check_target(args.output, force=args.force)
+        _check_format(args.output)
     reading = common.reading_options(args)
     module = common.load_module(
         args, read_inputs([args.reference], **reading)[0]
@@ -128,7 +135,6 @@ def _matched(
 ) -> dict[str, Any]:
     """B's weights after matching, if asked for."""
     from lightning_rebasin.checkpoints.align import example_input
-    from lightning_rebasin.matching import match_weights
     from lightning_rebasin.symmetry import (
         Permutation,
         PermutationSpec,
@@ -137,7 +143,7 @@ def _matched(
 
     if args.permutation:
         return {"permuted": Permutation.load(args.permutation).apply(b)}
-    if not args.match:
+    if not args.match and not args.method:
         return {}
     if args.spec:
         spec = PermutationSpec.load(args.spec)
@@ -148,10 +154,62 @@ def _matched(
                 module, common.load_example(args, module), data.train
             ),
         )
-    result = match_weights(
-        spec, a, b, seed=args.seed, progress=not args.no_progress
-    )
-    return {"matched": result.permutation.apply(b)}
+    return {"matched": _permutation(args, module, spec, (a, b), data).apply(b)}
+
+
+def _permutation(
+    args: argparse.Namespace,
+    module: Any,
+    spec: Any,
+    ends: tuple[Any, Any],
+    data: datasets.Data,
+) -> Any:
+    """The permutation that the wanted method finds; of several methods the one with the best midpoint."""
+    from lightning_rebasin.landscape.pair import METHODS
+    from lightning_rebasin.matching import match_weights
+
+    methods = METHODS if args.method == "auto" else (args.method or "weight",)
+    spec = spec.pin_identical_buffers(*ends)
+    found = {}
+    if "weight" in methods:
+        found["weight"] = match_weights(
+            spec, *ends, seed=args.seed, progress=not args.no_progress
+        ).permutation
+    if methods == ("weight",):
+        return found["weight"]
+    batches = list(data.train)
+    pair = _pair(module, ends, batches)
+    for method in methods:
+        if method != "weight":
+            found[method] = pair.match(spec, batches, method)
+    if len(found) == 1:
+        return found[methods[0]]
+    return _best(found, pair.distances(found, batches))
+
+
+def _best(found: dict[str, Any], scores: dict[str, float]) -> Any:
+    """The permutation with the lowest score; says which one it is."""
+    from lightning_rebasin.landscape.pair import closest
+
+    best = closest(scores)
+    listed = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
+    print(f"matched by {best}; distances of the midpoints: {listed}")
+    return found[best]
+
+
+def _pair(module: Any, ends: tuple[Any, Any], batches: list[Any]) -> Any:
+    """Both checkpoints, ready to run on training batches."""
+    from lightning_rebasin.errors import ConfigurationError
+    from lightning_rebasin.landscape.pair import Pair
+    from lightning_rebasin.symmetry.run.lightning import few
+    from lightning_rebasin.symmetry.trace.batch_example import batch_example
+
+    if not batches:
+        raise ConfigurationError(
+            "matching by activations runs the network on training batches: --data gives none; choose --method weight"
+        )
+    example = batch_example(module, few(batches[0], 8))
+    return Pair(module, *ends, example.method)
 
 
 def _print(curves: dict[str, Any]) -> None:
@@ -178,6 +236,23 @@ def _print(curves: dict[str, Any]) -> None:
     print(
         "the last columns are the barriers: worst point against the mean of both ends"
     )
+
+
+def _check_format(path: Path) -> None:
+    """Raise before anything is measured if nothing can write a file of this name."""
+    if path.suffix in ("", ".json", ".csv"):
+        return
+    from lightning_rebasin.errors import ConfigurationError
+    from lightning_rebasin.plotting import require_matplotlib
+
+    require_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in known:
+        raise ConfigurationError(
+            f"cannot write {path}: the name must end in .csv, .json or a format of pictures ({', '.join(known)})"
+        )
 
 
 def _write(args: argparse.Namespace, curves: dict[str, Any]) -> None:

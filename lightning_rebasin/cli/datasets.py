@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,22 +29,52 @@ class Data:
     Args:
         train: Some training batches, kept in memory; empty if there are none.
         validate: A loader to evaluate on, ``None`` if there is none.
+        sources: Where they came from.
     """
 
     train: Sequence[Any] = ()
     validate: Iterable[Any] | None = None
+    sources: tuple[str, ...] = ()
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare where the data come from."""
+@dataclass(frozen=True)
+class _Chain:
+    """Several loaders as one.
+
+    Args:
+        loaders: The loaders, one after the other.
+    """
+
+    loaders: tuple[Iterable[Any], ...]
+
+    def __iter__(self) -> Iterator[Any]:
+        for loader in self.loaders:
+            yield from loader
+
+
+def add_data_arguments(
+    parser: argparse.ArgumentParser, *, several: bool = False
+) -> None:
+    """Declare where the data come from.
+
+    Args:
+        parser: The parser of the command.
+        several: Whether ``--data`` may be given again, for models that were trained on different data.
+    """
+    again = (
+        "; once per model if they were trained on different data"
+        if several
+        else ""
+    )
     group = parser.add_argument_group(
         "data", "(or the 'data' section of --config)"
     )
     group.add_argument(
         "--data",
         metavar="PKG.NAME",
+        action="append" if several else "store",
         help="import path of a LightningDataModule class, or of a function that returns one, a DataLoader, or a pair "
-        "of loaders (train, validation)",
+        f"of loaders (train, validation){again}",
     )
     group.add_argument(
         "--batches",
@@ -65,18 +96,95 @@ def load_data(args: argparse.Namespace) -> Data:
         raise ConfigurationError(
             f"--batches must be at least 1, got {args.batches}"
         )
-    if args.data:
-        place = load_object(args.data)
-        made = _make(place, args.data)
-    elif args.config and (made := _from_config(args.config)) is not None:
-        pass
-    else:
-        return Data()
-    train, validate = _loaders(made, args.data or str(args.config))
-    batches = list(islice(train, args.batches)) if train is not None else []
+    given = [args.data] if isinstance(args.data, str) else args.data or []
+    if given:
+        return _union([_loaded(name, args.batches) for name in given])
+    if args.config:
+        made = _from_config(args.config)
+        if made is not None:
+            return _read(made, str(args.config), args.batches)
+    return Data()
+
+
+def _loaded(name: str, batches: int) -> Data:
+    """The data behind one import path."""
+    return _read(_make(load_object(name), name), name, batches)
+
+
+def _read(made: Any, name: str, count: int) -> Data:
+    """The first training batches, and the validation loader."""
+    train, validate = _loaders(made, name)
+    batches = list(islice(train, count)) if train is not None else []
     if not batches:
-        raise DataError(f"{args.data or args.config} gives no training batch")
-    return Data(batches, validate)
+        raise DataError(f"{name} gives no training batch")
+    return Data(batches, validate, (name,))
+
+
+def _union(parts: Sequence[Data]) -> Data:
+    """Batches of all sources in turn, so that none of them comes last."""
+    if len(parts) == 1:
+        return parts[0]
+    mixed = []
+    for batches in zip_longest(*(part.train for part in parts)):
+        mixed += [batch for batch in batches if batch is not None]
+    loaders = tuple(p.validate for p in parts if p.validate is not None)
+    sources: tuple[str, ...] = ()
+    for part in parts:
+        sources += part.sources
+    return Data(mixed, _Chain(loaders) if loaders else None, sources)
+
+
+def held_out_loss(
+    module: nn.Module | None, data: Data
+) -> Callable[[nn.Module, Any], float] | None:
+    """Mean loss of a network on one training batch, where the labels are there to tell.
+
+    It is the first loss that ``validation_step`` logs, or the cross-entropy of a classifier; ``None`` if neither is
+    known to work on the batches.
+    """
+    if module is None or not data.train:
+        return None
+    from lightning.pytorch import LightningModule
+
+    if not isinstance(module, LightningModule):
+        if not _is_classification(data.train):
+            return None
+        return _cross_entropy
+    try:
+        first = _logged_loss(module, data.train[0])
+    except Exception:  # noqa: BLE001 - the user's step may not take training batches, and raise anything
+        return None
+    return None if math.isnan(first) else _logged_loss
+
+
+def _cross_entropy(network: nn.Module, batch: Any) -> float:
+    like = next(iter(network.parameters()))
+    inputs = batch[0].to(like.device, like.dtype)
+    labels = batch[1].to(like.device)
+    loss = cross_entropy(network, (inputs, labels))["loss"]
+    return float(loss.detach())
+
+
+def _logged_loss(network: nn.Module, batch: Any) -> float:
+    """The first loss that ``validation_step`` logs on a batch, without a trainer; NaN if it logs none."""
+    import torch
+    from torch.utils._pytree import tree_map
+
+    from lightning_rebasin.merging.statistics import copied, moved_to
+    from lightning_rebasin.symmetry.run.examples import Example
+    from lightning_rebasin.symmetry.run.lightning import call, silence
+
+    copy = copied(network)
+    logged = silence(copy, network)
+    placed = tree_map(lambda leaf: moved_to(copy, leaf), batch)
+    with torch.no_grad(), warnings.catch_warnings():
+        # A few held-out samples hold too few classes for some metrics, which say so every time.
+        warnings.simplefilter("ignore")
+        call(copy, Example((placed,), method="validation_step"), logged)
+    for name, value in logged.items():
+        if "loss" in name.lower():
+            return float(value)
+    return math.nan
 
 
 def evaluator(

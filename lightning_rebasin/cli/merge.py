@@ -10,14 +10,18 @@ from typing import Any
 from lightning_rebasin.cli import common, datasets
 
 HELP = "merge two or more checkpoints into one that works"
+#: As in ``checkpoints.options``, written out so that help need not wait for torch.
+METHODS = ("auto", "weight", "activation", "correlation", "average", "none")
+STATISTICS = ("auto", "none", "reset", "repair", "refit")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.description = (
         "Permutes the units of B, C, ... so that their weights fit those of A, proves that the permuted networks\n"
-        "compute the same function, averages, corrects batch-norm statistics, and writes a normal checkpoint with the\n"
-        "names, hyper-parameters and format of A (OUT.ckpt: Lightning, OUT.safetensors: safetensors)."
+        "compute the same function, averages, corrects or refits the layers, and writes a normal checkpoint with the\n"
+        "names, hyper-parameters and format of A (OUT.ckpt: Lightning, OUT.safetensors: safetensors).\n"
+        "With --data the best alignment and correction are found by measurement, shown as a small table."
     )
     parser.epilog = (
         "examples:\n"
@@ -36,10 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_output_arguments(parser, "the checkpoint to write")
     parser.add_argument(
         "--method",
-        choices=("weight", "activation", "average", "none"),
-        default="weight",
-        help="how to align: by weights, by activations (needs --data), not at all (for fine-tunes of one base); 'none' "
-        "keeps A, to correct its statistics or change its format (default: %(default)s)",
+        choices=METHODS,
+        default="auto",
+        help="how to align: by weights, by activations (inner products, or their correlation; both need --data), not "
+        "at all (average: for fine-tunes of one base); 'none' keeps A, to correct its statistics or change its format; "
+        "'auto' measures which is best with --data, and matches by weights without (default: %(default)s)",
     )
     parser.add_argument(
         "--many",
@@ -60,10 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--statistics",
-        choices=("auto", "none", "reset", "repair"),
+        choices=STATISTICS,
         default="auto",
-        help="re-estimate batch-norm statistics, or REPAIR every layer; both need --data (default: reset if there are "
-        "batch norms and data)",
+        help="what to do with the averaged weights: re-estimate batch-norm statistics, REPAIR every layer, or refit "
+        "the layers by least squares (needs no labels); all need --data, with which 'auto' measures what is best "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="do everything but write OUT"
@@ -75,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write the report to this file",
     )
     common.add_model_arguments(parser)
-    datasets.add_data_arguments(parser)
+    datasets.add_data_arguments(parser, several=True)
     common.add_file_arguments(parser)
 
 
@@ -122,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
         prefix=reading["prefix"],
         unsafe=reading["unsafe"],
         seed=args.seed,
+        sources=data.sources,
         dry_run=args.dry_run,
         force=args.force,
         progress=not args.no_progress,
@@ -134,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
         data=data.train or None,
         example=common.load_example(args, module),
         evaluate=datasets.evaluator(module, data),
+        loss=datasets.held_out_loss(module, data),
         options=options,
     )
     if args.report:

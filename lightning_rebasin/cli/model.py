@@ -89,14 +89,7 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     if args.config is not None:
         section = _model_section(args.config)
         path = path or section.get("class_path")
-        settings = {
-            **(
-                section.get("init_args", {})
-                if "class_path" in section
-                else section
-            ),
-            **settings,
-        }
+        settings = {**_configured_arguments(section, args.config), **settings}
     if path is None:
         raise ConfigurationError(
             "no model: give --module PKG.CLASS, or --config with a model section"
@@ -250,6 +243,20 @@ def _model_section(path: Path) -> dict[str, Any]:
     return section
 
 
+def _configured_arguments(
+    section: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
+    """Keyword arguments that a model section gives; ``init_args:`` with nothing after it gives none."""
+    given = section.get("init_args") if "class_path" in section else section
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(
+            f"--config {path}: init_args must map names to values, not be a {type(given).__name__}"
+        )
+    return dict(given)
+
+
 def _instantiate(value: Any) -> Any:
     """Nested ``{class_path, init_args}`` become objects, as in a LightningCLI configuration."""
     if (
@@ -266,14 +273,18 @@ def _instantiate(value: Any) -> Any:
     return value
 
 
-def _import(path: str) -> Any:
+def _import(path: Any) -> Any:
+    if not isinstance(path, str):
+        raise ConfigurationError(
+            f"cannot import {path!r}: class_path must be a text of the form package.module.Class"
+        )
     module_name, _, name = path.rpartition(".")
     # A console script, unlike `python -m`, does not look for modules in the working directory.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's own code may raise anything
         raise ConfigurationError(
-            f"cannot import {path!r}: {error} (use the form package.module.Class)"
+            f"cannot import {path!r}: {type(error).__name__}: {error} (use the form package.module.Class)"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def _read_idx(folder: Path, name: str, ndim: int) -> Tensor:
             if path.suffix == ".gz"
             else path.read_bytes()
         )
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     header = 4 + 4 * ndim
     shape = tuple(

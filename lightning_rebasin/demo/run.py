@@ -36,6 +36,8 @@ from lightning_rebasin.merging import interpolate
 from lightning_rebasin.plotting import plot_barriers
 from lightning_rebasin.symmetry import check_equivalence, infer_spec
 
+# The second training uses the next seed, and numpy takes seeds below 2^32.
+_LARGEST_SEED = 2**32 - 2
 LOSS, ACCURACY = "val_loss", "val_accuracy"
 
 
@@ -67,6 +69,10 @@ class DemoSettings:
         if self.seed < 0:
             raise ConfigurationError(
                 f"--seed must not be negative, got {self.seed}"
+            )
+        if self.seed > _LARGEST_SEED:
+            raise ConfigurationError(
+                f"--seed must be at most {_LARGEST_SEED}, got {self.seed}"
             )
 
 

@@ -1,4 +1,4 @@
-"""``measure_barrier``: the loss between two sets of weights on a data loader, without a trainer."""
+"""The loss at points on a data loader (``measure_points``), and between two sets of weights (``measure_barrier``)."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -18,8 +18,6 @@ from lightning_rebasin.symmetry.spec.values import AxisMap
 
 #: Elements converted to float64 at a time: small enough to stay in the cache.
 _CHUNK = 1 << 14
-#: From this many elements on, compiled code saves more than it takes to load: a millisecond per million.
-_LARGE = 1 << 18
 #: Elements that are permuted at a time, half of what the second cache of a processor holds.
 _SLICE = 1 << 17
 
@@ -38,24 +36,13 @@ def inner_product(a: Tensor, b: Tensor) -> float:
         )
     a, b = a.detach().reshape(-1), b.detach().reshape(-1)
     if a.dtype is b.dtype is torch.float32 and a.is_cpu and b.is_cpu:
-        return _product(len(a))(a.numpy(), b.numpy())
+        return _chunked_product(a.numpy(), b.numpy())
     if not a.is_cpu:
         return float(torch.dot(a.double(), b.to(a.device).double()))
     pairs = zip(torch.split(a, _CHUNK), torch.split(b, _CHUNK), strict=True)
     return sum(
         float(torch.dot(x.double(), y.double().to(x.device))) for x, y in pairs
     )
-
-
-def _product(
-    numel: int,
-) -> Callable[[NDArray[np.float32], NDArray[np.float32]], float]:
-    """What multiplies vectors that are parts of a tensor of ``numel`` elements."""
-    if numel < _LARGE:
-        return _chunked_product
-    from lightning_rebasin.compiled import wide_product
-
-    return wide_product
 
 
 def _chunked_product(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
@@ -153,8 +140,6 @@ def _permuted_product(
         site: permutation.flat(group).to(b.device) for site, group in axes
     }
     rows = max(1, _SLICE * len(b) // max(b.numel(), 1)) if b.is_cpu else len(b)
-    plain = a.dtype is b.dtype is torch.float32 and a.is_cpu and b.is_cpu
-    product = _product(a.numel()) if plain else None
     total = 0.0
     for start in range(0, len(b), rows):
         moved = (
@@ -164,12 +149,7 @@ def _permuted_product(
         )
         for site, order in orders.items():
             moved = moved.index_select(site, order) if site else moved
-        x, y = a[start : start + rows], moved
-        total += (
-            product(x.reshape(-1).numpy(), y.reshape(-1).numpy())
-            if product
-            else inner_product(x, y)
-        )
+        total += inner_product(a[start : start + rows], moved)
     return total
 
 

@@ -1,4 +1,8 @@
-"""One set of weights out of several aligned ones, and the statistics that go with it."""
+"""One set of weights out of several aligned ones, and the statistics that go with it.
+
+``interpolate.py`` averages; ``statistics.py`` re-estimates batch norms, ``repair.py`` gives every channel the mean and
+spread it should have, ``refit/`` solves the layers by least squares.
+"""
 
 import warnings
 from typing import Any

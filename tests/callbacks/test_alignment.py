@@ -7,14 +7,19 @@ import torch
 from helpers.classifier import FEATURES, Classifier
 from helpers.trainers import trainer_in
 
-from lightning_rebasin import Permutation
+from lightning_rebasin import Permutation, infer_spec
 from lightning_rebasin.callbacks import alignment
 from lightning_rebasin.callbacks.alignment import Aligner, share_moved
 from lightning_rebasin.errors import (
     BarrierWarning,
+    ConfigurationError,
+    DataError,
     RebasinError,
     StateDictError,
+    TraceError,
 )
+from lightning_rebasin.landscape.copies import isolated_rng
+from lightning_rebasin.landscape.pair import METHODS
 from lightning_rebasin.landscape.weights import weights_of
 
 
@@ -36,8 +41,9 @@ def test_a_permuted_copy_is_brought_back(tmp_path, given):
     aligner.check(module)
     assert torch.equal(torch.random.get_rng_state(), before)
     reference = permutation.apply(live)
-    found = aligner.align(trainer_in(tmp_path), live, reference)
-    back = found.apply(reference)
+    found = aligner.align(trainer_in(tmp_path), module, reference)
+    assert (found.method, found.scores) == ("weight", {})
+    back = found.permutation.apply(reference)
     assert all(torch.equal(back[name], live[name]) for name in live)
 
 
@@ -56,12 +62,12 @@ def test_the_next_matching_starts_from_the_last_one_also_after_a_resume(
     monkeypatch.setattr(alignment, "match_weights", watched)
     first = Aligner(module.spec(), 0)
     first.check(module)
-    found = first.align(trainer_in(tmp_path), live, reference)
+    found = first.align(trainer_in(tmp_path), module, reference).permutation
     resumed = Aligner(module.spec(), 0)
     resumed.check(module)
     resumed.load_state_dict(first.state_dict())
     for aligner in (first, resumed):
-        aligner.align(trainer_in(tmp_path), live, reference)
+        aligner.align(trainer_in(tmp_path), module, reference)
     assert starts[0] is None
     for start in starts[1:]:
         for group, order in found.orders.items():
@@ -100,7 +106,7 @@ def test_a_failure_of_process_zero_reaches_everybody(tmp_path, monkeypatch):
 
     monkeypatch.setattr(alignment, "match_weights", fail)
     with pytest.raises(RebasinError, match="told to all"):
-        aligner.align(trainer_in(tmp_path), live, live)
+        aligner.align(trainer_in(tmp_path), module, live)
 
 
 def test_the_share_counts_units_and_not_groups():
@@ -108,3 +114,144 @@ def test_the_share_counts_units_and_not_groups():
     (group,) = spec.groups
     swapped = torch.tensor([1, 0, *range(2, 8)])
     assert share_moved(Permutation(spec, {group: swapped})) == 0.25
+
+
+AUTO = METHODS
+
+
+def batches(count=3, samples=16):
+    generator = torch.Generator().manual_seed(3)
+    return [
+        (
+            torch.randn(samples, FEATURES, generator=generator),
+            torch.arange(samples) % 3,
+        )
+        for _ in range(count)
+    ]
+
+
+class Stepwise(Classifier):
+    """What forward takes is in no batch; the example is, and other matrix products come before it in the step."""
+
+    def forward(self, x, scale):
+        return self.net(x) * scale
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        bias = torch.zeros(2)
+        torch.nn.functional.linear(torch.eye(2), torch.eye(2), bias)
+        logits = self(x.relu(), 2.0)
+        self.log("val_loss", torch.nn.functional.cross_entropy(logits, y))
+        return logits
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("methods", [("activation",), ("correlation",), AUTO])
+@pytest.mark.parametrize("kind", [Classifier, Stepwise])
+def test_a_planted_permutation_is_found(tmp_path, methods, kind, batch_norm):
+    torch.manual_seed(0)
+    module = kind(batch_norm=batch_norm)
+    example = torch.randn(4, FEATURES)
+    module.example_input_array = (
+        example if kind is Classifier else (example, torch.tensor(2.0))
+    )
+    order = Permutation.random(module.spec(), torch.Generator().manual_seed(7))
+    live = {k: v.clone() for k, v in weights_of(module).items()}
+    reference = order.apply(live)
+    aligner = Aligner(None, 0, methods)
+    aligner.check(module)
+    module.train()
+    before = torch.random.get_rng_state()
+    with torch.no_grad(), isolated_rng():
+        found = aligner.align(
+            trainer_in(tmp_path), module, reference, batches()
+        )
+    back = found.permutation.apply(reference)
+    assert all(torch.equal(back[name], live[name]) for name in live)
+    assert not found.permutation.is_identity
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(part.training for part in module.modules())
+    assert all(torch.equal(v, live[k]) for k, v in weights_of(module).items())
+    if methods == AUTO:
+        # All agree, so all score alike, and the first one wins.
+        assert found.method == "weight"
+        assert set(found.scores) == set(AUTO)
+        assert len(set(found.scores.values())) == 1
+
+
+def weights_mislead(module, order):
+    """The reference is the module in another order, with large weights that only a constant zero input sees."""
+    live = {k: v.clone() for k, v in weights_of(module).items()}
+    reference = order.apply(live)
+    generator = torch.Generator().manual_seed(5)
+    weight = reference["net.fc1.weight"]
+    noise = torch.randn(weight[:, 0].shape, generator=generator)
+    weight[:, 0] = 30 * noise
+    with torch.no_grad():
+        module.net.fc1.weight[:, 0] = 30 * noise
+    return reference
+
+
+def blind(batch):
+    """Nothing of the first feature."""
+    x = batch[0].clone()
+    x[:, 0] = 0
+    return x, batch[1]
+
+
+def test_auto_keeps_the_one_that_works_where_weights_fail(tmp_path):
+    module, _, order = module_and_permuted()
+    reference = weights_mislead(module, order)
+    seen = [blind(batch) for batch in batches()]
+    alignments = {}
+    for methods in (("weight",), ("activation",), ("correlation",), AUTO):
+        aligner = Aligner(infer_spec(module), 0, methods)
+        aligner.check(module)
+        alignments[methods] = aligner.align(
+            trainer_in(tmp_path), module, reference, seen
+        )
+    best = alignments[AUTO]
+    assert best.method != "weight"
+    right = alignments["correlation",].permutation
+    wrong = alignments["weight",].permutation
+    (group,) = right.orders
+    assert torch.equal(best.permutation.orders[group], right.orders[group])
+    assert not torch.equal(wrong.orders[group], right.orders[group])
+    assert best.scores["weight"] > 0.01
+    assert best.scores[best.method] < 1e-9
+
+
+def test_the_winner_survives_a_resume(tmp_path):
+    module, _, order = module_and_permuted()
+    reference = weights_mislead(module, order)
+    seen = [blind(batch) for batch in batches()]
+    first = Aligner(infer_spec(module), 0, AUTO)
+    first.check(module)
+    found = first.align(trainer_in(tmp_path), module, reference, seen)
+    resumed = Aligner(infer_spec(module), 0, AUTO)
+    resumed.check(module)
+    resumed.load_state_dict(first.state_dict())
+    again = resumed.align(trainer_in(tmp_path), module, reference, seen)
+    (group,) = found.permutation.orders
+    assert torch.equal(
+        again.permutation.orders[group], found.permutation.orders[group]
+    )
+
+
+def test_a_spec_that_shows_no_units_is_refused_before_training():
+    module, _, _ = module_and_permuted()
+    for methods in (("activation",), AUTO):
+        with pytest.raises(ConfigurationError, match="units can be seen"):
+            Aligner(module.spec(), 0, methods).check(module)
+    Aligner(module.spec(), 0).check(module)
+
+
+def test_without_batches_or_with_foreign_ones_the_error_is_typed(tmp_path):
+    module, live, _ = module_and_permuted()
+    aligner = Aligner(None, 0, ("activation",))
+    aligner.check(module)
+    with pytest.raises(DataError, match="no training batches"):
+        aligner.align(trainer_in(tmp_path), module, live)
+    foreign = [{"pixels": torch.randn(4, FEATURES)}]
+    with pytest.raises((DataError, TraceError)):
+        aligner.align(trainer_in(tmp_path), module, live, foreign)

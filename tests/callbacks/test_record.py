@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -71,9 +72,38 @@ def test_selected_metrics_come_in_the_given_order_and_the_rest_is_named():
 def test_rows_keep_every_digit():
     third = BarrierCurve((0.0, 1.0), {"loss": (1 / 3, math.nan)})
     assert measured(naive=third).rows() == [
-        ("4", "1", "naive", "0.0", "loss", "0.3333333333333333"),
-        ("4", "1", "naive", "1.0", "loss", "nan"),
+        ("4", "1", "naive", "0.0", "loss", "0.3333333333333333", ""),
+        ("4", "1", "naive", "1.0", "loss", "nan", ""),
     ]
+
+
+def test_rows_of_the_matched_curve_say_how_it_was_matched():
+    found = replace(measured(), matching="correlation").rows()
+    assert {row[2]: row[-1] for row in found} == {
+        "naive": "",
+        "matched": "correlation",
+    }
+
+
+def test_the_winner_is_a_number_and_every_distance_is_logged():
+    scores = {"weight": 0.5, "activation": 0.1, "correlation": 0.2}
+    found = replace(measured(), matching="activation", scores=scores)
+    names = {
+        name: value
+        for name, value in found.scalars("b", "mean").items()
+        if name.startswith("b/matching")
+    }
+    assert names == {
+        "b/matching": 1,
+        "b/matching/weight": 0.5,
+        "b/matching/activation": 0.1,
+        "b/matching/correlation": 0.2,
+    }
+    alone = replace(measured(), matching="activation")
+    assert (
+        alone.scalars("b", "mean").keys()
+        == measured().scalars("b", "mean").keys()
+    )
 
 
 def test_rows_of_the_same_or_a_later_step_are_replaced(tmp_path):
@@ -81,8 +111,20 @@ def test_rows_of_the_same_or_a_later_step_are_replaced(tmp_path):
     for step in (2, 4, 6, 4):
         append_csv(path, measured(step, naive=NAIVE))
     header, *rows = path.read_text().splitlines()
-    assert header == "step,epoch,curve,lambda,metric,value"
+    assert header == "step,epoch,curve,lambda,metric,value,matching"
     assert [row.split(",")[0] for row in rows] == ["2"] * 6 + ["4"] * 6
+
+
+def test_a_file_of_an_older_version_is_continued(tmp_path):
+    path = tmp_path / "barrier.csv"
+    path.write_text(
+        "step,epoch,curve,lambda,metric,value\n2,0,naive,0.0,loss,1.5\n"
+    )
+    append_csv(path, measured(4, naive=NAIVE))
+    header, first, *rows = path.read_text().splitlines()
+    assert header.endswith(",value,matching")
+    assert first == "2,0,naive,0.0,loss,1.5,"
+    assert len(rows) == 6
 
 
 def test_a_foreign_file_is_not_overwritten(tmp_path):

@@ -21,7 +21,12 @@ def test_batch_norm_statistics(tmp_path: Path) -> None:
         "2 batch norms kept averaged" in sentence for sentence in plain.advice
     )
     report = merge_checkpoints(
-        paths, tmp_path / "reset.pt", module=net, data=data
+        paths,
+        tmp_path / "reset.pt",
+        module=net,
+        data=data,
+        method="weight",
+        statistics="reset",
     )
     assert report.statistics == "reset"
     aligned = [
@@ -37,6 +42,7 @@ def test_batch_norm_statistics(tmp_path: Path) -> None:
         tmp_path / "repair.pt",
         module=net,
         data=data,
+        method="weight",
         statistics="repair",
     )
     expected = repair(net, aligned, data).module.state_dict()

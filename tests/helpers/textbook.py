@@ -7,11 +7,21 @@ assignment is always taken, progress is ``new > old + 1e-12``.  Only for classic
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+Axes = Sequence[str | None]
 
 
-def permuted(tensor, axes, permutation, but=None):
+def permuted(
+    tensor: Tensor,
+    axes: Axes,
+    permutation: Mapping[str, Tensor],
+    but: int | None = None,
+) -> Tensor:
     """``tensor`` with every axis permuted except number ``but``."""
     for axis, group in enumerate(axes):
         if group is not None and axis != but:
@@ -19,7 +29,14 @@ def permuted(tensor, axes, permutation, but=None):
     return tensor
 
 
-def cost_matrix(table, group, reference, source, permutation):
+def cost_matrix(
+    table: Mapping[str, Axes],
+    group: str,
+    reference: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    permutation: Mapping[str, Tensor],
+) -> Tensor:
+    """``⟨A_i, B_j⟩`` of the units of a group, all other axes of B permuted."""
     n = len(permutation[group])
     cost = torch.zeros((n, n), dtype=next(iter(reference.values())).dtype)
     for name, axes in table.items():
@@ -33,7 +50,12 @@ def cost_matrix(table, group, reference, source, permutation):
     return cost
 
 
-def objective(table, reference, source, permutation):
+def objective(
+    table: Mapping[str, Axes],
+    reference: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    permutation: Mapping[str, Tensor],
+) -> float:
     """``Σ ⟨A, π(B)⟩`` over the tensors of the table, in float64."""
     return sum(
         (
@@ -47,8 +69,14 @@ def objective(table, reference, source, permutation):
 
 
 def weight_matching(
-    table, reference, source, order, init=None, max_sweeps=100, trace=None
-):
+    table: Mapping[str, Axes],
+    reference: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    order: Callable[[int], Sequence[str]],
+    init: Mapping[str, Tensor] | None = None,
+    max_sweeps: int = 100,
+    trace: list[tuple[str, float]] | None = None,
+) -> dict[str, Tensor]:
     """``order(sweep)`` gives the groups to visit in that sweep; returns the permutation of each group.
 
     ``trace``: a list that receives ``(group, objective gain of the visit)``.

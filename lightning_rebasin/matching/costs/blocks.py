@@ -149,6 +149,17 @@ def objective_tensors(spec: PermutationSpec) -> tuple[str, ...]:
     )
 
 
+def telling_tensors(spec: PermutationSpec) -> tuple[str, ...]:
+    """Tensors of the objective by which one sees whether two networks are alike: those of two or more axes.
+
+    The gains of norms are all near 1, which makes any two networks look alike; biases are few.  A network that has
+    nothing else is compared by them.
+    """
+    names = objective_tensors(spec)
+    matrices = [n for n in names if len(spec.tensors[n].shape) > 1]
+    return tuple(matrices) or names
+
+
 def blocks_of(spec: PermutationSpec) -> tuple[Block, ...]:
     """All blocks of every tensor of the objective that is mapped; those without any group are its fixed parts."""
     return tuple(
@@ -160,6 +171,8 @@ def blocks_of(spec: PermutationSpec) -> tuple[Block, ...]:
 
 
 def _split(axis_map: AxisMap) -> Iterator[Block]:
+    # A weight (6, 3, 3) whose 6 inputs are 2 units of one group and 4 of another falls apart into two blocks,
+    # (2, 3, 3) and (4, 3, 3); a second axis of two parts would make four.
     owner: dict[int, int] = {
         site: n
         for n, (sites, _) in enumerate(axis_map.clusters)
@@ -189,6 +202,7 @@ def _segments(
     components: tuple[Component, ...],
 ) -> Iterator[Segment]:
     total = math.prod(axis_map.site_shape[site] for site in sites)
+    # Groups that lie across the sites in different ways can only be gathered together.
     if any(c.sites != sites for c in components):
         groups = tuple(dict.fromkeys(c.group for c in components))
         yield Segment(
@@ -199,6 +213,7 @@ def _segments(
             joint=(axis_map, sites, components),
         )
         return
+    # What no component covers belongs to no group and stays where it is.
     rest = torch.ones(total, dtype=torch.bool)
     for c in components:
         rest[c.index.reshape(-1)] = False
@@ -215,6 +230,7 @@ def _select(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
     """``index_select`` that stays a view for a contiguous range."""
     if not len(positions):
         return tensor.narrow(dim, 0, 0)
+    # Parts of a concatenation are contiguous ranges: no copy is needed for them.
     start = int(positions[0])
     if torch.equal(positions, torch.arange(start, start + len(positions))):
         return tensor.narrow(dim, start, len(positions))

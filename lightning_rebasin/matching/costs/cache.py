@@ -54,6 +54,7 @@ class TermTable:
             name: Packing.of(terms, spec.groups[name].members)
             for name, terms in self.by_group.items()
         }
+        # A tensor may fall apart into several blocks, each with groups of its own.
         self._roots: dict[str, frozenset[str]] = {}
         for block in self.blocks:
             roots = frozenset(self._root(group) for group in block.groups)
@@ -63,6 +64,7 @@ class TermTable:
         self.depends_on = {
             name: _partners(terms) for name, terms in by_group.items()
         }
+        # Where a group acts twice on one block the objective is quadratic in it, and a step only a linearisation.
         self.coupled = frozenset(
             root for block in self.blocks for root in _twice(spec, block)
         )
@@ -125,6 +127,7 @@ class CostCache:
         self.device = device
         self._static: dict[str, Tensor | None] = {}
         self._cost: dict[str, Tensor] = {}
+        # The very tensors of orders: they are replaced, never written to, so identity tells whether one moved.
         self._made_with: dict[str, tuple[Tensor, ...]] = {}
         self._linear: dict[str, Tensor] = {}
         self._drift: dict[str, float] = {}
@@ -216,6 +219,7 @@ class CostCache:
 
     def _linear_and_general(self, group: str, flats: Flats) -> Tensor:
         changes = self._changes(group, flats)
+        # Either the whole matrix is built, or what changed is added to the one that stands.
         if changes is None:
             self._rebuild(group, flats)
         for term, before, after, where in changes or ():
@@ -253,6 +257,7 @@ class CostCache:
         """The bilinear terms whose partner moved, with where; ``None`` if building anew is cheaper or overdue."""
         if group not in self._made_with:
             return None
+        # What each neighbour's order was when this matrix was made.
         seen = dict(
             zip(
                 self._table.depends_on[group],
@@ -267,6 +272,7 @@ class CostCache:
                 before, after = seen[term.partner], flats[term.partner]
                 full += term.rank
                 if before is not after:
+                    # One neighbour may enter through several weights, but its moves are the same in all of them.
                     if term.partner not in where:
                         where[term.partner] = (
                             (before != after).nonzero().reshape(-1)
@@ -350,6 +356,7 @@ class CostCache:
         ]
         if not terms:
             return self._linear[group]
+        # General terms change with every order: they go on a copy, so that the linear part can be updated on.
         cost = self._linear[group].clone()
         for term in terms:
             add_general(cost, term, self._reference, self._source, flats)

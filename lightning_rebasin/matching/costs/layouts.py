@@ -20,15 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_rebasin.assignment.solve import COMPILED_FROM
 from lightning_rebasin.matching.costs.blocks import Block
 
 #: Blocks of fewer elements than this do not leave the processor's cache, however they are gathered.
 SMALL = 1 << 16
-#: Up to this many threads one of them, compiled for the purpose, subtracts faster than torch with all.
-_FEW_THREADS = 4
-#: It reads whole rows, which pays from one part in so many.
-_FEW_PARTS = 8
 
 
 class Layouts:
@@ -64,12 +59,14 @@ class Layouts:
         if not self.keep:
             made = self._ordered(block, order)
             return made.reshape(-1, made.shape[-1])
+        # By identity: blocks are made once per spec, and comparing their index tensors would take longer than the copy.
         key = (id(block), order, False)
         if key not in self._kept:
             ordered = self._kept.get((id(block), order, True))
             if ordered is None:
                 ordered = self._ordered(block, order)
             merged = ordered.reshape(-1, ordered.shape[-1])
+            # Merging axes had to copy: the copy serves whoever wants these axes contiguous, too.
             if merged.data_ptr() != ordered.data_ptr():
                 self._kept[id(block), order, True] = merged.view(ordered.shape)
             self._kept[key] = merged
@@ -177,6 +174,7 @@ class Scratch:
         )
         if out is None:
             return self.working(room, tensor.index_select(axis, index))
+        # Gathering straight into the room is only possible in the room's own precision.
         if tensor.dtype is out.dtype:
             return torch.index_select(tensor, axis, index, out=out)
         return out.copy_(tensor.index_select(axis, index))
@@ -190,45 +188,8 @@ class Scratch:
         before: Tensor,
     ) -> Tensor:
         """``after`` gathered less ``before`` gathered, in the working dtype; valid as long."""
-        out = (
-            self._room(
-                room,
-                (*tensor.shape[:axis], len(after), *tensor.shape[axis + 1 :]),
-            )
-            if axis == 1
-            else None
-        )
-        if out is not None and self._compiles(tensor, len(after)):
-            from lightning_rebasin.matching.costs.gather import (
-                gather_differences,
-            )
-
-            gather_differences(
-                *(t.flatten(2).numpy() for t in (out, tensor)),
-                after.numpy(),
-                before.numpy(),
-            )
-            return out
         return self.gather(room, tensor, axis, after).sub_(
             self.gather("less", tensor, axis, before)
-        )
-
-    def _compiles(self, tensor: Tensor, parts: int) -> bool:
-        # Smaller groups have SciPy solve their assignments: compiling for them would pay for neither.
-        large = (
-            len(tensor) >= COMPILED_FROM
-            and torch.get_num_threads() <= _FEW_THREADS
-        )
-        plain = (
-            tensor.is_cpu
-            and tensor.is_contiguous()
-            and tensor.dtype is self._empty.dtype
-        )
-        return (
-            large
-            and plain
-            and tensor.ndim > 2
-            and parts * _FEW_PARTS >= tensor.shape[1]
         )
 
     def swapped(self, room: str, tensor: Tensor) -> Tensor:

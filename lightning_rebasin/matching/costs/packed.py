@@ -59,6 +59,7 @@ class Packing:
 
     def __init__(self, terms: Sequence[Term], members: int) -> None:
         self.members = members
+        # A group of 4 units with a bias (4), a weight (4, 3) and a reader (2, 4) has 1 + 3 + 2 rows of 4 columns.
         #: Biases and the like, one row each: the first rows.
         self.vectors = tuple(
             term.block for term in terms if term.block.lengths == (members,)
@@ -66,6 +67,7 @@ class Packing:
         self.parts: list[_Part] = []
         stop = len(self.vectors)
         for term in terms:
+            # Whole vectors are copied in one call; everything else knows where its rows begin and end.
             if term.block not in self.vectors:
                 start, stop = stop, stop + term.rank
                 partner = term.partner if term.partners else None
@@ -127,6 +129,7 @@ class PackedCost:
             )
             units = self._units[rows].reshape(a.shape)
             units[...] = a
+            # Without a partner the rows never change: they are written here once and left alone.
             if partner is None:
                 self._moved[rows].reshape(b.shape)[...] = b
                 continue
@@ -170,6 +173,7 @@ class PackedCost:
                 (where,) = (before.numpy() != now).nonzero()
                 changes.append((part, where, now[where]))
                 changed += len(where) * (part.units[0].size // members)
+        # In half of the descents only a few units of a neighbour move, and most rows stand.
         self._drift += changed
         # Every update adds rounding errors of its own, so they may not pile up for ever.
         saved = members * members * (rank - 1.5 * changed)

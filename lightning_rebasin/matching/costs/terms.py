@@ -149,6 +149,7 @@ def add_static(
     cost: Tensor, terms: Sequence[Term], reference: Layouts, source: Layouts
 ) -> None:
     """Add all static terms of one group, the many small ones in one product."""
+    # A network has dozens of biases and gains: stacked they take one call instead of one each.
     small = [term for term in terms if term.rank < _OWN_PRODUCT]
     if small:
         a, b = (
@@ -218,6 +219,7 @@ def _units(  # noqa: PLR0917
 
     Of the partner's axis only the parts ``index``, less the parts ``less``.
     """
+    # Three ways to the same rows, chosen so that no large weight is copied just to be gathered.
     if term.following:
         return scratch.swapped(
             room,
@@ -286,6 +288,7 @@ def _mixed_units(
             "mixed", soft[term.partner], front.flatten(1)
         ).view(front.shape)
         return scratch.swapped("moved", mixed).flatten(1)
+    # Small blocks: the partners come first, and each is mixed by a product from the left.
     moved = scratch.working("moved", source.contiguous(term.block, term.order))
     for position, axis in enumerate(term.partners):
         front = moved.movedim(position, 0)
@@ -303,6 +306,7 @@ def add_general(
 ) -> None:
     """Add a general term, built in the frame of the wholly permuted source and carried back to old units."""
     block, group = term.block, term.group
+    # In this frame the cost says what new unit i gains from the unit that now stands at j, so j is renamed at the end.
     moved = source.natural(block)
     for axis in (term.axis, *term.partners):
         moved = moved.index_select(
@@ -310,6 +314,7 @@ def add_general(
         )
     own = _own_rows(term, reference.natural(block))
     framed = own @ _own_rows(term, moved).t()
+    # With flat = [2, 0, 1] old unit 2 stands first: column 0 of the frame is column 2 of the cost.
     inverse = torch.argsort(flats[group])
     cost += framed.index_select(1, inverse.to(cost.device))
 
@@ -329,6 +334,7 @@ def _own_rows(term: Term, block: Tensor) -> Tensor:
             places = tuple(sites.index(site) for site in component.sites)
             flat = split.movedim(places, tuple(range(len(places))))
             flat = flat.reshape(math.prod(flat.shape[: len(places)]), -1)
+            # Members in their order, copies of one member side by side.
             chosen = flat.index_select(
                 0, component.index.reshape(-1).to(flat.device)
             )

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.assignment.solve import checked_solver
-from lightning_rebasin.matching.costs.blocks import objective_tensors
+from lightning_rebasin.matching.costs.blocks import (
+    objective_tensors,
+    telling_tensors,
+)
 from lightning_rebasin.matching.objective import inner_product
 from lightning_rebasin.matching.search.memory import LARGE
 from lightning_rebasin.matching.search.weight import WeightMatcher
@@ -85,6 +88,19 @@ class Universe:
             sum(inner_product(self.sum[n], self.sum[n]) for n in self._names)
             - self._squares
         )
+
+    def alike(self, permutations: Sequence[Permutation]) -> float:
+        """The part of the objective of these permutations that tells networks apart."""
+        names = telling_tensors(self.spec)
+        total: dict[str, Tensor] = {}
+        own = 0.0
+        for i, permutation in enumerate(permutations):
+            state = self.load(i)
+            self._add(total, permutation.apply(state), self.weights[i])
+            squares = [inner_product(state[n], state[n]) for n in names]
+            own += self.weights[i] ** 2 * sum(squares)
+        together = sum(inner_product(total[n], total[n]) for n in names)
+        return 0.5 * (together - own)
 
     def move(self, permutations: Sequence[Permutation]) -> None:
         """Take these permutations instead."""

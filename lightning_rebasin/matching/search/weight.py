@@ -20,7 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_rebasin.assignment.solve import checked_solver
-from lightning_rebasin.matching.costs.blocks import objective_tensors
+from lightning_rebasin.matching.costs.blocks import (
+    objective_tensors,
+    telling_tensors,
+)
 from lightning_rebasin.matching.costs.cache import CostCache, TermTable
 from lightning_rebasin.matching.costs.layouts import Layouts
 from lightning_rebasin.matching.objective import (
@@ -38,7 +41,6 @@ from lightning_rebasin.matching.search.general import (
 from lightning_rebasin.matching.search.memory import (
     LARGE,
     return_large_blocks,
-    reuse_small_blocks,
 )
 from lightning_rebasin.matching.search.policy import (
     OBVIOUS,
@@ -177,8 +179,6 @@ class WeightMatcher:
         self._frugal = size >= LARGE
         if self._frugal:
             return_large_blocks()
-        else:
-            reuse_small_blocks()
         self._layouts = self._layouts_of(self._source)
         self._families = families_of(spec, self._table.coupled)
         self._solver = checked_solver(solver)
@@ -300,6 +300,7 @@ class _Pair:
         )
         self._identity = Permutation.identity(matcher.spec)
         self._at_identity = self._products(None)
+        self._telling = telling_tensors(matcher.spec)
         self._best = (
             self._identity,
             self._at_identity,
@@ -312,10 +313,14 @@ class _Pair:
     def obvious(self) -> bool:
         """Whether the two networks are so alike that no other permutation can be far better."""
         a, b = (
-            sum(norm**2 for norm in of.norms.values()) ** 0.5
+            math.hypot(*(of.norms[name] for name in self._telling))
             for of in (self._reference, self._m._source)
         )
-        return bool(sum(self._at_identity.values()) > OBVIOUS * a * b > 0.0)
+        return self._alike(self._at_identity) > OBVIOUS * a * b > 0.0
+
+    def _alike(self, products: Mapping[str, float]) -> float:
+        """The part of an objective that tells networks apart."""
+        return sum(products[name] for name in self._telling)
 
     @property
     def costly(self) -> bool:
@@ -377,10 +382,11 @@ class _Pair:
         """The best permutation found and the report."""
         m = self._m
         at_identity = sum(self._at_identity.values())
-        same_basin = (
-            at_identity > 0.0 and at_identity >= SAME_BASIN * self._best[2]
-        )
         permutation, products, best = self._best
+        alike = self._alike(self._at_identity)
+        same_basin = alike > 0.0 and alike >= SAME_BASIN * self._alike(
+            products
+        )
         if same_basin and choose_basin:
             permutation, products, best = self._from_identity
             if best - at_identity < _NEGLIGIBLE * best:

@@ -11,12 +11,13 @@ With a loss it is the mean loss.  One batch is looked at at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lightning_rebasin.errors import DataError
 from lightning_rebasin.merging.refit.batches import Batches, batch_size
 from lightning_rebasin.merging.refit.fitting import Ends
 from lightning_rebasin.merging.statistics import outputs
@@ -44,15 +45,24 @@ def losses(
 
 
 def distances(
-    candidates: Mapping[Name, nn.Module], batches: Batches, ends: Ends
+    candidates: Mapping[Name, nn.Module], batches: Iterable[Any], ends: Ends
 ) -> dict[Name, float]:
-    """Distance of each candidate's outputs to the mean of the ends' outputs, relative to that mean's variance."""
+    """Distance of each candidate's outputs to the mean of the ends' outputs, relative to that mean's variance.
+
+    Raises:
+        DataError: The outputs have another shape in another batch, so that they have no common mean.
+    """
     totals = dict.fromkeys(candidates, 0.0)
     count = 0
     sums = [torch.zeros(()), torch.zeros(())]
     with torch.no_grad():
         for batch in batches:
             wanted = _mean_outputs(ends, batch)
+            if count and wanted.shape[1:] != sums[0].shape:
+                raise DataError(
+                    "networks are compared by their outputs, which have another shape in another batch: pad the "
+                    "batches to one length, or choose how to match instead of trying several ways"
+                )
             count += 1
             sums[0] = sums[0] + wanted.mean(0)
             sums[1] = sums[1] + wanted.square().mean(0)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,12 @@ from lightning_rebasin.merging.refit.plan import (
     Plan,
     make_plan,
 )
-from lightning_rebasin.merging.refit.report import LayerFit, Method, Refit
+from lightning_rebasin.merging.refit.report import (
+    Criterion,
+    LayerFit,
+    Method,
+    Refit,
+)
 from lightning_rebasin.merging.refit.squares import RIDGES, Solution
 from lightning_rebasin.merging.repair import repair
 from lightning_rebasin.merging.statistics import (
@@ -106,42 +111,116 @@ def refit(
         least squares per layer; Jin et al., "RegMean", ICLR 2023 (arXiv 2212.09849), for its closed form.
     """
     ridges = _ridges(ridge)
-    weights = normalised_weights(len(states), shares)
-    naive = copied(module)
-    names = ("the module", *(f"model {i + 1}" for i in range(len(states))))
-    check_alike((naive.state_dict(), *states), names)
-    everything = Batches(batches)
-    fitted_part = everything.part("fit")
-    held_out = everything.part("held out")
-    if not held_out.samples or not fitted_part.samples:
-        # Too few to judge: what was fitted has to judge itself.
-        fitted_part = held_out = everything
-    ends = Ends(copy.deepcopy(naive), states, weights)
-    naive.load_state_dict(average(states, weights))
-    merged = copy.deepcopy(naive)
-    plan, plain = _plan(merged, everything.example())
-    fitter = Fitter(merged, ends, fitted_part, plain=plain, ridges=ridges)
+    contest = _Contest(module, states, batches, shares, loss)
+    merged = copy.deepcopy(contest.naive)
+    plan, plain = _plan(merged, contest.everything.example())
+    fitter = Fitter(
+        merged, contest.ends, contest.fitted_part, plain=plain, ridges=ridges
+    )
     with torch.no_grad():
         fits = _fit(fitter, plan, progress=progress)
-    candidates = _rivals(naive, states, weights, fitted_part)
+    candidates = contest.rivals()
     candidates["refit"] = merged
-    if loss is None:
-        scores = distances(candidates, held_out, ends)
-    else:
-        scores = losses(candidates, held_out, loss)
+    scores = contest.scores(candidates)
     method: Method = best(scores)
-    winner = candidates[method]
-    if method == "repair":
-        winner = repair(naive, states, fitted_part, weights=weights).module
     return Refit(
-        winner,
+        contest.made(method, candidates),
         method,
         scores,
-        "distance" if loss is None else "loss",
+        contest.criterion,
         tuple(fits),
         plan.left,
-        (fitted_part.samples, held_out.samples),
+        (contest.fitted_part.samples, contest.held_out.samples),
     )
+
+
+def score_rivals(
+    module: nn.Module,
+    states: Sequence[Mapping[str, Tensor]],
+    batches: Iterable[Any],
+    *,
+    shares: Sequence[float] | None = None,
+    loss: Loss | None = None,
+) -> dict[Method, float]:
+    """Held-out scores of what a refit has to beat: the naive average, reset and REPAIR; as :func:`refit` has them.
+
+    They take a small part of the time of a refit, and say which of several alignments deserves one.
+
+    Args:
+        module: The architecture.
+        states: Aligned weights of the ends.
+        batches: As for :func:`refit`.
+        shares: Share of each end; equal if omitted.
+        loss: As for :func:`refit`.
+
+    Returns:
+        Score by method, lower is better.
+    """
+    contest = _Contest(module, states, batches, shares, loss)
+    return contest.scores(contest.rivals())
+
+
+class _Contest(Generic[Module]):
+    """Ways to merge the same aligned ends, judged on the same held-out samples."""
+
+    def __init__(
+        self,
+        module: Module,
+        states: Sequence[Mapping[str, Tensor]],
+        batches: Iterable[Any],
+        shares: Sequence[float] | None,
+        loss: Loss | None,
+    ) -> None:
+        self._loss = loss
+        self._states = states
+        self._shares = normalised_weights(len(states), shares)
+        self.naive = copied(module)
+        own = self.naive.state_dict()
+        names = [f"model {i + 1}" for i in range(len(states))]
+        check_alike((own, *states), ("the module", *names))
+        self.everything = Batches(batches)
+        self.fitted_part = self.everything.part("fit")
+        self.held_out = self.everything.part("held out")
+        if not self.held_out.samples or not self.fitted_part.samples:
+            # Too few to judge: what was fitted has to judge itself.
+            self.fitted_part = self.held_out = self.everything
+        self.ends = Ends(copy.deepcopy(self.naive), states, self._shares)
+        self.naive.load_state_dict(average(states, self._shares))
+
+    @property
+    def criterion(self) -> Criterion:
+        """What the scores are."""
+        return "distance" if self._loss is None else "loss"
+
+    def rivals(self) -> dict[Method, Module]:
+        """What a refit has to beat: the average as it is, reset, and repaired."""
+        found: dict[Method, Module] = {"naive": self.naive}
+        if batch_norms(self.naive):
+            found["reset"] = reset_batch_norm(self.naive, self.fitted_part)
+        few = self.fitted_part.first(_REPAIR_SAMPLES)
+        found["repair"] = self._repaired(few)
+        return found
+
+    def scores(
+        self, candidates: Mapping[Method, Module]
+    ) -> dict[Method, float]:
+        """Score of each candidate on the held-out samples."""
+        if self._loss is None:
+            return distances(candidates, self.held_out, self.ends)
+        return losses(candidates, self.held_out, self._loss)
+
+    def made(
+        self, method: Method, candidates: Mapping[Method, Module]
+    ) -> Module:
+        """The winner; REPAIR, which competed on few samples, is done once more on all."""
+        if method == "repair":
+            return self._repaired(self.fitted_part)
+        return candidates[method]
+
+    def _repaired(self, batches: Iterable[Any]) -> Module:
+        return repair(
+            self.naive, self._states, batches, weights=self._shares
+        ).module
 
 
 def _ridges(ridge: float | None) -> Sequence[float]:
@@ -198,18 +277,3 @@ def _report(layer: FittedLayer, solution: Solution, rows: int) -> LayerFit:
         layer.joins,
         absorbed.rpartition(".")[0],
     )
-
-
-def _rivals(
-    naive: Module,
-    states: Sequence[Mapping[str, Tensor]],
-    weights: Sequence[float],
-    batches: Batches,
-) -> dict[Method, Module]:
-    """What a refit has to beat: the average as it is, reset, and repaired."""
-    few = batches.first(_REPAIR_SAMPLES)
-    found: dict[Method, Module] = {"naive": naive}
-    if batch_norms(naive):
-        found["reset"] = reset_batch_norm(naive, batches)
-    found["repair"] = repair(naive, states, few, weights=weights).module
-    return found

@@ -1,8 +1,8 @@
 """What one element of a symmetry group does to weights, one file per kind.
 
-``action.py`` is the contract of a kind and the only place that dispatches on it; ``permutation.py`` is the first kind;
+``action.py`` is the contract of a kind and the register of kinds; ``permutation.py`` is the first kind;
 ``transform.py`` is the value that everything above passes on: one element for every group of a spec.  Importing the
-package registers the kinds.
+package registers the kinds: each new file needs a line here.
 """
 
 from lightning_rebasin.symmetry.actions.action import (

@@ -1,12 +1,17 @@
 """Steps of whole families against brute force."""
 
+from __future__ import annotations
+
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lightning_rebasin.matching.steps.permutation import (
     Family,
+    FlatOrder,
     solve_inside,
     solve_nested,
 )
@@ -16,11 +21,11 @@ HEADS = Group("heads", 3)
 INNER = Group("inner", 2, HEADS)
 
 
-def value(cost, flat):
-    return cost[np.arange(len(flat)), flat].sum()
+def value(cost: NDArray[np.float64], flat: FlatOrder) -> float:
+    return float(cost[np.arange(len(flat)), flat].sum())
 
 
-def flats():
+def flats() -> Iterator[tuple[FlatOrder, FlatOrder]]:
     """Every order of three heads with two dimensions inside each, as flat orders."""
     for heads in itertools.permutations(range(3)):
         for inner in itertools.product(
@@ -39,7 +44,7 @@ def flats():
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_nested_family_is_solved_jointly(seed):
+def test_a_nested_family_is_solved_jointly(seed: int) -> None:
     rng = np.random.default_rng(seed)
     costs = {
         "heads": rng.standard_normal((3, 3)),
@@ -57,7 +62,7 @@ def test_a_nested_family_is_solved_jointly(seed):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_inner_groups_are_solved_where_their_heads_stand(seed):
+def test_inner_groups_are_solved_where_their_heads_stand(seed: int) -> None:
     rng = np.random.default_rng(seed)
     cost = rng.standard_normal((6, 6))
     heads = rng.permutation(3)

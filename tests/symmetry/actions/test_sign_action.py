@@ -1,12 +1,12 @@
-"""One dispatch for kinds: a sign action, written here only, goes through everything without an edit elsewhere."""
+"""One dispatch for kinds: a sign action, known to the tests only, goes through everything without an edit elsewhere."""
 
 import inspect
-from contextlib import ExitStack
 from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
 import torch
+from helpers.signs import SignAction, SignStep, known_signs
 from hypothesis import given, settings
 from torch import nn
 
@@ -23,69 +23,14 @@ from lightning_rebasin.errors import (
     SpecError,
     TransformError,
 )
-from lightning_rebasin.matching.steps.step import (
-    Step,
-    register_step,
-    registered_step,
-)
+from lightning_rebasin.matching.steps.step import register_step
 from lightning_rebasin.symmetry import Component, Group, Transform
-from lightning_rebasin.symmetry.actions.action import (
-    Action,
-    register_action,
-    registered_action,
-)
-
-
-class SignAction(Action):
-    kind = "sign"
-    cost = "diagonal"
-    exact = True
-
-    def identity(self, group):
-        return torch.ones(group.shape)
-
-    def random(self, group, generator):
-        return torch.randint(2, group.shape, generator=generator) * 2.0 - 1.0
-
-    def far(self, group):
-        return -torch.ones(group.shape)
-
-    def check(self, group, element):
-        if element.shape != group.shape or not bool(
-            (element.abs() == 1).all()
-        ):
-            raise TransformError(
-                f"group {group.id!r}: signs must be ±1 in the shape {group.shape}"
-            )
-        return element.detach().cpu().float()
-
-    def compose(self, group, after, before):
-        return after * before
-
-    def inverse(self, group, element):
-        return element
-
-    def apply(self, group, element, units, power):
-        return units * element.reshape(group.instances, group.size, 1).to(
-            units
-        )
-
-    def distance(self, group, element):
-        return float((element < 0).double().mean())
-
-
-class SignStep(Step):
-    kind = "sign"
-
-    def best(self, costs, solver):
-        return torch.where(costs < 0, -1.0, 1.0), costs.abs().sum(-1)
+from lightning_rebasin.symmetry.actions.action import register_action
 
 
 @pytest.fixture(autouse=True)
 def signs():
-    with ExitStack() as stack:
-        stack.enter_context(registered_action(SignAction()))
-        stack.enter_context(registered_step(SignStep()))
+    with known_signs():
         yield
 
 

@@ -84,3 +84,12 @@ def test_an_address_arranges_an_operand_whose_batch_is_unknown():
     assert units[1, 0].tolist() == [3, 9, 15, 21]
     with pytest.raises(TraceError, match=r"has shape \(4, 5\), expected"):
         address.units(operand[:, :5])
+
+
+def test_group_arithmetic() -> None:
+    a = Group("a", 4)
+    b = Group("b", 3, a)
+    c = Group("c", 2, b)
+    assert (c.shape, c.instances, c.members, c.root) == ((4, 3, 2), 12, 24, a)
+    assert c.log10_symmetries == pytest.approx(12 * math.log10(2))
+    assert b.log10_symmetries == pytest.approx(4 * math.log10(6))

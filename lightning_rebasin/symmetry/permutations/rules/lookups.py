@@ -63,6 +63,7 @@ def _lookup(ctx: Context, label: Label, dim: int, index: Ref) -> Label:
     rows = _constant_rows(ctx, index, size)
     if rows is not None:
         return ctx.take(label, dim, rows)
+    # Which row is read depends on the data, so no row may move; the other dimensions pass through.
     label = ctx.pin_and_reduce(label, [dim], LOOKED_UP)
     places = ctx.label(index)
     of_places = _index_letters(places.ndim)
@@ -94,6 +95,7 @@ def index(ctx: Context, op: Operation) -> Results:
         return _masked(ctx, op, label)
     places = [ctx.label(ref) for ref in refs]
     label = ctx.pin_and_reduce(label, indexed, LOOKED_UP)
+    # ``x[:, i, j]`` of a 2×3×4 tensor with indices of 5 is the join "a, i, i -> ai": 2×5.
     rest: list[Letter] = list(range(label.ndim))
     operands = [(label, rest)]
     operands += [(place, _index_letters(place.ndim)) for place in places]
@@ -140,6 +142,7 @@ def _constant_rows(ctx: Context, ref: Ref, size: int) -> IntArray | None:
     constant = ctx.value(ref).array
     if constant is None or constant.ndim != 1:
         return None
+    # Negative positions count from the end.
     rows = constant.astype(np.int64) % size
     if constant.dtype == np.bool_:
         rows = np.flatnonzero(constant)

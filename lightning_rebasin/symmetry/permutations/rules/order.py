@@ -54,6 +54,7 @@ def renewed(
         dims: Dimensions whose order matters.
         shape: Shape of the result, with as many dimensions, with a window behind them (``unfold``) or without ``dims``.
     """
+    # A sum over the pinned dimensions keeps who else is there, and forgets the positions that no longer exist.
     result = ctx.reduce(label, dims)
     if len(shape) < label.ndim:
         return result
@@ -76,6 +77,7 @@ def square(ctx: Context, op: Operation) -> Results:
         given = [op["dim1"], op["dim2"]]
     dims = dims_of(given, label.ndim)
     label = ctx.pin(label, dims, f"{op.name} depends on positions")
+    # A triangle of the same shape still has its rows and columns in their places.
     if op.name in ("aten.tril", "aten.triu"):
         return [label]
     # The results have other dimensions, so everything else is pinned too.

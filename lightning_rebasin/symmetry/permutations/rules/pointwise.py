@@ -2,7 +2,8 @@
 
 ``x + bias`` with a 2×3 tensor and a vector of 3 is the join ``ab, b -> ab``: the elements of the bias are the columns
 of ``x``.  Whether the operation is ``relu``, ``tanh`` or ``gelu`` does not matter, because each position is computed by
-itself.  An operation that torch tags as pointwise needs no entry here.
+itself.  An operation that torch tags as pointwise, as it does ``relu``, needs no entry here: ``run_rules.py`` then
+takes this rule.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def copy(ctx: Context, op: Operation) -> Results:
 )
 def filled(ctx: Context, op: Operation) -> Results:
     """Constant tensors; ``fill`` may take its number from a tensor."""
+    # The result is one number everywhere, but which number is decided by the value.
     for value in op.labels("value"):
         ctx.use(value)
     return [labels.constant(op.out_shape)]
@@ -103,6 +105,7 @@ def glu(ctx: Context, op: Operation) -> Results:
     dim = op.dim(label.ndim)
     half = label.shape[dim] // 2
     index = np.arange(half)
+    # Of 6 channels number 0 meets number 3: whatever moves one half moves the other alike.
     first = ctx.take(label, dim, index)
     second = ctx.take(label, dim, index + half)
     return [ctx.meet(first, second)]

@@ -1,0 +1,329 @@
+"""Data of the commands: from a function, a loader, a data module or a config; what is no data says so."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.classifier import Classifier, blobs, val_loader
+from helpers.commands import MODULE, Files, one_line, run, words
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+
+from lightning_rebasin.cli import datasets
+from lightning_rebasin.cli.datasets import Data
+from lightning_rebasin.errors import ConfigurationError, DataError
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_a_config_file_gives_network_and_data(
+    files: Files, tmp_path: Path, capsys: Capture
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"fit:\n  model:\n    class_path: {MODULE}\n    init_args: {{hidden: 6, batch_norm: true}}\n"
+        f"  data:\n    class_path: {files.loaders}.Blobs\n    init_args: {{samples: 32}}\n"
+    )
+    merge = "merge a.ckpt b.ckpt --config config.yaml"
+    assert run(merge, "-o out.ckpt --no-progress") == 0
+    out = capsys.readouterr().out
+    # On a network that was never trained the loss likes what answers least.
+    assert "method average" in out
+    assert "held-out loss by alignment and correction" in out
+    config.write_text(
+        f"model: {{class_path: {MODULE}}}\ndata: {{class_path: {files.loaders}.Nothing}}\n"
+    )
+    assert run(merge, "-o o.ckpt") == 2
+    assert "'data' section of config.yaml" in one_line(capsys)
+
+
+def test_failing_user_code_is_reported(files: Files, capsys: Capture) -> None:
+    code = run(
+        "merge a.ckpt b.ckpt -o x.ckpt",
+        f"--module {MODULE} --data {files.loaders}.broken",
+    )
+    assert code == 2
+    assert "RuntimeError: no disk" in one_line(capsys)
+
+
+# What a user's own file could hold, under the name ``own_data``.
+NUMBERS = [torch.tensor([n]) for n in range(5)]
+three = 3
+
+
+def train_and_validate() -> tuple[list[Tensor], list[Tensor]]:
+    return NUMBERS, NUMBERS[:2]
+
+
+def forever() -> Iterator[Tensor]:
+    while True:
+        yield torch.zeros(1)
+
+
+def nothing() -> list[Tensor]:
+    return []
+
+
+class Prepared(LightningDataModule):
+    """Has batches only after ``prepare_data`` and ``setup("fit")``."""
+
+    def __init__(self, start: int = 0) -> None:
+        super().__init__()
+        self.start = start
+        self.calls: list[str] = []
+
+    def prepare_data(self) -> None:
+        self.calls.append("prepare")
+
+    def setup(self, stage: str) -> None:
+        self.calls.append(stage)
+
+    def train_dataloader(self) -> list[Tensor]:
+        assert self.calls == ["prepare", "fit"]
+        return NUMBERS[self.start :]
+
+    def val_dataloader(self) -> list[Tensor]:
+        return NUMBERS[:1]
+
+
+class Offline(Prepared):
+    def prepare_data(self) -> None:
+        raise OSError("no network")
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "own_data", sys.modules[__name__])
+
+
+def load(*parts: str) -> Data:
+    """The data that the options describe."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", type=Path)
+    datasets.add_data_arguments(parser)
+    return datasets.load_data(parser.parse_args(words(*parts)))
+
+
+def numbers(batches: object) -> list[int]:
+    assert isinstance(batches, list)
+    return [int(batch) for batch in batches]
+
+
+def test_no_option_is_no_data() -> None:
+    assert load() == Data(train=(), validate=None)
+
+
+def test_one_loader_serves_both_uses() -> None:
+    data = load("--data own_data.NUMBERS --batches 3")
+    assert numbers(data.train) == [0, 1, 2]
+    assert data.validate is NUMBERS
+
+
+def test_a_pair_is_training_and_validation() -> None:
+    data = load("--data own_data.train_and_validate")
+    assert numbers(data.train) == [0, 1, 2, 3, 4]
+    assert numbers(data.validate) == [0, 1]
+
+
+def test_a_data_module_is_prepared_first() -> None:
+    data = load("--data own_data.Prepared")
+    assert numbers(data.train) == [0, 1, 2, 3, 4]
+    assert numbers(data.validate) == [0]
+
+
+def test_no_more_batches_are_drawn_than_asked_for() -> None:
+    assert len(load("--data own_data.forever --batches 4").train) == 4
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_at_least_one_batch_must_be_asked_for(count: int) -> None:
+    message = f"--batches must be at least 1, got {count}"
+    with pytest.raises(ConfigurationError, match=message):
+        load(f"--data own_data.NUMBERS --batches {count}")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("nothing", "own_data.nothing gives no training batch"),
+        ("three", "own_data.three gives a int, not batches"),
+        ("Offline", "own_data.Offline: OSError: no network"),
+    ],
+)
+def test_what_is_no_data_is_named(place: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(f"--data own_data.{place}")
+
+
+def test_a_config_gives_arguments_to_the_data(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "data: {class_path: own_data.Prepared, init_args: {start: 3}}"
+    )
+    assert numbers(load(f"--config {config}").train) == [3, 4]
+
+
+def test_a_config_may_describe_no_data(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {class_path: torch.nn.ReLU}")
+    assert load(f"--config {config}") == Data()
+
+
+def test_the_option_wins_over_the_config(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {class_path: own_data.Prepared}")
+    data = load(f"--config {config} --data own_data.train_and_validate")
+    assert numbers(data.validate) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {root: here}", r"'data' section of .*no class_path"),
+        ("data: 3", r"'data' section of .*no class_path"),
+        ("a: : b", r"cannot read the config .*config\.yaml"),
+        (
+            "data: {class_path: own_data.Prepared, init_args: {stop: 3}}",
+            r"'data' section of .*config\.yaml: .*stop",
+        ),
+    ],
+)
+def test_wrong_configs_are_named(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    with pytest.raises(ConfigurationError, match=message):
+        load(f"--config {config}")
+
+
+def test_equal_logits_cost_the_logarithm_of_the_classes() -> None:
+    batch = (torch.randn(6, 4), torch.tensor([0, 0, 1, 2, 3, 4]))
+    network = nn.Linear(4, 5)
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    with torch.no_grad():
+        values = datasets.cross_entropy(network, batch)
+    assert float(values["loss"]) == pytest.approx(math.log(5))
+    # A tie goes to the first class, and two of the six labels are 0.
+    assert float(values["accuracy"]) == pytest.approx(2 / 6)
+
+
+def by_hand(network: nn.Module) -> tuple[float, float]:
+    """Loss and accuracy of all samples of ``val_loader()`` at once."""
+    inputs, labels = blobs(50, 1).tensors
+    with torch.no_grad():
+        logits = network(inputs).double()
+    right = logits.log_softmax(1)[torch.arange(50), labels]
+    hits = (logits.argmax(1) == labels).double()
+    return -float(right.mean()), float(hits.mean())
+
+
+def test_a_classifier_is_averaged_over_samples_not_batches() -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(6, 3)
+    # The last of the four batches has 2 samples, the others 16.
+    evaluate = datasets.evaluator(network, Data(validate=val_loader()))
+    assert evaluate is not None
+    loss, accuracy = by_hand(network)
+    assert evaluate(network) == pytest.approx(
+        {"loss": loss, "accuracy": accuracy}, rel=1e-5
+    )
+
+
+def test_a_lightning_module_says_itself_what_is_measured() -> None:
+    torch.manual_seed(0)
+    network = Classifier()
+    evaluate = datasets.evaluator(network, Data(validate=val_loader()))
+    assert evaluate is not None
+    metrics = evaluate(network)
+    loss, accuracy = by_hand(network)
+    assert metrics["val_loss"] == pytest.approx(loss, rel=1e-5)
+    assert metrics["val_acc"] == pytest.approx(accuracy)
+    assert metrics["val_count"] == 50
+
+
+def test_without_network_or_loader_nothing_is_evaluated() -> None:
+    assert datasets.evaluator(None, Data(validate=val_loader())) is None
+    assert datasets.evaluator(nn.Linear(6, 3), Data()) is None
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.zeros(4, 6, dtype=torch.long),
+        (torch.zeros(4, 6),),
+        (torch.zeros(4, 6), torch.zeros(4)),
+        (torch.zeros(4, 6), torch.zeros(4, 2, dtype=torch.long)),
+        (torch.zeros(4, 6), [0, 1, 2, 0]),
+    ],
+    ids=["bare", "alone", "real targets", "matrix targets", "list targets"],
+)
+def test_other_batches_are_no_classification(batch: object) -> None:
+    assert datasets.evaluator(nn.ReLU(), Data(validate=[batch])) is None
+
+
+def test_no_batch_is_no_classification() -> None:
+    assert datasets.evaluator(nn.ReLU(), Data(validate=[])) is None
+
+
+def test_data_may_be_given_once_per_model(
+    files: Files, capsys: Capture
+) -> None:
+    data = f"--data {files.loaders}.pair --data {files.loaders}.Blobs"
+    merge = "merge a.ckpt b.ckpt -o out.ckpt --no-progress"
+    assert run(merge, f"--module {MODULE}", data) == 0
+    out = capsys.readouterr().out
+    assert (
+        f"the data came from {files.loaders}.pair and {files.loaders}.Blobs"
+        in out
+    )
+
+
+def test_batches_of_several_sources_take_turns() -> None:
+    first = Data([1, 3, 5], [10], ("a",))
+    second = Data([2, 4], [20], ("b",))
+    union = datasets._union([first, second])
+    assert union.train == [1, 2, 3, 4, 5]
+    assert union.validate is not None
+    assert list(union.validate) == [10, 20]
+    # A loader is gone through once per network that is evaluated.
+    assert list(union.validate) == [10, 20]
+    assert union.sources == ("a", "b")
+
+
+def test_the_loss_that_decides_is_what_validation_logs() -> None:
+    module = Classifier(hidden=6)
+    batch = next(iter(val_loader()))
+    loss = datasets.held_out_loss(module, Data([batch]))
+    assert loss is not None
+    with torch.no_grad():
+        logits = module.eval()(batch[0])
+    expected = nn.functional.cross_entropy(logits, batch[1])
+    assert loss(module, batch) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_plain_classifier_is_judged_by_its_cross_entropy() -> None:
+    network = nn.Linear(6, 3)
+    x, y = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
+    loss = datasets.held_out_loss(network, Data([(x, y)]))
+    assert loss is not None
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(network(x), y)
+        assert loss(network, (x, y)) == pytest.approx(
+            float(expected), rel=1e-6
+        )
+
+
+def test_without_labels_there_is_no_loss() -> None:
+    assert (
+        datasets.held_out_loss(nn.Linear(6, 3), Data([torch.ones(5, 6)]))
+        is None
+    )
+    assert datasets.held_out_loss(None, Data()) is None

@@ -263,6 +263,9 @@ class RestrictedUnpickler(_Base):  # type: ignore[misc]
             return getattr(torch, name)
         if module == "torch" and name in _STORAGES:
             return getattr(torch, name)
+        if (module, name) == ("torch.storage", "UntypedStorage"):
+            # Under tensors of newer dtypes (uint16, float8), which have no storage class of their own.
+            return torch.UntypedStorage
         return self._classes.setdefault(
             (module, name), stand_in_class(module, name)
         )

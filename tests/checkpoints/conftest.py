@@ -12,7 +12,9 @@ from lightning_rebasin.symmetry import Permutation, infer_spec
 @pytest.fixture
 def planted(tmp_path: Path) -> Planted:
     """A network, and the same network in another order: matching must find it again."""
-    net = build()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build()
     randomise(net)
     spec = infer_spec(net, X)
     hidden = Permutation.random(spec, torch.Generator().manual_seed(1))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers.checkpoint_files import Planted, X, loaded
 from lightning.pytorch import LightningModule
+from torch import Tensor, nn
 
 from lightning_rebasin.checkpoints import merge_checkpoints
 from lightning_rebasin.checkpoints.align import Many
@@ -89,8 +90,8 @@ def test_a_constant_example_array_does_not_blind_the_gate(
     net, _, _ = planted
     net.example_input_array = torch.zeros(2, 6)
     with torch.no_grad():
-        net[0].bias.zero_()
-        net[2].bias.zero_()
+        net.get_parameter("0.bias").zero_()
+        net.get_parameter("2.bias").zero_()
     torch.save(net.state_dict(), tmp_path / "a.pt")
     torch.save(net.state_dict(), tmp_path / "b.pt")
     report = merge_checkpoints(
@@ -102,11 +103,11 @@ def test_a_constant_example_array_does_not_blind_the_gate(
 class Stepwise(LightningModule):
     """No forward: the network runs in validation_step only, on batches that are dicts."""
 
-    def __init__(self, net):
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
-    def validation_step(self, batch):
+    def validation_step(self, batch: dict[str, Tensor]) -> None:
         self.log(
             "loss",
             (self.net(batch["x"]) - batch["y"][:, None]).square().mean(),
@@ -135,10 +136,10 @@ def test_a_lightning_module_is_proved_through_its_validation_step(
     report = merge_checkpoints(
         paths, tmp_path / "out.pt", module=module, data=data
     )
-    assert (
-        report.permutations[1].orders["net.0"].tolist()
-        == hidden.inverse().orders["0"].tolist()
-    )
+    found = report.permutations[1]
+    assert found is not None
+    expected = hidden.inverse().orders["0"]
+    assert found.orders["net.0"].tolist() == expected.tolist()
     assert report.errors[0] < 1e-12
     step = Example((data[0],), method="validation_step")
     assert (

@@ -1,11 +1,12 @@
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers.models import mlp
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_rebasin.checkpoints.apply import apply_to_checkpoint
@@ -17,32 +18,40 @@ from lightning_rebasin.symmetry import Permutation, infer_spec
 class TwoGroups(LightningModule):
     """Groups of parameters in another order than the state dict, and two optimizers."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.net = mlp(4, 6, 6, 2)
         self.example_input_array = torch.zeros(2, 4)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         return self.net(x)
 
-    def training_step(self, batch, _):
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         return nn.functional.mse_loss(self(batch[0]), batch[1])
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         biases = [p for n, p in self.named_parameters() if n.endswith("bias")]
         weights = [
             p for n, p in self.named_parameters() if n.endswith("weight")
         ]
-        optimizer = torch.optim.Adam(
-            [{"params": biases, "lr": 0.02}, {"params": weights}], lr=0.01
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": biases, "lr": 0.02},
+            {"params": weights},
+        ]
+        optimizer = torch.optim.Adam(groups, lr=0.01)
         return {
             "optimizer": optimizer,
             "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1),
         }
 
 
-def fit(module, path, epochs, tmp_path, ckpt_path=None):
+def fit(
+    module: TwoGroups,
+    path: Path,
+    epochs: int,
+    tmp_path: Path,
+    ckpt_path: Path | None = None,
+) -> Trainer:
     g = torch.Generator().manual_seed(5)
     data = TensorDataset(
         torch.randn(40, 4, generator=g), torch.randn(40, 2, generator=g)
@@ -80,7 +89,7 @@ def test_a_lightning_training_goes_on_exactly(tmp_path: Path) -> None:
         module=TwoGroups(),
         permute_optimizer=True,
     )
-    assert error < 1e-12
+    assert error is not None and error < 1e-12
 
     one, two = TwoGroups(), TwoGroups()
     fit(one, tmp_path / "a4.ckpt", 4, tmp_path, tmp_path / "a.ckpt")

@@ -1,6 +1,7 @@
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,8 +35,8 @@ def test_foreign_files(tmp_path: Path, content: bytes, message: str) -> None:
 def test_torchscript_is_refused_with_advice(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.save(
-            torch.jit.trace(mlp(3, 4, 2), torch.zeros(1, 3)), tmp_path / "a.pt"
-        )
+        script: Any = torch.jit
+        traced = script.trace(mlp(3, 4, 2), torch.zeros(1, 3))
+        script.save(traced, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"TorchScript.*state dict"):
         read_checkpoint(tmp_path / "a.pt")

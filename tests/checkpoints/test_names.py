@@ -1,5 +1,6 @@
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from lightning_rebasin.errors import CheckpointError
 
 
 def test_prefixes(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    save = lambda names: torch.save(
-        {new: state[old] for new, old in names.items()}, tmp_path / "a.pt"
-    )
+    def save(names: dict[str, str]) -> None:
+        renamed = {new: state[old] for new, old in names.items()}
+        torch.save(renamed, tmp_path / "a.pt")
+
     save({f"module.{n}": n for n in state})
     assert same(read_checkpoint(tmp_path / "a.pt").state_dict, state)
     assert list(read_checkpoint(tmp_path / "a.pt", prefix="").state_dict) == [
@@ -67,14 +69,14 @@ def test_a_lightning_module_may_call_its_child_module(
 class Foreign(nn.Module):
     """Unknown to the restricted reader, with everything a module can have."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.body = BatchNormCNN(2)
         self.scale = nn.Parameter(torch.ones(2))
         self.register_buffer("scratch", torch.zeros(1), persistent=False)
         self.hook = self.body.fc.forward
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> Any:
         return super().__reduce_ex__(protocol)
 
 
@@ -104,7 +106,7 @@ def test_whole_modules_give_their_state_dict(
 
 
 def test_files_that_hold_no_weights(tmp_path: Path) -> None:
-    cases = (
+    cases: tuple[tuple[object, str], ...] = (
         ({"epoch": 3}, "no tensors"),
         ([1, 2], "a list, not a dict"),
         ({}, "none"),

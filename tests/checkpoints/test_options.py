@@ -1,4 +1,6 @@
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.checkpoint_files import Planted
@@ -9,10 +11,8 @@ from lightning_rebasin.errors import ConfigurationError, OutputError
 
 def test_options_that_cannot_work(tmp_path: Path, planted: Planted) -> None:
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
-    merge = lambda **options: merge_checkpoints(
-        paths, tmp_path / "o.pt", **options
-    )
-    for options, message in (
+    merge = partial(merge_checkpoints, paths, tmp_path / "o.pt")
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({}, "--module or --config"),
         ({"method": "magic"}, "method"),
         ({"method": "average", "statistics": "magic"}, "statistics"),
@@ -20,7 +20,8 @@ def test_options_that_cannot_work(tmp_path: Path, planted: Planted) -> None:
         ({"module": planted[0], "method": "activation"}, "need data"),
         ({"spec": planted[1], "method": "activation"}, "give the module"),
         ({"module": planted[0]}, "example_input_array"),
-    ):
+    )
+    for options, message in cases:
         with pytest.raises(ConfigurationError, match=message):
             merge(**options)
     with pytest.raises(ConfigurationError, match="two or more"):

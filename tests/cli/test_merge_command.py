@@ -279,6 +279,23 @@ def test_barrier_measures_and_draws(files, tmp_path, suffix, module, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    "method", ["weight", "activation", "correlation", "auto"]
+)
+@pytest.mark.parametrize("module", ["Plain", "network"])
+def test_barrier_matches_as_it_is_told(files, capsys, method, module):
+    _, name = files
+    arguments = ["--module", f"{name}.{module}", "--data", f"{name}.pair"]
+    arguments += ["--points", 3, "--no-progress", "--method", method]
+    assert run("barrier", "a.ckpt", "b.ckpt", *arguments) == 0
+    out = capsys.readouterr().out
+    line = next(x for x in out.splitlines() if "loss" in x.split()[0])
+    naive, matched = (float(x) for x in line.split()[-2:])
+    assert matched == pytest.approx(0, abs=1e-3)
+    assert naive > 0.01
+    assert ("matched by weight; distances" in out) == (method == "auto")
+
+
 def test_dry_run_and_force(files, tmp_path, capsys):
     before = {p.name for p in tmp_path.iterdir()}
     assert (

@@ -85,14 +85,17 @@ def test_watch_says_when_a_place_never_came() -> None:
 
 
 def test_watch_leaves_errors_of_the_network_alone() -> None:
+    wanted = {Place("aten.relu", 7): [lambda given, result: None]}
     with pytest.raises(RuntimeError, match="shapes"):
-        watch(network(), torch.zeros(2, 4), {}, set(), plain=True)
+        watch(network(), torch.zeros(2, 4), wanted, set(), plain=True)
 
 
 def test_operation_names_are_those_of_the_tape() -> None:
     net, x = network(), torch.zeros(2, 3)
     names = operation_names(net, x, plain=True)
     tape = record(net, Example((x,)))
+    # made while the batch is put into the precision of the network
+    names.remove("aten.empty")
     assert names == [place.op for place in number(tape).values()]
 
 
@@ -134,10 +137,10 @@ def moved_back(
 MOVES = {
     "none": [],
     "transposed": [(aten.transpose.int, (0, 2))],
-    "permuted, viewed": [
+    "viewed, permuted": [
+        (aten.view.default, ((2, 12),)),
+        (aten.view.default, ((2, 2, 6),)),
         (aten.permute.default, ((2, 0, 1),)),
-        (aten.clone.default, ()),
-        (aten.view.default, ((8, 3),)),
         (aten.unsqueeze.default, (0,)),
     ],
 }

@@ -52,7 +52,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def aligned_pair(first: str, second: str, x: Tensor) -> list[Mapping[str, Tensor]]:
+def aligned_pair(
+    first: str, second: str, x: Tensor
+) -> list[Mapping[str, Tensor]]:
     """Weights of two networks in the basis of the first."""
     a, b = network(first), network(second)
     found = match_activations(

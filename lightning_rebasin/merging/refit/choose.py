@@ -5,7 +5,8 @@ spread of that mean:
 
     Σ ‖f(x) − Σ_i w_i·f_i(x)‖² / Σ ‖mean(x) − mean over x‖²
 
-(Of a constant mean its square takes the place of the spread.)  With a loss it is the mean loss.  One batch is looked at at a time.
+The square takes the place of the spread where the mean is constant.  With a loss it is the mean loss.
+One batch is looked at at a time.
 """
 
 from __future__ import annotations

@@ -58,9 +58,7 @@ def test_the_distance_is_the_error_relative_to_the_spread() -> None:
 def test_an_end_without_a_share_is_not_run() -> None:
     first, candidate = linear(0), linear(2)
     broken = {k: v * math.nan for k, v in first.state_dict().items()}
-    ends = Ends(
-        copy.deepcopy(first), [first.state_dict(), broken], [1.0, 0.0]
-    )
+    ends = Ends(copy.deepcopy(first), [first.state_dict(), broken], [1.0, 0.0])
     found = distances({"a": candidate}, Batches([torch.randn(9, 3)]), ends)
     assert math.isfinite(found["a"])
 
@@ -78,9 +76,7 @@ def test_constant_outputs_are_compared_with_their_size() -> None:
     for module, value in zip(modules, (1.0, 1.5), strict=True):
         nn.init.constant_(module.bias, value)
     ends = ends_of(modules[0], modules[0], 0.5)
-    found = distances(
-        {"a": modules[1]}, Batches([torch.randn(40, 3)]), ends
-    )
+    found = distances({"a": modules[1]}, Batches([torch.randn(40, 3)]), ends)
     assert found["a"] == pytest.approx(0.25, rel=1e-3)
 
 

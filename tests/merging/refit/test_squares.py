@@ -91,7 +91,9 @@ def test_one_ridge_is_the_definition(ridge: float, intercept: bool) -> None:
 def test_an_infinite_ridge_gives_mean_and_deviation_of_the_target() -> None:
     x, r = rows(200)
     weight = normal(GROUPS, INPUTS, OUTPUTS, seed=7)
-    found = solve(Problem(summed(x, r), empty(), weight, True), [math.inf])
+    found = solve(
+        Problem(summed(x, r), empty(), weight, intercept=True), [math.inf]
+    )
     target = r + torch.einsum("rgn,gnm->rgm", x, weight)
     new = torch.einsum("rgn,gnm->rgm", x, weight + found.change) + found.shift
     torch.testing.assert_close(new.mean(0), target.mean(0))
@@ -138,7 +140,9 @@ def test_inputs_far_from_zero_keep_their_covariance() -> None:
     planted = normal(1, INPUTS, 1, seed=100)
     r = (torch.einsum("rgn,gnm->rgm", x.double(), planted)).float()
     weight = torch.zeros(1, INPUTS, 1, dtype=torch.float64)
-    found = solve(Problem(summed(x, r), summed(x, r), weight, True), [0.0])
+    found = solve(
+        Problem(summed(x, r), summed(x, r), weight, intercept=True), [0.0]
+    )
     torch.testing.assert_close(found.change, planted, atol=5e-3, rtol=0)
 
 
@@ -156,11 +160,11 @@ def test_the_ridge_with_the_smallest_held_out_error_is_chosen(
         return summed(x, r + noise * normal(rows_, 1, 1, seed=seed + 1))
 
     weight = normal(1, INPUTS, 1, seed=9)
-    problem = Problem(sums(count, 1), sums(5000, 3), weight, True)
+    problem = Problem(sums(count, 1), sums(5000, 3), weight, intercept=True)
     found = solve(problem)
     tried = {}
     for ridge in RIDGES:
-        alone = Problem(problem.fit, empty_one(), weight, True)
+        alone = Problem(problem.fit, empty_one(), weight, intercept=True)
         single = solve(alone, [ridge])
         error = problem.held_out.error(single.change, single.shift)
         tried[ridge] = error
@@ -179,9 +183,12 @@ def test_the_final_solution_uses_the_judging_rows_too() -> None:
     x, r = rows(200)
     weight = normal(GROUPS, INPUTS, OUTPUTS, seed=7)
     split = Problem(
-        summed(x[:150], r[:150]), summed(x[150:], r[150:]), weight, True
+        summed(x[:150], r[:150]),
+        summed(x[150:], r[150:]),
+        weight,
+        intercept=True,
     )
-    whole = Problem(summed(x, r), empty(), weight, True)
+    whole = Problem(summed(x, r), empty(), weight, intercept=True)
     found, expected = solve(split, [1e-3]), solve(whole, [1e-3])
     torch.testing.assert_close(found.change, expected.change)
     torch.testing.assert_close(found.shift, expected.shift)
@@ -192,7 +199,9 @@ def test_constant_inputs_give_a_finite_shift(ridges: tuple[float]) -> None:
     x = torch.ones(50, GROUPS, INPUTS, dtype=torch.float64)
     r = torch.full((50, GROUPS, OUTPUTS), 2.0, dtype=torch.float64)
     weight = normal(GROUPS, INPUTS, OUTPUTS)
-    found = solve(Problem(summed(x, r), summed(x, r), weight, True), ridges)
+    found = solve(
+        Problem(summed(x, r), summed(x, r), weight, intercept=True), ridges
+    )
     product = torch.einsum("rgn,gnm->rgm", x, found.change) + found.shift
     torch.testing.assert_close(product, r)
     assert found.before < 1e-9
@@ -204,7 +213,7 @@ def test_the_variance_of_a_constant_target_is_no_rounding_error() -> None:
     x = torch.full((50, 1, INPUTS), 0.1)
     r = torch.full((50, 1, 1), 0.3)
     weight = normal(1, INPUTS, 1)
-    problem = Problem(summed(x, r), empty_one(), weight, True)
+    problem = Problem(summed(x, r), empty_one(), weight, intercept=True)
     level = float((x[0, 0].double() @ weight[0]) ** 2) + 0.09
     assert target_variance(problem.fit, problem) >= 0.99e-12 * level
 
@@ -213,7 +222,9 @@ def test_a_dead_output_is_shifted_and_not_scaled() -> None:
     x, r = rows(100)
     weight = normal(GROUPS, INPUTS, OUTPUTS)
     weight[:, :, 0] = 0
-    found = solve(Problem(summed(x, r), empty(), weight, True), [math.inf])
+    found = solve(
+        Problem(summed(x, r), empty(), weight, intercept=True), [math.inf]
+    )
     assert bool((found.change[:, :, 0] == 0).all())
     torch.testing.assert_close(found.shift[:, 0], r.mean(0)[:, 0])
     assert bool((found.change[:, :, 1:] != 0).all())
@@ -222,7 +233,9 @@ def test_a_dead_output_is_shifted_and_not_scaled() -> None:
 def test_the_fallback_scales_by_a_thousand_at_most() -> None:
     x, r = normal(100, 1, 1), 1e6 * normal(100, 1, 1, seed=2)
     weight = torch.ones(1, 1, 1, dtype=torch.float64)
-    found = solve(Problem(summed(x, r), empty_one1(), weight, True), [math.inf])
+    found = solve(
+        Problem(summed(x, r), empty_one1(), weight, intercept=True), [math.inf]
+    )
     assert float(weight + found.change) == pytest.approx(1000)
 
 

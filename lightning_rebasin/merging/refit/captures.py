@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError
+from lightning_rebasin.merging.refit.fitted import FittedLayer
 from lightning_rebasin.merging.refit.places import (
     Place,
     Trail,
     Watcher,
     watch,
 )
-from lightning_rebasin.merging.refit.plan import FittedLayer
 from lightning_rebasin.merging.refit.systems import Rows
 
 

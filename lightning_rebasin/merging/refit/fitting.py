@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.merging.refit.batches import Batches, batch_size
 from lightning_rebasin.merging.refit.captures import Capture, look
-from lightning_rebasin.merging.refit.plan import FittedLayer, Norm
+from lightning_rebasin.merging.refit.fitted import FittedLayer, Norm
 from lightning_rebasin.merging.refit.squares import (
     RIDGES,
     Problem,
@@ -89,7 +90,9 @@ class Fitter:
         kept = 0
         for number, layer in enumerate(layers):
             outputs = layer.weight.index[:, 0].numel()
-            positions = min(layer.positions, self._positions)
+            positions = sum(
+                min(use.positions, self._positions) for use in layer.uses
+            )
             size = 4 * outputs * positions * self._batches.samples
             if not groups or kept + size > _TARGET_BYTES:
                 groups.append({})
@@ -100,70 +103,66 @@ class Fitter:
 
     def targets(
         self, layers: Mapping[int, FittedLayer]
-    ) -> dict[int, list[Tensor]]:
-        """What the ends return where the layers are judged: their mean, on the rows of each batch."""
-        found: dict[int, list[Tensor]] = {number: [] for number in layers}
+    ) -> dict[int, list[list[Tensor]]]:
+        """What the ends return where the layers are judged: their mean, by batch and by use of the layer."""
+        found: dict[int, list[list[Tensor]]] = {n: [] for n in layers}
         mixed = zip(self._ends.states, self._ends.shares, strict=True)
         for state, share in mixed:
-            if not share:
-                continue
-            self._ends.module.load_state_dict(state)
-            for k, batch in enumerate(self._batches):
-                size = batch_size(batch)
-                captures = {}
-                for number, layer in layers.items():
-                    captures[number] = Capture(
-                        layer,
-                        (number, k),
-                        size,
-                        self._positions,
-                        inputs=False,
-                    )
-                look(
-                    self._ends.module,
-                    batch,
-                    captures.values(),
-                    plain=self._plain,
-                )
-                for number, capture in captures.items():
-                    assert capture.outputs is not None
-                    part = capture.outputs.float() * share
-                    kept = found[number]
-                    if k < len(kept):
-                        kept[k] += part
-                    else:
-                        kept.append(part)
+            if share:
+                self._ends.module.load_state_dict(state)
+                self._add_targets(found, layers, share)
         return found
 
+    def _add_targets(
+        self,
+        found: Mapping[int, list[list[Tensor]]],
+        layers: Mapping[int, FittedLayer],
+        share: float,
+    ) -> None:
+        """Add the share of the end that is loaded."""
+        for k, batch in enumerate(self._batches):
+            captures = {}
+            for number, layer in layers.items():
+                captures[number] = self._captures(number, layer, k, batch)
+            every = [c for several in captures.values() for c in several]
+            look(self._ends.module, batch, every, plain=self._plain)
+            for number, several in captures.items():
+                parts = [_returned(capture) * share for capture in several]
+                kept = found[number]
+                if k == len(kept):
+                    kept.append(parts)
+                else:
+                    for total, part in zip(kept[k], parts, strict=True):
+                        total.add_(part)
+
+    def _captures(
+        self,
+        number: int,
+        layer: FittedLayer,
+        k: int,
+        batch: Any,
+        *,
+        inputs: bool = False,
+    ) -> list[Capture]:
+        """Who looks at a layer on batch ``k``, one for each use."""
+        size, most = batch_size(batch), self._positions
+        return [
+            Capture(use, (number, k), size, most, inputs=inputs)
+            for use in layer.uses
+        ]
+
     def fit(
-        self, number: int, layer: FittedLayer, targets: Sequence[Tensor]
+        self,
+        number: int,
+        layer: FittedLayer,
+        targets: Sequence[Sequence[Tensor]],
     ) -> tuple[Solution, int]:
         """Solve one layer and write the solution; also says how many rows it had."""
         weight, bias = effective(layer, self._state)
-        groups, inputs, outputs = weight.shape
-        fit = Sums(groups, inputs, outputs, weight.device)
-        held_out = Sums(groups, inputs, outputs, weight.device)
-        before = 0
-        for k, batch in enumerate(self._batches):
-            capture = Capture(
-                layer,
-                (number, k),
-                batch_size(batch),
-                self._positions,
-                inputs=True,
-            )
-            look(self._merged, batch, [capture], plain=self._plain)
-            x, own, rows = capture.inputs, capture.outputs, capture.rows
-            assert x is not None
-            assert own is not None
-            assert rows is not None
-            missing = targets[k].to(own.device) - own
-            judges = (rows.sample + before) % _JUDGES == _JUDGES - 1
-            before += int(rows.sample.max()) + 1
-            held_out.update(x[judges], missing[judges])
-            fit.update(x[~judges], missing[~judges])
+        fit, held_out = self._sums(number, layer, weight, targets)
         problem = Problem(fit, held_out, weight, layer.intercept)
-        solution = solve(problem, self._ridges)
+        ridges = (math.inf,) if layer.only_corrected else self._ridges
+        solution = solve(problem, ridges)
         write(
             layer,
             self._state,
@@ -172,6 +171,41 @@ class Fitter:
             fit + held_out,
         )
         return solution, fit.count + held_out.count
+
+    def _sums(
+        self,
+        number: int,
+        layer: FittedLayer,
+        weight: Tensor,
+        targets: Sequence[Sequence[Tensor]],
+    ) -> tuple[Sums, Sums]:
+        """Sums over the rows that are fitted, and over those that judge."""
+        groups, inputs, outputs = weight.shape
+        fit = Sums(groups, inputs, outputs, weight.device)
+        held_out = Sums(groups, inputs, outputs, weight.device)
+        before = 0
+        for k, batch in enumerate(self._batches):
+            captures = self._captures(number, layer, k, batch, inputs=True)
+            look(self._merged, batch, captures, plain=self._plain)
+            last = 0
+            for capture, target in zip(captures, targets[k], strict=True):
+                x, rows = capture.inputs, capture.rows
+                own = capture.outputs
+                assert x is not None
+                assert own is not None
+                assert rows is not None
+                missing = target.to(own.device) - own
+                judges = (rows.sample + before) % _JUDGES == _JUDGES - 1
+                held_out.update(x[judges], missing[judges])
+                fit.update(x[~judges], missing[~judges])
+                last = int(rows.sample.max())
+            before += last + 1
+        return fit, held_out
+
+
+def _returned(capture: Capture) -> Tensor:
+    assert capture.outputs is not None
+    return capture.outputs.float()
 
 
 def effective(

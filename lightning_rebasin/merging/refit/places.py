@@ -51,6 +51,9 @@ MOVES = frozenset(
     )
 )
 
+#: Moves that want the strides of the very tensor they were made for.  The numbers that go along have other strides.
+_VIEWS = frozenset(("aten.view", "aten._unsafe_view", "aten._reshape_alias"))
+
 
 @dataclass(frozen=True)
 class Place:
@@ -83,6 +86,8 @@ def number(tape: Tape) -> dict[int, Place]:
 def replay_move(node: Node, moved: Tensor, output: int = 0) -> Tensor:
     """Do to ``moved`` what a recorded move did to its first argument."""
     rest = {k: v for k, v in node.arguments.items() if k != "self"}
+    if node.op in _VIEWS:
+        return moved.reshape(rest["size"])
     packet = getattr(torch.ops.aten, node.op.removeprefix("aten."))
     result = packet(moved, **rest)
     several = isinstance(result, list | tuple)
@@ -141,7 +146,10 @@ class Trail:
             index = index.reshape(self._shape)
         if result.numel() != self._now.numel():
             return
-        self._index = func(index, *args[1:], **kwargs)
+        if operation_name(func) in _VIEWS:
+            self._index = index.reshape(result.shape)
+        else:
+            self._index = func(index, *args[1:], **kwargs)
         self._now = result
 
     def go_on(self, result: Tensor) -> None:

@@ -29,6 +29,24 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def parameter_names(module: nn.Module) -> list[str]:
+    """Names of the parameters in the order of the module, each tied one once, under its first name."""
+    names = [name for name, _ in module.named_parameters()]
+    return [name.replace(_COMPILED, "") for name in names]
+
+
+def first_names(module: nn.Module) -> dict[str, str]:
+    """For every weight the first name under which the same tensor is known; different from its own if it is tied."""
+    first: dict[int, str] = {}
+    found = {}
+    # With keep_vars tied names give one tensor object.
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            key = name.replace(_COMPILED, "")
+            found[key] = first.setdefault(id(tensor), key)
+    return found
+
+
 def check_ends(
     module: nn.Module, a: Mapping[str, Tensor], b: Mapping[str, Tensor]
 ) -> None:

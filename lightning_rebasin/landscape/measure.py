@@ -16,7 +16,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lightning_rebasin.errors import DataError
-from lightning_rebasin.landscape.barrier import BarrierCurve, lambda_grid
+from lightning_rebasin.landscape.barrier import (
+    BarrierCurve,
+    is_higher_better,
+    lambda_grid,
+)
 from lightning_rebasin.landscape.copies import isolated_rng
 from lightning_rebasin.landscape.lightning_probe import make_probe
 from lightning_rebasin.landscape.paths.line import Line
@@ -52,6 +56,14 @@ class Measured(NamedTuple):
         found = {}
         for name in names:
             found[name] = tuple(row.get(name, math.nan) for row in self.rows)
+        return found
+
+    def better(self) -> dict[str, bool]:
+        """For each metric whether larger is better, guessed from the name where it does not say."""
+        found = {}
+        for name in dict.fromkeys(name for row in self.rows for name in row):
+            known = self.higher_is_better.get(name)
+            found[name] = is_higher_better(name) if known is None else known
         return found
 
 

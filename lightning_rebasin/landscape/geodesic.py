@@ -30,7 +30,7 @@ from lightning_rebasin.errors import (
     DataError,
     NonFiniteError,
 )
-from lightning_rebasin.landscape.batches import on_device
+from lightning_rebasin.landscape.batches import clone_batch, on_device
 from lightning_rebasin.landscape.copies import copy_module, isolated_rng
 from lightning_rebasin.landscape.divergence import (
     OutputFunction,
@@ -216,7 +216,8 @@ class _Chain:
 
     def energy(self, batch: Any) -> Tensor:
         """The sum of divergences of consecutive outputs."""
-        batch = on_device(batch, self._device)
+        # Cloned: tensors made in inference mode could not be saved for the backward pass.
+        batch = clone_batch(on_device(batch, self._device))
         with torch.no_grad():
             before = self._outputs(self._states[0], batch)
             last = self._outputs(self._states[-1], batch)

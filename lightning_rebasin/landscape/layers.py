@@ -104,7 +104,7 @@ def _owners(
     norms = set()
     for name, child in children.items():
         if isinstance(child, _NORMS):
-            norms.add(name.replace("_orig_mod.", ""))
+            norms.add(f"{name}.".replace("_orig_mod.", "")[:-1])
     found: dict[str, list[str]] = {}
     joined: dict[str, str] = {}
     for name in names:

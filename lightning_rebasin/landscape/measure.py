@@ -38,13 +38,7 @@ Loaders = Iterable[Any] | Sequence[Iterable[Any]]
 
 
 class Measured(NamedTuple):
-    """What was measured: one dict of metrics per point.
-
-    Args:
-        rows: Metrics of every point, by name.
-        higher_is_better: What metrics say themselves about which way is better.
-        samples: How many samples every value averages over.
-    """
+    """Metrics of every point by name, what they say about which way is better, and the number of samples."""
 
     rows: list[dict[str, float]]
     higher_is_better: dict[str, bool]

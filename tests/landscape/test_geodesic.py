@@ -28,6 +28,15 @@ from lightning_rebasin.landscape.geodesic import Geodesic
 from lightning_rebasin.landscape.paths import Line, Polygon
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny networks on two threads take 40 times as long beside other processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Gaussian(nn.Module):
     """Logits ``−(y − μ)²/2σ²`` on a fine grid of y: a normal distribution, with parameters μ and log σ."""
 
@@ -80,19 +89,25 @@ def test_between_gaussians_of_any_width_it_is_the_arc_of_the_half_plane():
     """
     net = Gaussian()
     a, b = gaussian(-1.0, 0.5), gaussian(1.0, 0.5)
-    found = geodesic_path(net, a, b, BATCH, pieces=6, steps=400, lr=0.03)
+    middles = []
+    for pieces in (6, 12):
+        found = geodesic_path(
+            net, a, b, BATCH, pieces=pieces, steps=300, lr=0.03
+        )
+        middle = found.path.anchors[pieces // 2]
+        assert float(middle["mean"]) == pytest.approx(0.0, abs=1e-3)
+        middles.append(float(middle["log_std"].exp()) ** 2)
+    # A chain of K pieces is off by a multiple of 1/K²: by 8 % and by 2 % here.
+    assert middles[1] == pytest.approx(0.75, rel=0.03)
+    assert (4 * middles[1] - middles[0]) / 3 == pytest.approx(0.75, rel=0.005)
     for state in found.path.anchors:
         mean, std = float(state["mean"]), float(state["log_std"].exp())
-        assert mean**2 / 2 + std**2 == pytest.approx(0.75, rel=0.04)
-    steps = geodesic_length(net, found.path, BATCH, 2)
-    middle = steps.divergences[2]
-    assert steps.divergences[1] == pytest.approx(middle, rel=0.05)
+        assert mean**2 / 2 + std**2 == pytest.approx(0.75, rel=0.03)
     length = math.sqrt(2) * math.acosh(1 + 2 / (2 * 0.25))
     fine = geodesic_length(net, found.path, BATCH, 201)
-    assert fine.length == pytest.approx(length, rel=0.01)
+    assert fine.length == pytest.approx(length, rel=0.003)
     straight = geodesic_length(net, Line(a, b), BATCH, 201)
     assert straight.length == pytest.approx(4.0, rel=1e-3)
-    assert fine.length < 0.85 * straight.length
 
 
 def classifiers(seed=0):

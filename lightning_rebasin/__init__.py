@@ -29,8 +29,14 @@ if TYPE_CHECKING:
     )
     from lightning_rebasin.landscape import BarrierCurve as BarrierCurve
     from lightning_rebasin.landscape import barrier_matrix as barrier_matrix
+    from lightning_rebasin.landscape import geodesic_length as geodesic_length
+    from lightning_rebasin.landscape import geodesic_path as geodesic_path
+    from lightning_rebasin.landscape import layer_barriers as layer_barriers
     from lightning_rebasin.landscape import load_trajectory as load_trajectory
+    from lightning_rebasin.landscape import loss_plane as loss_plane
+    from lightning_rebasin.landscape import loss_profile as loss_profile
     from lightning_rebasin.landscape import measure_barrier as measure_barrier
+    from lightning_rebasin.landscape import measure_path as measure_path
     from lightning_rebasin.matching import MatchResult as MatchResult
     from lightning_rebasin.matching import (
         match_activations as match_activations,
@@ -63,8 +69,14 @@ _HOMES = {
     "landscape": (
         "BarrierCurve",
         "barrier_matrix",
+        "geodesic_length",
+        "geodesic_path",
+        "layer_barriers",
         "load_trajectory",
+        "loss_plane",
+        "loss_profile",
         "measure_barrier",
+        "measure_path",
     ),
     "matching": (
         "MatchResult",

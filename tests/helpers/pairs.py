@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from helpers.classifier import Classifier
 from lightning.pytorch import Trainer
+
+from helpers.classifier import Classifier
 
 
 def two_classifiers(**options):

@@ -38,7 +38,9 @@ def test_every_filter_has_the_length_of_the_one_it_changes():
 
 
 def test_filters_that_do_not_move_stay():
-    scaled = filter_normalised({"w": torch.zeros(2, 3)}, {"w": torch.ones(2, 3)})
+    scaled = filter_normalised(
+        {"w": torch.zeros(2, 3)}, {"w": torch.ones(2, 3)}
+    )
     assert not scaled["w"].any()
 
 

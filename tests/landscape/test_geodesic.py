@@ -77,7 +77,9 @@ def test_between_the_means_of_two_gaussians_it_walks_at_even_speed():
     means = [float(s["mean"]) for s in found.path.anchors]
     assert means == pytest.approx([-1.0, -0.5, 0.0, 0.5, 1.0], abs=1e-3)
     assert found.energies[-1] < 0.9 * found.energies[0]
-    assert all(torch.equal(s["log_std"], a["log_std"]) for s in found.path.anchors)
+    assert all(
+        torch.equal(s["log_std"], a["log_std"]) for s in found.path.anchors
+    )
     fine = geodesic_length(net, found.path, BATCH, 101)
     assert fine.length == pytest.approx(2.0 / 0.5, rel=1e-3)
 
@@ -124,7 +126,9 @@ def test_the_ends_are_kept_and_the_energy_falls_on_unlabelled_batches():
     assert all(torch.equal(first[k], a[k]) for k in a)
     assert all(torch.equal(last[k], b[k]) for k in b)
     assert len(found.path.anchors) == 6
-    before = geodesic_length(net, Line(a, b), inputs, [k / 5 for k in range(6)])
+    before = geodesic_length(
+        net, Line(a, b), inputs, [k / 5 for k in range(6)]
+    )
     after = geodesic_length(net, found.path, inputs, [k / 5 for k in range(6)])
     assert after.energy < 0.8 * before.energy
     labelled = geodesic_path(net, a, b, val_loader(), pieces=5, steps=3)
@@ -148,7 +152,13 @@ def test_a_matched_start_leads_to_the_matched_end():
     b = shuffle.apply(a)
     naive = geodesic_path(net, a, b, val_loader(), pieces=3, steps=2)
     matched = geodesic_path(
-        net, a, b, val_loader(), pieces=3, steps=2, permutation=shuffle.inverse()
+        net,
+        a,
+        b,
+        val_loader(),
+        pieces=3,
+        steps=2,
+        permutation=shuffle.inverse(),
     )
     assert naive.energies[0] > 1e-4
     assert matched.energies[0] < 1e-9
@@ -163,7 +173,9 @@ def test_it_is_seeded():
         loader = torch.utils.data.DataLoader(
             val_loader().dataset, batch_size=8, shuffle=True
         )
-        return geodesic_path(module, a, b, loader, pieces=2, steps=4, seed=seed)
+        return geodesic_path(
+            module, a, b, loader, pieces=2, steps=4, seed=seed
+        )
 
     one, same, other = run(0), run(0), run(1)
     assert one.energies == same.energies
@@ -215,7 +227,9 @@ def test_tied_weights_stay_tied():
 def test_it_works_in_inference_mode():
     net, (a, b) = classifiers()
     with torch.inference_mode():
-        found = geodesic_path(net, a, b, [torch.ones(2, FEATURES)], pieces=2, steps=1)
+        found = geodesic_path(
+            net, a, b, [torch.ones(2, FEATURES)], pieces=2, steps=1
+        )
     assert not found.path.anchors[1]["0.weight"].is_inference()
 
 
@@ -242,7 +256,9 @@ def test_wrong_input_is_named():
     with pytest.raises(NonFiniteError, match="step 0"):
         geodesic_path(net, a, b, [batches[0] / 0], pieces=2)
     with pytest.raises(ConfigurationError, match="output="):
-        geodesic_path(net, a, b, batches, output=lambda m, x: m(x)[0], pieces=2)
+        geodesic_path(
+            net, a, b, batches, output=lambda m, x: m(x)[0], pieces=2
+        )
     with pytest.raises(ConfigurationError, match="frozen"):
         geodesic_path(net.requires_grad_(requires_grad=False), a, b, batches)
 
@@ -250,6 +266,8 @@ def test_wrong_input_is_named():
 def test_a_lightning_module_needs_no_trainer():
     module = Classifier()
     state = module.state_dict()
-    found = geodesic_path(module, state, state, val_loader(), pieces=2, steps=1)
+    found = geodesic_path(
+        module, state, state, val_loader(), pieces=2, steps=1
+    )
     assert isinstance(found, Geodesic)
     assert isinstance(found.path, Polygon)

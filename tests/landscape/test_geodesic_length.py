@@ -112,6 +112,10 @@ def test_the_module_is_left_alone():
 
 def test_wrong_input_is_named():
     with pytest.raises(ConfigurationError, match="output="):
-        geodesic_length(nn.Linear(1, 1), [nn.Linear(1, 1).state_dict()] * 2, [torch.ones(1, 1)])
+        geodesic_length(
+            nn.Linear(1, 1),
+            [nn.Linear(1, 1).state_dict()] * 2,
+            [torch.ones(1, 1)],
+        )
     with pytest.raises(DataError, match="no batch"):
         geodesic_length(logit_net(), [at(0.0), at(1.0)], [])

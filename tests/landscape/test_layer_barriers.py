@@ -71,12 +71,12 @@ def test_a_linear_chain_by_hand():
 def test_a_barrier_may_be_negative():
     """Half of the other model's layer is better than both models: products 2 and 0 with 1 between."""
     net, loss, batch = chain(1)
-    found = layer_barriers(
-        net, at(3), at(-1), batch, points=[0.5], loss=loss
-    )
+    found = layer_barriers(net, at(3), at(-1), batch, points=[0.5], loss=loss)
     assert found.heights() == {"a": (0.0,), "b": (0.0,)}
     net, loss, batch = chain(2)
-    found = layer_barriers(net, at(3, 1), at(1, 1.5), batch, points=3, loss=loss)
+    found = layer_barriers(
+        net, at(3, 1), at(1, 1.5), batch, points=3, loss=loss
+    )
     # L(a) = 2, L(b) = ⅛; from b the second layer goes 1, 1.25, 1.5.
     assert found.heights()["b"][1] == pytest.approx(0.125 - 0.5 * (2 + 0.125))
 
@@ -204,7 +204,9 @@ def test_each_full_model_is_evaluated_once():
         calls.append(1)
         return loss(module, x)
 
-    layer_barriers(net, at(1, 2, 1), at(-1, 1, -2), batch, points=3, loss=counted)
+    layer_barriers(
+        net, at(1, 2, 1), at(-1, 1, -2), batch, points=3, loss=counted
+    )
     assert len(calls) == 2 + 2 * 3 * 2
 
 

@@ -42,7 +42,10 @@ def test_a_broken_value_is_a_broken_barrier(place):
     row = [5.0, 1.0, 5.0]
     row[place] = math.nan
     broken = LayerBarriers(
-        ("fc",), (0.0, 0.5, 1.0), {"loss": {"a": (tuple(row),)}}, {"loss": (1.0, 1.0)}
+        ("fc",),
+        (0.0, 0.5, 1.0),
+        {"loss": {"a": (tuple(row),)}},
+        {"loss": (1.0, 1.0)},
     )
     assert math.isnan(broken.heights()["a"][0])
 
@@ -55,7 +58,11 @@ def test_files_come_back(tmp_path):
     assert lines[0] == "layer,base,lambda,loss,acc"
     assert lines[5] == "conv,b,0.5,2.0,0.6"
     assert len(lines) == 1 + 2 * 2 * 3
-    (tmp_path / "l.json").write_text('{"format": "lightning-rebasin-layer-barriers"}')
+    (tmp_path / "l.json").write_text(
+        '{"format": "lightning-rebasin-layer-barriers"}'
+    )
     with pytest.raises(DataError, match="malformed"):
         LayerBarriers.from_json(tmp_path / "l.json")
-    assert "window, 2 sets, 12 samples; highest: loss 7, acc 0.7" in repr(VALUES)
+    assert "window, 2 sets, 12 samples; highest: loss 7, acc 0.7" in repr(
+        VALUES
+    )

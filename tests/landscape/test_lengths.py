@@ -38,7 +38,10 @@ def test_arc_lengths_equal_those_of_points_written_out():
     for one, two in zip(points, points[1:], strict=False):
         x, y = one.state(), two.state()
         total += math.sqrt(
-            sum(float((x[n].double() - y[n].double()).square().sum()) for n in "wb")
+            sum(
+                float((x[n].double() - y[n].double()).square().sum())
+                for n in "wb"
+            )
         )
         expected.append(total)
     assert arc_lengths(points) == pytest.approx(expected, rel=1e-6)
@@ -46,7 +49,9 @@ def test_arc_lengths_equal_those_of_points_written_out():
 
 def test_only_named_tensors_count():
     a, b = states(2)
-    (_, length) = arc_lengths([Point((a,), (1.0,)), Point((b,), (1.0,))], ["b"])
+    (_, length) = arc_lengths(
+        [Point((a,), (1.0,)), Point((b,), (1.0,))], ["b"]
+    )
     assert length == pytest.approx(float((a["b"] - b["b"]).norm()), rel=1e-6)
 
 
@@ -55,7 +60,9 @@ def test_over_a_centre_the_ratio_is_the_published_one():
     one, centre, two = states(3)
 
     def distance(x, y):
-        return math.sqrt(sum(float((x[n] - y[n]).square().sum()) for n in "wb"))
+        return math.sqrt(
+            sum(float((x[n] - y[n]).square().sum()) for n in "wb")
+        )
 
     expected = (distance(one, centre) + distance(centre, two)) / distance(
         one, two

@@ -40,7 +40,8 @@ def quadratic():
 def states(count, seed=1):
     torch.manual_seed(seed)
     return [
-        {"weight": torch.randn(1, 5, dtype=torch.float64)} for _ in range(count)
+        {"weight": torch.randn(1, 5, dtype=torch.float64)}
+        for _ in range(count)
     ]
 
 
@@ -136,7 +137,9 @@ def test_random_directions_are_two_seeded_and_normalised():
     assert not any(torch.allclose(one[2], y) for y in other)
     # The middles of the four sides are one filter's length away, along two lines.
     norm = float(origin["weight"].norm())
-    near = [o for o in one if math.isclose(float(o.norm()), norm, rel_tol=1e-6)]
+    near = [
+        o for o in one if math.isclose(float(o.norm()), norm, rel_tol=1e-6)
+    ]
     assert len(near) >= 4
     assert torch.linalg.matrix_rank(torch.cat(near), rtol=1e-6) == 2
 

@@ -36,16 +36,24 @@ def formula(w):
 
 def test_interpolation_is_the_formula_with_its_bump():
     module, loss = scalar()
-    profile = loss_profile(module, at(1.5), BATCH, to=at(-1.5), points=61, loss=loss)
+    profile = loss_profile(
+        module, at(1.5), BATCH, to=at(-1.5), points=61, loss=loss
+    )
     assert len(profile.alphas) == 61
     ws = [1.5 - 3.0 * k / 60 for k in range(61)]
-    assert profile.values["loss"] == pytest.approx([formula(w) for w in ws], rel=1e-9, abs=1e-12)
+    assert profile.values["loss"] == pytest.approx(
+        [formula(w) for w in ws], rel=1e-9, abs=1e-12
+    )
     # From the valley near w = 0.93 over the ridge near 0.13, then the last wall down from −1.06 to −1.5.
     first, last = profile.bumps("loss")
-    rise = max(formula(w) for w in ws[20:40]) - min(formula(w) for w in ws[:20])
+    rise = max(formula(w) for w in ws[20:40]) - min(
+        formula(w) for w in ws[:20]
+    )
     assert first.height == pytest.approx(rise, rel=1e-9)
     assert last.peak == 1.0
-    assert last.height == pytest.approx(formula(-1.5) - formula(-1.05), rel=1e-9)
+    assert last.height == pytest.approx(
+        formula(-1.5) - formula(-1.05), rel=1e-9
+    )
 
 
 def test_fifty_places_by_default_and_the_ends_are_exact():
@@ -65,14 +73,25 @@ def test_fifty_places_by_default_and_the_ends_are_exact():
 def test_a_direction_is_used_as_it_is():
     module, loss = scalar()
     profile = loss_profile(
-        module, at(0.5), BATCH, direction=at(2.0), points=[1.5, -1, 0], loss=loss
+        module,
+        at(0.5),
+        BATCH,
+        direction=at(2.0),
+        points=[1.5, -1, 0],
+        loss=loss,
     )
     assert profile.alphas == (-1.0, 0.0, 1.5)
     assert profile.values["loss"] == pytest.approx(
         [formula(w) for w in (-1.5, 0.5, 3.5)]
     )
     far = loss_profile(
-        module, at(0.0), BATCH, direction=at(1.0), points=3, reach=(0, 2), loss=loss
+        module,
+        at(0.0),
+        BATCH,
+        direction=at(1.0),
+        points=3,
+        reach=(0, 2),
+        loss=loss,
     )
     assert far.alphas == (0.0, 1.0, 2.0)
 
@@ -81,7 +100,11 @@ def test_without_a_direction_it_is_random_and_filter_normalised():
     module, a, _ = two_classifiers()
     profile = loss_profile(module, a, val_loader(), points=3, seed=4)
     given = loss_profile(
-        module, a, val_loader(), points=3, direction=random_direction(module, a, 4)
+        module,
+        a,
+        val_loader(),
+        points=3,
+        direction=random_direction(module, a, 4),
     )
     other = loss_profile(module, a, val_loader(), points=3, seed=5)
     assert profile.values == given.values
@@ -101,7 +124,9 @@ def test_the_module_is_left_alone():
 def test_wrong_input_is_named():
     module, loss = scalar()
     with pytest.raises(ConfigurationError, match="not both"):
-        loss_profile(module, at(0), BATCH, to=at(1), direction=at(1), loss=loss)
+        loss_profile(
+            module, at(0), BATCH, to=at(1), direction=at(1), loss=loss
+        )
     for options in ({"points": 1}, {"points": [0.5]}, {"reach": (1, 0)}):
         with pytest.raises(ConfigurationError, match="two places"):
             loss_profile(module, at(0), BATCH, to=at(1), loss=loss, **options)

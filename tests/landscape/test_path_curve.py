@@ -50,9 +50,13 @@ def test_a_known_valley():
     curve = measure_path(module, chain, batches, 5, loss=loss)
     # Corners lie in the valley; half way between them the chord is √½ from the middle.
     low = (math.sqrt(0.5) - 1) ** 2
-    assert curve.values["loss"] == pytest.approx((0, low, 0, low, 0), abs=1e-14)
+    assert curve.values["loss"] == pytest.approx(
+        (0, low, 0, low, 0), abs=1e-14
+    )
     assert curve.normalised_length == pytest.approx(math.sqrt(2), rel=1e-12)
-    straight = measure_path(module, [chain[0], chain[2]], batches, 5, loss=loss)
+    straight = measure_path(
+        module, [chain[0], chain[2]], batches, 5, loss=loss
+    )
     assert straight.height("loss") == 1.0
     bent = Bezier((chain[0], at(0.0, 2.0), chain[2]))
     curve = measure_path(module, bent, batches, 3, loss=loss)

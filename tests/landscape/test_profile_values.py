@@ -39,9 +39,12 @@ def test_where_larger_is_better_a_fall_is_a_bump():
     found = profile((0.1, 0.5, 0.4, 0.9), "val_acc")
     assert found.bump("val_acc") == pytest.approx(0.1)
     assert found.bumps("val_acc")[0][:2] == (1.0, 2.0)
-    assert profile((1, 0), "val_acc", higher_is_better={"val_acc": False}).bump(
-        "val_acc"
-    ) == 0
+    assert (
+        profile((1, 0), "val_acc", higher_is_better={"val_acc": False}).bump(
+            "val_acc"
+        )
+        == 0
+    )
 
 
 def test_a_broken_value_never_looks_monotone():
@@ -50,7 +53,9 @@ def test_a_broken_value_never_looks_monotone():
 
 
 def test_files_come_back(tmp_path):
-    one = LossProfile((-1.0, 0.5), {"loss": (1.0, 2.0), "acc": (0.5, 0.25)}, samples=3)
+    one = LossProfile(
+        (-1.0, 0.5), {"loss": (1.0, 2.0), "acc": (0.5, 0.25)}, samples=3
+    )
     one.to_json(tmp_path / "p.json")
     assert LossProfile.from_json(tmp_path / "p.json") == one
     one.to_csv(tmp_path / "p.csv")
@@ -60,7 +65,9 @@ def test_files_come_back(tmp_path):
     assert repr(one) == (
         "LossProfile(2 points, 3 samples; bumps: loss 1, acc 0.25)"
     )
-    (tmp_path / "p.json").write_text('{"format": "lightning-rebasin-loss-profile"}')
+    (tmp_path / "p.json").write_text(
+        '{"format": "lightning-rebasin-loss-profile"}'
+    )
     with pytest.raises(DataError, match="malformed profile"):
         LossProfile.from_json(tmp_path / "p.json")
 

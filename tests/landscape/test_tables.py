@@ -37,7 +37,9 @@ def test_csv(tmp_path):
 
 
 def test_the_main_metric_is_the_first_loss():
-    assert main_metric({"acc": 0, "train_loss": 0, "val_loss": 0}) == "train_loss"
+    assert (
+        main_metric({"acc": 0, "train_loss": 0, "val_loss": 0}) == "train_loss"
+    )
     assert main_metric({"acc": 0, "loss": 0}, "acc") == "acc"
     for names in ({}, {"loss": 0}):
         with pytest.raises(DataError, match="'acc' was not measured"):

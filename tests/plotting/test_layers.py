@@ -15,7 +15,9 @@ def barriers(high, layers=("conv", "fc")):
         "a": ((1.0, high, 2.0), (1.0, 1.5, 1.0)),
         "b": ((2.0, 2.0, 3.0), (0.0, high, 3.0)),
     }
-    return LayerBarriers(layers, (0.0, 0.5, 1.0), {"loss": rows}, {"loss": (1.0, 3.0)})
+    return LayerBarriers(
+        layers, (0.0, 0.5, 1.0), {"loss": rows}, {"loss": (1.0, 3.0)}
+    )
 
 
 def test_layers_are_down_the_side_and_each_base_has_its_line(tmp_path):

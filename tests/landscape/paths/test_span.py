@@ -11,7 +11,10 @@ from lightning_rebasin.landscape.paths.span import Span
 
 def test_points_are_the_origin_and_steps_along_the_directions():
     torch.manual_seed(0)
-    origin = {"w": torch.randn(4, 3, dtype=torch.float64), "n": torch.tensor(7)}
+    origin = {
+        "w": torch.randn(4, 3, dtype=torch.float64),
+        "n": torch.tensor(7),
+    }
     d, e = ({"w": torch.randn(4, 3, dtype=torch.float64)} for _ in range(2))
     state = Span(origin, (d, e)).at(0.3, -2.5).state()
     expected = origin["w"] + 0.3 * d["w"] - 2.5 * e["w"]

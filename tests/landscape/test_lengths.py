@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_arc_lengths_equal_those_of_points_written_out():
     ts = (0.0, 0.2, 0.35, 0.9, 1.0)
     points = [path.at(t) for t in ts]
     total, expected = 0.0, [0.0]
-    for one, two in zip(points, points[1:], strict=False):
+    for one, two in pairwise(points):
         x, y = one.state(), two.state()
         total += math.sqrt(
             sum(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: How many levels there are, and the first one as a share of the whole range.
 _LEVELS, _FINEST = 14, 1e-3
+#: From which ratio of the sides on lengths are no longer drawn at one scale.
+_SLIVER = 4.0
 
 
 def plot_plane(
@@ -74,7 +76,7 @@ def plot_plane(
         plane.xs, plane.ys, grid, chosen, colors="white", linewidths=0.4
     )
     _draw_models(axes, plane, labels or "abc")
-    axes.set_aspect("equal")
+    axes.set_aspect("equal" if _is_compact(plane) else "auto")
     figure.colorbar(image, ax=axes, label=name, format="%.3g")
     return save(figure, path, title)
 
@@ -122,6 +124,13 @@ def contour_levels(
             high - share * span if higher_is_better else low + share * span
         )
     return sorted(found)
+
+
+def _is_compact(plane: LossPlane) -> bool:
+    """Whether both axes fit into a picture at one scale; a sliver of a triangle would be a line."""
+    width = plane.xs[-1] - plane.xs[0]
+    height = plane.ys[-1] - plane.ys[0]
+    return 1 / _SLIVER < width / height < _SLIVER
 
 
 def _draw_models(axes: Axes, plane: LossPlane, labels: Sequence[str]) -> None:

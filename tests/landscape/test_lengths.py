@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_arc_lengths_equal_those_of_points_written_out():
     ts = (0.0, 0.2, 0.35, 0.9, 1.0)
     points = [path.at(t) for t in ts]
     total, expected = 0.0, [0.0]
-    for one, two in itertools.pairwise(points):
+    for one, two in pairwise(points):
         x, y = one.state(), two.state()
         total += math.sqrt(
             sum(

@@ -40,6 +40,12 @@ def test_models_and_curve_are_drawn_where_they_lie(tmp_path):
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_sliver_is_stretched():
+    grid = ((1.0, 2.0), (3.0, 4.0))
+    flat = LossPlane((0.0, 9.0), (0.0, 1.0), {"loss": grid})
+    assert flat.plot().axes[0].get_aspect() == "auto"
+
+
 def test_log_levels_are_finer_near_the_best_value():
     levels = contour_levels([2.0, 5.0, 12.0])
     steps = np.diff(levels)

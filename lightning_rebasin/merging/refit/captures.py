@@ -6,13 +6,17 @@ the batch only: the ends and the merged network are looked at in the same places
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError
+from lightning_rebasin.merging.refit.beginnings import (
+    Beginning,
+    StaleError,
+)
 from lightning_rebasin.merging.refit.fitted import FittedLayer
 from lightning_rebasin.merging.refit.places import (
     Place,
@@ -55,6 +59,11 @@ class Capture:
         self.inputs: Tensor | None = None
         #: Outputs ``(R, g, m)`` of the rows, where the layer is judged.
         self.outputs: Tensor | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the layer runs."""
+        return self._layer.place
 
     def watchers(self, trails: set[Trail]) -> dict[Place, Watcher]:
         """Who looks where; the layer's output is followed by one of the trails."""
@@ -123,24 +132,59 @@ def draw(
 def look(
     module: nn.Module,
     batch: Any,
-    captures: Iterable[Capture],
+    captures: Sequence[Capture],
     *,
     plain: bool,
+    beginning: Beginning | None = None,
 ) -> None:
     """Run a network until all captures have what they want.
+
+    Args:
+        module: The network.
+        batch: The batch.
+        captures: Who wants to see what; the first one sees the earliest layer.
+        plain: Switch fused kernels off, as on the tape.
+        beginning: What was kept of an earlier pass on the batch, if nothing in front of the first capture's layer
+            changes between such passes.
 
     Raises:
         TraceError: The network takes another path on this batch than on the example.
     """
-    trails: set[Trail] = set()
-    watchers: dict[Place, list[Watcher]] = {}
-    captures = list(captures)
-    for capture in captures:
-        for place, watcher in capture.watchers(trails).items():
-            watchers.setdefault(place, []).append(watcher)
-    complete = watch(module, batch, watchers, trails, plain=plain)
+    try:
+        complete = _run(module, batch, captures, plain, beginning)
+    except StaleError:
+        try:
+            complete = _run(module, batch, captures, plain, beginning)
+        except StaleError:
+            assert beginning is not None
+            beginning.forget()
+            complete = _run(module, batch, captures, plain, None)
     if not complete:
         raise TraceError(
             "the network takes another path through its layers on this batch than on the first one; "
             "give batches that take the same path"
         )
+
+
+def _run(
+    module: nn.Module,
+    batch: Any,
+    captures: Sequence[Capture],
+    plain: bool,
+    beginning: Beginning | None,
+) -> bool:
+    trails: set[Trail] = set()
+    watchers: dict[Place, list[Watcher]] = {}
+    for capture in captures:
+        for place, watcher in capture.watchers(trails).items():
+            watchers.setdefault(place, []).append(watcher)
+    until = captures[0].place if beginning is not None else None
+    return watch(
+        module,
+        batch,
+        watchers,
+        trails,
+        plain=plain,
+        beginning=beginning,
+        until=until,
+    )

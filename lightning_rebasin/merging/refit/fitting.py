@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.merging.refit.batches import Batches, batch_size
+from lightning_rebasin.merging.refit.beginnings import Beginning
 from lightning_rebasin.merging.refit.captures import Capture, look
 from lightning_rebasin.merging.refit.fitted import FittedLayer, Norm
 from lightning_rebasin.merging.refit.squares import (
@@ -30,6 +31,8 @@ _ROWS = 1 << 16
 _POSITIONS = 64
 #: Bytes of targets that are kept at a time; more layers than fit take another pass of the ends.
 _TARGET_BYTES = 256 << 20
+#: Bytes of the merged network's activations that are kept, so that its pass goes on where it was.
+_KEPT_BYTES = 512 << 20
 #: An output with a gain this much smaller than the largest one is not seen.
 _INVISIBLE = 1e-9
 
@@ -68,6 +71,11 @@ class Fitter:
         self._batches = batches
         self._plain = plain
         self._ridges = ridges
+        count = sum(1 for _ in batches)
+        # The layers are fitted in the order in which they run, each of them before the next one is looked at.
+        self._beginnings = [
+            Beginning(_KEPT_BYTES // count) for _ in range(count)
+        ]
         per_sample = _ROWS // max(batches.samples, 1)
         self._positions = min(max(per_sample, 1), _POSITIONS)
 
@@ -186,7 +194,13 @@ class Fitter:
         before = 0
         for k, batch in enumerate(self._batches):
             captures = self._captures(number, layer, k, batch, inputs=True)
-            look(self._merged, batch, captures, plain=self._plain)
+            look(
+                self._merged,
+                batch,
+                captures,
+                plain=self._plain,
+                beginning=self._beginnings[k],
+            )
             last = 0
             for capture, target in zip(captures, targets[k], strict=True):
                 x, rows = capture.inputs, capture.rows

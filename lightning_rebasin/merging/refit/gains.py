@@ -86,13 +86,10 @@ def _multiplied(flow: Flow, node: Node) -> Gain | None:
 
 
 def _channels(index: Tensor, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """First and last of the dimensions along which a gain varies; None unless they are neighbours and whole."""
+    """First and last of the dimensions along which a gain varies; None unless they are neighbours."""
     skipped = len(shape) - index.ndim
     varying = [d for d, size in enumerate(index.shape) if size > 1]
     if not varying or varying[-1] - varying[0] >= len(varying):
-        return None
-    # A product may also spread the data over the gain.
-    if any(shape[skipped + d] != index.shape[d] for d in varying):
         return None
     return skipped + varying[0], skipped + varying[-1]
 

@@ -43,28 +43,45 @@ def points(count: int, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 5
     noise = torch.randn(count, 6, generator=generator)
-    return centres[labels] + noise, labels
+    return centres[labels] + 0.8 * noise, labels
 
 
 def trained(classes: range, seed: int) -> nn.Sequential:
-    """A network that knows some of the five classes, and nothing of the others."""
+    """A network that knows some of the five classes, and nothing of the others.
+
+    Each class is told from the rest and from a background, which makes outputs of several networks comparable.
+    """
     x, y = points(1000, seed)
     known = (y >= classes.start) & (y < classes.stop)
     x, y = x[known], y[known] - classes.start
-    net = randomise(mlp(6, 32, 32, len(classes)), seed)
+    wanted = nn.functional.one_hot(y, len(classes)).float()
+    background = 4 * torch.randn(
+        len(x), 6, generator=torch.Generator().manual_seed(seed + 10)
+    )
+    x = torch.cat([x, background])
+    wanted = torch.cat([wanted, torch.zeros_like(wanted)])
+    net = seeded(lambda: mlp(6, 32, 32, len(classes)), seed)
     optimizer = torch.optim.AdamW(net.parameters(), 0.01, weight_decay=0.1)
     for _ in range(100):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
+        loss = nn.functional.binary_cross_entropy_with_logits(net(x), wanted)
+        loss.backward()
         optimizer.step()
     return net.eval()
+
+
+def seeded(make, seed: int = 0):
+    """A network whose layers in front of the head depend on the seed only."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return randomise(make(), seed)
 
 
 def planted(folder: Path) -> tuple[nn.Module, nn.Module]:
     """One trunk in two orders behind heads of three and of two classes, as Lightning files."""
     ends = []
     for name, size in zip("ab", SIZES, strict=True):
-        net = randomise(Net(size), 0)
+        net = seeded(lambda size=size: Net(size))
         head = net.net[-1]
         generator = torch.Generator().manual_seed(size)
         for part in (head.weight, head.bias):
@@ -166,16 +183,14 @@ def test_two_label_sets_become_one_network_that_knows_both(
         heads="concatenate",
     )
     rows = {n: row["accuracy"] for n, row in report.evaluation.items()}
-    # An end cannot know what it never saw.
-    assert 0.55 < rows["a.pt"] <= 0.6
-    assert 0.35 < rows["b.pt"] <= 0.4
-    assert rows["merged"] > 0.8
-    assert rows["merged"] > rows["naive average"]
+    # What a single model cannot know it can only hit by chance.
+    assert rows["merged"] > max(rows["a.pt"], rows["b.pt"]) + 0.15
+    assert rows["merged"] > rows["naive average"] + 0.15
     # The ensemble is both networks side by side.
     logits = torch.cat([end(x) for end in ends], 1).detach()
     joint = float((logits.argmax(1) == y).float().mean())
     assert rows["ensemble"] == pytest.approx(joint, abs=1e-6)
-    assert rows["merged"] > joint - 0.05
+    assert rows["merged"] > joint - 0.03
     # A single model is measured with its logits as they are.
     alone = torch.cat([ends[0](x), torch.zeros(len(x), 2)], 1).detach()
     loss = float(nn.functional.cross_entropy(alone, y))
@@ -292,7 +307,7 @@ def test_a_convolution_of_kernel_one_is_a_head(tmp_path: Path) -> None:
         return nn.Sequential(first, nn.ReLU(), pooled, last, nn.Flatten())
 
     # The same seed gives one trunk.
-    ends = [randomise(build(size), 0).eval() for size in SIZES]
+    ends = [seeded(lambda size=size: build(size)) for size in SIZES]
     for name, end in zip("ab", ends, strict=True):
         torch.save(end.state_dict(), tmp_path / f"{name}.ckpt")
     merge_checkpoints(
@@ -332,6 +347,7 @@ CODE = """
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 class Net(LightningModule):
     def __init__(self, num_classes=3, hidden=12):
@@ -349,7 +365,7 @@ def batches():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(60, 6, generator=generator)
     y = torch.randint(5, (60,), generator=generator)
-    return list(zip(x.split(20), y.split(20)))
+    return DataLoader(TensorDataset(x, y), batch_size=20)
 """
 
 

@@ -78,13 +78,15 @@ def main() -> None:
         )
         seconds = time.process_time() - begin
     print(report)
+    given = (
+        f"{args.train} training images without labels, {args.test} test images"
+    )
+    how = f"Alignment by {report.method}, {report.statistics}; {seconds:.0f} CPU seconds"
     lines = [
         "# Two halves of CIFAR-10 in one head",
         "",
-        f"ResNet-20s d1 and d2 with heads of five classes each; {args.train} training images without labels, "
-        f"{args.test} test images.",
-        f"Alignment by {report.method}, {report.statistics}; {seconds:.0f} CPU seconds.  Made by "
-        "`examples/merge_heads.py`.",
+        f"ResNet-20s d1 and d2 with heads of five classes each; {given}.",
+        f"{how}.  Made by `examples/merge_heads.py`.",
         "",
         "| network | accuracy on all ten, % | loss |",
         "|---|--:|--:|",

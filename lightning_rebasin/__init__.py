@@ -48,7 +48,10 @@ if TYPE_CHECKING:
     from lightning_rebasin.merging import refit as refit
     from lightning_rebasin.merging import repair as repair
     from lightning_rebasin.merging import reset_batch_norm as reset_batch_norm
+    from lightning_rebasin.modules import CurveModule as CurveModule
     from lightning_rebasin.modules import MergeModule as MergeModule
+    from lightning_rebasin.modules import StarModule as StarModule
+    from lightning_rebasin.modules import StarReport as StarReport
     from lightning_rebasin.symmetry import Example as Example
     from lightning_rebasin.symmetry import Permutation as Permutation
     from lightning_rebasin.symmetry import PermutationSpec as PermutationSpec
@@ -91,7 +94,7 @@ _HOMES = {
         "repair",
         "reset_batch_norm",
     ),
-    "modules": ("MergeModule",),
+    "modules": ("CurveModule", "MergeModule", "StarModule", "StarReport"),
     "symmetry": (
         "Example",
         "Permutation",

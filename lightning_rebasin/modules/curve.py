@@ -22,18 +22,20 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import ConfigurationError
-from lightning_rebasin.landscape.paths import Bezier, Chain, Polygon
+from lightning_rebasin.landscape.paths import Bezier, Chain, Line, Polygon
 from lightning_rebasin.landscape.points import Point
 from lightning_rebasin.merging.interpolate import interpolate
 from lightning_rebasin.modules.alignment import Aligner
 from lightning_rebasin.modules.inner import LossFunction
-from lightning_rebasin.modules.path_module import PathModule
+from lightning_rebasin.modules.path_module import DRAWING, PathModule
 from lightning_rebasin.modules.path_options import PathOptions, Sampling
 from lightning_rebasin.modules.trainable import squared_norm
-from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
-_CURVES = {"bezier": Bezier, "polygon": Polygon}
+_CURVES: dict[str, type[Bezier | Polygon]] = {
+    "bezier": Bezier,
+    "polygon": Polygon,
+}
 
 
 class CurveModule(PathModule):
@@ -126,15 +128,7 @@ class CurveModule(PathModule):
         )
         # Weights, networks and factories stay out of the hyper-parameters: files must load with weights_only=True.
         self.save_hyperparameters(
-            "curve",
-            "bends",
-            "start",
-            "t",
-            "beta",
-            "weight_decay",
-            "val_points",
-            "batch_norm_batches",
-            "seed",
+            "curve", "bends", "start", "weight_decay", *DRAWING
         )
         self._curve = curve
         self._bends = bends
@@ -152,17 +146,12 @@ class CurveModule(PathModule):
     @property
     def path(self) -> Chain:
         """The path as it is now; its anchors are the tensors that are learned."""
-        pieces = []
+        pieces: list[Bezier | Line | Polygon] = []
         for number, (a, b) in enumerate(pairwise(self.ends.states)):
             first = number * self._bends
             bends = self.anchors[first : first + self._bends]
             pieces.append(_CURVES[self._curve]((a, *bends, b)))
         return Chain(tuple(pieces))
-
-    @property
-    def permutations(self) -> tuple[Permutation | None, ...]:
-        """Under which permutation each end is seen; ``None`` is as it was given."""
-        return tuple(self.ends.permutations)
 
     def state_dict_at(
         self, t: float, batches: Iterable[Any] | None = None

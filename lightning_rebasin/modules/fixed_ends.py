@@ -6,15 +6,16 @@ weights of its own, so its parameters share the memory of the first end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import ConfigurationError, NonFiniteError
+from lightning_rebasin.landscape.points import Point
 from lightning_rebasin.landscape.weights import weights_of
-from lightning_rebasin.merging.interpolate import check_alike
+from lightning_rebasin.merging.interpolate import average, check_alike
 from lightning_rebasin.modules.endpoints import Weights, read_weights
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -73,6 +74,10 @@ class FixedEnds:
         for name, parameter in model.named_parameters():
             parameter.data = self.states[0][name]
 
+    def holds(self, point: Point) -> bool:
+        """Whether a point is one of the ends."""
+        return any(point.anchor is state for state in self.states)
+
     def permute(self, number: int, permutation: Permutation) -> None:
         """See an end under a permutation of its original weights.
 
@@ -90,6 +95,11 @@ class FixedEnds:
         if before is None:
             return self.states[number]
         return dict(before.inverse().apply(self.states[number]))
+
+    def average(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The mean of the named tensors over all ends."""
+        names = list(names)
+        return average([{n: end[n] for n in names} for end in self.states])
 
     def to_state(self) -> list[dict[str, Any] | None]:
         """The permutations as tensors, texts and numbers that load with ``weights_only=True``."""

@@ -30,17 +30,24 @@ from lightning_rebasin.landscape.batches import (
     on_device,
 )
 from lightning_rebasin.landscape.points import Point
-from lightning_rebasin.modules.candidates import estimate_statistics
 from lightning_rebasin.modules.endpoints import Weights
 from lightning_rebasin.modules.fixed_ends import FixedEnds
 from lightning_rebasin.modules.inner import LossFunction
 from lightning_rebasin.modules.outer import OuterModule
+from lightning_rebasin.modules.path_checkpoint import load_path, save_path
 from lightning_rebasin.modules.path_options import PathOptions
-from lightning_rebasin.modules.path_scores import PathScores, weights_at
+from lightning_rebasin.modules.path_scores import (
+    PathScores,
+    statistics_at,
+    weights_at,
+)
 from lightning_rebasin.modules.tensors import TensorNames, check_built
 from lightning_rebasin.modules.trainable import trainable_point
+from lightning_rebasin.symmetry.actions.permutation import Permutation
 
-_STATE = "lightning_rebasin_path"
+#: Arguments of every PathModule that are kept as hyper-parameters.
+DRAWING = ("t", "beta", "val_points", "batch_norm_batches", "seed")
+_UNSEEN = "no training batch was seen yet: batch-norm statistics are interpolated, which fits no network"
 
 
 class PathModule(OuterModule):
@@ -88,6 +95,11 @@ class PathModule(OuterModule):
         #: Whether the learned weights are where training starts, or beyond.
         self._begun = False
         self.anchors: list[dict[str, Tensor]] = []
+
+    @property
+    def permutations(self) -> tuple[Permutation | None, ...]:
+        """Under which permutation each end is seen; ``None`` is as it was given."""
+        return tuple(self.ends.permutations)
 
     @abstractmethod
     def begin(self) -> None:
@@ -173,35 +185,32 @@ class PathModule(OuterModule):
             losses.append(self.inner.loss_at(given, own, batch_idx))
         self._stepping = False
         loss = torch.stack(losses).mean() if len(losses) > 1 else losses[0]
-        self._log_step(loss, batch)
+        self.log(
+            f"{self.word}_loss",
+            loss.detach(),
+            on_step=True,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=batch_size(batch),
+        )
         if self.options.pull:
             loss = loss + self.options.pull * self.penalty(points, weights)
         return loss
 
     def on_validation_epoch_start(self) -> None:
         """Re-estimate the statistics of every point."""
-        if (
-            self.names.statistics
-            and not self._recent
-            and not self.trainer.sanity_checking
-        ):
-            warnings.warn(
-                "no training batch was seen yet: batch-norm statistics are interpolated, which fits no network",
-                BarrierWarning,
-                stacklevel=2,
-            )
+        unseen = self.names.statistics and not self._recent
+        if unseen and not self.trainer.sanity_checking:
+            warnings.warn(_UNSEEN, BarrierWarning, stacklevel=2)
         points = [point for _, point in self.validation_points()]
         statistics = []
         for point in points:
             own = self._statistics(point, self._recent)
-            statistics.append(
-                {
-                    n: self.mean_over_processes(t)
-                    if t.is_floating_point()
-                    else t
-                    for n, t in own.items()
-                }
-            )
+            # Of the counts of batches, integers, any will do.
+            for name, tensor in own.items():
+                if tensor.is_floating_point():
+                    own[name] = self.mean_over_processes(tensor)
+            statistics.append(own)
         self._scores = PathScores(
             self.inner, points, statistics, self.names.callable
         )
@@ -244,10 +253,10 @@ class PathModule(OuterModule):
         Raises:
             ConfigurationError: There are no batches.
         """
-        at_end = any(point.anchor is state for state in self.ends.states)
         if batches is None:
             batches = self._recent
-            if self.names.statistics and not batches and not at_end:
+            needed = self.names.statistics and not self.ends.holds(point)
+            if needed and not batches:
                 raise ConfigurationError(
                     "this network has batch norms, whose statistics are estimated anew at every point: pass "
                     "batches=loader (training data), or batches=() to leave them interpolated"
@@ -258,12 +267,8 @@ class PathModule(OuterModule):
         return {name: tensor.detach().cpu() for name, tensor in state.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the names of what is learned and the permutations of the ends, which load with ``weights_only=True``."""
-        checkpoint[_STATE] = {
-            "word": self.word,
-            "trained": list(self.names.trained),
-            "permutations": self.ends.to_state(),
-        }
+        """Add the names of what is learned and the permutations of the ends."""
+        save_path(checkpoint, self.word, self.names.trained, self.ends)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See the ends under their permutations again.
@@ -271,16 +276,7 @@ class PathModule(OuterModule):
         Raises:
             ConfigurationError: The file was written by another module, or for another network.
         """
-        found = checkpoint.get(_STATE, {})
-        if found.get("word") != self.word:
-            raise ConfigurationError(
-                f"this checkpoint was not written by a {type(self).__name__}"
-            )
-        if found["trained"] != list(self.names.trained):
-            raise ConfigurationError(
-                "this checkpoint was written for a network with other parameters"
-            )
-        self.ends.load_state(found["permutations"])
+        load_path(checkpoint, self.word, self.names.trained, self.ends)
         self._begun = True
         self.place()
 
@@ -288,25 +284,9 @@ class PathModule(OuterModule):
         self, point: Point, batches: Iterable[Any]
     ) -> dict[str, Tensor]:
         """Batch-norm statistics of a point; empty at the ends, which have their own."""
-        if any(point.anchor is state for state in self.ends.states):
+        if self.ends.holds(point):
             return {}
-        training = self.inner.training
-        self.inner.eval()
-        with torch.inference_mode(mode=False), torch.no_grad():
-            weights = weights_at(point, self.names.callable)
-            found = estimate_statistics(self.inner, weights, batches)
-        self.inner.train(training)
-        return found
-
-    def _log_step(self, loss: Tensor, batch: Any) -> None:
-        self.log(
-            f"{self.word}_loss",
-            loss.detach(),
-            on_step=True,
-            on_epoch=True,
-            prog_bar=True,
-            batch_size=batch_size(batch),
-        )
+        return statistics_at(self.inner, point, self.names.callable, batches)
 
     def _log_inner(
         self, name: str, value: Any, *args: Any, **kwargs: Any

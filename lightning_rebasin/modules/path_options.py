@@ -46,6 +46,8 @@ class PathOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # YAML and checkpoints written from it have lists.
+        object.__setattr__(self, "beta", tuple(self.beta))
         if isinstance(self.t, str):
             if self.t not in ("uniform", "beta"):
                 raise ConfigurationError(

@@ -6,7 +6,7 @@ so that one set of weights is in memory at a time, whatever the number of points
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -16,6 +16,7 @@ from lightning_rebasin.landscape.accumulate import Average
 from lightning_rebasin.landscape.batches import batch_size, clone_batch
 from lightning_rebasin.landscape.copies import isolated_rng
 from lightning_rebasin.landscape.points import Point
+from lightning_rebasin.modules.candidates import estimate_statistics
 from lightning_rebasin.modules.inner import InnerModel
 
 
@@ -30,6 +31,31 @@ def weights_at(point: Point, names: Sequence[str]) -> dict[str, Tensor]:
     new = {name: torch.empty_like(first[name]).detach() for name in names}
     point.write(new)
     return new
+
+
+def statistics_at(
+    inner: InnerModel,
+    point: Point,
+    names: Sequence[str],
+    batches: Iterable[Any],
+) -> dict[str, Tensor]:
+    """Batch-norm statistics of a point.
+
+    Args:
+        inner: The network; left in the mode it was in.
+        point: Where.
+        names: Tensors that the network takes.
+        batches: Training batches on the network's device.
+
+    Returns:
+        The buffers by name; empty without batch norm or without batches.
+    """
+    training = inner.training
+    inner.eval()
+    with torch.inference_mode(mode=False), torch.no_grad():
+        found = estimate_statistics(inner, weights_at(point, names), batches)
+    inner.train(training)
+    return found
 
 
 @final

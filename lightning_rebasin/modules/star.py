@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,18 +26,16 @@ from torch import Tensor, nn
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.paths import Star
 from lightning_rebasin.landscape.points import Point
-from lightning_rebasin.merging.interpolate import average, check_alike
+from lightning_rebasin.merging.interpolate import check_alike
 from lightning_rebasin.modules.alignment import Aligner
 from lightning_rebasin.modules.endpoints import read_weights
 from lightning_rebasin.modules.inner import LossFunction
-from lightning_rebasin.modules.path_module import PathModule
+from lightning_rebasin.modules.path_module import DRAWING, PathModule
 from lightning_rebasin.modules.path_options import PathOptions, Sampling
+from lightning_rebasin.modules.star_options import Matching, StarOptions
 from lightning_rebasin.modules.star_report import StarReport, measure_star
-from lightning_rebasin.modules.trainable import squared_norm
-from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.modules.trainable import mean_squared_distance
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
-
-_MATCHINGS = ("never", "start", "epoch")
 
 
 class StarModule(PathModule):
@@ -99,7 +97,7 @@ class StarModule(PathModule):
         ends: Sequence[str | Path | Mapping[str, Any]],
         *,
         center: str | Path | Mapping[str, Any] = "average",
-        match: Literal["never", "start", "epoch"] = "never",
+        match: Matching = "never",
         spec: PermutationSpec | str | Path | None = None,
         loss: LossFunction | None = None,
         optimizer: OptimizerCallable | None = None,
@@ -113,7 +111,6 @@ class StarModule(PathModule):
         batch_norm_batches: int = 20,
         seed: int = 0,
     ) -> None:
-        _check(match, ends_per_step, ts_per_step, len(ends))
         options = PathOptions(
             t, beta, proximity, val_points, batch_norm_batches, seed
         )
@@ -128,22 +125,18 @@ class StarModule(PathModule):
         )
         # Weights, networks and factories stay out of the hyper-parameters: files must load with weights_only=True.
         self.save_hyperparameters(
-            "match",
-            "t",
-            "beta",
-            "ends_per_step",
-            "ts_per_step",
-            "proximity",
-            "val_points",
-            "batch_norm_batches",
-            "seed",
+            "match", "ends_per_step", "ts_per_step", "proximity", *DRAWING
         )
-        self._match = match
-        self._per_step = ends_per_step, ts_per_step
+        self._rays = StarOptions(
+            len(self.ends), match, ends_per_step, ts_per_step
+        )
         self._averaged = isinstance(center, str) and center == "average"
         self._aligner = Aligner(self.inner.model, spec, seed)
         self.write(
-            0, self._average() if self._averaged else self._read(center)
+            0,
+            self.ends.average(self.names.trained)
+            if self._averaged
+            else self._read(center),
         )
         self.place()
 
@@ -157,11 +150,6 @@ class StarModule(PathModule):
     def star(self) -> Star:
         """The rays as they are now; the centre holds the tensors that are learned."""
         return Star(self.anchors[0], tuple(self.ends.states))
-
-    @property
-    def permutations(self) -> tuple[Permutation | None, ...]:
-        """Under which permutation each end is seen; ``None`` is as it was given."""
-        return tuple(self.ends.permutations)
 
     def center_state_dict(
         self, batches: Iterable[Any] | None = None
@@ -237,7 +225,7 @@ class StarModule(PathModule):
 
     def begin(self) -> None:
         """Match the ends if asked to, and put the centre where it starts."""
-        if self._match == "never":
+        if self._rays.match == "never":
             return
         first = 1 if self._averaged else 0
         self.place()
@@ -245,12 +233,12 @@ class StarModule(PathModule):
         for number in range(first, len(self.ends)):
             self._match_end(number, reference)
         if self._averaged:
-            self.write(0, self._average())
+            self.write(0, self.ends.average(self.names.trained))
         self.place()
 
     def on_train_epoch_start(self) -> None:
         """Match every end to the centre if asked to."""
-        if self._match != "epoch":
+        if self._rays.match != "epoch":
             return
         reference = self._detached()
         for number in range(len(self.ends)):
@@ -259,13 +247,9 @@ class StarModule(PathModule):
 
     def rest(self, number: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Frozen parameters and buffers of the centre: the average of the ends'."""
-        skipped = set(self.names.trained)
-        return average(
-            [
-                {n: t for n, t in state.items() if n not in skipped}
-                for state in self.ends.states
-            ]
-        )
+        skipped = self.names.trained
+        names = [n for n in self.ends.states[0] if n not in skipped]
+        return self.ends.average(names)
 
     def default_optimizer(
         self, parameters: list[nn.Parameter]
@@ -275,13 +259,10 @@ class StarModule(PathModule):
 
     def draw(self, generator: np.random.Generator) -> list[Point]:
         """Points on the rays to some of the ends."""
-        ends, ts = self._per_step
-        chosen = generator.choice(len(self.ends), ends, replace=False)
         star = self.star
         return [
-            star.at(int(end), self.options.draw_t(generator))
-            for end in chosen
-            for _ in range(ts)
+            star.at(end, self.options.draw_t(generator))
+            for end in self._rays.rays(generator)
         ]
 
     def penalty(
@@ -291,15 +272,8 @@ class StarModule(PathModule):
     ) -> Tensor:
         """The mean of ``‖θ − θ_i‖²`` over the ends of this step."""
         # One point of every ray: the distance is the same for all of them.
-        rays = points[:: self._per_step[1]]
-        distances = [
-            squared_norm(
-                point.anchors[0][name] - point.anchors[1][name]
-                for name in self.names.trained
-            )
-            for point in rays
-        ]
-        return torch.stack(distances).mean()
+        rays = points[:: self._rays.ts_per_step]
+        return mean_squared_distance(rays, self.names.trained)
 
     def validation_points(self) -> list[tuple[str, Point]]:
         """The centre, and evenly spaced points of every ray."""
@@ -324,30 +298,7 @@ class StarModule(PathModule):
             name: tensor.detach() for name, tensor in self.anchors[0].items()
         }
 
-    def _average(self) -> dict[str, Tensor]:
-        names = self.names.trained
-        return average(
-            [{n: state[n] for n in names} for state in self.ends.states]
-        )
-
     def _read(self, center: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         found = read_weights(center)
         check_alike((self.ends.states[0], found), ("the ends", "the center"))
         return dict(found)
-
-
-def _check(
-    match: str, ends_per_step: int, ts_per_step: int, ends: int
-) -> None:
-    if match not in _MATCHINGS:
-        raise ConfigurationError(
-            f"match={match!r} is unknown; choose one of {_MATCHINGS}"
-        )
-    if ends >= 2 and not 1 <= ends_per_step <= ends:
-        raise ConfigurationError(
-            f"ends_per_step={ends_per_step} must be between 1 and the number of ends, {ends}"
-        )
-    if ts_per_step < 1:
-        raise ConfigurationError(
-            f"ts_per_step={ts_per_step} must be at least 1"
-        )

@@ -5,6 +5,7 @@ Source: Lin, Li, Wu, "Exploring neural network landscapes: star-shaped and geode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -30,7 +31,8 @@ class StarReport:
     Args:
         rays: The curve from the centre (λ = 0) to each end.
         pairs: The curve between every two ends, in the frame in which the centre sees them.
-        lengths: ``(‖θ_i − c‖ + ‖c − θ_j‖) / ‖θ_i − θ_j‖`` of every two ends: 1 is a straight line.
+        lengths: ``(‖θ_i − c‖ + ‖c − θ_j‖) / ‖θ_i − θ_j‖`` of every two ends: 1 is a straight line,
+            NaN that the ends are the same.
     """
 
     rays: tuple[BarrierCurve, ...]
@@ -116,4 +118,6 @@ def _length(star: Star, i: int, j: int, names: Sequence[str]) -> float:
     a, b = star.models[i], star.models[j]
     there = separation(a, star.centre, names).distance
     back = separation(star.centre, b, names).distance
-    return (there + back) / separation(a, b, names).distance
+    straight = separation(a, b, names).distance
+    # Ends that are the same have no way between them.
+    return (there + back) / straight if straight else math.nan

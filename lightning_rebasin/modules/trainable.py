@@ -67,3 +67,19 @@ def _sum(
 def squared_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The sum of all squares, in one number."""
     return torch.stack([tensor.square().sum() for tensor in tensors]).sum()
+
+
+def mean_squared_distance(
+    points: Sequence[Point], names: Sequence[str]
+) -> Tensor:
+    """The mean over points of ``‖first anchor − second anchor‖²``.
+
+    Args:
+        points: Of lines.
+        names: Tensors that count.
+    """
+    found = []
+    for point in points:
+        a, b = point.anchors
+        found.append(squared_norm(a[name] - b[name] for name in names))
+    return torch.stack(found).mean()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 
 def quiet_trainer(folder: Path, **options: Any) -> Trainer:
@@ -22,3 +23,22 @@ def quiet_trainer(folder: Path, **options: Any) -> Trainer:
         "log_every_n_steps": 1,
     }
     return Trainer(**{**defaults, **options})
+
+
+def fit_quietly(
+    trainer: Trainer,
+    module: LightningModule,
+    train: Any,
+    val: Any,
+    ckpt_path: str | Path | None = None,
+) -> Trainer:
+    """Fit without Lightning's advice, and return the trainer."""
+    with warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers.*",
+            ".*is deprecated.*",
+            ".*callbacks used to create the checkpoint.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        trainer.fit(module, train, val, ckpt_path=ckpt_path)
+    return trainer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.classifier import CLASSES, FEATURES, Classifier, blobs
-from helpers.quiet import quiet_trainer
+from helpers.quiet import fit_quietly, quiet_trainer
 from helpers.valleys import Valley, nothing
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -74,15 +73,7 @@ def fit(
 ) -> Trainer:
     trainer = quiet_trainer(folder, **options)
     train, val = train or train_data(), val or held_out()
-    with warnings.catch_warnings():
-        for message in (
-            ".*does not have many workers.*",
-            ".*is deprecated.*",
-            ".*callbacks used to create the checkpoint.*",
-        ):
-            warnings.filterwarnings("ignore", message=message)
-        trainer.fit(module, train, val, ckpt_path=ckpt_path)
-    return trainer
+    return fit_quietly(trainer, module, train, val, ckpt_path)
 
 
 def valley_loss(w: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ class _Planner:
     def _gain(self, position: int, node: Node) -> None:
         """The layer that a norm's gain is, or any other gain per channel."""
         found = find_gain(self._flow, node)
-        # A buffer that data are multiplied with is no layer: a mask, a mean, a rotation by position.
+        # A buffer that data are multiplied with is not a layer: a mask, a mean, a rotation by position.
         if found is None or found.gain.name not in self._parameters:
             return
         if not self._may_solve(found.gain):

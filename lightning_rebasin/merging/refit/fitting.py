@@ -74,7 +74,8 @@ class Fitter:
         count = sum(1 for _ in batches)
         # The layers are fitted in the order in which they run, each of them before the next one is looked at.
         self._beginnings = [
-            Beginning(_KEPT_BYTES // count) for _ in range(count)
+            Beginning(_KEPT_BYTES // count, self._state.values())
+            for _ in range(count)
         ]
         per_sample = _ROWS // max(batches.samples, 1)
         self._positions = min(max(per_sample, 1), _POSITIONS)
@@ -178,6 +179,10 @@ class Fitter:
             bias + solution.shift,
             fit + held_out,
         )
+        if layer.only_corrected:
+            # It may have run on a constant before, which no target asks for.
+            for beginning in self._beginnings:
+                beginning.forget()
         return solution, fit.count + held_out.count
 
     def _sums(
@@ -200,6 +205,7 @@ class Fitter:
                 captures,
                 plain=self._plain,
                 beginning=self._beginnings[k],
+                until=None if layer.only_corrected else layer.place,
             )
             last = 0
             for capture, target in zip(captures, targets[k], strict=True):

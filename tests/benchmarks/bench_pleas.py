@@ -2,8 +2,8 @@
 
 Run apart: ``pytest -m benchmark tests/benchmarks/bench_pleas.py -s``.  Both get the same pair, aligned by the
 correlation of activations.  PLeaS has 2000 training images without labels (its 400 steps of 16 see each three times);
-refit needs no more than the first half of them.  2000 test images judge.  Both are timed in one process, as CPU time, on
-one thread.  REBASIN_IMAGES sets the number of images of refit.
+refit needs no more than the first half of them.  2000 test images judge.  Both are timed in one process, as CPU time,
+on one thread.  REBASIN_IMAGES sets the number of images of refit.
 """
 
 from __future__ import annotations

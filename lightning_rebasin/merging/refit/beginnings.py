@@ -6,6 +6,8 @@ more.  So the values that are still alive when a layer is about to run are kept 
 through the same operations without computing them: a value that was kept is handed out, and any other one, which
 nobody can ask for any more, is a blank of the same shape.
 
+Operations on the weights alone (a transposition, a cast) are always computed: the weights of the next layers change.
+
 What is alive is read off weak references, and the program of the network runs as it always does.  An operation behind
 the kept part that is given a blank after all, or one in front that is another than before, ends the pass, and the batch
 is computed in full from then on.
@@ -13,9 +15,9 @@ is computed in full from then on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor
@@ -24,6 +26,8 @@ from torch.utils.weak import TensorWeakRef
 
 #: Marks a tensor whose numbers mean nothing.
 _BLANK = "_rebasin_blank"
+#: Marks a tensor that is computed from weights alone.
+_OF_STATE = "_rebasin_of_state"
 
 
 class StaleError(BaseException):
@@ -52,20 +56,30 @@ class _Shape:
 _Step = tuple[Any, Any]
 
 
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 @final
 class Beginning:
     """What is kept of the passes of one batch.
 
     Args:
         limit: How many bytes may be kept.
+        state: The tensors of the network's state.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, state: Iterable[Tensor]) -> None:
         self._limit = limit
+        self._state = {id(tensor) for tensor in state}
         #: The operations of the kept part.
         self.steps: list[_Step] = []
         #: Whether the network writes into tensors: then copies are handed out.
         self.writes = False
+
+    def is_state(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on nothing but the state."""
+        return id(tensor) in self._state or hasattr(tensor, _OF_STATE)
 
     def keep(self, steps: list[_Step]) -> None:
         """Keep more of the pass, unless it is too much."""
@@ -73,18 +87,21 @@ class Beginning:
             self.steps = steps
 
     def forget(self) -> None:
-        """Keep nothing from now on."""
+        """What was kept is true no more."""
         self.steps = []
+
+    def give_up(self) -> None:
+        """Keep nothing from now on."""
+        self.forget()
         self._limit = -1
 
 
 def _bytes(results: Iterator[Any]) -> int:
     """Bytes that the kept tensors hold together, memory that several share counted once."""
     sizes = {}
-    for leaf in tree_leaves(list(results)):
-        if isinstance(leaf, Tensor):
-            storage = leaf.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
+    for tensor in _tensors(list(results)):
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
     return sum(sizes.values())
 
 
@@ -101,41 +118,65 @@ class Pass:
         self._known = len(beginning.steps)
         #: Operations so far; of their results only weak references.
         self._seen: list[_Step] = []
-        #: Copies that were handed out for kept tensors.
-        self._handed: dict[int, Tensor] = {}
+        #: Copies that were handed out for kept tensors; the network alone keeps them alive.
+        self._handed: dict[int, TensorWeakRef] = {}
 
     def run(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """The result of the next operation, computed only if it has to be."""
         number = len(self._seen)
-        if number < self._known:
-            before, result = self._beginning.steps[number]
-            if func is not before:
-                raise StaleError
-            result = tree_map(self._hand_out, result)
+        known = number < self._known
+        if known and func is not self._beginning.steps[number][0]:
+            self._give_up()
+        given = _tensors((list(args), dict(kwargs)))
+        if given and all(map(self._beginning.is_state, given)):
+            result = func(*args, **kwargs)
+            for tensor in _tensors(result):
+                setattr(tensor, _OF_STATE, True)
+            self._seen.append((func, None))
+            return result
+        self._check(func, given)
+        if known:
+            kept = self._beginning.steps[number][1]
+            result = tree_map(self._hand_out, kept)
         else:
-            self._check(func, args, kwargs)
+            if any(hasattr(tensor, _BLANK) for tensor in given):
+                self._give_up()
             result = func(*args, **kwargs)
         self._seen.append((func, tree_map(_weak, result)))
         return result
 
     def keep(self) -> None:
         """All operations so far are final: keep what is alive of their results."""
-        steps = [(func, tree_map(_alive, weak)) for func, weak in self._seen]
+        copies: dict[int, Tensor] = {}
+
+        def kept(leaf: Any) -> Any:
+            found = _alive(leaf)
+            if not isinstance(found, Tensor) or not self._beginning.writes:
+                return found
+            # The rest of this pass may write into it.
+            return copies.setdefault(id(found), found.clone())
+
+        steps = [(func, tree_map(kept, weak)) for func, weak in self._seen]
         self._beginning.keep(steps)
 
-    def _check(
-        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> None:
-        for leaf in tree_leaves((list(args), dict(kwargs))):
-            if isinstance(leaf, Tensor) and hasattr(leaf, _BLANK):
-                self._beginning.forget()
-                raise StaleError
-        if func._schema.is_mutable and not self._beginning.writes:
+    def _give_up(self) -> NoReturn:
+        self._beginning.give_up()
+        raise StaleError
+
+    def _check(self, func: Any, given: Sequence[Tensor]) -> None:
+        """Look after operations that write into tensors."""
+        if not func._schema.is_mutable:
+            return
+        if given and self._beginning.is_state(given[0]):
+            # Computed anew each time, it would lack what was written.
+            self._give_up()
+        if not self._beginning.writes:
             self._beginning.writes = True
             # What is kept may be about to be overwritten: once more, with copies.
-            if self._known:
+            if self._beginning.steps:
+                self._beginning.forget()
                 raise StaleError
 
     def _hand_out(self, kept: Any) -> Any:
@@ -144,10 +185,13 @@ class Pass:
         if not isinstance(kept, Tensor):
             return kept
         # The same tensor for the same tensor, and never the kept one itself: its own references tell whether it lives.
-        if id(kept) not in self._handed:
+        weak = self._handed.get(id(kept))
+        handed = None if weak is None else weak()
+        if handed is None:
             copies = self._beginning.writes
-            self._handed[id(kept)] = kept.clone() if copies else kept.detach()
-        return self._handed[id(kept)]
+            handed = kept.clone() if copies else kept.detach()
+            self._handed[id(kept)] = TensorWeakRef(handed)
+        return handed
 
 
 @dataclass(frozen=True, eq=False)

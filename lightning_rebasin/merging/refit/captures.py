@@ -60,11 +60,6 @@ class Capture:
         #: Outputs ``(R, g, m)`` of the rows, where the layer is judged.
         self.outputs: Tensor | None = None
 
-    @property
-    def place(self) -> Place:
-        """Where the layer runs."""
-        return self._layer.place
-
     def watchers(self, trails: set[Trail]) -> dict[Place, Watcher]:
         """Who looks where; the layer's output is followed by one of the trails."""
         layer = self._layer
@@ -136,29 +131,39 @@ def look(
     *,
     plain: bool,
     beginning: Beginning | None = None,
+    until: Place | None = None,
 ) -> None:
     """Run a network until all captures have what they want.
 
     Args:
         module: The network.
         batch: The batch.
-        captures: Who wants to see what; the first one sees the earliest layer.
+        captures: Who wants to see what.
         plain: Switch fused kernels off, as on the tape.
-        beginning: What was kept of an earlier pass on the batch, if nothing in front of the first capture's layer
-            changes between such passes.
+        beginning: What was kept of an earlier pass on the batch.
+        until: Operation in front of which nothing changes any more; what is alive there is kept.
 
     Raises:
         TraceError: The network takes another path on this batch than on the example.
     """
+
+    def run(start: Beginning | None) -> bool:
+        trails: set[Trail] = set()
+        return watch(
+            module,
+            batch,
+            _watchers(captures, trails),
+            trails,
+            plain=plain,
+            beginning=start,
+            until=until,
+        )
+
     try:
-        complete = _run(module, batch, captures, plain, beginning)
+        complete = run(beginning)
     except StaleError:
-        try:
-            complete = _run(module, batch, captures, plain, beginning)
-        except StaleError:
-            assert beginning is not None
-            beginning.forget()
-            complete = _run(module, batch, captures, plain, None)
+        # In full: the next pass may begin with what is true then.
+        complete = run(None)
     if not complete:
         raise TraceError(
             "the network takes another path through its layers on this batch than on the first one; "
@@ -166,25 +171,12 @@ def look(
         )
 
 
-def _run(
-    module: nn.Module,
-    batch: Any,
-    captures: Sequence[Capture],
-    plain: bool,
-    beginning: Beginning | None,
-) -> bool:
-    trails: set[Trail] = set()
-    watchers: dict[Place, list[Watcher]] = {}
+def _watchers(
+    captures: Sequence[Capture], trails: set[Trail]
+) -> dict[Place, list[Watcher]]:
+    """Who looks where, of all captures together."""
+    found: dict[Place, list[Watcher]] = {}
     for capture in captures:
         for place, watcher in capture.watchers(trails).items():
-            watchers.setdefault(place, []).append(watcher)
-    until = captures[0].place if beginning is not None else None
-    return watch(
-        module,
-        batch,
-        watchers,
-        trails,
-        plain=plain,
-        beginning=beginning,
-        until=until,
-    )
+            found.setdefault(place, []).append(watcher)
+    return found

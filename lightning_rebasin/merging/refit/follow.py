@@ -19,21 +19,16 @@ from torch import Tensor
 
 from lightning_rebasin.merging.refit.fitted import FittedLayer, Norm
 from lightning_rebasin.merging.refit.flow import Flow
+from lightning_rebasin.merging.refit.norms import (
+    BATCH_NORMS,
+    STATISTICS,
+    norm_of,
+)
 from lightning_rebasin.merging.refit.places import MOVES, Place, replay_move
 from lightning_rebasin.merging.refit.slots import Slots
 from lightning_rebasin.merging.refit.systems import Rows, Scaling, System
 from lightning_rebasin.symmetry.trace.tape import Node, Ref
 
-BATCH_NORMS = frozenset(
-    (
-        "aten._native_batch_norm_legit_no_training",
-        "aten.native_batch_norm",
-        "aten.cudnn_batch_norm",
-        "aten.miopen_batch_norm",
-    )
-)
-#: What the operands of a batch norm are called.
-STATISTICS = ("running_mean", "running_var", "weight", "bias")
 #: Contractions that add a bias themselves, and the name it has there.
 _BIASES = {
     "aten.addmm": "self",
@@ -317,13 +312,3 @@ def _sign(node: Node, *, is_first: bool) -> float:
         return 1.0
     alpha = float(node.arguments.get("alpha", 1))
     return -alpha if node.op == "aten.sub" else alpha
-
-
-def norm_of(node: Node, found: dict[str, Slots | None]) -> Norm | None:
-    """A batch norm with the given slots; None if it has no statistics."""
-    mean, variance, gain, offset = (found[name] for name in STATISTICS)
-    if mean is None or variance is None:
-        return None
-    given = node.arguments
-    epsilon = float(given.get("eps", given.get("epsilon", 0.0)))
-    return Norm(mean, variance, gain, offset, epsilon)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_rebasin.merging.refit.fitted import Norm
 from lightning_rebasin.merging.refit.flow import Flow
-from lightning_rebasin.merging.refit.follow import (
+from lightning_rebasin.merging.refit.norms import (
     BATCH_NORMS,
     STATISTICS,
     norm_of,

@@ -73,8 +73,8 @@ class Sums:
         # Rounded first, so that what is taken away is exactly what is put back.
         mean_x, mean_r = x.mean(1, keepdim=True), r.mean(1, keepdim=True)
         x, r = x - mean_x, r - mean_r
-        rest_x = x.sum(1, dtype=torch.float64)
-        rest_r = r.sum(1, dtype=torch.float64)
+        # Next to nothing, so that float32 has room enough for it.
+        rest_x, rest_r = x.sum(1).double(), r.sum(1).double()
         mean_x, mean_r = mean_x[:, 0].double(), mean_r[:, 0].double()
         self.count += count
         self.x += rest_x + count * mean_x

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from lightning.pytorch import Trainer
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_rebasin.matching.search.weight import match_weights
 from lightning_rebasin.modules.examples import ExampleInputs
+from lightning_rebasin.modules.fixed_ends import packed, unpacked
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.infer import infer_spec
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -74,17 +75,19 @@ class Aligner:
         """
         if self._spec is None:
             self._examples.look_at_data(trainer)
-        found: Permutation | None = None
+        found: dict[str, Any] | None = None
         # Autocast would round the cost matrices to half precision.
         with (
             torch.no_grad(),
             torch.autocast(_device(reference), enabled=False),
         ):
             if trainer.is_global_zero:
-                found = match_weights(
+                result = match_weights(
                     self.spec, reference, source, seed=self._seed, init=start
-                ).permutation
-        return trainer.strategy.broadcast(found)  # type: ignore[return-value]
+                )
+                found = packed(result.permutation)
+        received: Any = trainer.strategy.broadcast(found)
+        return unpacked(received)
 
 
 def _device(state: Mapping[str, Tensor]) -> str:

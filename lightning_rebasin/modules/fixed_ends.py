@@ -6,7 +6,7 @@ weights of its own, so its parameters share the memory of the first end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -103,15 +103,7 @@ class FixedEnds:
 
     def to_state(self) -> list[dict[str, Any] | None]:
         """The permutations as tensors, texts and numbers that load with ``weights_only=True``."""
-        return [
-            None
-            if permutation is None
-            else {
-                "spec": permutation.spec.to_dict(),
-                "orders": dict(permutation.orders),
-            }
-            for permutation in self.permutations
-        ]
+        return [None if p is None else packed(p) for p in self.permutations]
 
     def load_state(self, state: Sequence[dict[str, Any] | None]) -> None:
         """Inverse of :meth:`to_state`.
@@ -125,8 +117,21 @@ class FixedEnds:
             )
         for number, kept in enumerate(state):
             if kept is not None:
-                spec = PermutationSpec.from_dict(kept["spec"])
-                self.permute(number, Permutation(spec, kept["orders"]))
+                self.permute(number, unpacked(kept))
+
+
+def packed(permutation: Permutation) -> dict[str, Any]:
+    """A permutation with its spec as tensors, texts and numbers."""
+    return {
+        "spec": permutation.spec.to_dict(),
+        "orders": dict(permutation.orders),
+    }
+
+
+def unpacked(state: Mapping[str, Any]) -> Permutation:
+    """Inverse of :func:`packed`."""
+    spec = PermutationSpec.from_dict(state["spec"])
+    return Permutation(spec, state["orders"])
 
 
 def _check_finite(name: str, state: dict[str, Tensor]) -> None:

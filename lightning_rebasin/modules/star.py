@@ -171,10 +171,10 @@ class StarModule(PathModule):
     def state_dict_at(
         self, t: float, end: int, batches: Iterable[Any] | None = None
     ) -> dict[str, Tensor]:
-        """The network's weights at t on the ray from the centre to an end.
+        """The network's weights on the ray from the centre, t = 0, to an end, t = 1.
 
         Args:
-            t: In [0, 1]: 0 is the centre, 1 the end.
+            t: In [0, 1].
             end: The end's number.
             batches: As for :meth:`center_state_dict`.
 
@@ -294,9 +294,7 @@ class StarModule(PathModule):
         self.ends.permute(number, found)
 
     def _detached(self) -> dict[str, Tensor]:
-        return {
-            name: tensor.detach() for name, tensor in self.anchors[0].items()
-        }
+        return {n: t.detach() for n, t in self.anchors[0].items()}
 
     def _read(self, center: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         found = read_weights(center)

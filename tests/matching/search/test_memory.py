@@ -11,7 +11,7 @@ import pytest
 from helpers.planted import chain
 
 from lightning_rebasin.matching import match_weights
-from lightning_rebasin.matching.search import memory, weight
+from lightning_rebasin.matching.search import memory, pair
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 GLIBC = "glibc" in str(
@@ -61,23 +61,15 @@ def printed(code: str) -> list[str]:
 
 @needs_glibc
 def test_without_any_of_it_a_mebibyte_is_mapped() -> None:
-    """The control: what the other two change is not so to begin with."""
+    """The control: so it is to begin with, until a larger block was freed."""
     assert printed("print(mapped(MEBIBYTE))") == ["True"]
 
 
 @needs_glibc
-def test_small_blocks_are_reused() -> None:
-    code = 'memory["reuse_small_blocks"](); print(mapped({}))'
-    assert printed(code.format("MEBIBYTE")) == ["False"]
-    assert printed(code.format("15 * MEBIBYTE")) == ["False"]
-    assert printed(code.format("64 * MEBIBYTE")) == ["True"]
-
-
-@needs_glibc
 def test_large_blocks_go_back_from_now_on() -> None:
-    """Even after the allocator has been asked to keep small ones, and after large ones were freed."""
+    """Even after large ones were freed, which makes the allocator keep more by itself."""
     code = """
-memory["reuse_small_blocks"]()
+mapped(16 * MEBIBYTE)
 memory["return_large_blocks"]()
 print(mapped(MEBIBYTE), mapped(20 * MEBIBYTE), mapped(MEBIBYTE))
 print(mapped(MEBIBYTE // 2))
@@ -85,13 +77,9 @@ print(mapped(MEBIBYTE // 2))
     assert printed(code) == ["True", "True", "True", "False"]
 
 
-@pytest.mark.parametrize("name", ["reuse_small_blocks", "return_large_blocks"])
-def test_nothing_is_done_elsewhere(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_done_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """On another system the C library is not even opened; another C library is left alone."""
-    function = getattr(memory, name)
-    function = getattr(function, "__wrapped__", function)
+    function = memory.return_large_blocks
 
     def refused(_: object) -> None:
         raise AssertionError("opened")
@@ -114,9 +102,9 @@ def test_a_matching_that_keeps_nothing_finds_the_same(
     spec = PermutationSpec.from_table(table, a)
     kept = match_weights(spec, a, b)
     asked: list[bool] = []
-    monkeypatch.setattr(weight, "LARGE", 0)
+    monkeypatch.setattr(pair, "LARGE", 0)
     monkeypatch.setattr(
-        weight, "return_large_blocks", lambda: asked.append(True)
+        pair, "return_large_blocks", lambda: asked.append(True)
     )
     frugal = match_weights(spec, a, b)
     assert asked == [True]

@@ -6,8 +6,8 @@ Run from the repository with the shared data beside it (or REBASIN_SHARED set):
     OMP_NUM_THREADS=1 python examples/distil_the_ensemble.py --steps 60     # the short ones alone
     OMP_NUM_THREADS=1 python examples/distil_the_ensemble.py --cases s1+s2 --steps 60 180
 
-One step takes about .65 CPU seconds on one core, so 60 steps are about what ``refit`` takes: a quarter of an hour of
-CPU with three merges, and 600 steps in all 8 runs another hour.  Every run has a cosine schedule of its own length.
+One step takes about .7 CPU seconds on one core, so 60 steps are about what ``refit`` takes: nine minutes of CPU for
+the short runs with three merges; 600 steps take seven minutes a run, 55 in all.  Each has its own cosine schedule.
 The table (Markdown), the numbers (JSON) and a picture (PNG) in examples/results/distil_the_ensemble are written anew
 after every run; rows that are there already are kept, and refitted networks lie in its folder ``runs``.
 

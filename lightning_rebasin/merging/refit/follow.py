@@ -165,10 +165,9 @@ class Follower:
     def _move(self, node: Node) -> bool:
         if len(node.outputs) != 1:
             return False
-        before, after = (
-            torch.Size(self._flow.shape(value)).numel()
-            for value in (self._value, node.outputs[0])
-        )
+        values = (self._value, node.outputs[0])
+        shapes = (torch.Size(self._flow.shape(value)) for value in values)
+        before, after = (shape.numel() for shape in shapes)
         # A part says nothing of the rest, and copies of one element might be told different things.
         if before != after:
             return False
@@ -200,7 +199,9 @@ class Follower:
                 return False
             self._joins |= bool(self._flow.from_data[other.value])
         self._shifted = True
-        self._factor *= _sign(node, is_first=is_first)
+        if not is_first:
+            alpha = float(node.arguments.get("alpha", 1))
+            self._factor *= -alpha if node.op == "aten.sub" else alpha
         return True
 
     def _add_bias(self, node: Node, other: Ref) -> bool:
@@ -297,11 +298,3 @@ class Follower:
         if len(torch.unique(found[0])) < found[0].numel():
             return None
         return Slots(slots.name, found[0].clone())
-
-
-def _sign(node: Node, *, is_first: bool) -> float:
-    """What a sum multiplies the followed operand with."""
-    if is_first:
-        return 1.0
-    alpha = float(node.arguments.get("alpha", 1))
-    return -alpha if node.op == "aten.sub" else alpha

@@ -196,7 +196,7 @@ class MergeReport:
             lines += _trials(self.trials, self.criterion)
         if self.fits:
             lines.append(
-                f"refitted {len(self.fits)} layers, left {len(self.left)} as averaged"
+                f"refitted {len(self.fits)} layers, left {len(self.left)} weights"
             )
             lines += [f"  {layer.name}: {layer.reason}" for layer in self.left]
         return lines + (_table(self.evaluation) if self.evaluation else [])

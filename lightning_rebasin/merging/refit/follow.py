@@ -88,9 +88,7 @@ class Follower:
 
     def scaling(self, offset: Slots | None, norm: Norm | None) -> FittedLayer:
         """The layer that a gain per channel is, of a norm or alone."""
-        if offset is not None:
-            index = offset.index.reshape(-1, 1)
-            self._bias = Slots(offset.name, index)
+        self._take_offset(offset)
         while self._step():
             pass
         # Its own statistics are not on the way, so that no step may take them for a norm behind it.
@@ -100,12 +98,15 @@ class Follower:
     def unfollowed(self, offset: Slots | None = None) -> FittedLayer:
         """The layer judged where it stands, for a weight with several uses that end in several places."""
         if isinstance(self._system, Scaling):
-            if offset is not None:
-                index = offset.index.reshape(-1, 1)
-                self._bias = Slots(offset.name, index)
+            self._take_offset(offset)
         else:
             self._take_own_bias()
         return self._finished()
+
+    def _take_offset(self, offset: Slots | None) -> None:
+        """The offset of a norm, one number for each of its channels."""
+        if offset is not None:
+            self._bias = Slots(offset.name, offset.index.reshape(-1, 1))
 
     def _take_own_bias(self) -> None:
         """The bias that the contraction itself adds."""
@@ -164,10 +165,9 @@ class Follower:
     def _move(self, node: Node) -> bool:
         if len(node.outputs) != 1:
             return False
-        before, after = (
-            torch.Size(self._flow.shape(value)).numel()
-            for value in (self._value, node.outputs[0])
-        )
+        values = (self._value, node.outputs[0])
+        shapes = (torch.Size(self._flow.shape(value)) for value in values)
+        before, after = (shape.numel() for shape in shapes)
         # A part says nothing of the rest, and copies of one element might be told different things.
         if before != after:
             return False
@@ -199,7 +199,9 @@ class Follower:
                 return False
             self._joins |= bool(self._flow.from_data[other.value])
         self._shifted = True
-        self._factor *= _sign(node, is_first=is_first)
+        if not is_first:
+            alpha = float(node.arguments.get("alpha", 1))
+            self._factor *= -alpha if node.op == "aten.sub" else alpha
         return True
 
     def _add_bias(self, node: Node, other: Ref) -> bool:
@@ -274,9 +276,18 @@ class Follower:
             return None
         if exclusive and not self._flow.uses.exclusive(slots):
             return None
-        spread = self._in_layout(slots.index, channels_second=channels_second)
-        if spread is None:
+        shape, index = self._flow.shape(self._value), slots.index
+        if channels_second:
+            index = index.reshape(-1, *[1] * (len(shape) - 2))
+        try:
+            spread = index.expand(shape)
+        except RuntimeError:
             return None
+        if self._index is not None:
+            # Back to where the layer had put each element.
+            flat = torch.empty(spread.numel(), dtype=torch.long)
+            flat[self._index.reshape(-1)] = spread.reshape(-1)
+            spread = flat.reshape(self._shape)
         samples, positions = self._system.counts(spread, self._flow.samples)
         every = torch.arange(samples * positions)
         rows = Rows(every // positions, every % positions, positions)
@@ -287,28 +298,3 @@ class Follower:
         if len(torch.unique(found[0])) < found[0].numel():
             return None
         return Slots(slots.name, found[0].clone())
-
-    def _in_layout(
-        self, index: Tensor, *, channels_second: bool
-    ) -> Tensor | None:
-        """An operand of the present value, spread over the layer's output; None if it does not fit."""
-        shape = self._flow.shape(self._value)
-        if channels_second:
-            index = index.reshape(-1, *[1] * (len(shape) - 2))
-        try:
-            spread = index.expand(shape)
-        except RuntimeError:
-            return None
-        if self._index is None:
-            return spread
-        flat = torch.empty(spread.numel(), dtype=torch.long)
-        flat[self._index.reshape(-1)] = spread.reshape(-1)
-        return flat.reshape(self._shape)
-
-
-def _sign(node: Node, *, is_first: bool) -> float:
-    """What a sum multiplies the followed operand with."""
-    if is_first:
-        return 1.0
-    alpha = float(node.arguments.get("alpha", 1))
-    return -alpha if node.op == "aten.sub" else alpha

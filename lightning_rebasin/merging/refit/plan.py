@@ -100,9 +100,8 @@ class _Planner:
         names = CONTRACTIONS[node.op]
         refs = [node.arguments[name] for name in names]
         of_data = [bool(self._flow.from_data[ref.value]) for ref in refs]
-        if not any(of_data):
-            self._count_idle(refs)
         if sum(of_data) != 1:
+            self._count_idle(refs)
             return
         side = of_data.index(False)
         weight = self._flow.uses.slots(refs[side])

@@ -301,8 +301,11 @@ def picture(results: Results, path: Path) -> None:
         (merge, loss)
         for merge in results.merges
         for loss in CASES[merge.case][1]
+        if any(results.of(merge.case, loss, start) for start in STARTS)
     ]
-    _, grid = plt.subplots(
+    if not panels:
+        return
+    figure, grid = plt.subplots(
         1, len(panels), figsize=(3.6 * len(panels), 4), squeeze=False
     )
     for axis, (merge, loss) in zip(grid[0], panels, strict=True):
@@ -327,12 +330,15 @@ def picture(results: Results, path: Path) -> None:
         ):
             axis.axhline(100 * score.accuracy, c="k", ls=style, label=label)
         axis.set_xscale("log")
+        axis.set_xlim(20, 1000)
         axis.set_title(f"{merge.case}, {loss}")
         axis.set_xlabel("CPU seconds")
         axis.grid(alpha=0.3, which="both")
     grid[0][0].set_ylabel("test accuracy in %")
-    grid[0][-1].legend(fontsize="small")
-    plt.tight_layout()
+    figure.legend(
+        *grid[0][-1].get_legend_handles_labels(), loc="lower center", ncol=5
+    )
+    plt.tight_layout(rect=(0, 0.08, 1, 1))
     plt.savefig(path, dpi=110)
     plt.close()
 
@@ -370,6 +376,7 @@ def main() -> None:
             if case not in merges:
                 merges[case] = fresh
                 results.merges.append(fresh)
+                results.save(args.output)
         results.runs.append(pair.distil(merges[case], loss, start, steps))
         results.save(args.output)
     results.save(args.output)

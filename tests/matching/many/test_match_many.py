@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import pytest
+import torch
 from helpers.planted import chain, joint_objective, planted_networks
 from helpers.specs import grouped_spec, nested_spec, random_state
 from torch import Tensor
@@ -20,7 +21,9 @@ from lightning_rebasin.errors import (
 from lightning_rebasin.matching import match_many
 from lightning_rebasin.matching.costs.cache import CostCache
 from lightning_rebasin.matching.costs.layouts import Layouts
+from lightning_rebasin.matching.many import match_many as match_many_module
 from lightning_rebasin.matching.many.match_many import Method
+from lightning_rebasin.matching.many.universe import Universe
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
@@ -103,6 +106,26 @@ def test_states_may_be_loaded_one_at_a_time() -> None:
         permutations[1].inverse()
     )
     assert most <= 2
+
+
+def test_small_networks_are_matched_on_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside other computing processes two threads take minutes; the caller's count comes back."""
+    seen: list[int] = []
+
+    def watched(*_: object) -> None:
+        seen.append(torch.get_num_threads())
+
+    for name in ("joint_anneal", "frank_wolfe"):
+        monkeypatch.setattr(match_many_module, name, watched)
+    monkeypatch.setattr(Universe, "gather", watched)
+    spec, states, _ = planted_networks(2, 1.0)
+    torch.set_num_threads(2)
+    match_many(spec, states, method="cycle_consistent")
+    assert len(seen) == 4
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 2
 
 
 def test_nothing_large_is_left_to_the_garbage_collector() -> None:

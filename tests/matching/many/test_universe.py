@@ -59,6 +59,22 @@ def test_the_sum_is_weighted_and_permuted() -> None:
     torch.testing.assert_close(universe.sum["w"], expected)
 
 
+def test_vectors_say_nothing_about_likeness() -> None:
+    shapes = {"w": (3, 2), "gain": (3,)}
+    table = {"w": ("h", None), "gain": ("h",)}
+    spec = PermutationSpec.from_table(table, shapes)
+    states = [random_state(spec, seed) for seed in range(3)]
+    universe = Universe(spec, states, WEIGHTS, "auto")
+    permutations = all_permutations(spec)[1:4]
+    matrices = PermutationSpec.from_table({"w": ("h", None)}, {"w": (3, 2)})
+    alone = [{"w": state["w"]} for state in states]
+    orders = [Permutation(matrices, p.orders) for p in permutations]
+    expected = joint_objective(alone, orders, WEIGHTS)
+    assert universe.alike(permutations) == pytest.approx(expected)
+    # It only asks: the universe stands where it stood.
+    assert all(p.is_identity for p in universe.permutations)
+
+
 def test_equal_networks_reach_the_bound_and_others_do_not() -> None:
     spec, states = small()
     same = Universe(spec, [states[0]] * 3, WEIGHTS, "auto")

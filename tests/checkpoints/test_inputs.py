@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.checkpoint_files import Planted, X, batch_norm_files, loaded
+from helpers.checkpoint_files import Planted, X, batch_norm_files, loaded, same
 from torch import Tensor
 
 from lightning_rebasin.checkpoints import merge_checkpoints
+from lightning_rebasin.checkpoints.inputs import read_inputs, sha256
 from lightning_rebasin.errors import (
     CheckpointError,
     NonFiniteError,
@@ -47,7 +48,14 @@ def test_files_from_before_batch_counters(tmp_path: Path) -> None:
     torch.save(old, paths[0])
     merge_checkpoints(paths, tmp_path / "out.pt", module=net, data=data)
     assert list(loaded(tmp_path / "out.pt")) == list(old)
-    merge_checkpoints(paths[::-1], tmp_path / "out2.pt", module=net, data=data)
+    merge_checkpoints(
+        paths[::-1],
+        tmp_path / "out2.pt",
+        module=net,
+        data=data,
+        method="weight",
+        statistics="reset",
+    )
     assert "bn1.num_batches_tracked" in loaded(tmp_path / "out2.pt")
     merge_checkpoints(paths, tmp_path / "out3.pt", method="average")
     net.load_state_dict(loaded(tmp_path / "out3.pt"))
@@ -100,3 +108,69 @@ def test_inputs_that_do_not_fit_are_named_and_nothing_is_written(
             example=X,
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "b.pt"]
+
+
+def test_the_digest_is_that_of_the_standard(tmp_path: Path) -> None:
+    """FIPS 180-2, example B.1."""
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+
+
+def test_all_files_take_the_names_and_the_order_of_the_first(
+    tmp_path: Path, state: State
+) -> None:
+    torch.save(state, tmp_path / "a.pt")
+    behind = {f"module.m.{n}": state[n] + 1 for n in reversed(state)}
+    torch.save(behind, tmp_path / "b.pt")
+    a, b = read_inputs([tmp_path / "a.pt", tmp_path / "b.pt"])
+    assert list(a.state_dict) == list(b.state_dict) == list(state)
+    assert same(b.state_dict, {name: t + 1 for name, t in state.items()})
+    # What they are called in their own file is not forgotten: the output may need it.
+    assert b.names == {name: f"module.m.{name}" for name in state}
+
+
+def test_names_that_are_asked_for_count_more_than_those_of_the_first(
+    tmp_path: Path, state: State
+) -> None:
+    torch.save(state, tmp_path / "a.pt")
+    wanted = [f"net.{name}" for name in state][::-1]
+    (found,) = read_inputs([tmp_path / "a.pt"], wanted)
+    assert list(found.state_dict) == wanted
+
+
+def test_counters_that_a_file_lacks_are_zero_and_not_written_back(
+    tmp_path: Path,
+) -> None:
+    counter = "bn.num_batches_tracked"
+    old = {"bn.weight": torch.ones(2)}
+    new = {"bn.weight": torch.ones(2), counter: torch.tensor(7)}
+    torch.save(old, tmp_path / "old.pt")
+    torch.save(new, tmp_path / "new.pt")
+    a, b = read_inputs([tmp_path / "old.pt", tmp_path / "new.pt"])
+    assert a.state_dict[counter] == 0 and b.state_dict[counter] == 7
+    assert a.state_dict[counter].dtype == torch.long
+    assert counter not in a.names and counter in b.names
+    # The network knows of it, though no file does.
+    wanted = [counter, "bn.weight"]
+    (alone,) = read_inputs([tmp_path / "old.pt"], wanted)
+    assert list(alone.state_dict) == wanted
+
+
+def test_weights_and_prefix_are_passed_on(
+    tmp_path: Path, state: State
+) -> None:
+    averaged = {f"x.{name}": t + 1 for name, t in state.items()}
+    torch.save({"model": state, "ema": averaged}, tmp_path / "a.pt")
+    (found,) = read_inputs([tmp_path / "a.pt"], weights="ema", prefix="x.")
+    assert same(found.state_dict, {name: t + 1 for name, t in state.items()})
+
+
+def test_the_file_that_does_not_fit_the_first_is_named(
+    tmp_path: Path, state: State
+) -> None:
+    torch.save(state, tmp_path / "a.pt")
+    torch.save({**state, "more": torch.ones(1)}, tmp_path / "b.pt")
+    with pytest.raises(StateDictError, match=r"b\.pt.*unexpected 'more'"):
+        read_inputs([tmp_path / "a.pt", tmp_path / "b.pt"])

@@ -6,6 +6,8 @@ import pytest
 from helpers.checkpoint_files import Planted
 
 from lightning_rebasin.checkpoints import merge_checkpoints
+from lightning_rebasin.checkpoints.align import Method
+from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.errors import ConfigurationError, OutputError
 
 
@@ -52,3 +54,58 @@ def test_an_option_that_does_not_exist_is_named(
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
     with pytest.raises(ConfigurationError, match="no option 'colour'"):
         merge_checkpoints(paths, tmp_path / "out.pt", colour="red")
+
+
+def test_each_need_of_the_options_is_asked_for() -> None:
+    def refusal(files: int = 2, **given: Any) -> str:
+        there = {}
+        for what in ("module", "spec", "data"):
+            there[what] = given.pop(what, True)
+        try:
+            MergeOptions(**given).check(files, **there)
+        except ConfigurationError as error:
+            return str(error)
+        return ""
+
+    assert refusal() == ""
+    assert "two or more" in refusal(1)
+    assert refusal(1, method="none") == ""
+    assert "two or more" in refusal(0, method="none")
+    assert refusal(method="weight", module=False, data=False) == ""
+    assert refusal(method="weight", spec=False, data=False) == ""
+    assert "--spec" in refusal(method="weight", spec=False, module=False)
+    assert refusal(method="average", spec=False, module=False) == ""
+    runs: list[dict[str, Any]] = [
+        {"method": "activation"},
+        {"statistics": "repair"},
+    ]
+    for needy in runs:
+        assert "give the module" in refusal(module=False, **needy)
+        assert "--data" in refusal(data=False, **needy)
+
+
+@pytest.mark.parametrize(
+    ("method", "matches"),
+    [("weight", True), ("activation", True), ("average", False)],
+)
+def test_what_moves_units_matches(method: Method, matches: bool) -> None:
+    assert MergeOptions(method=method).matches == matches
+
+
+def test_options_are_changed_in_a_copy_that_is_checked_too() -> None:
+    options = MergeOptions(seed=1)
+    assert options.changed(seed=2) == MergeOptions(seed=2)
+    assert options.seed == 1
+    assert options.changed() == options
+    with pytest.raises(ConfigurationError, match=r"method.*'magic'"):
+        options.changed(method="magic")
+
+
+def test_the_warning_shows_the_callers_own_line(
+    tmp_path: Path, planted: Planted
+) -> None:
+    paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    options: dict[str, Any] = {"method": "average", "weights": [3, 1]}
+    with pytest.warns(DeprecationWarning) as caught:
+        merge_checkpoints(paths, tmp_path / "o.pt", **options)
+    assert [warning.filename for warning in caught] == [__file__]

@@ -188,8 +188,6 @@ class PathModule(OuterModule):
         self.log(
             f"{self.word}_loss",
             loss.detach(),
-            on_step=True,
-            on_epoch=True,
             prog_bar=True,
             batch_size=batch_size(batch),
         )

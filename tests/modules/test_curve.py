@@ -263,7 +263,7 @@ def test_a_matched_start_undoes_a_planted_permutation(tmp_path: Path) -> None:
 def test_what_the_network_logs_is_passed_on(tmp_path: Path) -> None:
     trainer = fit(make(states()), tmp_path, max_epochs=1)
     logged = trainer.callback_metrics
-    assert torch.equal(logged["curve/train_loss"], logged["curve_loss_step"])
+    assert torch.equal(logged["curve/train_loss"], logged["curve_loss"])
     assert {"curve_loss", "val_curve/t=0.25", "val_curve_max"} <= set(logged)
 
 

@@ -73,6 +73,11 @@ def test_anchors_are_not_written_to():
         assert torch.equal(anchor["w"].detach(), kept)
 
 
+def test_the_gradient_of_the_norm_is_twice_the_tensor():
+    x = torch.randn(3, 2, dtype=torch.float64).T.requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: squared_norm([t, 3 * t]), x)
+
+
 def test_norms():
     a, b = {"w": torch.tensor([3.0])}, {"w": torch.tensor([-1.0])}
     assert float(squared_norm([a["w"], b["w"]])) == 10.0

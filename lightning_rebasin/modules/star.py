@@ -7,9 +7,8 @@ to many more: the solutions are star-shaped.  The centre θ minimises
 
 and the path from any network to any other leads over it.
 
-Sources: Lin, Li, Wu, "Exploring neural network landscapes: star-shaped and geodesic connectivity" (arXiv 2404.06391);
-Sonthalia et al., "Do deep neural network solutions form a star domain?", ICLR 2025, where every network is matched to
-the centre anew in every epoch.
+Sources: Lin, Li, Wu (arXiv 2404.06391); Sonthalia et al., "Do deep neural network solutions form a star domain?",
+ICLR 2025, where every network is matched to the centre anew in every epoch.
 """
 
 from __future__ import annotations
@@ -154,14 +153,11 @@ class StarModule(PathModule):
     def center_state_dict(
         self, batches: Iterable[Any] | None = None
     ) -> dict[str, Tensor]:
-        """The centre's weights, with batch-norm statistics estimated there.
+        """The centre's weights on the CPU, with batch-norm statistics estimated there.
 
         Args:
             batches: Training batches for the statistics; ``None`` takes the last ones of the training, ``()`` leaves
                 the average of the ends' statistics.  Unused without batch norm.
-
-        Returns:
-            Every tensor of the user's network, on the CPU.
 
         Raises:
             ConfigurationError: There are no batches for the statistics.

@@ -104,9 +104,9 @@ def test_the_learned_centre_has_the_least_integral(tmp_path: Path) -> None:
     assert float(centre["u"] @ centre["v"]) == pytest.approx(1.5, abs=0.1)
     assert float(centre["u"][0] + centre["v"][0]) == pytest.approx(0, abs=0.1)
     report = module.report(nothing(1), points=101)
-    for ray in report.rays:
-        # A stochastic optimiser stops near the minimum; where it started the integral was .18.
-        assert integral(ray.values["loss"]) == pytest.approx(1 / 12, abs=8e-3)
+    # What is left of the sampling noise along e1 helps one ray as much as it harms the other.
+    both = sum(integral(ray.values["loss"]) for ray in report.rays)
+    assert both / 2 == pytest.approx(1 / 12, abs=2e-3)
 
 
 def test_one_step_by_hand(tmp_path: Path) -> None:

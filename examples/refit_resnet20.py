@@ -223,7 +223,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    _, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
     for axis, alignment in zip(axes, ("weights", "activations"), strict=True):
         chosen = [row for row in rows if row.alignment == alignment]
         labels = ["+".join(row.models) for row in chosen]
@@ -234,8 +234,10 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         axis.tick_params(axis="x", rotation=60)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy in %")
-    axes[0].legend()
-    plt.tight_layout()
+    handles, names = axes[0].get_legend_handles_labels()
+    plt.tight_layout(rect=(0, 0, 1, 0.93))
+    # Above the axes, where it hides no point.
+    figure.legend(handles, names, loc="upper center", ncols=len(names))
     plt.savefig(path, dpi=110)
 
 

@@ -29,8 +29,14 @@ if TYPE_CHECKING:
     )
     from lightning_rebasin.landscape import BarrierCurve as BarrierCurve
     from lightning_rebasin.landscape import barrier_matrix as barrier_matrix
+    from lightning_rebasin.landscape import geodesic_length as geodesic_length
+    from lightning_rebasin.landscape import geodesic_path as geodesic_path
+    from lightning_rebasin.landscape import layer_barriers as layer_barriers
     from lightning_rebasin.landscape import load_trajectory as load_trajectory
+    from lightning_rebasin.landscape import loss_plane as loss_plane
+    from lightning_rebasin.landscape import loss_profile as loss_profile
     from lightning_rebasin.landscape import measure_barrier as measure_barrier
+    from lightning_rebasin.landscape import measure_path as measure_path
     from lightning_rebasin.matching import MatchResult as MatchResult
     from lightning_rebasin.matching import (
         match_activations as match_activations,
@@ -42,7 +48,10 @@ if TYPE_CHECKING:
     from lightning_rebasin.merging import refit as refit
     from lightning_rebasin.merging import repair as repair
     from lightning_rebasin.merging import reset_batch_norm as reset_batch_norm
+    from lightning_rebasin.modules import CurveModule as CurveModule
     from lightning_rebasin.modules import MergeModule as MergeModule
+    from lightning_rebasin.modules import StarModule as StarModule
+    from lightning_rebasin.modules import StarReport as StarReport
     from lightning_rebasin.symmetry import Example as Example
     from lightning_rebasin.symmetry import Permutation as Permutation
     from lightning_rebasin.symmetry import PermutationSpec as PermutationSpec
@@ -63,8 +72,14 @@ _HOMES = {
     "landscape": (
         "BarrierCurve",
         "barrier_matrix",
+        "geodesic_length",
+        "geodesic_path",
+        "layer_barriers",
         "load_trajectory",
+        "loss_plane",
+        "loss_profile",
         "measure_barrier",
+        "measure_path",
     ),
     "matching": (
         "MatchResult",
@@ -79,7 +94,7 @@ _HOMES = {
         "repair",
         "reset_batch_norm",
     ),
-    "modules": ("MergeModule",),
+    "modules": ("CurveModule", "MergeModule", "StarModule", "StarReport"),
     "symmetry": (
         "Example",
         "Permutation",

@@ -6,12 +6,12 @@ import house
 import pytest
 
 ROOMS = house.measure()
-#: Comment lines per 100 lines of code.  The aim is 4 in each of them; costs and rules are on their way.
+#: Comment lines per 100 lines of code.
 EXPLAINED = {
     "symmetry/permutations": 4.0,
-    "symmetry/permutations/rules": 3.5,
+    "symmetry/permutations/rules": 4.0,
     "symmetry/trace": 4.0,
-    "matching/costs": 1.9,
+    "matching/costs": 4.0,
 }
 
 

@@ -21,6 +21,7 @@ NAIVE, MERGED, ENSEMBLE = "naive average", "merged", "ensemble"
 def advise(report: MergeReport) -> tuple[str, ...]:
     """What a person should know or do, most important first."""
     parts = (
+        _heads,
         _basin,
         _matching,
         _chosen,
@@ -33,6 +34,24 @@ def advise(report: MergeReport) -> tuple[str, ...]:
     for part in parts:
         sentences += part(report)
     return tuple(sentences)
+
+
+def _heads(report: MergeReport) -> Iterator[str]:
+    """Whose outputs are whose, and how to load them."""
+    heads = report.heads
+    if heads is None:
+        return
+    yield (
+        f"the head {heads.layer or 'of the network'!r} has all classes ({heads.described(report.names)}): labels are "
+        "numbered like the outputs"
+    )
+    if heads.parameter:
+        yield f"the hyper-parameter {heads.parameter!r} is {heads.total} in the output, so that it loads as it is"
+    else:
+        yield (
+            f"no hyper-parameter is known to be the number of classes: make the network with {heads.total} outputs "
+            "yourself to load the output"
+        )
 
 
 def _silent(report: MergeReport) -> bool:

@@ -76,6 +76,8 @@ def measure_models(
     evaluate: Evaluate | None,
     network: nn.Module | None,
     files: Sequence[Checkpoint],
+    *,
+    states: Sequence[Mapping[str, Tensor]],
     shares: Sequence[float],
     merged: Mapping[str, Tensor],
 ) -> dict[str, dict[str, float]]:
@@ -85,16 +87,16 @@ def measure_models(
         evaluate: Computes the metrics.
         network: A private copy, whose weights are overwritten.
         files: The models.
+        states: Their weights as they are mixed, which is not how they are alone where heads stand side by side.
         shares: Share of each model.
         merged: The merged weights.
     """
     if evaluate is None or network is None:
         return {}
     names = shortest_names([file.path for file in files])
-    states = [file.state_dict for file in files]
-    rows: dict[str, Mapping[str, Tensor]] = dict(
-        zip(names, states, strict=True)
-    )
+    rows: dict[str, Mapping[str, Tensor]] = {}
+    for name, file in zip(names, files, strict=True):
+        rows[name] = file.state_dict
     if len(files) > 1:
         rows[NAIVE] = average(states, shares)
     rows[MERGED] = merged

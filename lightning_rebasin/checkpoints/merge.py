@@ -8,7 +8,7 @@ room for one model, the result.  Each stage is a function of its own, in the fil
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,19 @@ from lightning_rebasin.checkpoints.correct import (
     measure_models,
     own_weights,
 )
+from lightning_rebasin.checkpoints.head_layer import different_heads
+from lightning_rebasin.checkpoints.heads import Heads, join_heads
 from lightning_rebasin.checkpoints.inputs import read_inputs, sha256
 from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.provenance import cosines, provenance
 from lightning_rebasin.checkpoints.read import Checkpoint
 from lightning_rebasin.checkpoints.report import InputFile, MergeReport
-from lightning_rebasin.checkpoints.write import check_target, write_checkpoint
+from lightning_rebasin.checkpoints.write import (
+    check_target,
+    output_format,
+    write_checkpoint,
+)
+from lightning_rebasin.errors import StateDictError
 from lightning_rebasin.merging.interpolate import (
     check_alike,
     normalised_weights,
@@ -107,21 +114,32 @@ def merge_checkpoints(
         check_target(target, force=asked.force)
     shares = normalised_weights(len(paths), asked.shares)
     job = _Job(asked, _copied(module), _kept(data), example, loss)
+    if asked.heads == "concatenate":
+        job = job.with_wide_head(paths, target)
     spec = job.spec_or_inferred(spec)
     job.give_room()
     files = _read(job, paths, spec)
-    states = [file.state_dict for file in files]
+    states = job.mixed_states(files, shares)
     spec = None if spec is None else spec.pin_identical_buffers(*states)
     aligned, choice = _align(job, spec, states, shares)
     method = asked.without_data if choice is None else choice.method
     if method == "none":
         shares = (1.0, *(0.0 for _ in shares[1:]))
     merged, done, variances = _merged(job, states, aligned, choice, shares)
-    evaluation = measure_models(evaluate, job.network, files, shares, merged)
+    evaluation = measure_models(
+        job.evaluation(evaluate),
+        job.network,
+        files,
+        states=states,
+        shares=shares,
+        merged=merged,
+    )
     inputs = _inputs(files, shares)
     dropped: tuple[str, ...] = ()
     if not asked.dry_run:
-        history = provenance(inputs, method, done, aligned, spec)
+        history = provenance(
+            inputs, method, done, aligned, spec, heads=job.heads
+        )
         dropped = _write(target, files[0], merged, history, force=asked.force)
     report = MergeReport(
         inputs=inputs,
@@ -132,7 +150,7 @@ def merge_checkpoints(
         matches=aligned.matches,
         many=aligned.many,
         errors=aligned.errors,
-        cosines=tuple(cosines(states, aligned)),
+        cosines=tuple(cosines(job.trunks(states), aligned)),
         evaluation=evaluation,
         variances=variances,
         batch_norms=sum(n.endswith(".running_var") for n in states[0]),
@@ -140,6 +158,7 @@ def merge_checkpoints(
         spec=spec,
         seconds=time.perf_counter() - begin,
         data=asked.sources,
+        heads=job.heads,
     )
     if choice is not None:
         report = _with_choice(report, choice)
@@ -175,6 +194,7 @@ class _Job:
         data: Batches.
         example: Example input.
         loss: Mean loss of a network on a batch.
+        heads: How the heads stand side by side, if they do.
     """
 
     options: MergeOptions
@@ -182,6 +202,44 @@ class _Job:
     data: Iterable[Any] | None
     example: Any
     loss: Loss | None
+    heads: Heads | None = None
+
+    def with_wide_head(
+        self, paths: Sequence[str | Path], target: Path
+    ) -> _Job:
+        """The same with a network that has the outputs of all models."""
+        network = self.network
+        assert network is not None
+        files = _files(self, paths, network.state_dict(), progress=False)
+        heads = join_heads(
+            network,
+            example_input(network, self.example, self.data),
+            files,
+            keeps_arguments=output_format(target, files[0]) == "lightning",
+        )
+        heads.widen(network)
+        return replace(self, heads=heads)
+
+    def mixed_states(
+        self, files: Sequence[Checkpoint], shares: Sequence[float]
+    ) -> Sequence[Mapping[str, Tensor]]:
+        """The weights of the models as they are mixed."""
+        states = [file.state_dict for file in files]
+        if self.heads is None:
+            return states
+        return self.heads.scaled(states, shares)
+
+    def trunks(
+        self, states: Sequence[Mapping[str, Tensor]]
+    ) -> Sequence[Mapping[str, Tensor]]:
+        """The part of the models that can be alike."""
+        return states if self.heads is None else self.heads.trunks(states)
+
+    def evaluation(self, evaluate: Evaluate | None) -> Evaluate | None:
+        """How networks are evaluated."""
+        if evaluate is None or self.heads is None:
+            return evaluate
+        return self.heads.checked(evaluate)
 
     def spec_or_inferred(
         self, spec: PermutationSpec | None
@@ -203,26 +261,54 @@ def _read(
     job: _Job, paths: Sequence[str | Path], spec: PermutationSpec | None
 ) -> list[Checkpoint]:
     """The files, checked against one another and against what is known of the network."""
-    options = job.options
     expected: Any = None
     if spec is not None:
         expected = spec.tensors
     elif job.network is not None:
         expected = job.network.state_dict()
-    files = read_inputs(
-        paths,
-        expected,
-        weights=options.select,
-        prefix=options.prefix,
-        unsafe=options.unsafe,
-        progress=options.progress,
-    )
+    files = _files(job, paths, expected, progress=job.options.progress)
+    if job.heads is not None:
+        files = job.heads.files(files)
     names = [str(file.path) for file in files]
-    check_alike([file.state_dict for file in files], names)
+    _check_alike([file.state_dict for file in files], names)
     if spec is not None:
         for file, name in zip(files, names, strict=True):
             spec.check_state(file.state_dict, name, finite=True)
     return list(files)
+
+
+def _files(
+    job: _Job,
+    paths: Sequence[str | Path],
+    expected: Collection[str] | None,
+    *,
+    progress: bool,
+) -> tuple[Checkpoint, ...]:
+    """The files as they are, under the names that are expected."""
+    return read_inputs(
+        paths,
+        expected,
+        weights=job.options.select,
+        prefix=job.options.prefix,
+        unsafe=job.options.unsafe,
+        progress=progress,
+    )
+
+
+def _check_alike(
+    states: Sequence[Mapping[str, Tensor]], names: Sequence[str]
+) -> None:
+    """Models of one architecture; if only their heads differ, say what merges those."""
+    try:
+        check_alike(states, names)
+    except StateDictError as error:
+        layer = different_heads(states)
+        if not layer:
+            raise
+        raise StateDictError(
+            f"{error}; if {layer!r} is the head of classifiers of different label sets, heads='concatenate' "
+            "(--heads concatenate) keeps all their classes"
+        ) from error
 
 
 def _align(

@@ -10,7 +10,9 @@ from typing import Any, Literal, Self, final, get_args
 from lightning_rebasin.checkpoints.align import Many, Method
 from lightning_rebasin.errors import ConfigurationError
 
+Heads = Literal["average", "concatenate"]
 Statistics = Literal["auto", "none", "reset", "repair", "refit"]
+HEADS = get_args(Heads)
 METHODS = get_args(Method)
 STATISTICS = get_args(Statistics)
 
@@ -31,6 +33,8 @@ class MergeOptions:
         statistics: ``"reset"`` re-estimates batch-norm statistics, ``"repair"`` also corrects all other layers,
             ``"refit"`` solves the layers by least squares (and falls back to what measures better), ``"auto"``
             measures which is best if there are data, ``"none"`` corrects nothing.
+        heads: ``"average"`` merges the heads like every other layer; ``"concatenate"`` puts them side by side, for
+            classifiers of different label sets.
         select: Which weights of the files, as ``weights`` of :func:`read_checkpoint`.
         prefix: What to do with prefixes, see :func:`read_checkpoint`.
         unsafe: Unpickle in full what torch's safe loader refuses.
@@ -52,6 +56,7 @@ class MergeOptions:
     many: Many = "merge_many"
     shares: Sequence[float] | None = None
     statistics: Statistics = "auto"
+    heads: Heads = "average"
     select: str = "state_dict"
     prefix: str | Mapping[str, str] | None = None
     unsafe: bool = False
@@ -62,7 +67,12 @@ class MergeOptions:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("method", METHODS), ("statistics", STATISTICS)):
+        choices_of = (
+            ("method", METHODS),
+            ("statistics", STATISTICS),
+            ("heads", HEADS),
+        )
+        for name, known in choices_of:
             value = getattr(self, name)
             if value not in known:
                 choices = ", ".join(repr(choice) for choice in known)
@@ -145,4 +155,22 @@ class MergeOptions:
         if self.runs_network and not data:
             raise ConfigurationError(
                 "activation matching, reset, repair and refit need data (--data)"
+            )
+        if self.heads == "concatenate":
+            self._check_heads(module=module, spec=spec)
+
+    def _check_heads(self, *, module: bool, spec: bool) -> None:
+        """Refuse what heads side by side cannot go with."""
+        if not module:
+            raise ConfigurationError(
+                "heads='concatenate' runs the network to find its head: give the module (--module)"
+            )
+        if spec:
+            raise ConfigurationError(
+                "heads='concatenate' makes a network of another shape, whose spec is inferred: leave the spec (--spec) "
+                "out"
+            )
+        if self.method == "none" or 0 in (self.shares or ()):
+            raise ConfigurationError(
+                "heads='concatenate' needs a part of every model: neither method 'none' nor a share of 0"
             )

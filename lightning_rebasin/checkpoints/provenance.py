@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.checkpoints.align import Aligned, permuted
+from lightning_rebasin.checkpoints.heads import Heads
 from lightning_rebasin.checkpoints.report import InputFile
 from lightning_rebasin.matching.objective import inner_product
 from lightning_rebasin.symmetry import PermutationSpec
@@ -22,6 +23,8 @@ def provenance(
     statistics: str,
     aligned: Aligned,
     spec: PermutationSpec | None,
+    *,
+    heads: Heads | None = None,
 ) -> dict[str, Any]:
     """How the output was made: plain values and LongTensors."""
     history: dict[str, Any] = {
@@ -38,6 +41,11 @@ def provenance(
             for file in inputs
         ],
     }
+    if heads is not None:
+        history["heads"] = {
+            "layer": heads.layer,
+            "sizes": list(heads.sizes),
+        }
     if spec is not None and aligned.objectives:
         history["spec"] = json.dumps(spec.to_dict())
         history["permutations"] = [

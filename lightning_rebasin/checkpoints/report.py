@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_rebasin.checkpoints.heads import Heads
 from lightning_rebasin.matching import ManyMatchResult, MatchResult
 from lightning_rebasin.merging import LayerFit, LeftLayer
 from lightning_rebasin.symmetry.actions.permutation import Permutation
@@ -68,6 +69,7 @@ class MergeReport:
         fits: How well each layer was refitted.
         left: Layers that were not refitted, and why.
         data: Whose data were given, as far as anybody said.
+        heads: Which outputs are whose classes, if the heads were put side by side.
         advice: What a person should know or do.
     """
 
@@ -91,6 +93,7 @@ class MergeReport:
     fits: tuple[LayerFit, ...] = ()
     left: tuple[LeftLayer, ...] = ()
     data: tuple[str, ...] = ()
+    heads: Heads | None = None
     advice: tuple[str, ...] = ()
 
     @property
@@ -136,6 +139,7 @@ class MergeReport:
             "refit": [vars(fit) for fit in self.fits],
             "not_refitted": [vars(layer) for layer in self.left],
             "data": list(self.data),
+            "heads": self._outputs(),
             "advice": list(self.advice),
         }
 
@@ -147,6 +151,8 @@ class MergeReport:
         lines = [f"{models}, {how}, {self.seconds:.1f} s"]
         for file in self.inputs:
             lines.append(f"  {file.weight:.3g} × {file.path} ({file.format})")
+        if self.heads is not None:
+            lines.append(self.heads.described(self.names))
         lines += self._measurements()
         lines += [f"dropped: {name}" for name in self.dropped]
         lines += [f"- {sentence}" for sentence in self.advice]
@@ -155,6 +161,18 @@ class MergeReport:
         else:
             lines.append(f"wrote {self.output}")
         return "\n".join(lines)
+
+    def _outputs(self) -> dict[str, Any] | None:
+        """First and last output of each model, and what else is known of the heads."""
+        heads = self.heads
+        if heads is None:
+            return None
+        ranges = [list(pair) for pair in heads.ranges]
+        return {
+            "layer": heads.layer,
+            "outputs": dict(zip(self.names, ranges, strict=True)),
+            "parameter": heads.parameter,
+        }
 
     def _measurements(self) -> list[str]:
         """What was measured, one line each, then the table of metrics."""
@@ -178,7 +196,7 @@ class MergeReport:
             lines += _trials(self.trials, self.criterion)
         if self.fits:
             lines.append(
-                f"refitted {len(self.fits)} layers, left {len(self.left)} as averaged"
+                f"refitted {len(self.fits)} layers, left {len(self.left)} weights"
             )
             lines += [f"  {layer.name}: {layer.reason}" for layer in self.left]
         return lines + (_table(self.evaluation) if self.evaluation else [])

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-#: Deeper nesting is no checkpoint: hashing deeply nested tuples would overflow the interpreter's own stack.
+#: Deeper nesting is not a checkpoint: hashing deeply nested tuples would overflow the interpreter's own stack.
 MAX_DEPTH = 200
 
 

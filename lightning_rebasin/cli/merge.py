@@ -13,6 +13,7 @@ HELP = "merge two or more checkpoints into one that works"
 #: As in ``checkpoints.options``, written out so that help need not wait for torch.
 METHODS = ("auto", "weight", "activation", "correlation", "average", "none")
 STATISTICS = ("auto", "none", "reset", "repair", "refit")
+HEADS = ("average", "concatenate")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--heads",
+        choices=HEADS,
+        default="average",
+        help="'concatenate' puts the heads of classifiers of different label sets side by side: the outputs of A come "
+        "first, then those of B, ... (default: %(default)s)",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="do everything but write OUT"
     )
     parser.add_argument(
@@ -119,11 +127,14 @@ def run(args: argparse.Namespace) -> int:
         args, read_checkpoint(args.files[0], **reading)
     )
     data = datasets.load_data(args)
+    # The labels of each model's data may begin at 0: outputs are compared instead.
+    joined = args.heads == "concatenate"
     options = MergeOptions(
         method=args.method,
         many=args.many,
         shares=args.share,
         statistics=args.statistics,
+        heads=args.heads,
         select=reading["weights"],
         prefix=reading["prefix"],
         unsafe=reading["unsafe"],
@@ -141,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
         data=data.train or None,
         example=common.load_example(args, module),
         evaluate=datasets.evaluator(module, data),
-        loss=datasets.held_out_loss(module, data),
+        loss=None if joined else datasets.held_out_loss(module, data),
         options=options,
     )
     if args.report:

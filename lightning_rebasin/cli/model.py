@@ -192,7 +192,7 @@ def _shape(text: str) -> tuple[int, ...]:
         sizes = (0,)
     if min(sizes) < 1:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no shape such as 1,3,32,32"
+            f"{text!r} is not a shape such as 1,3,32,32"
         )
     return sizes
 

@@ -4,19 +4,58 @@
 engine: it evaluates one batch at all points in one copy of the module; ``lightning_probe.py`` what it knows about
 Lightning, ``copies.py`` the copy that is evaluated.  ``measure.py`` runs it over a data loader (``measure_points``),
 ``barrier.py`` is the value that comes out, ``trajectory.py`` and ``matrix.py`` the barrier over training.
+
+The same engine measures any path (``path_curve.py``, ``lengths.py``), a plane (``loss_plane.py``), one direction
+(``loss_profile.py``, ``directions.py``), the layers of two networks (``layer_barriers.py``; ``layers.py`` says what a
+layer is) and how far outputs travel (``geodesic_length.py``).  What comes out is in the files ending in ``_values.py``,
+which know no engine.  ``geodesic.py`` trains the shortest way.
 """
 
 from lightning_rebasin.landscape.barrier import BarrierCurve, lambda_grid
+from lightning_rebasin.landscape.directions import (
+    filter_normalised,
+    random_direction,
+)
+from lightning_rebasin.landscape.geodesic import Geodesic, geodesic_path
+from lightning_rebasin.landscape.geodesic_length import (
+    GeodesicLength,
+    geodesic_length,
+)
+from lightning_rebasin.landscape.layer_barriers import layer_barriers
+from lightning_rebasin.landscape.layer_values import LayerBarriers
+from lightning_rebasin.landscape.layers import layers_of
+from lightning_rebasin.landscape.lengths import normalised_length
+from lightning_rebasin.landscape.loss_plane import loss_plane
+from lightning_rebasin.landscape.loss_profile import loss_profile
 from lightning_rebasin.landscape.matrix import BarrierMatrix, barrier_matrix
 from lightning_rebasin.landscape.measure import measure_barrier
+from lightning_rebasin.landscape.path_curve import PathCurve, measure_path
+from lightning_rebasin.landscape.plane_values import LossPlane
+from lightning_rebasin.landscape.profile_values import LossProfile
 from lightning_rebasin.landscape.trajectory import Snapshot, load_trajectory
 
 __all__ = [
     "BarrierCurve",
     "BarrierMatrix",
+    "Geodesic",
+    "GeodesicLength",
+    "LayerBarriers",
+    "LossPlane",
+    "LossProfile",
+    "PathCurve",
     "Snapshot",
     "barrier_matrix",
+    "filter_normalised",
+    "geodesic_length",
+    "geodesic_path",
     "lambda_grid",
+    "layer_barriers",
+    "layers_of",
     "load_trajectory",
+    "loss_plane",
+    "loss_profile",
     "measure_barrier",
+    "measure_path",
+    "normalised_length",
+    "random_direction",
 ]

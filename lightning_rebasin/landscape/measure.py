@@ -1,11 +1,14 @@
-"""The loss at points on a data loader (``measure_points``), and between two sets of weights (``measure_barrier``)."""
+"""The loss at points on a data loader (``measure_points``), and between two sets of weights (``measure_barrier``).
+
+``evaluate_points`` measures points of any kind; everything in this layer that measures goes through it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +16,49 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lightning_rebasin.errors import DataError
-from lightning_rebasin.landscape.barrier import BarrierCurve, lambda_grid
+from lightning_rebasin.landscape.barrier import (
+    BarrierCurve,
+    is_higher_better,
+    lambda_grid,
+)
 from lightning_rebasin.landscape.copies import isolated_rng
 from lightning_rebasin.landscape.lightning_probe import make_probe
 from lightning_rebasin.landscape.paths.line import Line
-from lightning_rebasin.landscape.points import Point
+from lightning_rebasin.landscape.points import Point, State
 from lightning_rebasin.landscape.probe import LossFunction, Place, Probe
 from lightning_rebasin.landscape.weights import (
     check_ends,
+    weights_of,
     without_compilation_prefix,
 )
+from lightning_rebasin.merging.interpolate import check_alike
+
+#: Batches, or several loaders, which Lightning tells apart.
+Loaders = Iterable[Any] | Sequence[Iterable[Any]]
+
+
+class Measured(NamedTuple):
+    """Metrics of every point by name, what they say about which way is better, and the number of samples."""
+
+    rows: list[dict[str, float]]
+    higher_is_better: dict[str, bool]
+    samples: int
+
+    def columns(self) -> dict[str, tuple[float, ...]]:
+        """For each metric one value per point; NaN where a point lacks it."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        found = {}
+        for name in names:
+            found[name] = tuple(row.get(name, math.nan) for row in self.rows)
+        return found
+
+    def better(self) -> dict[str, bool]:
+        """For each metric whether larger is better, guessed from the name where it does not say."""
+        found = {}
+        for name in dict.fromkeys(name for row in self.rows for name in row):
+            known = self.higher_is_better.get(name)
+            found[name] = is_higher_better(name) if known is None else known
+        return found
 
 
 def measure_barrier(
@@ -77,25 +113,99 @@ def measure_barrier(
     lambdas = lambda_grid(points)
     a, b = without_compilation_prefix(a), without_compilation_prefix(b)
     check_ends(module, a, b)
-    probe = make_probe(module, len(lambdas), loss)
-    line = Line(_on_device(a, probe.device), _on_device(b, probe.device))
-    loaders = list(dataloader) if _is_several(dataloader) else [dataloader]
-    measure_points(
-        probe,
+    line = Line(a, b)
+    measured = evaluate_points(
+        module,
         [line.at(lam) for lam in lambdas],
-        loaders,
+        dataloader,
+        loss=loss,
         batch_norm=batch_norm,
         limit_batches=limit_batches,
         progress=progress,
     )
+    return curve_from_rows(lambdas, *measured)
+
+
+def evaluate_points(
+    module: nn.Module,
+    points: Sequence[Point],
+    dataloader: Loaders,
+    *,
+    loss: LossFunction | None = None,
+    batch_norm: Iterable[Any] | None = None,
+    limit_batches: int | None = None,
+    progress: bool = False,
+    label: str = "barrier",
+) -> Measured:
+    """Measure a module's loss and metrics at points of weight space: the body of every measurement.
+
+    Args:
+        module: As for :func:`measure_barrier`.
+        points: Where to evaluate; their anchors fit the module, on any device.
+        dataloader: Batches, or a list of loaders.
+        loss: Loss of a module without ``validation_step``.
+        batch_norm: Training batches on which batch-norm statistics are re-estimated at every point.
+        limit_batches: Use only the first so many batches of each loader.
+        progress: Show a progress bar over the batches.
+        label: What the bar says.
+
+    Returns:
+        The metrics of every point.
+
+    Raises:
+        ConfigurationError: A plain module without ``loss``, or a module that cannot be copied.
+        StateDictError: The weights do not fit the module.
+        DataError: There is no batch, or nothing is logged.
+
+    Example:
+        >>> module = nn.Linear(1, 1, bias=False)
+        >>> point = Line({"weight": torch.zeros(1, 1)}, {"weight": torch.ones(1, 1)}).at(0.5)
+        >>> evaluate_points(module, [point], [torch.ones(2, 1)], loss=lambda m, x: m(x).mean()).rows
+        [{'loss': 0.5}]
+    """
+    return run_probe(
+        make_probe(module, len(points), loss),
+        points,
+        dataloader,
+        batch_norm=batch_norm,
+        limit_batches=limit_batches,
+        progress=progress,
+        label=label,
+    )
+
+
+def run_probe(
+    probe: Probe,
+    points: Sequence[Point],
+    dataloader: Loaders,
+    *,
+    batch_norm: Iterable[Any] | None = None,
+    limit_batches: int | None = None,
+    progress: bool = False,
+    label: str = "barrier",
+) -> Measured:
+    """:func:`evaluate_points` with a probe of one's own, made for as many points.
+
+    Raises:
+        StateDictError: The weights do not fit the module.
+        DataError: There is no batch, or nothing is logged.
+    """
+    loaders = list(dataloader) if _is_several(dataloader) else [dataloader]
+    measure_points(
+        probe,
+        _ready(points, weights_of(probe.module), probe.device),
+        loaders,
+        batch_norm=batch_norm,
+        limit_batches=limit_batches,
+        progress=progress,
+        label=label,
+    )
     rows = probe.results()
-    if not rows[0]:
+    if not any(rows):
         raise DataError(
             "nothing was measured: the data loader gave no batch, or validation_step logs nothing"
         )
-    return curve_from_rows(
-        lambdas, rows, probe.higher_is_better(), probe.samples
-    )
+    return Measured(rows, probe.higher_is_better(), probe.samples)
 
 
 def measure_points(
@@ -106,6 +216,7 @@ def measure_points(
     batch_norm: Iterable[Any] | None = None,
     limit_batches: int | None = None,
     progress: bool = False,
+    label: str = "barrier",
 ) -> None:
     """Evaluate every batch at every point; the results are in the probe.
 
@@ -116,6 +227,7 @@ def measure_points(
         batch_norm: Training batches on which the batch-norm statistics are re-estimated at every point.
         limit_batches: Use only the first so many batches of each loader.
         progress: Show a progress bar over the batches.
+        label: What the bar says.
     """
     # Iterating a loader draws from the global generator; a measurement leaves no trace there.
     with torch.no_grad(), isolated_rng():
@@ -124,18 +236,39 @@ def measure_points(
             probe.estimate_statistics(points, batches)
         for index, loader in enumerate(loaders):
             chosen = islice(loader, limit_batches)
-            bar = tqdm(
-                chosen, desc="barrier", disable=not progress, leave=False
-            )
+            bar = tqdm(chosen, desc=label, disable=not progress, leave=False)
             for batch_idx, batch in enumerate(bar):
                 place = Place(batch_idx, index, len(loaders))
                 probe.evaluate(points, probe.transfer(batch, index), place)
 
 
-def _on_device(
-    state: Mapping[str, Tensor], device: torch.device
-) -> dict[str, Tensor]:
-    return {name: tensor.detach().to(device) for name, tensor in state.items()}
+def _ready(
+    points: Sequence[Point], own: State, device: torch.device
+) -> list[Point]:
+    """The same points with checked anchors on a device, every tensor moved once.
+
+    Anchors may share tensors: those of layer-wise barriers are made of two models in many arrangements.
+    """
+    # The originals are kept with their copies: a lazy mapping makes tensors on the fly, and a freed one's id is soon
+    # another's.
+    moved: dict[int, tuple[Tensor, Tensor]] = {}
+    anchors: dict[int, State] = {}
+    for anchor in (anchor for point in points for anchor in point.anchors):
+        if id(anchor) in anchors:
+            continue
+        state = dict(anchor)
+        check_alike((own, state), ("the module", "a set of weights"))
+        here = {}
+        for name, tensor in state.items():
+            if id(tensor) not in moved:
+                moved[id(tensor)] = (tensor, tensor.detach().to(device))
+            here[name] = moved[id(tensor)][1]
+        anchors[id(anchor)] = here
+    found = []
+    for point in points:
+        chosen = tuple(anchors[id(anchor)] for anchor in point.anchors)
+        found.append(Point(chosen, point.coefficients))
+    return found
 
 
 def curve_from_rows(

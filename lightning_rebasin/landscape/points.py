@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
@@ -94,6 +94,14 @@ class Point:
         }
         self.write(new)
         return new
+
+
+class WeightPath(Protocol):
+    """A path through weight space: anything that gives a point for every t in [0, 1]."""
+
+    def at(self, t: float, /) -> Point:
+        """The point at t."""
+        ...
 
 
 def combine_into(

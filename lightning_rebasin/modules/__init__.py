@@ -1,5 +1,8 @@
 """LightningModules of this package's own."""
 
+from lightning_rebasin.modules.curve import CurveModule
 from lightning_rebasin.modules.merge import MergeModule
+from lightning_rebasin.modules.star import StarModule
+from lightning_rebasin.modules.star_report import StarReport
 
-__all__ = ["MergeModule"]
+__all__ = ["CurveModule", "MergeModule", "StarModule", "StarReport"]

@@ -42,8 +42,8 @@ class Endpoints:
         self.reference_path = (
             reference if isinstance(reference, str | Path) else None
         )
-        self.reference: Mapping[str, Tensor] = _read(reference)
-        self.source: Mapping[str, Tensor] = _read(source)
+        self.reference: Mapping[str, Tensor] = read_weights(reference)
+        self.source: Mapping[str, Tensor] = read_weights(source)
         check_alike(
             (weights_of(model), self.reference, self.source),
             ("the model", "the reference", "the source"),
@@ -117,7 +117,12 @@ class Endpoints:
         }
 
 
-def _read(weights: Weights) -> Mapping[str, Tensor]:
+def read_weights(weights: Weights) -> Mapping[str, Tensor]:
+    """The state dict of a checkpoint or itself, with the names of the uncompiled network.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
     state = (
         read_checkpoint(weights).state_dict
         if isinstance(weights, str | Path)

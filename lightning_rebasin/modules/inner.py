@@ -1,4 +1,4 @@
-"""The user's network inside a MergeModule: computing its own training loss with weights that are handed in.
+"""The user's network inside one of our modules: computing its own training loss with weights that are handed in.
 
 The network keeps the shape it had: its ``training_step`` (or a loss function) is called as it is, with other weights
 put in its place for the length of the call by :func:`torch.func.functional_call`, so that gradients reach whatever
@@ -81,7 +81,7 @@ class InnerModel(nn.Module):
             )
             raise ConfigurationError(
                 f"the {what} of {type(self.model).__name__} returned {type(output).__name__}; "
-                "MergeModule needs a scalar tensor (or a dict with 'loss')"
+                "it must be a scalar tensor (or a dict with 'loss')"
             )
         return value.reshape(())
 

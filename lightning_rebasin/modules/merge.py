@@ -28,13 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import (
-    LRSchedulerCallable,
-    OptimizerCallable,
-    ReduceLROnPlateau,
-)
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_rebasin.checkpoints import read_checkpoint, write_checkpoint
@@ -55,8 +49,9 @@ from lightning_rebasin.modules.candidates import (
     estimate_statistics,
 )
 from lightning_rebasin.modules.endpoints import Endpoints
-from lightning_rebasin.modules.inner import InnerModel, LossFunction
+from lightning_rebasin.modules.inner import LossFunction
 from lightning_rebasin.modules.options import MergeOptions
+from lightning_rebasin.modules.outer import OuterModule
 from lightning_rebasin.modules.start import Start
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.proof.gate import check_equivalence
@@ -65,7 +60,7 @@ from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 _STATE = "lightning_rebasin_merge"
 
 
-class MergeModule(LightningModule):
+class MergeModule(OuterModule):
     """Learns a permutation of ``source`` for which the midpoint between it and ``reference`` has a low loss.
 
     ``trainer.fit(merge_module, datamodule)`` with the data that the networks were trained on is all there is to write.
@@ -99,6 +94,7 @@ class MergeModule(LightningModule):
         CheckpointError: A file cannot be read.
 
     Example:
+        >>> from lightning.pytorch import LightningModule
         >>> class Net(LightningModule):
         ...     def __init__(self):
         ...         super().__init__()
@@ -132,7 +128,7 @@ class MergeModule(LightningModule):
         batch_norm_batches: int = 20,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(model, loss, optimizer, lr_scheduler)
         # Weights, networks and factories stay out of the hyper-parameters: files must load with weights_only=True.
         self.save_hyperparameters(
             "lam",
@@ -150,9 +146,6 @@ class MergeModule(LightningModule):
             batch_norm_batches,
             seed,
         )
-        self._optimizer = optimizer
-        self._lr_scheduler = lr_scheduler
-        self.inner = InnerModel(model, loss)
         self.ends = Endpoints(self.inner.model, reference, source)
         self.free = nn.ParameterList(
             self.ends.reference[name].clone() for name in self.ends.parameters
@@ -287,7 +280,9 @@ class MergeModule(LightningModule):
         loss = self.inner.loss_at(
             self.ends.buffers(permutation, lam) | point, batch, batch_idx
         )
-        self._shortlist.offer(permutation, float(self._mean(loss.detach())))
+        self._shortlist.offer(
+            permutation, float(self.mean_over_processes(loss.detach()))
+        )
         self.log(
             "midpoint_loss",
             loss,
@@ -313,7 +308,9 @@ class MergeModule(LightningModule):
                     self._recent,
                 )
                 statistics = {
-                    n: self._mean(t) if t.is_floating_point() else t
+                    n: self.mean_over_processes(t)
+                    if t.is_floating_point()
+                    else t
                     for n, t in statistics.items()
                 }
                 candidate = Candidate(permutation, statistics=statistics)
@@ -332,7 +329,9 @@ class MergeModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Keep the best candidate."""
-        scored = [score.finish(self._sum) for score in self._scores]
+        scored = [
+            score.finish(self.sum_over_processes) for score in self._scores
+        ]
         self._scores = []
         if (
             self.trainer.sanity_checking
@@ -351,52 +350,6 @@ class MergeModule(LightningModule):
             sync_dist=False,
         )
         self.log("best_midpoint_loss", self._best.score, sync_dist=False)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer and scheduler that were asked for, over the free parameters."""
-        if self._optimizer is None:
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                self.free.parameters(), lr=0.01, momentum=0.9
-            )
-        else:
-            optimizer = self._optimizer(self.free.parameters())
-        if self._lr_scheduler is None:
-            return optimizer
-        scheduler = self._lr_scheduler(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {
-                    "scheduler": scheduler,
-                    "monitor": scheduler.monitor,
-                },
-            }
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler},
-        }
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The free parameters only: the network inside holds no weights of its own."""
-        state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        return {
-            name: tensor
-            for name, tensor in state.items()
-            if not name.startswith("inner.")
-        }
-
-    def load_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        strict: bool = True,
-        assign: bool = False,
-    ) -> Any:
-        """Inverse of :meth:`state_dict`."""
-        inner = {
-            f"inner.{name}": tensor
-            for name, tensor in self.inner.state_dict().items()
-        }
-        return super().load_state_dict({**inner, **state_dict}, strict, assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the permutations: LongTensors, which load with ``weights_only=True``."""
@@ -428,14 +381,7 @@ class MergeModule(LightningModule):
         self._best = Candidate.from_state(self.spec, best) if best else None
 
     def _place(self) -> None:
-        if any(
-            parameter.dtype in (torch.float16, torch.bfloat16)
-            for parameter in self.free
-        ):
-            raise ConfigurationError(
-                "the free parameters would lose their small steps in half precision: use precision='bf16-mixed' or "
-                "'16-mixed' instead of 'bf16-true' or '16-true'"
-            )
+        self.check_precision()
         self.ends.place(self.inner.model)
         self._projector = None
 
@@ -490,16 +436,3 @@ class MergeModule(LightningModule):
         """Where the network's own log calls go: scoring evaluates several midpoints, so only training is logged."""
         if self.trainer.training:
             self.log(f"midpoint/{name}", value, *args, **kwargs)
-
-    def _mean(self, value: Tensor) -> Tensor:
-        reduced = self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
-        return torch.as_tensor(reduced)
-
-    def _sum(self, value: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return value
-        return torch.as_tensor(
-            self.trainer.strategy.reduce(
-                value.to(self.device), reduce_op="sum"
-            )
-        )

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import copy
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, final
 
-import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch import nn
 
-from lightning_rebasin.errors import ConfigurationError, DataError
-from lightning_rebasin.matching.activation import (
-    match_activations,
-    model_inputs,
-)
-from lightning_rebasin.modules.batches import example_inputs, first_batches
+from lightning_rebasin.errors import ConfigurationError
+from lightning_rebasin.matching.activation import match_activations
+from lightning_rebasin.modules.batches import first_batches
 from lightning_rebasin.modules.endpoints import Endpoints
+from lightning_rebasin.modules.examples import ExampleInputs
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.edit.restrict import restrict
 from lightning_rebasin.symmetry.infer import infer_spec
-from lightning_rebasin.symmetry.run.examples import Example
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
-from lightning_rebasin.symmetry.trace.batch_example import batch_example
 
 _ACTIVATION_BATCHES = 20
 
@@ -60,7 +53,7 @@ class Start:
         self._model = model
         self._ends = ends
         self._init = init
-        self._example = example_inputs(model)
+        self._examples = ExampleInputs(model)
         self._spec = (
             PermutationSpec.load(spec)
             if isinstance(spec, str | Path)
@@ -75,11 +68,7 @@ class Start:
         Raises:
             ConfigurationError: There are none.
         """
-        if self._example is None:
-            raise ConfigurationError(
-                f"no example inputs of {type(self._model).__name__}: set example_input_array on it, or fit first"
-            )
-        return self._example
+        return self._examples.arguments
 
     @property
     def spec(self) -> PermutationSpec:
@@ -109,27 +98,8 @@ class Start:
         return self._spec
 
     def look_at_data(self, trainer: Trainer) -> None:
-        """Take example inputs from the first batch: always if there are none, else where they look the same.
-
-        Real inputs prove more than the zeros that ``example_input_array`` often holds.
-        """
-        batches = first_batches(trainer, 1)
-        if not batches:
-            return
-        # With neither, the spec must be given; that its absence is an error is said where it is needed.
-        with suppress(DataError):
-            if self._example is None:
-                self._example = (
-                    (batch_example(self._model, batches[0], self._inputs),),
-                    {},
-                )
-                return
-            found = model_inputs(self._model, batches[0])
-            if _look(found) == _look(self._example):
-                self._example = found
-
-    def _inputs(self, batch: Any) -> Example:
-        return Example(*model_inputs(self._model, batch))
+        """Take example inputs from the first batch where that is possible."""
+        self._examples.look_at_data(trainer)
 
     def permutation(self, trainer: Trainer) -> Permutation:
         """The start of the first projection.
@@ -152,14 +122,3 @@ class Start:
         return match_activations(
             self.spec, reference, source, batches
         ).permutation
-
-
-def _look(
-    arguments: tuple[tuple[Any, ...], dict[str, Any]],
-) -> list[tuple[torch.dtype, torch.Size] | Any]:
-    """Dtypes and shapes of the inputs but for the batch dimension."""
-    leaves = tree_flatten(arguments)[0]
-    return [
-        (leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf
-        for leaf in leaves
-    ]

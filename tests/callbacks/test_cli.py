@@ -91,6 +91,49 @@ def test_the_example_runs_as_it_is(tmp_path):
     assert len(list((run / "checkpoints").glob("lowest-barrier*.ckpt"))) == 1
 
 
+MATCHING = """
+seed_everything: 3
+model: {features: 64, width: 16, depth: 2}
+data: {batch_size: 64}
+trainer:
+  max_epochs: 1
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_checkpointing: false
+  logger: false
+  limit_train_batches: 4
+  callbacks:
+"""
+
+
+@pytest.mark.filterwarnings("ignore:The '(train|val)_dataloader' does not")
+def test_every_matching_can_be_chosen_in_yaml(tmp_path, monkeypatch):
+    names = ("none", "weight", "both", "activation", "correlation", "auto")
+    text = MATCHING
+    for name in names:
+        text += f"""
+    - class_path: lightning_rebasin.LossBarrier
+      init_args: {{reference: init, matching: {name}, points: 2, prefix: {name}, metrics: [val_loss]}}
+"""
+    (tmp_path / "run.yaml").write_text(
+        text + f"  default_root_dir: {tmp_path}\n"
+    )
+    module = example()
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    cli = LightningCLI(
+        module.Classifier,
+        module.Digits,
+        args=["fit", "--config", str(tmp_path / "run.yaml")],
+    )
+    logged = cli.trainer.callback_metrics
+    for name in names:
+        assert (f"{name}/val_loss/matched" in logged) == (name != "none")
+        assert (f"{name}/val_loss" in logged) == (name in ("none", "both"))
+        assert (f"{name}/matching" in logged) == (name == "auto")
+        assert (tmp_path / f"{name}.csv").exists()
+
+
 def test_print_config_round_trips(tmp_path, capsys, monkeypatch):
     first = printed_by(
         capsys,

@@ -61,6 +61,7 @@ def fitted(module, reference, *, attach):
         own = [
             LossBarrier(reference, "both", spec=module.spec(), points=3),
             LossBarrier("previous", "none", points=2, prefix="barrier_previous"),
+            LossBarrier(reference, "auto", points=3, prefix="barrier_auto"),
             CheckpointSnapshot(folder / "snapshots", every_n_steps=2),
         ]
     trainer = trainer_in(folder / f"attach-{{attach}}", callbacks=own, **strategy)
@@ -71,6 +72,7 @@ def fitted(module, reference, *, attach):
         "weights": {{k: v.tolist() for k, v in module.state_dict().items()}},
         "generator": torch.get_rng_state().tolist(),
         "curves": curves_of(own[0]) if own else [],
+        "auto": [[m.matching, m.moved, dict(m.scores)] for m in own[2].measurements] if own else [],
     }}
 
 
@@ -158,6 +160,11 @@ def test_monitors_see_the_same_numbers_on_both_processes(runs):
         n: second["metrics"][n] for n in names
     }
     assert first["curves"] == second["curves"]
+    assert first["auto"] == second["auto"]
+    assert len(first["auto"]) == 2
+    for method, moved, scores in first["auto"]:
+        assert scores[method] == min(scores.values())
+        assert 0 <= moved <= 1
     assert (
         folder / "two" / "attach-True" / "logs" / "version_0" / "barrier.csv"
     ).exists()

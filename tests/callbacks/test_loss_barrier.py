@@ -148,6 +148,97 @@ def test_a_permuted_copy_of_the_model_is_matched_back(tmp_path):
     assert measured.separations["matched"].cosine == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.parametrize("matching", ["activation", "correlation", "auto"])
+def test_a_permuted_copy_is_matched_back_by_activations(tmp_path, matching):
+    """Nothing is learnt, so the reference stays the model itself with its hidden units shuffled."""
+
+    class Still(Classifier):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    seed_everything(1, verbose=False)
+    module = Still(hidden=16)
+    module.example_input_array = torch.randn(4, 6)
+    shuffled = Permutation.random(
+        module.spec(), torch.Generator().manual_seed(0)
+    ).apply(module.state_dict())
+    barrier = LossBarrier(shuffled, matching, points=3)
+    trainer, _ = fit(tmp_path, barrier, module=module, max_epochs=1)
+    measured = barrier.measurements[0]
+    assert list(measured.curves) == ["matched"]
+    assert measured.separations["matched"].distance == pytest.approx(
+        0, abs=1e-6
+    )
+    assert measured.separations["naive"].distance > 1
+    assert measured.curves["matched"].height("val_loss") == pytest.approx(
+        0, abs=1e-6
+    )
+    auto = matching == "auto"
+    assert measured.matching == ("weight" if auto else matching)
+    assert ("barrier/matching" in trainer.callback_metrics) == auto
+    names = {n for n in trainer.callback_metrics if "/matching/" in n}
+    assert len(names) == (3 if auto else 0)
+    text = (tmp_path / "logs" / "version_0" / "barrier.csv").read_text()
+    how = {row["matching"] for row in csv.DictReader(text.splitlines())}
+    assert how == {measured.matching}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"matching": "both"}, 0),
+        ({"matching": "none"}, 0),
+        ({"matching": "both", "batch_norm_batches": 3}, 3),
+        ({"matching": "activation"}, 10),
+        ({"matching": "auto", "batch_norm_batches": 2}, 2),
+    ],
+)
+def test_batches_are_kept_only_where_they_are_needed(options, expected):
+    assert LossBarrier("init", **options)._train_batches.maxlen == expected
+
+
+@pytest.mark.parametrize("matching", ["activation", "correlation", "auto"])
+def test_activations_need_training(tmp_path, matching):
+    module = Classifier()
+    barrier = LossBarrier(module.state_dict(), matching)
+    with pytest.raises(ConfigurationError, match=r"trainer\.validate"):
+        trainer_in(tmp_path, callbacks=[barrier]).validate(
+            module, val_loader(), verbose=False
+        )
+
+
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter`")
+def test_activations_need_batches_that_can_be_seen(tmp_path):
+    class Iterating(Classifier):
+        def training_step(self, dataloader_iter):
+            raise AssertionError
+
+    with pytest.raises(ConfigurationError, match="dataloader_iter"):
+        fit(tmp_path, LossBarrier("init", "auto"), Alarm(), module=Iterating())
+
+
+def test_a_validation_before_any_batch_is_not_measured(tmp_path):
+    barrier = LossBarrier("init", "activation", points=2)
+
+    class Forgetful(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.current_epoch == 0:
+                barrier._train_batches.clear()
+
+    with pytest.warns(BarrierWarning, match="no training batch was seen"):
+        fit(tmp_path, barrier, Forgetful())
+    assert [m.step for m in barrier.measurements] == [8]
+
+
+def test_a_spec_without_places_is_refused_in_setup(tmp_path):
+    with pytest.raises(ConfigurationError, match="units can be seen"):
+        fit(
+            tmp_path,
+            LossBarrier("init", "auto", spec=Classifier().spec()),
+            Alarm(),
+        )
+
+
 def test_logged_names_reach_every_consumer(tmp_path):
     barrier = LossBarrier(
         "init",
@@ -773,6 +864,9 @@ def test_modules_that_consume_iterators_are_refused(tmp_path):
         {"at_steps": [-1]},
         {"limit_batches": 0},
         {"batch_norm_batches": -1},
+        {"batch_norm_batches": 0, "matching": "activation"},
+        {"batch_norm_batches": 0, "matching": "correlation"},
+        {"batch_norm_batches": 0, "matching": "auto"},
     ],
 )
 def test_options_that_cannot_work_are_refused_at_once(options):

@@ -44,20 +44,23 @@ class Losses(Callback):
         self.seen.append((trainer.global_step, own))
 
 
-def callbacks(folder, attach):
+def callbacks(folder, attach, matching="both"):
     if not attach:
         return []
+    spec = Classifier().spec() if matching == "both" else None
     return [
-        LossBarrier("init", "both", spec=Classifier().spec(), points=3),
+        LossBarrier("init", matching, spec=spec, points=3),
         LossBarrier("previous", "none", points=2, prefix="barrier_previous"),
         CheckpointSnapshot(folder / "snapshots", every_n_steps=3),
     ]
 
 
-def crash_and_resume(folder, *, attach, checkpoint, resume_from):
+def crash_and_resume(
+    folder, *, attach, checkpoint, resume_from, matching="both"
+):
     """Train into a crash at step 11, resume from an earlier checkpoint, finish."""
     for phase in ("crash", "resume"):
-        attached, losses = callbacks(folder, attach), Losses()
+        attached, losses = callbacks(folder, attach, matching), Losses()
         seed_everything(
             4, verbose=False
         )  # after the callbacks: building their spec draws initial weights
@@ -164,6 +167,32 @@ def test_matching_goes_on_from_the_saved_permutation(tmp_path, monkeypatch):
     assert torch.equal(
         starts[2]["h"], saved[barrier.state_key]["alignment"]["orders"]["h"]
     )
+
+
+@pytest.mark.filterwarnings("ignore:LossBarrier could not prove")
+def test_the_best_of_three_matchings_goes_on_after_a_resume(tmp_path):
+    options = {"checkpoint": {"every_n_epochs": 1}, "resume_from": 8}
+    _, module_a, seen_a, _, _, _ = crash_and_resume(
+        tmp_path / "without", attach=False, **options
+    )
+    trainer, module_b, seen_b, crashed, (barrier, *_), saved = (
+        crash_and_resume(
+            tmp_path / "with", attach=True, matching="auto", **options
+        )
+    )
+    assert seen_a == seen_b
+    assert all(
+        torch.equal(v, module_b.state_dict()[k])
+        for k, v in module_a.state_dict().items()
+    )
+    # At step 12 the resumed run has seen the four batches of one epoch.
+    assert [m.step for m in crashed[0].measurements] == [4, 8]
+    assert [m.step for m in barrier.measurements] == [12, 16]
+    assert all(len(m.scores) == 3 for m in barrier.measurements)
+    saved_state = saved[barrier.state_key]
+    assert len(saved_state["alignment"]["orders"]) == 1
+    assert "barrier/matching" in saved_state["scalars"]
+    assert "barrier/matching" in trainer.callback_metrics
 
 
 def test_init_is_refused_where_it_cannot_be_known(tmp_path):

@@ -77,8 +77,9 @@ def same(one, other):
 
 
 def callbacks(tmp_path, module, **kwargs):
+    options = {"matching": "both", "spec": module.spec(), "points": 3}
     return [
-        LossBarrier("init", "both", spec=module.spec(), points=3, **kwargs),
+        LossBarrier("init", **{**options, **kwargs}),
         LossBarrier("previous", "none", points=2, prefix="barrier_previous"),
         CheckpointSnapshot(
             tmp_path / "snapshots", every_n_steps=2, every_n_epochs=1
@@ -136,11 +137,34 @@ CONFIGURATIONS = {
         "module_kwargs": {"batch_norm": True},
         "barrier_kwargs": {"batch_norm_batches": 2},
     },
+    "matched by activation": {
+        "barrier_kwargs": {"matching": "activation", "spec": None},
+    },
+    "matched by correlation in bf16-mixed": {
+        "barrier_kwargs": {"matching": "correlation", "spec": None},
+        "precision": "bf16-mixed",
+    },
+    "matched by the best of three with batch norms": {
+        "module_kwargs": {"batch_norm": True},
+        "barrier_kwargs": {"matching": "auto", "spec": None},
+        "extra": (lambda: EMAWeightAveraging(decay=0.5),),
+    },
+    "matched by the best of three in 64-true": {
+        "barrier_kwargs": {"matching": "auto", "spec": None},
+        "precision": "64-true",
+        "num_sanity_val_steps": 2,
+        "val_check_interval": 2,
+    },
+    "compiled submodule matched by the best of three": {
+        "compiled": "submodule",
+        "barrier_kwargs": {"matching": "auto", "spec": None},
+    },
     "compiled submodule": {"compiled": "submodule"},
     "compiled module": {"compiled": "module"},
 }
 
 
+@pytest.mark.filterwarnings("ignore:LossBarrier could not prove")
 @pytest.mark.filterwarnings(
     r"ignore:The \.grad attribute"
 )  # dynamo's own, while it traces training_step

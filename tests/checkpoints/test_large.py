@@ -39,7 +39,7 @@ def command(folder, *extra, large=None):
     """The merge as a program of its own; ``large`` is from how many bytes on a model counts as large."""
     program = "import sys; from lightning_rebasin.cli.main import main; "
     if large is not None:
-        program += f"from lightning_rebasin.matching.search import weight; weight.LARGE = {large}; "
+        program += f"from lightning_rebasin.matching.search import pair; pair.LARGE = {large}; "
     program += "sys.exit(main(sys.argv[1:]))"
     return [
         sys.executable,

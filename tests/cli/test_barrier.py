@@ -180,3 +180,23 @@ def test_pictures_are_png_by_default_and_in_capitals(
     )
     assert code == 0
     assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "method", ["weight", "activation", "correlation", "auto"]
+)
+@pytest.mark.parametrize("module", ["Plain", "network"])
+def test_barrier_matches_as_it_is_told(
+    files: Files, capsys: pytest.CaptureFixture[str], method: str, module: str
+) -> None:
+    arguments = (
+        f"--module {files.loaders}.{module} --data {files.loaders}.pair"
+    )
+    more = f"--points 3 --no-progress --method {method}"
+    assert run("barrier a.ckpt b.ckpt", arguments, more) == 0
+    out = capsys.readouterr().out
+    line = next(x for x in out.splitlines() if "loss" in x.split()[0])
+    naive, matched = (float(x) for x in line.split()[-2:])
+    assert matched == pytest.approx(0, abs=1e-3)
+    assert naive > 0.01
+    assert ("matched by weight; distances" in out) == (method == "auto")

@@ -143,7 +143,7 @@ def test_bad_shapes_end_with_code_two(shape: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
         run_spec(TOWER, f"--input-shape '{shape}'")
     assert caught.value.code == 2
-    assert "is no shape" in capsys.readouterr().err
+    assert "is not a shape" in capsys.readouterr().err
 
 
 def parse(*parts: str) -> argparse.Namespace:

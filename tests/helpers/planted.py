@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
 class _TransformerBlock(nn.Module):
@@ -180,3 +184,36 @@ def chain(
                 / before**0.5
             )
     return table, *states
+
+
+def planted_networks(
+    count: int, noise: float = 0.0, seed: int = 0
+) -> tuple[PermutationSpec, list[dict[str, Tensor]], list[Permutation]]:
+    """Permuted copies of one perceptron, each with noise of its own, and the permutations that made them."""
+    table, base, _ = chain((10, 30, 20, 5), seed)
+    spec = PermutationSpec.from_table(table, base)
+    generator = torch.Generator().manual_seed(seed)
+    permutations = [Permutation.random(spec, generator) for _ in range(count)]
+    states = [
+        {
+            n: t + noise * t.std() * torch.randn(t.shape, generator=generator)
+            for n, t in p.apply(base).items()
+        }
+        for p in permutations
+    ]
+    return spec, states, permutations
+
+
+def joint_objective(
+    states: Sequence[Mapping[str, Tensor]],
+    permutations: Sequence[Permutation],
+    weights: Sequence[float],
+) -> float:
+    """``Σ_{i<j} w_i w_j ⟨π_i(Θ_i), π_j(Θ_j)⟩`` pair by pair, in float64, over all tensors."""
+    moved = [p.apply(s) for p, s in zip(permutations, states, strict=True)]
+    total = 0.0
+    for i, j in itertools.combinations(range(len(states)), 2):
+        for name in states[0]:
+            product = moved[i][name].double() * moved[j][name].double()
+            total += weights[i] * weights[j] * float(product.sum())
+    return total

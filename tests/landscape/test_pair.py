@@ -220,5 +220,6 @@ def test_a_step_runs_on_the_whole_batch_and_does_not_change_it():
 def test_the_lowest_finite_score_wins_and_the_first_of_equals():
     nan = float("nan")
     assert closest({"weight": nan, "activation": 2.0}) == "activation"
+    assert closest({"weight": 2.0, "activation": 1.0}) == "activation"
     assert closest({"weight": 1.0, "activation": 1.0}) == "weight"
     assert closest({"weight": nan, "activation": nan}) == "weight"

@@ -152,7 +152,7 @@ def test_what_is_no_loss_is_refused_with_its_type(
     output: Callable[[Tensor], Any], named: str
 ) -> None:
     inner = InnerModel(Line(), lambda _, batch: output(batch))
-    message = f"the loss function of Line returned {named}; MergeModule needs"
+    message = f"the loss function of Line returned {named}; it must be"
     with pytest.raises(ConfigurationError, match=message):
         inner(torch.ones(1), 0)
 

@@ -31,6 +31,7 @@ class Plane:
 
     Args:
         models: Three sets of weights that do not lie on one line.
+        names: Which tensors count for lengths and angles; all floating-point ones if omitted.
 
     Raises:
         ConfigurationError: They do, or there are not three.
@@ -46,6 +47,7 @@ class Plane:
     """
 
     models: tuple[State, ...]
+    names: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         if len(self.models) != 3:
@@ -62,9 +64,9 @@ class Plane:
     @cached_property
     def coordinates(self) -> tuple[tuple[float, float], ...]:
         """Where the three models lie."""
-        first, second, third = self.models
+        _, second, third = self.models
         uu = uv = 0.0
-        for u, v in _differences(first, second, third):
+        for u, v in self._differences(second, third):
             uu += float(u @ u)
             uv += float(u @ v)
         if not uu:
@@ -75,7 +77,7 @@ class Plane:
         # The height is measured on what is left of v, since vv − uv²/uu would leave only the rounding errors of two
         # large numbers where the models nearly lie on one line.
         squared_height = 0.0
-        for u, v in _differences(first, second, third):
+        for u, v in self._differences(second, third):
             rest = v - share * u
             squared_height += float(rest @ rest)
         width = math.sqrt(uu)
@@ -92,14 +94,40 @@ class Plane:
         second = (x - third * along) / width
         return Point(self.models, (1.0 - second - third, second, third))
 
+    def project(self, state: State) -> tuple[float, float, float]:
+        """Coordinates of the point of the plane that is nearest to a set of weights, and the distance to it.
 
-def _differences(
-    origin: State, second: State, third: State
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The two edges from the first model, tensor by tensor: a float64 copy of three large models would not fit."""
-    for name, tensor in origin.items():
-        if tensor.is_floating_point():
-            start = tensor.double().flatten()
-            u = second[name].double().flatten() - start
-            v = third[name].double().flatten() - start
-            yield u, v
+        With ``e₁ = u/‖u‖`` and ``e₂ = (v − (v·e₁)e₁)/‖…‖`` the coordinates of w are ``(w − a)·e₁`` and ``(w − a)·e₂``.
+
+        Args:
+            state: Weights with the names and shapes of the models.
+
+        Returns:
+            ``(x, y, distance)``; the distance is 0 on the plane, up to rounding.
+        """
+        _, (width, _), (along, height) = self.coordinates
+        wu = wv = ww = 0.0
+        edges = zip(
+            self._differences(state, self.models[1]),
+            self._differences(state, self.models[2]),
+            strict=True,
+        )
+        for (w, u), (_, v) in edges:
+            wu += float(w @ u)
+            wv += float(w @ v)
+            ww += float(w @ w)
+        x = wu / width
+        y = (wv - along / width * wu) / height
+        return x, y, math.sqrt(max(ww - x * x - y * y, 0.0))
+
+    def _differences(
+        self, second: State, third: State
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Two edges from the first model, tensor by tensor: a float64 copy of three large models would not fit."""
+        for name, tensor in self.models[0].items():
+            counts = self.names is None or name in self.names
+            if tensor.is_floating_point() and counts:
+                start = tensor.double().flatten()
+                u = second[name].to(start).flatten() - start
+                v = third[name].to(start).flatten() - start
+                yield u, v

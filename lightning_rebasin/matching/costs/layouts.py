@@ -1,9 +1,9 @@
 """How the blocks lie in memory, and the room that gathered parts of them go to.
 
 A bilinear term gathers its block along the partner's axis, and multiplies over everything but the group's own axis.  A
-block whose own axis comes first is gathered along its second axis as it stands; one whose partner's axis comes first is
-gathered by whole rows, and turned on the way into the room where more lies behind the two axes.  No copy of a large
-weight is kept then, whichever of its two axes a term belongs to.  Small blocks never leave the processor's cache and
+weight ``(own, partner, kernel)`` is gathered along its second axis as it stands.  A weight ``(partner, own, kernel)``
+is gathered by whole rows; if it has a kernel, its first two axes are exchanged on the way into the room.  So no copy of
+a large weight is kept, whichever of its two axes a term belongs to.  Small blocks never leave the processor's cache and
 are copied into whatever order makes the fewest calls, as are blocks of any other shape; these copies keep the dtype of
 the weights.  For very large models nothing is kept: next to the products that they go into, copies take little time.
 """

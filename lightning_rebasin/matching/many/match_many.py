@@ -38,6 +38,7 @@ from lightning_rebasin.matching.many.soft import SoftNetworks
 from lightning_rebasin.matching.many.universe import State, Universe
 from lightning_rebasin.matching.search.anneal import FAST, SLOW
 from lightning_rebasin.matching.search.policy import OBVIOUS, SAME_BASIN
+from lightning_rebasin.matching.search.threads import few_threads
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
@@ -167,7 +168,10 @@ def match_many(
     )
     identity_objective = universe.objective
     search = _Search(universe, seed, max_sweeps, identity_objective)
-    with tqdm(desc="matching many", unit="start", disable=not progress) as bar:
+    with (
+        few_threads(search.work),
+        tqdm(desc="matching many", unit="start", disable=not progress) as bar,
+    ):
         search.first_pass(bar)
         # Networks that share a basin are right where they are; all that can be won is in units that hardly matter.
         same_basin = (
@@ -222,10 +226,11 @@ class _Search:
         self._max_sweeps = max_sweeps
         self._floor = floor
         networks = SoftNetworks(universe)
-        self._work = max(networks.work, 1.0)
+        #: Floating-point operations of one visit of one network.
+        self.work = max(networks.work, 1.0)
         self._soft = bool(networks.families) and not universe.large
         self._schedule = (
-            FAST if 2 * SLOW.affordable(self._work) <= SLOW.sweeps else SLOW
+            FAST if 2 * SLOW.affordable(self.work) <= SLOW.sweeps else SLOW
         )
         self._generator = torch.Generator().manual_seed(seed)
         self.best = _Trace((), (-float("inf"),))
@@ -246,7 +251,7 @@ class _Search:
         ]
         affordable = int(
             _BUDGET
-            / (len(weights) * self._work * schedule.affordable(self._work))
+            / (len(weights) * self.work * schedule.affordable(self.work))
         )
         for frame in frames[: max(affordable, 1)]:
             joint_anneal(self._u, frame, schedule, self._seed)

@@ -6,20 +6,24 @@ the batch only: the ends and the merged network are looked at in the same places
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError
+from lightning_rebasin.merging.refit.beginnings import (
+    Beginning,
+    StaleError,
+)
+from lightning_rebasin.merging.refit.fitted import FittedLayer
 from lightning_rebasin.merging.refit.places import (
     Place,
     Trail,
     Watcher,
     watch,
 )
-from lightning_rebasin.merging.refit.plan import FittedLayer
 from lightning_rebasin.merging.refit.systems import Rows
 
 
@@ -123,24 +127,56 @@ def draw(
 def look(
     module: nn.Module,
     batch: Any,
-    captures: Iterable[Capture],
+    captures: Sequence[Capture],
     *,
     plain: bool,
+    beginning: Beginning | None = None,
+    until: Place | None = None,
 ) -> None:
     """Run a network until all captures have what they want.
+
+    Args:
+        module: The network.
+        batch: The batch.
+        captures: Who wants to see what.
+        plain: Switch fused kernels off, as on the tape.
+        beginning: What was kept of an earlier pass on the batch.
+        until: Operation in front of which nothing changes any more; what is alive there is kept.
 
     Raises:
         TraceError: The network takes another path on this batch than on the example.
     """
-    trails: set[Trail] = set()
-    watchers: dict[Place, list[Watcher]] = {}
-    captures = list(captures)
-    for capture in captures:
-        for place, watcher in capture.watchers(trails).items():
-            watchers.setdefault(place, []).append(watcher)
-    complete = watch(module, batch, watchers, trails, plain=plain)
+
+    def run(start: Beginning | None) -> bool:
+        trails: set[Trail] = set()
+        return watch(
+            module,
+            batch,
+            _watchers(captures, trails),
+            trails,
+            plain=plain,
+            beginning=start,
+            until=until,
+        )
+
+    try:
+        complete = run(beginning)
+    except StaleError:
+        # In full: the next pass may begin with what is true then.
+        complete = run(None)
     if not complete:
         raise TraceError(
             "the network takes another path through its layers on this batch than on the first one; "
             "give batches that take the same path"
         )
+
+
+def _watchers(
+    captures: Sequence[Capture], trails: set[Trail]
+) -> dict[Place, list[Watcher]]:
+    """Who looks where, of all captures together."""
+    found: dict[Place, list[Watcher]] = {}
+    for capture in captures:
+        for place, watcher in capture.watchers(trails).items():
+            found.setdefault(place, []).append(watcher)
+    return found

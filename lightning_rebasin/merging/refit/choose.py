@@ -5,7 +5,8 @@ spread of that mean:
 
     Σ ‖f(x) − Σ_i w_i·f_i(x)‖² / Σ ‖mean(x) − mean over x‖²
 
-With a loss it is the mean loss.  One batch is looked at at a time.
+The square takes the place of the spread where the mean is constant.  With a loss it is the mean loss.
+One batch is looked at at a time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from lightning_rebasin.symmetry.run.examples import output_tensors
 Loss = Callable[[nn.Module, Any], Tensor | float]
 #: What candidates are called.
 Name = TypeVar("Name", bound=str)
+#: A spread this small, relative to the square, is that of a constant in float32.
+_CONSTANT = 1e-12
 
 
 def losses(
@@ -73,8 +76,9 @@ def distances(
         return dict.fromkeys(candidates, math.nan)
     mean, square = sums[0] / count, sums[1] / count
     spread = float((square - mean.square()).clamp_min(0).sum())
-    # A constant output has no spread to compare with.
-    scale = spread if spread > 0 else 1.0
+    level = float(square.sum())
+    # The spread of a constant output is rounding error: its square takes the place.
+    scale = spread if spread > _CONSTANT * level else level or 1.0
     return {name: total / count / scale for name, total in totals.items()}
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.merging.refit.batches import Batches, batch_size
+from lightning_rebasin.merging.refit.beginnings import Beginning
 from lightning_rebasin.merging.refit.captures import Capture, look
-from lightning_rebasin.merging.refit.plan import FittedLayer, Norm
+from lightning_rebasin.merging.refit.fitted import FittedLayer
 from lightning_rebasin.merging.refit.squares import (
     RIDGES,
     Problem,
@@ -19,7 +20,7 @@ from lightning_rebasin.merging.refit.squares import (
     Sums,
     solve,
 )
-from lightning_rebasin.merging.refit.systems import Scaling
+from lightning_rebasin.merging.refit.writing import effective, write
 from lightning_rebasin.symmetry.trace.record import known_tensors
 
 #: Every so manieth sample judges instead of being fitted.
@@ -29,8 +30,8 @@ _ROWS = 1 << 16
 _POSITIONS = 64
 #: Bytes of targets that are kept at a time; more layers than fit take another pass of the ends.
 _TARGET_BYTES = 256 << 20
-#: An output with a gain this much smaller than the largest one is not seen.
-_INVISIBLE = 1e-9
+#: Bytes of the merged network's activations that are kept, so that its pass goes on where it was.
+_KEPT_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ class Fitter:
         self._batches = batches
         self._plain = plain
         self._ridges = ridges
+        count = sum(1 for _ in batches)
+        # The layers are fitted in the order in which they run, each of them before the next one is looked at.
+        self._beginnings = [
+            Beginning(_KEPT_BYTES // count, self._state.values())
+            for _ in range(count)
+        ]
         per_sample = _ROWS // max(batches.samples, 1)
         self._positions = min(max(per_sample, 1), _POSITIONS)
 
@@ -89,7 +96,9 @@ class Fitter:
         kept = 0
         for number, layer in enumerate(layers):
             outputs = layer.weight.index[:, 0].numel()
-            positions = min(layer.positions, self._positions)
+            positions = sum(
+                min(use.positions, self._positions) for use in layer.uses
+            )
             size = 4 * outputs * positions * self._batches.samples
             if not groups or kept + size > _TARGET_BYTES:
                 groups.append({})
@@ -100,70 +109,66 @@ class Fitter:
 
     def targets(
         self, layers: Mapping[int, FittedLayer]
-    ) -> dict[int, list[Tensor]]:
-        """What the ends return where the layers are judged: their mean, on the rows of each batch."""
-        found: dict[int, list[Tensor]] = {number: [] for number in layers}
+    ) -> dict[int, list[list[Tensor]]]:
+        """What the ends return where the layers are judged: their mean, by batch and by use of the layer."""
+        found: dict[int, list[list[Tensor]]] = {n: [] for n in layers}
         mixed = zip(self._ends.states, self._ends.shares, strict=True)
         for state, share in mixed:
-            if not share:
-                continue
-            self._ends.module.load_state_dict(state)
-            for k, batch in enumerate(self._batches):
-                size = batch_size(batch)
-                captures = {}
-                for number, layer in layers.items():
-                    captures[number] = Capture(
-                        layer,
-                        (number, k),
-                        size,
-                        self._positions,
-                        inputs=False,
-                    )
-                look(
-                    self._ends.module,
-                    batch,
-                    captures.values(),
-                    plain=self._plain,
-                )
-                for number, capture in captures.items():
-                    assert capture.outputs is not None
-                    part = capture.outputs.float() * share
-                    kept = found[number]
-                    if k < len(kept):
-                        kept[k] += part
-                    else:
-                        kept.append(part)
+            if share:
+                self._ends.module.load_state_dict(state)
+                self._add_targets(found, layers, share)
         return found
 
+    def _add_targets(
+        self,
+        found: Mapping[int, list[list[Tensor]]],
+        layers: Mapping[int, FittedLayer],
+        share: float,
+    ) -> None:
+        """Add the share of the end that is loaded."""
+        for k, batch in enumerate(self._batches):
+            captures = {}
+            for number, layer in layers.items():
+                captures[number] = self._captures(number, layer, k, batch)
+            every = [c for several in captures.values() for c in several]
+            look(self._ends.module, batch, every, plain=self._plain)
+            for number, several in captures.items():
+                parts = [_returned(capture) * share for capture in several]
+                kept = found[number]
+                if k == len(kept):
+                    kept.append(parts)
+                else:
+                    for total, part in zip(kept[k], parts, strict=True):
+                        total.add_(part)
+
+    def _captures(
+        self,
+        number: int,
+        layer: FittedLayer,
+        k: int,
+        batch: Any,
+        *,
+        inputs: bool = False,
+    ) -> list[Capture]:
+        """Who looks at a layer on batch ``k``, one for each use."""
+        size, most = batch_size(batch), self._positions
+        return [
+            Capture(use, (number, k), size, most, inputs=inputs)
+            for use in layer.uses
+        ]
+
     def fit(
-        self, number: int, layer: FittedLayer, targets: Sequence[Tensor]
+        self,
+        number: int,
+        layer: FittedLayer,
+        targets: Sequence[Sequence[Tensor]],
     ) -> tuple[Solution, int]:
         """Solve one layer and write the solution; also says how many rows it had."""
         weight, bias = effective(layer, self._state)
-        groups, inputs, outputs = weight.shape
-        fit = Sums(groups, inputs, outputs, weight.device)
-        held_out = Sums(groups, inputs, outputs, weight.device)
-        before = 0
-        for k, batch in enumerate(self._batches):
-            capture = Capture(
-                layer,
-                (number, k),
-                batch_size(batch),
-                self._positions,
-                inputs=True,
-            )
-            look(self._merged, batch, [capture], plain=self._plain)
-            x, own, rows = capture.inputs, capture.outputs, capture.rows
-            assert x is not None
-            assert own is not None
-            assert rows is not None
-            missing = targets[k].to(own.device) - own
-            judges = (rows.sample + before) % _JUDGES == _JUDGES - 1
-            before += int(rows.sample.max()) + 1
-            held_out.update(x[judges], missing[judges])
-            fit.update(x[~judges], missing[~judges])
+        fit, held_out = self._sums(number, layer, weight, targets)
         problem = Problem(fit, held_out, weight, layer.intercept)
-        solution = solve(problem, self._ridges)
+        ridges = (math.inf,) if layer.only_corrected else self._ridges
+        solution = solve(problem, ridges)
         write(
             layer,
             self._state,
@@ -171,136 +176,50 @@ class Fitter:
             bias + solution.shift,
             fit + held_out,
         )
+        if layer.only_corrected:
+            # It may have run on a constant before, which no target asks for.
+            for beginning in self._beginnings:
+                beginning.forget()
         return solution, fit.count + held_out.count
 
-
-def effective(
-    layer: FittedLayer, state: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Weight ``(g, n, m)`` and bias ``(g, m)`` from the layer's input to where it is judged, in float64."""
-    weight = layer.weight.read(state)
-    if isinstance(layer.system, Scaling):
-        # Its input is its own output.
-        weight = torch.full_like(weight, layer.factor)
-        return weight, torch.zeros_like(weight[:, 0])
-    if layer.bias is None:
-        bias = torch.zeros_like(weight[:, 0])
-    else:
-        bias = layer.bias.read(state)
-    if layer.norm is not None:
-        scale, offset = _affine(layer.norm, state)
-        weight = weight * scale[:, None]
-        bias = bias * scale + offset
-    scale = _behind(layer, state)
-    return weight * scale[:, None], bias * scale
-
-
-def _behind(layer: FittedLayer, state: Mapping[str, Tensor]) -> Tensor:
-    """What the output is multiplied with on the way to where it is judged, ``(g, m)``."""
-    scale = torch.full(
-        layer.weight.index[:, 0].shape, layer.factor, dtype=torch.float64
-    )
-    scale = scale.to(state[layer.weight.name].device)
-    for gain in layer.gains:
-        scale = scale * gain.read(state)
-    return scale
-
-
-def _affine(norm: Norm, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """A batch norm as ``scale · y + offset``."""
-    scale = (norm.variance.read(state) + norm.epsilon).rsqrt()
-    if norm.gain is not None:
-        scale = scale * norm.gain.read(state)
-    offset = -norm.mean.read(state) * scale
-    if norm.offset is not None:
-        offset = offset + norm.offset.read(state)
-    return scale, offset
+    def _sums(
+        self,
+        number: int,
+        layer: FittedLayer,
+        weight: Tensor,
+        targets: Sequence[Sequence[Tensor]],
+    ) -> tuple[Sums, Sums]:
+        """Sums over the rows that are fitted, and over those that judge."""
+        groups, inputs, outputs = weight.shape
+        fit = Sums(groups, inputs, outputs, weight.device)
+        held_out = Sums(groups, inputs, outputs, weight.device)
+        before = 0
+        for k, batch in enumerate(self._batches):
+            captures = self._captures(number, layer, k, batch, inputs=True)
+            look(
+                self._merged,
+                batch,
+                captures,
+                plain=self._plain,
+                beginning=self._beginnings[k],
+                until=None if layer.only_corrected else layer.place,
+            )
+            last = 0
+            for capture, target in zip(captures, targets[k], strict=True):
+                x, rows = capture.inputs, capture.rows
+                own = capture.outputs
+                assert x is not None
+                assert own is not None
+                assert rows is not None
+                missing = target.to(own.device) - own
+                judges = (rows.sample + before) % _JUDGES == _JUDGES - 1
+                held_out.update(x[judges], missing[judges])
+                fit.update(x[~judges], missing[~judges])
+                last = int(rows.sample.max())
+            before += last + 1
+        return fit, held_out
 
 
-def write(
-    layer: FittedLayer,
-    state: Mapping[str, Tensor],
-    weight: Tensor,
-    bias: Tensor,
-    sums: Sums,
-) -> None:
-    """Make a layer compute ``x · weight + bias``, in place.
-
-    The statistics of an absorbed batch norm are made true: they are those of what it gets to see, so that training on
-    or estimating them again on the same data changes nothing.
-
-    Args:
-        layer: The layer.
-        state: The tensors of the merged network.
-        weight: From the input to where the layer is judged, ``(g, n, m)``.
-        bias: Likewise, ``(g, m)``.
-        sums: Sums of the layer's inputs.
-    """
-    if isinstance(layer.system, Scaling):
-        _write_scaling(layer, state, weight, bias, sums)
-        return
-    scale = _behind(layer, state)
-    # An output that a gain takes away keeps its weight.
-    visible = scale.abs() > _INVISIBLE * scale.abs().max()
-    scale = torch.where(visible, scale, 1.0)
-    present, present_bias = effective(layer, state)
-    weight = torch.where(visible[:, None], weight, present) / scale[:, None]
-    bias = torch.where(visible, bias, present_bias) / scale
-    layer.weight.write(state, weight)
-    norm = layer.norm
-    if norm is None:
-        if layer.bias is not None:
-            layer.bias.write(state, bias)
-        return
-    if layer.bias is not None:
-        layer.bias.write(state, torch.zeros_like(bias))
-    if norm.gain is None or norm.offset is None:
-        # Nothing but the statistics can hold the shift.
-        norm.mean.write(state, -bias)
-        norm.variance.write(state, torch.full_like(bias, 1 - norm.epsilon))
-        if norm.gain is not None:
-            norm.gain.write(state, torch.ones_like(bias))
-        return
-    count = max(sums.count, 1)
-    mean_x = sums.x / count
-    covariance = sums.xx / count - mean_x[:, :, None] * mean_x[:, None, :]
-    mean = torch.einsum("gn,gnm->gm", mean_x, weight)
-    variance = (weight * (covariance @ weight)).sum(1).clamp_min(0)
-    norm.mean.write(state, mean)
-    norm.variance.write(state, variance)
-    norm.gain.write(state, (variance + norm.epsilon).sqrt())
-    norm.offset.write(state, bias + mean)
-
-
-def _write_scaling(
-    layer: FittedLayer,
-    state: Mapping[str, Tensor],
-    weight: Tensor,
-    bias: Tensor,
-    sums: Sums,
-) -> None:
-    """Scale and shift the output of a norm."""
-    weight, bias = weight[:, 0] / layer.factor, bias / layer.factor
-    norm = layer.norm
-    if norm is None:
-        gain = layer.weight.read(state)
-        layer.weight.write(state, gain * weight[:, None])
-        if layer.bias is not None:
-            offset = layer.bias.read(state)
-            layer.bias.write(state, offset * weight + bias)
-        return
-    scale, offset = _affine(norm, state)
-    count = max(sums.count, 1)
-    mean_out = sums.x / count
-    variance_out = sums.xx[:, :, 0] / count - mean_out.square()
-    alive = scale != 0
-    divisor = torch.where(alive, scale, 1.0)
-    mean = (mean_out - offset) / divisor
-    variance = (variance_out / divisor.square()).clamp_min(0)
-    scale, offset = scale * weight, offset * weight + bias
-    norm.mean.write(state, mean)
-    norm.variance.write(state, variance)
-    if norm.gain is not None:
-        norm.gain.write(state, scale * (variance + norm.epsilon).sqrt())
-    if norm.offset is not None:
-        norm.offset.write(state, offset + scale * mean)
+def _returned(capture: Capture) -> Tensor:
+    assert capture.outputs is not None
+    return capture.outputs.float()

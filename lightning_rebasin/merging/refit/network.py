@@ -36,13 +36,10 @@ from lightning_rebasin.merging.refit.choose import (
     distances,
     losses,
 )
+from lightning_rebasin.merging.refit.fitted import FittedLayer, Plan
 from lightning_rebasin.merging.refit.fitting import Ends, Fitter
 from lightning_rebasin.merging.refit.places import operation_names
-from lightning_rebasin.merging.refit.plan import (
-    FittedLayer,
-    Plan,
-    make_plan,
-)
+from lightning_rebasin.merging.refit.plan import make_plan
 from lightning_rebasin.merging.refit.report import (
     Criterion,
     LayerFit,
@@ -260,7 +257,9 @@ def _fit(fitter: Fitter, plan: Plan, *, progress: bool) -> list[LayerFit]:
         total=len(plan.fitted), desc="refit", disable=not progress
     ) as bar:
         for layer, solution, rows in fitter.fit_all(plan.fitted):
-            fits.append(_report(layer, solution, rows))
+            # Those are named among the left ones.
+            if not layer.only_corrected:
+                fits.append(_report(layer, solution, rows))
             bar.update()
     return fits
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_rebasin.merging.refit.beginnings import Beginning, Pass
 from lightning_rebasin.merging.statistics import outputs
 from lightning_rebasin.symmetry.trace.record import plain_kernels
 from lightning_rebasin.symmetry.trace.tape import Node, Tape
@@ -50,6 +51,9 @@ MOVES = frozenset(
         "_unsafe_view",
     )
 )
+
+#: Moves that want the strides of the very tensor they were made for.  The numbers that go along have other strides.
+_VIEWS = frozenset(("aten.view", "aten._unsafe_view", "aten._reshape_alias"))
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ def number(tape: Tape) -> dict[int, Place]:
 def replay_move(node: Node, moved: Tensor, output: int = 0) -> Tensor:
     """Do to ``moved`` what a recorded move did to its first argument."""
     rest = {k: v for k, v in node.arguments.items() if k != "self"}
+    if node.op in _VIEWS:
+        return moved.reshape(rest["size"])
     packet = getattr(torch.ops.aten, node.op.removeprefix("aten."))
     result = packet(moved, **rest)
     several = isinstance(result, list | tuple)
@@ -141,7 +147,10 @@ class Trail:
             index = index.reshape(self._shape)
         if result.numel() != self._now.numel():
             return
-        self._index = func(index, *args[1:], **kwargs)
+        if operation_name(func) in _VIEWS:
+            self._index = index.reshape(result.shape)
+        else:
+            self._index = func(index, *args[1:], **kwargs)
         self._now = result
 
     def go_on(self, result: Tensor) -> None:
@@ -163,9 +172,15 @@ class _Seen(BaseException):
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(
-        self, watchers: Mapping[Place, list[Watcher]], trails: set[Trail]
+        self,
+        watchers: Mapping[Place, list[Watcher]],
+        trails: set[Trail],
+        beginning: Beginning | None,
+        until: Place | None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._pass = None if beginning is None else Pass(beginning)
+        self._until = until
         self._watchers = watchers
         self._trails = trails
         self._missing = sum(len(found) for found in watchers.values())
@@ -179,13 +194,16 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 return func.decompose(*args, **kwargs)
         name = operation_name(func)
-        result = func(*args, **kwargs)
         if name in MOVES:
+            result = self._result(func, args, kwargs)
             for trail in self._trails:
                 trail.move(func, args, kwargs, result)
             return result
         place = Place(name, self._runs[name])
         self._runs[name] += 1
+        if self._pass is not None and place == self._until:
+            self._pass.keep()
+        result = self._result(func, args, kwargs)
         for watcher in self._watchers.get(place, ()):
             self._missing -= 1
             first = result[0] if isinstance(result, list | tuple) else result
@@ -193,6 +211,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self._missing:
             raise _Seen
         return result
+
+    def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if self._pass is None:
+            return func(*args, **kwargs)
+        return self._pass.run(func, args, kwargs)
 
 
 def operation_name(func: Any) -> str:
@@ -225,6 +248,8 @@ def watch(
     trails: set[Trail],
     *,
     plain: bool,
+    beginning: Beginning | None = None,
+    until: Place | None = None,
 ) -> bool:
     """Run a network on one batch until every watcher has seen its operation.
 
@@ -234,13 +259,19 @@ def watch(
         watchers: Who wants to see what.
         trails: Filled by the watchers; every move is shown to them.
         plain: Switch fused kernels off, as on the tape.
+        beginning: What was kept of an earlier pass on the batch.
+        until: Operation in front of which everything is final, and is kept.
 
     Returns:
         Whether everything was seen.
+
+    Raises:
+        StaleError: What was kept does not fit the pass.
     """
     kernels = plain_kernels() if plain else _as_they_are()
     try:
-        with torch.no_grad(), kernels, _Watch(watchers, trails):
+        mode = _Watch(watchers, trails, beginning, until)
+        with torch.no_grad(), kernels, mode:
             for _ in outputs(module, [batch]):
                 pass
     except _Seen:

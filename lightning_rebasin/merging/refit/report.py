@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, Literal
 
-from lightning_rebasin.merging.refit.plan import LeftLayer
+from lightning_rebasin.merging.refit.fitted import LeftLayer
 from lightning_rebasin.merging.statistics import Module
 
 Method = Literal["naive", "reset", "repair", "refit"]

@@ -69,6 +69,7 @@ class StateUses:
                 for output, value in enumerate(node.outputs):
                     self._made[value] = (node, output)
         self._counts: dict[str, Tensor] = {}
+        self._operations: dict[str, set[str]] = {}
         for node in live.values():
             if node.op not in MOVES and node.op not in _CASTS:
                 self._count(node)
@@ -99,14 +100,22 @@ class StateUses:
 
     def exclusive(self, slots: Slots) -> bool:
         """Whether each element is used once in the whole pass, and stands in ``slots`` once."""
-        elements = slots.index.reshape(-1)
-        if len(torch.unique(elements)) < len(elements):
-            return False
-        return bool((self._counts[slots.name][elements] == 1).all())
+        return self.every_use(slots, 1)
 
     def uses(self, slots: Slots) -> int:
         """How often the most used of the elements is used."""
         return int(self._counts[slots.name][slots.index.reshape(-1)].max())
+
+    def every_use(self, slots: Slots, count: int) -> bool:
+        """Whether each element is used exactly so many times, and stands in ``slots`` once."""
+        elements = slots.index.reshape(-1)
+        if len(torch.unique(elements)) < len(elements):
+            return False
+        return bool((self._counts[slots.name][elements] == count).all())
+
+    def operations(self, name: str) -> set[str]:
+        """Names of the operations that see a tensor, moves aside."""
+        return self._operations.get(name, set())
 
     def _count(self, node: Node) -> None:
         for ref in references(node.arguments):
@@ -122,3 +131,4 @@ class StateUses:
             # An element that is spread over many places is still used once by this operation.
             elements = torch.unique(slots.index)
             self._counts[slots.name][elements] += 1
+            self._operations.setdefault(slots.name, set()).add(node.op)

@@ -28,6 +28,8 @@ from torch import Tensor
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, math.inf)
 #: An output that varies less than this, relative to the typical one, is dead: it is shifted, not scaled.
 _DEAD = 1e-6
+#: A variance this small, relative to the square, is that of a constant in float32.
+_CONSTANT = 1e-12
 #: Largest factor by which the fallback rescales an output.
 _LARGEST_SCALE = 1e3
 
@@ -36,7 +38,8 @@ _LARGEST_SCALE = 1e3
 class Sums:
     """Sums over rows, in float64.
 
-    Products are taken in the precision of the network, float32 at least.
+    Products are taken in the precision of the network, float32 at least, about the mean of the rows that are added: the
+    covariance of inputs that are far from zero would drown in the rounding errors of their squares.
 
     Args:
         groups: Number of groups, ``g``.
@@ -62,16 +65,28 @@ class Sums:
 
     def update(self, x: Tensor, r: Tensor) -> None:
         """Add rows: ``x`` of shape ``(R, g, n)`` and ``r`` of shape ``(R, g, m)``."""
+        count = len(x)
+        if not count:
+            return
         dtype = torch.promote_types(x.dtype, torch.float32)
-        x = x.to(dtype).transpose(0, 1)
-        narrow = r.to(dtype).transpose(0, 1)
-        wide = r.double().transpose(0, 1)
-        self.count += x.shape[1]
-        self.x += x.sum(1, dtype=torch.float64)
-        self.r += wide.sum(1)
+        x, r = x.to(dtype).transpose(0, 1), r.to(dtype).transpose(0, 1)
+        # Rounded first, so that what is taken away is exactly what is put back.
+        mean_x, mean_r = x.mean(1, keepdim=True), r.mean(1, keepdim=True)
+        x, r = x - mean_x, r - mean_r
+        # Next to nothing, so that float32 has room enough for it.
+        rest_x, rest_r = x.sum(1).double(), r.sum(1).double()
+        mean_x, mean_r = mean_x[:, 0].double(), mean_r[:, 0].double()
+        self.count += count
+        self.x += rest_x + count * mean_x
+        self.r += rest_r + count * mean_r
         self.xx += (x.transpose(1, 2) @ x).double()
-        self.xr += (x.transpose(1, 2) @ narrow).double()
-        self.rr += wide.square().sum(1)
+        self.xx += _outer(mean_x, rest_x) + _outer(rest_x, mean_x)
+        self.xx += count * _outer(mean_x, mean_x)
+        self.xr += (x.transpose(1, 2) @ r).double()
+        self.xr += _outer(mean_x, rest_r) + _outer(rest_x, mean_r)
+        self.xr += count * _outer(mean_x, mean_r)
+        self.rr += r.double().square().sum(1)
+        self.rr += mean_r * (2 * rest_r + count * mean_r)
 
     def __add__(self, other: Sums) -> Sums:
         """All rows of both."""
@@ -90,6 +105,11 @@ class Sums:
         own = torch.einsum("gn,gnm->gm", self.x, change)
         total += (shift * (2 * (own - self.r) + self.count * shift)).sum()
         return max(float(total), 0.0) / max(self.count, 1)
+
+
+def _outer(first: Tensor, second: Tensor) -> Tensor:
+    """Product of each with each, group by group."""
+    return first[:, :, None] * second[:, None, :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,9 +194,16 @@ def _best_ridge(
 
 
 def target_variance(sums: Sums, problem: Problem) -> float:
-    """Variance of the target, summed over the outputs; tiny at least, so that one may divide by it."""
+    """Variance of the target, summed over the outputs.
+
+    That of a constant target is rounding error: a tiny part of its square at least, so that one may divide by it.
+    """
+    count = max(sums.count, 1)
+    present = torch.einsum("gn,gnm->gm", sums.x / count, problem.weight)
+    level = float((present.square() + (sums.r / count).square()).sum())
     _, target = _variances(sums, problem.weight)
-    return max(float(target.sum()), torch.finfo(torch.float64).tiny)
+    tiny = torch.finfo(torch.float64).tiny
+    return max(float(target.sum()), _CONSTANT * level, tiny)
 
 
 def _variances(sums: Sums, weight: Tensor) -> tuple[Tensor, Tensor]:

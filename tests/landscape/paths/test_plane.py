@@ -83,3 +83,37 @@ def test_integers_do_not_count():
         state["count"] = torch.tensor(i)
     plane = Plane((a, b, c))
     assert plane.coordinates == Plane(models()).coordinates
+
+
+def test_projection_gives_coordinates_back_and_the_distance_to_the_plane():
+    torch.manual_seed(3)
+    models = tuple(
+        {"w": torch.randn(5, dtype=torch.float64)} for _ in range(3)
+    )
+    plane = Plane(models)
+    x, y, distance = plane.project(plane.at(0.7, -1.3).state())
+    assert (x, y) == pytest.approx((0.7, -1.3), abs=1e-12)
+    assert distance < 1e-7
+    # Off the plane along its normal, which Gram–Schmidt over five axes gives.
+    basis = torch.linalg.qr(
+        torch.stack(
+            [models[1]["w"] - models[0]["w"], models[2]["w"] - models[0]["w"]]
+        ).T
+    ).Q
+    off = torch.randn(5, dtype=torch.float64)
+    off -= basis @ (basis.T @ off)
+    state = {"w": plane.at(0.7, -1.3).state()["w"] + off}
+    x, y, distance = plane.project(state)
+    assert (x, y) == pytest.approx((0.7, -1.3), abs=1e-9)
+    assert distance == pytest.approx(float(off.norm()), rel=1e-9)
+
+
+def test_lengths_may_leave_tensors_out():
+    a, b, c = (
+        {"w": torch.tensor(v), "mean": torch.tensor(v) * 100}
+        for v in ([0.0, 0.0], [3.0, 0.0], [1.0, 2.0])
+    )
+    plane = Plane((a, b, c), frozenset({"w"}))
+    assert plane.coordinates == ((0.0, 0.0), (3.0, 0.0), (1.0, 2.0))
+    # What is left out still moves.
+    assert plane.at(3.0, 0.0).state()["mean"].tolist() == [300.0, 0.0]

@@ -13,6 +13,7 @@ from lightning_rebasin.matching.costs.blocks import (
     Block,
     blocks_of,
     objective_tensors,
+    telling_tensors,
 )
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -126,3 +127,12 @@ def test_a_spec_without_maps_has_no_blocks() -> None:
     spec = PermutationSpec.from_table({}, {"w": (2, 2)})
     assert objective_tensors(spec) == ("w",)
     assert blocks_of(spec) == ()
+
+
+def test_networks_are_told_apart_by_their_matrices_or_what_there_is() -> None:
+    shapes = {"w": (4, 2), "gain": (4,), "bias": (4,)}
+    table = {"w": ("h", None), "gain": ("h",), "bias": ("h",)}
+    spec = PermutationSpec.from_table(table, shapes)
+    assert telling_tensors(spec) == ("w",)
+    vectors = PermutationSpec.from_table({}, {"gain": (4,), "bias": (4,)})
+    assert telling_tensors(vectors) == ("gain", "bias")

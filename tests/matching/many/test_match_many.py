@@ -1,12 +1,17 @@
 """Several networks at once: planted permutations, cycle consistency, monotone objectives."""
 
+from __future__ import annotations
+
 import gc
 import itertools
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import pytest
 import torch
-from helpers.planted import chain
+from helpers.planted import chain, joint_objective, planted_networks
 from helpers.specs import grouped_spec, nested_spec, random_state
+from torch import Tensor
 
 from lightning_rebasin.errors import (
     ConfigurationError,
@@ -16,45 +21,21 @@ from lightning_rebasin.errors import (
 from lightning_rebasin.matching import match_many
 from lightning_rebasin.matching.costs.cache import CostCache
 from lightning_rebasin.matching.costs.layouts import Layouts
-from lightning_rebasin.matching.many.frank_wolfe import _FrankWolfe, _mix
-from lightning_rebasin.matching.many.soft import SoftNetworks
+from lightning_rebasin.matching.many import match_many as match_many_module
+from lightning_rebasin.matching.many.match_many import Method
 from lightning_rebasin.matching.many.universe import Universe
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
-METHODS = ("merge_many", "cycle_consistent")
-
-
-def planted(count, noise=0.0, seed=0):
-    table, base, _ = chain((10, 30, 20, 5), seed)
-    spec = PermutationSpec.from_table(table, base)
-    generator = torch.Generator().manual_seed(seed)
-    permutations = [Permutation.random(spec, generator) for _ in range(count)]
-    states = [
-        {
-            n: t + noise * t.std() * torch.randn(t.shape, generator=generator)
-            for n, t in p.apply(base).items()
-        }
-        for p in permutations
-    ]
-    return spec, states, permutations
-
-
-def direct_objective(spec, states, permutations, weights):
-    moved = [p.apply(s) for p, s in zip(permutations, states, strict=True)]
-    return sum(
-        weights[i]
-        * weights[j]
-        * float((moved[i][n].double() * moved[j][n].double()).sum())
-        for i, j in itertools.combinations(range(len(states)), 2)
-        for n in states[0]
-    )
+METHODS: tuple[Method, ...] = ("merge_many", "cycle_consistent")
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_planted_permutations_are_recovered(method, noise):
-    spec, states, permutations = planted(4, noise)
+def test_planted_permutations_are_recovered(
+    method: Method, noise: float
+) -> None:
+    spec, states, permutations = planted_networks(4, noise)
     result = match_many(spec, states, method=method)
     assert result.permutations[0].is_identity
     for found, p in zip(result.permutations, permutations, strict=True):
@@ -62,7 +43,7 @@ def test_planted_permutations_are_recovered(method, noise):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_consistent_monotone_and_what_it_says(method):
+def test_consistent_monotone_and_what_it_says(method: Method) -> None:
     table, *_ = chain((10, 30, 20, 5), 0)
     states = [chain((10, 30, 20, 5), seed)[1] for seed in range(4)]
     spec = PermutationSpec.from_table(table, states[0])
@@ -81,11 +62,11 @@ def test_consistent_monotone_and_what_it_says(method):
     assert result.weights == pytest.approx(share)
     # The running sum is float32, so its objective carries rounding errors of that size.
     assert result.objective == pytest.approx(
-        direct_objective(spec, states, result.permutations, share), rel=1e-5
+        joint_objective(states, result.permutations, share), rel=1e-5
     )
     identities = [Permutation.identity(spec)] * 4
     assert result.identity_objective == pytest.approx(
-        direct_objective(spec, states, identities, share), abs=1e-4
+        joint_objective(states, identities, share), abs=1e-4
     )
     assert "4 networks" in repr(result)
     assert result.to_dict()["method"] == method
@@ -93,7 +74,9 @@ def test_consistent_monotone_and_what_it_says(method):
 
 @pytest.mark.parametrize("make", [nested_spec, grouped_spec])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_kind_of_spec(make, method):
+def test_every_kind_of_spec(
+    make: Callable[[], PermutationSpec], method: Method
+) -> None:
     spec = make()
     states = [random_state(spec, seed) for seed in range(3)]
     result = match_many(spec, states, method=method)
@@ -103,60 +86,50 @@ def test_every_kind_of_spec(make, method):
     ) == result.pairwise(1, 0)
 
 
-def test_soft_networks_are_the_permuted_ones_at_the_vertices():
-    spec, states, permutations = planted(2)
-    universe = Universe(spec, states, (0.5, 0.5), "auto")
-    networks = SoftNetworks(universe)
-    hard = {g: torch.eye(len(p))[p] for g, p in permutations[1].orders.items()}
-    mixed, moved = (
-        networks.applied(states[0], hard),
-        permutations[1].apply(states[0]),
-    )
-    for name, tensor in mixed.items():
-        torch.testing.assert_close(tensor, moved[name])
-
-
-def test_line_search_is_exact():
-    spec, states, _ = planted(3, 1.0)
-    universe = Universe(spec, states, (1 / 3,) * 3, "auto")
-    engine, networks = _FrankWolfe(universe), SoftNetworks(universe)
-    soft = [engine._half_way(Permutation.identity(spec)) for _ in states]
-    target = engine._direction(soft)
-    step, value = engine._line(soft, target)
-    tried = [
-        networks.value(
-            [_mix(s, t, k / 50) for s, t in zip(soft, target, strict=True)]
-        )
-        for k in range(51)
-    ]
-    assert value >= max(tried) - 1e-5 * abs(value)
-    assert 0.0 <= step <= 1.0
-
-
-def test_states_may_be_loaded_one_at_a_time():
-    spec, states, permutations = planted(3)
+def test_states_may_be_loaded_one_at_a_time() -> None:
+    spec, states, permutations = planted_networks(3)
     alive, most = 0, 0
 
-    class Loaded(dict):
-        def __init__(self, state):
+    class Loaded(dict[str, Tensor]):
+        def __init__(self, state: Mapping[str, Tensor]) -> None:
             nonlocal alive, most
             super().__init__(state)
             alive += 1
             most = max(most, alive)
 
-        def __del__(self):
+        def __del__(self) -> None:
             nonlocal alive
             alive -= 1
 
-    result = match_many(spec, [lambda s=s: Loaded(s) for s in states])
+    result = match_many(spec, [partial(Loaded, s) for s in states])
     assert result.permutations[1] == permutations[0].compose(
         permutations[1].inverse()
     )
     assert most <= 2
 
 
-def test_nothing_large_is_left_to_the_garbage_collector():
-    spec, states, _ = planted(3, 1.0)
+def test_small_networks_are_matched_on_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside other computing processes two threads take minutes; the caller's count comes back."""
+    seen: list[int] = []
+
+    def watched(*_: object) -> None:
+        seen.append(torch.get_num_threads())
+
+    for name in ("joint_anneal", "frank_wolfe"):
+        monkeypatch.setattr(match_many_module, name, watched)
+    monkeypatch.setattr(Universe, "gather", watched)
+    spec, states, _ = planted_networks(2, 1.0)
+    torch.set_num_threads(2)
+    match_many(spec, states, method="cycle_consistent")
+    assert len(seen) == 4
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_nothing_large_is_left_to_the_garbage_collector() -> None:
+    spec, states, _ = planted_networks(3, 1.0)
     gc.collect()
     gc.disable()  # it runs seldom where there are few objects, however large
     try:
@@ -170,12 +143,12 @@ def test_nothing_large_is_left_to_the_garbage_collector():
         gc.enable()
 
 
-def test_errors():
-    spec, states, _ = planted(2)
+def test_errors() -> None:
+    spec, states, _ = planted_networks(2)
     with pytest.raises(ConfigurationError, match="at least two"):
         match_many(spec, states[:1])
     with pytest.raises(ConfigurationError, match="method"):
-        match_many(spec, states, method="mean")
+        match_many(spec, states, method="mean")  # type: ignore[arg-type]
     for weights in ([1.0], [1.0, -1.0], [1.0, float("nan")], [0.0, 1.0]):
         with pytest.raises(ConfigurationError, match="weights"):
             match_many(spec, states, weights=weights)

@@ -1,34 +1,23 @@
-"""Pictures: a barrier curve, the barrier over training, a matrix of barriers.
-
-Every function returns a matplotlib ``Figure`` and leaves pyplot's global state alone, so that it can be called from a
-callback in the middle of a training.  matplotlib is an extra: ``pip install 'lightning-rebasin[plot]'``.
-"""
+"""A barrier curve, the barrier over training, a matrix of barriers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lightning_rebasin.errors import DataError, MissingExtraError
-from lightning_rebasin.files import atomic_path
+from lightning_rebasin.errors import DataError
 from lightning_rebasin.landscape.barrier import BarrierCurve
 from lightning_rebasin.landscape.matrix import BarrierMatrix
+from lightning_rebasin.plotting.style import (
+    cycle,
+    finish,
+    new_figure,
+    save,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-#: Okabe–Ito colours without yellow: told apart by everybody, and on paper.
-_COLOURS = (
-    "#D55E00",
-    "#0072B2",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#000000",
-)
 
 
 def plot_barriers(
@@ -63,12 +52,12 @@ def plot_barriers(
         raise DataError(
             f"nothing to draw: the curves do not share the metric {metric!r}; they share {shared}"
         )
-    figure = _figure((4.6 * len(names), 3.4))
+    figure = new_figure((4.6 * len(names), 3.4))
     for axes, name in zip(
         figure.subplots(1, len(names), squeeze=False)[0], names, strict=True
     ):
         for colour, (label, curve) in zip(
-            _cycle(len(curves)), curves.items(), strict=True
+            cycle(len(curves)), curves.items(), strict=True
         ):
             height = f"barrier {curve.height(name):.3g}"
             text = f"{label}: {height}" if label else height
@@ -82,8 +71,8 @@ def plot_barriers(
             )
         axes.set_xlabel("λ")
         axes.set_ylabel(name)
-        _finish(axes)
-    return _save(figure, path, title)
+        finish(axes)
+    return save(figure, path, title)
 
 
 def plot_history(
@@ -111,10 +100,10 @@ def plot_history(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = _figure((5.4, 3.6))
+    figure = new_figure((5.4, 3.6))
     axes = figure.subplots()
     for colour, (label, row) in zip(
-        _cycle(len(heights)), heights.items(), strict=True
+        cycle(len(heights)), heights.items(), strict=True
     ):
         axes.plot(
             steps, row, marker="o", markersize=3.5, color=colour, label=label
@@ -122,8 +111,8 @@ def plot_history(
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    _finish(axes)
-    return _save(figure, path, title)
+    finish(axes)
+    return save(figure, path, title)
 
 
 def plot_matrix(
@@ -143,7 +132,9 @@ def plot_matrix(
         MissingExtraError: matplotlib is not installed.
     """
     rows, columns = len(matrix.steps_a), len(matrix.steps_b)
-    figure = _figure((1.8 + 0.55 * max(columns, 4), 1.4 + 0.5 * max(rows, 4)))
+    figure = new_figure(
+        (1.8 + 0.55 * max(columns, 4), 1.4 + 0.5 * max(rows, 4))
+    )
     axes = figure.subplots()
     image = axes.imshow(
         matrix.heights, origin="lower", cmap="viridis", aspect="auto", vmin=0
@@ -176,51 +167,4 @@ def plot_matrix(
         ax=axes,
         label=f"barrier of {matrix.metric} ({matrix.convention})",
     )
-    return _save(figure, path, title)
-
-
-def require_matplotlib() -> None:
-    """Raise :class:`~lightning_rebasin.MissingExtraError` unless matplotlib is installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "pictures need matplotlib: pip install 'lightning-rebasin[plot]'"
-        ) from error
-
-
-def _figure(size: tuple[float, float]) -> Figure:
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, layout="constrained", dpi=120)
-
-
-def _cycle(count: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
-
-
-def _finish(axes: Axes) -> None:
-    axes.grid(visible=True, color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    # Above the axes: a barrier fills its panel, so no place inside is free for every curve.
-    axes.legend(
-        frameon=False,
-        fontsize=8,
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.0),
-        borderaxespad=0.2,
-    )
-
-
-def _save(figure: Figure, path: str | Path | None, title: str) -> Figure:
-    if title:
-        figure.suptitle(title, fontsize=10)
-    if path is not None:
-        kind: dict[str, Any] = {
-            "format": Path(path).suffix.lstrip(".") or "png"
-        }
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, **kind)
-    return figure
+    return save(figure, path, title)

@@ -1,0 +1,25 @@
+"""Pictures of what ``landscape/`` measured.
+
+Every function returns a matplotlib ``Figure`` and leaves pyplot's global state alone, so that it can be called from a
+callback in the middle of a training.  matplotlib is an extra: ``pip install 'lightning-rebasin[plot]'``.
+"""
+
+from lightning_rebasin.plotting.curves import (
+    plot_barriers,
+    plot_history,
+    plot_matrix,
+)
+from lightning_rebasin.plotting.layers import plot_layers
+from lightning_rebasin.plotting.plane import plot_plane
+from lightning_rebasin.plotting.profile import plot_profiles
+from lightning_rebasin.plotting.style import require_matplotlib
+
+__all__ = [
+    "plot_barriers",
+    "plot_history",
+    "plot_layers",
+    "plot_matrix",
+    "plot_plane",
+    "plot_profiles",
+    "require_matplotlib",
+]

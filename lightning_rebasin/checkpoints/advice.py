@@ -12,7 +12,8 @@ from lightning_rebasin.checkpoints.report import MergeReport
 from lightning_rebasin.matching.search.policy import SAME_BASIN
 
 _WEAK = 0.5
-_CLEAR_LOSS = 1.1
+#: A loss is clearly above the ends' mean by this share of it.
+_CLEAR_LOSS = 0.1
 #: A refit behind which this share of the outputs' variance is missing has lost much.
 _FAR = 0.5
 NAIVE, MERGED, ENSEMBLE = "naive average", "merged", "ensemble"
@@ -162,7 +163,7 @@ def _measured(report: MergeReport) -> Iterator[str]:
         yield "the merged network is better than every single one"
         return
     mean = sum(ends.values()) / len(ends)
-    if merged > _CLEAR_LOSS * mean:
+    if merged - mean > _CLEAR_LOSS * abs(mean):
         yield f"a barrier of {merged - mean:.3g} ({loss} above the ends' mean) remains: {_remedy(report, rows)}"
     if report.statistics == "refit":
         yield (

@@ -183,3 +183,11 @@ def test_a_loss_that_is_not_a_number_is_not_called_better() -> None:
     said = text(report(evaluation=losses(a=1, b=2, merged=math.nan)))
     assert "nan" in said
     assert "better than every single one" not in said
+
+
+def test_losses_below_zero_have_barriers_above_the_mean_only() -> None:
+    """Log-likelihoods: the ends' mean is −1.1."""
+    good = text(report(evaluation=losses(a=-1.0, b=-1.2, merged=-1.15)))
+    assert "barrier" not in good
+    bad = text(report(evaluation=losses(a=-1.0, b=-1.2, merged=-0.1)))
+    assert "barrier of 1 " in bad

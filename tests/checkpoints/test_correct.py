@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ from torch import Tensor, nn
 
 from lightning_rebasin.checkpoints import merge_checkpoints
 from lightning_rebasin.checkpoints.align import Aligned
-from lightning_rebasin.checkpoints.correct import correct, measure_models
+from lightning_rebasin.checkpoints.correct import (
+    Evaluate,
+    correct,
+    measure_models,
+)
 from lightning_rebasin.checkpoints.read import Checkpoint
 from lightning_rebasin.merging import average, repair, reset_batch_norm
 from lightning_rebasin.symmetry import Permutation, infer_spec
@@ -110,6 +115,20 @@ def square(network: nn.Module) -> dict[str, float]:
         return {"loss": float((network(torch.ones(1, 1)) - 1).square())}
 
 
+def measured(
+    evaluate: Evaluate | None,
+    network: nn.Module | None,
+    files: list[Checkpoint],
+    shares: Sequence[float],
+    merged: State,
+) -> dict[str, dict[str, float]]:
+    """Models that are mixed as they are in their files."""
+    states = [file.state_dict for file in files]
+    return measure_models(
+        evaluate, network, files, states=states, shares=shares, merged=merged
+    )
+
+
 def test_where_nothing_can_run_nothing_is_corrected() -> None:
     norm, data = nn.BatchNorm1d(1), [torch.ones(4, 1)]
     # A network without batch norms has no statistics that could be reset.
@@ -176,14 +195,14 @@ def test_every_model_the_average_and_the_merged_one_are_measured() -> None:
     """Weights 1 and 4 with shares 2 : 1: the naive average is 2, the merged network 3."""
     files = [file("a.pt", 1.0), file("b.pt", 4.0)]
     net = nn.Linear(1, 1)
-    rows = measure_models(square, net, files, (2 / 3, 1 / 3), linear(3.0))
+    rows = measured(square, net, files, (2 / 3, 1 / 3), linear(3.0))
     expected = {"a.pt": 0, "b.pt": 9, "naive average": 1, "merged": 4}
     for name, loss in expected.items():
         assert rows[name]["loss"] == pytest.approx(loss, abs=1e-5)
 
 
 def test_one_model_alone_has_no_average() -> None:
-    rows = measure_models(
+    rows = measured(
         square, nn.Linear(1, 1), [file("a.pt", 1.0)], (1.0,), linear(3.0)
     )
     assert list(rows) == ["a.pt", "merged"]
@@ -191,7 +210,7 @@ def test_one_model_alone_has_no_average() -> None:
 
 def test_files_of_one_name_have_rows_of_their_own() -> None:
     files = [file("x/a.pt", 1.0), file("y/a.pt", 4.0)]
-    rows = measure_models(square, nn.Linear(1, 1), files, HALVES, linear(3))
+    rows = measured(square, nn.Linear(1, 1), files, HALVES, linear(3))
     assert rows["x/a.pt"]["loss"] == 0
     assert rows["y/a.pt"]["loss"] == 9
 
@@ -204,7 +223,7 @@ def test_models_are_measured_as_they_would_be_used() -> None:
         return {"loss": torch.tensor(0.25)}
 
     net = nn.Linear(1, 1).train()
-    rows = measure_models(watch, net, [file("a.pt", 1)], (1,), linear(1))
+    rows = measured(watch, net, [file("a.pt", 1)], (1,), linear(1))
     assert not any(modes)
     kinds = {type(row["loss"]) for row in rows.values()}
     assert kinds == {float}
@@ -212,8 +231,23 @@ def test_models_are_measured_as_they_would_be_used() -> None:
 
 def test_without_a_network_or_a_metric_nothing_is_measured() -> None:
     files = [file("a.pt", 1.0)]
-    assert measure_models(None, nn.Linear(1, 1), files, (1,), {}) == {}
-    assert measure_models(square, None, files, (1,), {}) == {}
+    assert measured(None, nn.Linear(1, 1), files, (1,), {}) == {}
+    assert measured(square, None, files, (1,), {}) == {}
+
+
+def test_what_is_mixed_may_differ_from_what_is_in_a_file() -> None:
+    """Files of weight 1 are mixed as 2 and 4: only the average of them knows."""
+    files = [file("a.pt", 1.0), file("b.pt", 1.0)]
+    rows = measure_models(
+        square,
+        nn.Linear(1, 1),
+        files,
+        states=[linear(2.0), linear(4.0)],
+        shares=HALVES,
+        merged=linear(1.0),
+    )
+    assert rows["a.pt"]["loss"] == rows["b.pt"]["loss"] == 0
+    assert rows["naive average"]["loss"] == pytest.approx(4)
 
 
 def test_the_ensemble_is_the_mean_of_the_outputs() -> None:
@@ -225,7 +259,7 @@ def test_the_ensemble_is_the_mean_of_the_outputs() -> None:
 
     files = [file("a.pt", 1.0), file("b.pt", -5.0)]
     net = Absolute(1, 1)
-    rows = measure_models(square, net, files, HALVES, linear(1.0))
+    rows = measured(square, net, files, HALVES, linear(1.0))
     assert rows["naive average"]["loss"] == pytest.approx((2 - 1) ** 2)
     assert rows["ensemble"]["loss"] == pytest.approx((3 - 1) ** 2)
     # The network is its own again.
@@ -238,5 +272,5 @@ def test_metrics_that_call_no_network_have_no_ensemble() -> None:
 
     files = [file("a.pt", 1.0), file("b.pt", 4.0)]
     net = nn.Linear(1, 1)
-    rows = measure_models(weights_only, net, files, HALVES, linear(2.0))
+    rows = measured(weights_only, net, files, HALVES, linear(2.0))
     assert list(rows) == ["a.pt", "b.pt", "naive average", "merged"]

@@ -50,7 +50,7 @@ def test_complex_products_are_real_parts() -> None:
     assert inner_product(a.conj(), b) == 11.0
 
 
-@pytest.mark.parametrize("size", [10, 20_000, 300_000])
+@pytest.mark.parametrize("size", [10, 1000, 20_000, 300_000])
 def test_sums_are_taken_in_double_precision(size: int) -> None:
     """In float32 a sum of 1, many small numbers and −1 would lose the small ones."""
     x = torch.full((size,), 1e-9)

@@ -75,12 +75,20 @@ def test_costs_of_complex_weights_are_real_parts(
     )
     axes = ("h", "k", *[None] * (len(shape) - 2))
     spec = PermutationSpec.from_table({"w": axes}, a)
-    order = torch.tensor([2, 0, 4, 1, 3])
+    flats = {
+        "h": torch.tensor([1, 3, 0, 2]),
+        "k": torch.tensor([2, 0, 4, 1, 3]),
+    }
     costs = cost_cache(spec, a, b)
-    found = costs.matrix("h", {"h": torch.arange(4), "k": order})
-    x, y = a["w"].numpy(), b["w"].numpy()[:, order.numpy()]
-    expected = (x.conj().reshape(4, -1) @ y.reshape(4, -1).T).real
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+    x, y = a["w"].conj(), b["w"]
+    # Units are rows, then columns; their partners stand in their order.
+    for group, pair in (
+        ("h", (x, y[:, flats["k"]])),
+        ("k", (x.transpose(0, 1), y[flats["h"]].transpose(0, 1))),
+    ):
+        left, right = (z.flatten(1) for z in pair)
+        found = costs.matrix(group, flats)
+        torch.testing.assert_close(found, (left @ right.T).real)
     assert not layouts(a, b)[0].real
 
 

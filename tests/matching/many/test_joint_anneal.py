@@ -6,13 +6,19 @@ import itertools
 
 import pytest
 import torch
-from helpers.costs import State
-from helpers.planted import joint_objective, planted_networks
+from helpers.costs import F64, State, cost_cache
+from helpers.planted import chain, joint_objective, planted_networks
 from helpers.specs import grouped_spec, nested_spec, random_state
 
 from lightning_rebasin.matching.many.joint_anneal import joint_anneal
 from lightning_rebasin.matching.many.universe import Universe
-from lightning_rebasin.matching.search.anneal import FAST, SLOW, Schedule
+from lightning_rebasin.matching.search.anneal import (
+    FAST,
+    SLOW,
+    Annealing,
+    Schedule,
+)
+from lightning_rebasin.matching.steps.permutation import families_of
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
@@ -84,6 +90,35 @@ def test_most_small_problems_are_solved() -> None:
         assert universe.objective <= best + 1e-9
         solved += universe.objective >= best - 1e-9
     assert solved >= 8
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.1, 0.9)])
+@pytest.mark.parametrize("seed", range(3))
+def test_of_two_networks_one_is_annealed_to_the_other(
+    seed: int, weights: tuple[float, float]
+) -> None:
+    """Whatever its own weight: the network itself is no part of what it is drawn to."""
+    table, a, b = chain((6, 12, 10, 4), seed, F64)
+    spec = PermutationSpec.from_table(table, a)
+    families = families_of(spec)
+    generator = torch.Generator().manual_seed(0)
+    alone = Annealing(families, cost_cache(spec, a, b), SLOW, generator)
+    universe = Universe(spec, [a, b], weights, "auto")
+    joint_anneal(universe, 0, SLOW, seed=0)
+    expected = Permutation.from_flat(spec, alone.run())
+    assert universe.permutations[1] == expected
+
+
+def test_the_seed_draws_the_order_of_the_visits() -> None:
+    states = [chain((6, 12, 10, 4), seed, F64)[1] for seed in range(4)]
+    table = chain((6, 12, 10, 4), 0)[0]
+    spec = PermutationSpec.from_table(table, states[0])
+    universe = Universe(spec, states, (0.25,) * 4, "auto")
+    ends = set()
+    for seed in range(6):
+        joint_anneal(universe, 0, Schedule(2), seed)
+        ends.add(universe.objective)
+    assert len(ends) > 1
 
 
 def test_groups_on_joint_axes_stay_where_they_are() -> None:

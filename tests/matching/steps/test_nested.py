@@ -98,13 +98,13 @@ def test_signs_inside_units_are_chosen_jointly(seed: int) -> None:
 
 
 def test_groups_without_costs_gain_nothing_themselves() -> None:
-    """The heads have no cost of their own: the best inner orders decide."""
+    """The units have no cost of their own: the best orders inside them decide."""
     inner = torch.zeros(6, 6, dtype=torch.float64)
-    # New unit 0 fits old unit 2 with its two places exchanged.
-    inner[0, 5] = inner[1, 4] = 1.0
+    # Unit 0 fits old unit 2 with its two places exchanged, unit 1 fits itself.
+    inner[0, 5] = inner[1, 4] = inner[2, 2] = inner[3, 3] = 1.0
     found = best_elements([UNITS, INNER], {"inner": inner})
-    assert found["units"][0] == 2
-    assert found["inner"][0].tolist() == [1, 0]
+    assert found["units"].tolist() == [2, 1, 0]
+    assert found["inner"][:2].tolist() == [[1, 0], [0, 1]]
 
 
 @pytest.mark.usefixtures("signs")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from lightning_rebasin.checkpoints.report import MergeReport
 from lightning_rebasin.matching.search.policy import SAME_BASIN
 
+#: Below this cosine after matching a barrier is likely.
 _WEAK = 0.5
 #: A loss is clearly above the ends' mean by this share of it.
 _CLEAR_LOSS = 0.1
@@ -141,16 +142,32 @@ def _statistics(report: MergeReport) -> Iterator[str]:
 def _measured(report: MergeReport) -> Iterator[str]:
     loss = _loss_name(report)
     if loss is None or MERGED not in report.evaluation:
-        if not report.evaluation and report.method != "none":
+        if not _silent(report) and report.method != "none":
             yield "no data was given, so nothing says how good the merged network is: evaluate it before you use it"
         return
-    rows = {}
-    ends = {}
-    for name, row in report.evaluation.items():
-        if loss in row:
-            rows[name] = row[loss]
-            if name not in (NAIVE, MERGED, ENSEMBLE):
-                ends[name] = row[loss]
+    rows = {
+        n: row[loss] for n, row in report.evaluation.items() if loss in row
+    }
+    merged = rows[MERGED]
+    if not math.isfinite(merged):
+        yield f"the {loss} of the merged network is {merged}: it does not work, do not use it"
+        return
+    ends = {
+        n: rows[n]
+        for n in report.names
+        if math.isfinite(rows.get(n, math.nan))
+    }
+    if ends:
+        yield from _compared(report, loss, rows, ends)
+
+
+def _compared(
+    report: MergeReport,
+    loss: str,
+    rows: Mapping[str, float],
+    ends: Mapping[str, float],
+) -> Iterator[str]:
+    """What the merged network is worth beside the ends, whose losses are numbers."""
     merged = rows[MERGED]
     best = min(ends, key=lambda name: ends[name])
     together = ""

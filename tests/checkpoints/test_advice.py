@@ -191,3 +191,26 @@ def test_losses_below_zero_have_barriers_above_the_mean_only() -> None:
     assert "barrier" not in good
     bad = text(report(evaluation=losses(a=-1.0, b=-1.2, merged=-0.1)))
     assert "barrier of 1 " in bad
+
+
+def test_unmeasured_is_said_only_where_no_data_were_given() -> None:
+    assert "no data was given" in text(report())
+    trial = Trial("weight", {"refit": 0.1})
+    said = text(report(method="weight", statistics="refit", trials=(trial,)))
+    assert "no data was given" not in said
+
+
+@pytest.mark.parametrize("merged_loss", [math.nan, math.inf])
+def test_a_merged_loss_that_is_no_number_is_said_loudly(
+    merged_loss: float,
+) -> None:
+    said = text(report(evaluation=losses(a=1, b=2, merged=merged_loss)))
+    assert "do not use" in said
+    assert "better than every single one" not in said
+
+
+def test_an_end_without_a_number_is_not_the_best() -> None:
+    rows = losses(a=math.nan, b=2, merged=1)
+    said = text(report(evaluation=rows))
+    assert "the best single model is b.pt" in said
+    assert "better than every single one" in said

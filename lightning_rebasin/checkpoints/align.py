@@ -22,7 +22,7 @@ from lightning_rebasin.matching import (
     match_many,
     match_weights,
 )
-from lightning_rebasin.matching.activation import Statistic
+from lightning_rebasin.matching.activation import STATISTICS, Statistic
 from lightning_rebasin.merging.interpolate import average
 from lightning_rebasin.merging.statistics import copied, moved_to
 from lightning_rebasin.symmetry import Permutation, PermutationSpec
@@ -34,11 +34,6 @@ from lightning_rebasin.symmetry.trace.batch_example import batch_example
 Method = Literal[
     "auto", "weight", "activation", "correlation", "average", "none"
 ]
-#: The statistic of each method that looks at activations.
-STATISTICS: dict[str, Statistic] = {
-    "activation": "inner_product",
-    "correlation": "correlation",
-}
 Many = Literal["merge_many", "cycle_consistent"]
 
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
 
 from lightning_rebasin.checkpoints.align import (
-    STATISTICS,
     Aligned,
     Method,
     align,
@@ -30,6 +29,7 @@ from lightning_rebasin.checkpoints.align import (
 )
 from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.report import Trial
+from lightning_rebasin.matching.activation import STATISTICS
 from lightning_rebasin.merging.refit import Refit, refit, score_rivals
 from lightning_rebasin.merging.refit.choose import Loss
 from lightning_rebasin.merging.refit.report import Method as Correction
@@ -194,15 +194,8 @@ def _alignments(
 def _same(a: Aligned, b: Aligned) -> bool:
     """Whether two alignments move every model alike; moving nothing is the same as the identity."""
     for p, q in zip(a.permutations, b.permutations, strict=True):
-        still = [x is None or x.is_identity for x in (p, q)]
-        if all(still):
-            continue
-        if any(still) or p is None or q is None:
-            return False
-        if any(
-            not torch.equal(p.orders[group], q.orders[group])
-            for group in p.orders
-        ):
+        moving = [x for x in (p, q) if x is not None and not x.is_identity]
+        if moving and p != q:
             return False
     return True
 

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from typing_extensions import override
 
-from lightning_rebasin.checkpoints.align import STATISTICS
 from lightning_rebasin.errors import RebasinError, TraceError
 from lightning_rebasin.landscape.batches import clone_batch
 from lightning_rebasin.landscape.copies import copy_module, isolated_rng
 from lightning_rebasin.landscape.paths.line import Line
 from lightning_rebasin.landscape.weights import weights_of
 from lightning_rebasin.matching import match_activations
+from lightning_rebasin.matching.activation import STATISTICS
 from lightning_rebasin.merging.refit.choose import distances
 from lightning_rebasin.merging.refit.fitting import Ends
 from lightning_rebasin.merging.statistics import (
@@ -224,7 +224,7 @@ class Pair:
         found: dict[Name, float] = {}
         for name, permutation in rivals.items():
             for other, score in found.items():
-                if _same(permutation, rivals[other]):
+                if permutation == rivals[other]:
                     found[name] = score
                     break
             else:
@@ -276,10 +276,6 @@ def closest(scores: Mapping[Name, float]) -> Name:
     return (
         min(finite, key=finite.__getitem__) if finite else next(iter(scores))
     )
-
-
-def _same(p: Permutation, q: Permutation) -> bool:
-    return all(torch.equal(p.orders[g], q.orders[g]) for g in p.orders)
 
 
 def _named(batches: Sequence[Any]) -> Iterator[dict[str, Any]]:

@@ -44,7 +44,11 @@ from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import ActivationAddress
 
 Statistic = Literal["inner_product", "correlation"]
-
+#: The statistic of each way to match that looks at activations, by the name that users give the way.
+STATISTICS: dict[str, Statistic] = {
+    "activation": "inner_product",
+    "correlation": "correlation",
+}
 
 #: Variance, relative to the squared mean, below which a unit counts as dead: what float64 sums leave of a constant.
 _DEAD = 1e-12

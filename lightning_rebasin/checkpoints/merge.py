@@ -8,8 +8,8 @@ room for one model, the result.  Each stage is a function of its own, in the fil
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,8 @@ from lightning_rebasin.checkpoints.align import (
     Aligned,
     align,
     average_aligned,
-    example_input,
     load,
     prove,
-    release,
 )
 from lightning_rebasin.checkpoints.choose import (
     Choice,
@@ -37,26 +35,22 @@ from lightning_rebasin.checkpoints.correct import (
     measure_models,
     own_weights,
 )
-from lightning_rebasin.checkpoints.head_layer import different_heads
-from lightning_rebasin.checkpoints.heads import Heads, join_heads
-from lightning_rebasin.checkpoints.inputs import read_inputs, sha256
+from lightning_rebasin.checkpoints.inputs import sha256
+from lightning_rebasin.checkpoints.job import Job
 from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.provenance import cosines, provenance
 from lightning_rebasin.checkpoints.read import Checkpoint
 from lightning_rebasin.checkpoints.report import InputFile, MergeReport
 from lightning_rebasin.checkpoints.write import (
     check_target,
-    output_format,
     write_checkpoint,
 )
-from lightning_rebasin.errors import StateDictError
 from lightning_rebasin.merging.interpolate import (
-    check_alike,
     normalised_weights,
 )
 from lightning_rebasin.merging.refit.choose import Loss
 from lightning_rebasin.merging.statistics import copied
-from lightning_rebasin.symmetry import PermutationSpec, infer_spec
+from lightning_rebasin.symmetry import PermutationSpec
 
 
 def merge_checkpoints(
@@ -80,7 +74,9 @@ def merge_checkpoints(
         module: The network, a LightningModule or any other; its own weights do not matter.  With it the spec can be
             inferred, the permutation is proved before anything is written, and statistics can be corrected.
         spec: What may be permuted, if there is no module, or to use another than the inferred one.
-        data: Batches of training inputs, see :func:`reset_batch_norm`; iterated several times.
+        data: Batches of training inputs, see :func:`reset_batch_norm`; iterated several times.  Where ways to merge are
+            compared every pass must give the same batches, so that a loader that shuffles is read once and kept in
+            memory: give a part of the data, or a loader that goes through them in order.
         example: Example input of the module (a tensor, or a tuple of arguments) if it has no
             ``example_input_array``; by default taken from ``data``.
         evaluate: Computes metrics of a network; each model, the naive average and the merged network are reported.
@@ -113,12 +109,12 @@ def merge_checkpoints(
     if not asked.dry_run:
         check_target(target, force=asked.force)
     shares = normalised_weights(len(paths), asked.shares)
-    job = _Job(asked, _copied(module), _kept(data), example, loss)
+    job = Job(asked, _copied(module), _kept(data, asked), example, loss)
     if asked.heads == "concatenate":
         job = job.with_wide_head(paths, target)
     spec = job.spec_or_inferred(spec)
     job.give_room()
-    files = _read(job, paths, spec)
+    files = job.read(paths, spec)
     states = job.mixed_states(files, shares)
     spec = None if spec is None else spec.pin_identical_buffers(*states)
     aligned, choice = _align(job, spec, states, shares)
@@ -170,9 +166,13 @@ def _copied(module: nn.Module | None) -> nn.Module | None:
     return None if module is None else copied(module)
 
 
-def _kept(data: Iterable[Any] | None) -> Iterable[Any] | None:
-    """Batches that can be gone through several times."""
-    return None if data is None else repeatable(data)
+def _kept(
+    data: Iterable[Any] | None, options: MergeOptions
+) -> Iterable[Any] | None:
+    """Batches that are the same each time, if ways to merge are compared on them."""
+    if data is None or not options.measures:
+        return data
+    return repeatable(data)
 
 
 def _with_choice(report: MergeReport, choice: Choice) -> MergeReport:
@@ -184,135 +184,8 @@ def _with_choice(report: MergeReport, choice: Choice) -> MergeReport:
     return replace(report, fits=fit.layers, left=fit.left)
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """What all stages share.
-
-    Args:
-        options: What to do.
-        network: A private copy of the network, whose weights the stages overwrite.
-        data: Batches.
-        example: Example input.
-        loss: Mean loss of a network on a batch.
-        heads: How the heads stand side by side, if they do.
-    """
-
-    options: MergeOptions
-    network: nn.Module | None
-    data: Iterable[Any] | None
-    example: Any
-    loss: Loss | None
-    heads: Heads | None = None
-
-    def with_wide_head(
-        self, paths: Sequence[str | Path], target: Path
-    ) -> _Job:
-        """The same with a network that has the outputs of all models."""
-        network = self.network
-        assert network is not None
-        files = _files(self, paths, network.state_dict(), progress=False)
-        heads = join_heads(
-            network,
-            example_input(network, self.example, self.data),
-            files,
-            keeps_arguments=output_format(target, files[0]) == "lightning",
-        )
-        heads.widen(network)
-        return replace(self, heads=heads)
-
-    def mixed_states(
-        self, files: Sequence[Checkpoint], shares: Sequence[float]
-    ) -> Sequence[Mapping[str, Tensor]]:
-        """The weights of the models as they are mixed."""
-        states = [file.state_dict for file in files]
-        if self.heads is None:
-            return states
-        return self.heads.scaled(states, shares)
-
-    def trunks(
-        self, states: Sequence[Mapping[str, Tensor]]
-    ) -> Sequence[Mapping[str, Tensor]]:
-        """The part of the models that can be alike."""
-        return states if self.heads is None else self.heads.trunks(states)
-
-    def evaluation(self, evaluate: Evaluate | None) -> Evaluate | None:
-        """How networks are evaluated."""
-        if evaluate is None or self.heads is None:
-            return evaluate
-        return self.heads.checked(evaluate)
-
-    def spec_or_inferred(
-        self, spec: PermutationSpec | None
-    ) -> PermutationSpec | None:
-        """What may be permuted, if that matters."""
-        if spec is not None or not self.options.matches:
-            return spec
-        assert self.network is not None
-        inputs = example_input(self.network, self.example, self.data)
-        return infer_spec(self.network, *inputs)
-
-    def give_room(self) -> None:
-        """Matching and averaging need the room that the network's weights take."""
-        if self.network is not None:
-            release(self.network)
-
-
-def _read(
-    job: _Job, paths: Sequence[str | Path], spec: PermutationSpec | None
-) -> list[Checkpoint]:
-    """The files, checked against one another and against what is known of the network."""
-    expected: Any = None
-    if spec is not None:
-        expected = spec.tensors
-    elif job.network is not None:
-        expected = job.network.state_dict()
-    files = _files(job, paths, expected, progress=job.options.progress)
-    if job.heads is not None:
-        files = job.heads.files(files)
-    names = [str(file.path) for file in files]
-    _check_alike([file.state_dict for file in files], names)
-    if spec is not None:
-        for file, name in zip(files, names, strict=True):
-            spec.check_state(file.state_dict, name, finite=True)
-    return list(files)
-
-
-def _files(
-    job: _Job,
-    paths: Sequence[str | Path],
-    expected: Collection[str] | None,
-    *,
-    progress: bool,
-) -> tuple[Checkpoint, ...]:
-    """The files as they are, under the names that are expected."""
-    return read_inputs(
-        paths,
-        expected,
-        weights=job.options.select,
-        prefix=job.options.prefix,
-        unsafe=job.options.unsafe,
-        progress=progress,
-    )
-
-
-def _check_alike(
-    states: Sequence[Mapping[str, Tensor]], names: Sequence[str]
-) -> None:
-    """Models of one architecture; if only their heads differ, say what merges those."""
-    try:
-        check_alike(states, names)
-    except StateDictError as error:
-        layer = different_heads(states)
-        if not layer:
-            raise
-        raise StateDictError(
-            f"{error}; if {layer!r} is the head of classifiers of different label sets, heads='concatenate' "
-            "(--heads concatenate) keeps all their classes"
-        ) from error
-
-
 def _align(
-    job: _Job,
+    job: Job,
     spec: PermutationSpec | None,
     states: Sequence[Mapping[str, Tensor]],
     shares: Sequence[float],
@@ -356,7 +229,7 @@ def _align(
 
 
 def _merged(
-    job: _Job,
+    job: Job,
     states: Sequence[Mapping[str, Tensor]],
     aligned: Aligned,
     choice: Choice | None,

@@ -71,6 +71,7 @@ class MergeOptions:
             ("method", METHODS),
             ("statistics", STATISTICS),
             ("heads", HEADS),
+            ("many", get_args(Many)),
         )
         for name, known in choices_of:
             value = getattr(self, name)
@@ -139,9 +140,17 @@ class MergeOptions:
         Raises:
             ConfigurationError: Something that the options need is missing.
         """
-        if files < (1 if self.method == "none" else 2):
+        least = 1 if self.method == "none" else 2
+        if files < least:
+            wanted = "merging needs two or more"
+            if least == 1:
+                wanted = "method 'none' needs the one to keep"
+            number = "no file" if not files else f"{files} file"
+            raise ConfigurationError(f"{number} given: {wanted}")
+        if self.statistics == "refit" and self.method == "none":
             raise ConfigurationError(
-                f"{files} file given: merging needs two or more"
+                "a refit merges several models, and method 'none' keeps one: choose another --method, or --statistics "
+                "reset or repair"
             )
         if self.matches and not (module or spec):
             raise ConfigurationError(

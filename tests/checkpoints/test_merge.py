@@ -7,8 +7,11 @@ from helpers.checkpoint_files import X, build, loaded
 from helpers.classifier import Classifier, train_loader, val_loader
 from helpers.models import randomise
 
-from lightning_rebasin.checkpoints import merge as merge_module
-from lightning_rebasin.checkpoints import merge_checkpoints, read_checkpoint
+from lightning_rebasin.checkpoints import (
+    job,
+    merge_checkpoints,
+    read_checkpoint,
+)
 from lightning_rebasin.errors import (
     EquivalenceError,
     OutputError,
@@ -186,7 +189,7 @@ def test_lightning_checkpoints_from_training_to_test(tmp_path):
 
 def test_the_output_is_refused_before_any_work(tmp_path, planted, monkeypatch):
     monkeypatch.setattr(
-        merge_module,
+        job,
         "read_inputs",
         lambda *a, **k: pytest.fail("read the files first"),
     )

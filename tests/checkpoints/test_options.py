@@ -70,7 +70,7 @@ def test_each_need_of_the_options_is_asked_for() -> None:
     assert refusal() == ""
     assert "two or more" in refusal(1)
     assert refusal(1, method="none") == ""
-    assert "two or more" in refusal(0, method="none")
+    assert "the one to keep" in refusal(0, method="none")
     assert refusal(method="weight", module=False, data=False) == ""
     assert refusal(method="weight", spec=False, data=False) == ""
     assert "--spec" in refusal(method="weight", spec=False, module=False)
@@ -109,3 +109,16 @@ def test_the_warning_shows_the_callers_own_line(
     with pytest.warns(DeprecationWarning) as caught:
         merge_checkpoints(paths, tmp_path / "o.pt", **options)
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_what_cannot_work_is_refused_before_any_file_is_read() -> None:
+    with pytest.raises(ConfigurationError, match="many must be one of"):
+        MergeOptions(many="all")  # type: ignore[arg-type]
+    alone = MergeOptions(method="none")
+    with pytest.raises(ConfigurationError, match=r"no file given.*to keep"):
+        alone.check(0, module=False, spec=False, data=False)
+    with pytest.raises(ConfigurationError, match=r"1 file given.*two or more"):
+        MergeOptions().check(1, module=True, spec=False, data=False)
+    fitted = MergeOptions(method="none", statistics="refit")
+    with pytest.raises(ConfigurationError, match="keeps one"):
+        fitted.check(1, module=True, spec=False, data=True)

@@ -1,0 +1,151 @@
+"""What all stages of a merge share: options, network, data, and the files once they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_rebasin.checkpoints.align import (
+    example_input,
+    release,
+)
+from lightning_rebasin.checkpoints.correct import (
+    Evaluate,
+)
+from lightning_rebasin.checkpoints.head_layer import different_heads
+from lightning_rebasin.checkpoints.heads import Heads, join_heads
+from lightning_rebasin.checkpoints.inputs import read_inputs
+from lightning_rebasin.checkpoints.options import MergeOptions
+from lightning_rebasin.checkpoints.read import Checkpoint
+from lightning_rebasin.checkpoints.write import (
+    output_format,
+)
+from lightning_rebasin.errors import StateDictError
+from lightning_rebasin.merging.interpolate import (
+    check_alike,
+)
+from lightning_rebasin.merging.refit.choose import Loss
+from lightning_rebasin.symmetry import PermutationSpec, infer_spec
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What all stages share.
+
+    Args:
+        options: What to do.
+        network: A private copy of the network, whose weights the stages overwrite.
+        data: Batches.
+        example: Example input.
+        loss: Mean loss of a network on a batch.
+        heads: How the heads stand side by side, if they do.
+        files: The files, where their heads had to be looked at before anything else.
+    """
+
+    options: MergeOptions
+    network: nn.Module | None
+    data: Iterable[Any] | None
+    example: Any
+    loss: Loss | None
+    heads: Heads | None = None
+    files: tuple[Checkpoint, ...] = ()
+
+    def with_wide_head(self, paths: Sequence[str | Path], target: Path) -> Job:
+        """The same with a network that has the outputs of all models."""
+        network = self.network
+        assert network is not None
+        files = self._files(paths, network.state_dict())
+        heads = join_heads(
+            network,
+            example_input(network, self.example, self.data),
+            files,
+            keeps_arguments=output_format(target, files[0]) == "lightning",
+        )
+        heads.widen(network)
+        return replace(self, heads=heads, files=heads.files(files))
+
+    def mixed_states(
+        self, files: Sequence[Checkpoint], shares: Sequence[float]
+    ) -> Sequence[Mapping[str, Tensor]]:
+        """The weights of the models as they are mixed."""
+        states = [file.state_dict for file in files]
+        if self.heads is None:
+            return states
+        return self.heads.scaled(states, shares)
+
+    def trunks(
+        self, states: Sequence[Mapping[str, Tensor]]
+    ) -> Sequence[Mapping[str, Tensor]]:
+        """The part of the models that can be alike."""
+        return states if self.heads is None else self.heads.trunks(states)
+
+    def evaluation(self, evaluate: Evaluate | None) -> Evaluate | None:
+        """How networks are evaluated."""
+        if evaluate is None or self.heads is None:
+            return evaluate
+        return self.heads.checked(evaluate)
+
+    def spec_or_inferred(
+        self, spec: PermutationSpec | None
+    ) -> PermutationSpec | None:
+        """What may be permuted, if that matters."""
+        if spec is not None or not self.options.matches:
+            return spec
+        assert self.network is not None
+        inputs = example_input(self.network, self.example, self.data)
+        return infer_spec(self.network, *inputs)
+
+    def give_room(self) -> None:
+        """Matching and averaging need the room that the network's weights take."""
+        if self.network is not None:
+            release(self.network)
+
+    def read(
+        self, paths: Sequence[str | Path], spec: PermutationSpec | None
+    ) -> tuple[Checkpoint, ...]:
+        """The files, checked against one another and against what is known of the network."""
+        expected: Any = None
+        if spec is not None:
+            expected = spec.tensors
+        elif self.network is not None:
+            expected = self.network.state_dict()
+        files = self.files or self._files(paths, expected)
+        names = [str(file.path) for file in files]
+        _check_alike([file.state_dict for file in files], names)
+        if spec is not None:
+            for file, name in zip(files, names, strict=True):
+                spec.check_state(file.state_dict, name, finite=True)
+        return files
+
+    def _files(
+        self, paths: Sequence[str | Path], expected: Collection[str] | None
+    ) -> tuple[Checkpoint, ...]:
+        """The files as they are, under the names that are expected."""
+        return read_inputs(
+            paths,
+            expected,
+            weights=self.options.select,
+            prefix=self.options.prefix,
+            unsafe=self.options.unsafe,
+            progress=self.options.progress,
+        )
+
+
+def _check_alike(
+    states: Sequence[Mapping[str, Tensor]], names: Sequence[str]
+) -> None:
+    """Models of one architecture; if only their heads differ, say what merges those."""
+    try:
+        check_alike(states, names)
+    except StateDictError as error:
+        layer = different_heads(states)
+        if not layer:
+            raise
+        raise StateDictError(
+            f"{error}; if {layer!r} is the head of classifiers of different label sets, heads='concatenate' "
+            "(--heads concatenate) keeps all their classes"
+        ) from error

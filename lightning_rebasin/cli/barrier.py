@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lightning_rebasin.cli import common, datasets
+from lightning_rebasin.cli import common, datasets, metrics
 
 HELP = "measure and draw the loss barrier between two checkpoints"
 
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
             points=args.points,
             loss=None
             if isinstance(module, LightningModule)
-            else datasets.cross_entropy,
+            else metrics.cross_entropy,
             batch_norm=data.train if batch_norms(module) else None,
             limit_batches=args.limit,
             progress=not args.no_progress,

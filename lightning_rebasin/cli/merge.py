@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning_rebasin.cli import common, datasets
+from lightning_rebasin.cli import common, datasets, metrics
 
 HELP = "merge two or more checkpoints into one that works"
 #: As in ``checkpoints.options``, written out so that help need not wait for torch.
@@ -151,8 +151,8 @@ def run(args: argparse.Namespace) -> int:
         spec=PermutationSpec.load(args.spec) if args.spec else None,
         data=data.train or None,
         example=common.load_example(args, module),
-        evaluate=datasets.evaluator(module, data),
-        loss=None if joined else datasets.held_out_loss(module, data),
+        evaluate=metrics.evaluator(module, data),
+        loss=None if joined else metrics.held_out_loss(module, data),
         options=options,
     )
     if args.report:

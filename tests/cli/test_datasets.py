@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.classifier import Classifier, blobs, val_loader
 from helpers.commands import MODULE, Files, one_line, run, words
 from lightning.pytorch import LightningDataModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_rebasin.cli import datasets
 from lightning_rebasin.cli.datasets import Data
@@ -203,76 +201,6 @@ def test_wrong_configs_are_named(
         load(f"--config {config}")
 
 
-def test_equal_logits_cost_the_logarithm_of_the_classes() -> None:
-    batch = (torch.randn(6, 4), torch.tensor([0, 0, 1, 2, 3, 4]))
-    network = nn.Linear(4, 5)
-    for parameter in network.parameters():
-        nn.init.zeros_(parameter)
-    with torch.no_grad():
-        values = datasets.cross_entropy(network, batch)
-    assert float(values["loss"]) == pytest.approx(math.log(5))
-    # A tie goes to the first class, and two of the six labels are 0.
-    assert float(values["accuracy"]) == pytest.approx(2 / 6)
-
-
-def by_hand(network: nn.Module) -> tuple[float, float]:
-    """Loss and accuracy of all samples of ``val_loader()`` at once."""
-    inputs, labels = blobs(50, 1).tensors
-    with torch.no_grad():
-        logits = network(inputs).double()
-    right = logits.log_softmax(1)[torch.arange(50), labels]
-    hits = (logits.argmax(1) == labels).double()
-    return -float(right.mean()), float(hits.mean())
-
-
-def test_a_classifier_is_averaged_over_samples_not_batches() -> None:
-    torch.manual_seed(0)
-    network = nn.Linear(6, 3)
-    # The last of the four batches has 2 samples, the others 16.
-    evaluate = datasets.evaluator(network, Data(validate=val_loader()))
-    assert evaluate is not None
-    loss, accuracy = by_hand(network)
-    assert evaluate(network) == pytest.approx(
-        {"loss": loss, "accuracy": accuracy}, rel=1e-5
-    )
-
-
-def test_a_lightning_module_says_itself_what_is_measured() -> None:
-    torch.manual_seed(0)
-    network = Classifier()
-    evaluate = datasets.evaluator(network, Data(validate=val_loader()))
-    assert evaluate is not None
-    metrics = evaluate(network)
-    loss, accuracy = by_hand(network)
-    assert metrics["val_loss"] == pytest.approx(loss, rel=1e-5)
-    assert metrics["val_acc"] == pytest.approx(accuracy)
-    assert metrics["val_count"] == 50
-
-
-def test_without_network_or_loader_nothing_is_evaluated() -> None:
-    assert datasets.evaluator(None, Data(validate=val_loader())) is None
-    assert datasets.evaluator(nn.Linear(6, 3), Data()) is None
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [
-        torch.zeros(4, 6, dtype=torch.long),
-        (torch.zeros(4, 6),),
-        (torch.zeros(4, 6), torch.zeros(4)),
-        (torch.zeros(4, 6), torch.zeros(4, 2, dtype=torch.long)),
-        (torch.zeros(4, 6), [0, 1, 2, 0]),
-    ],
-    ids=["bare", "alone", "real targets", "matrix targets", "list targets"],
-)
-def test_other_batches_are_no_classification(batch: object) -> None:
-    assert datasets.evaluator(nn.ReLU(), Data(validate=[batch])) is None
-
-
-def test_no_batch_is_no_classification() -> None:
-    assert datasets.evaluator(nn.ReLU(), Data(validate=[])) is None
-
-
 def test_data_may_be_given_once_per_model(
     files: Files, capsys: Capture
 ) -> None:
@@ -296,34 +224,3 @@ def test_batches_of_several_sources_take_turns() -> None:
     # A loader is gone through once per network that is evaluated.
     assert list(union.validate) == [10, 20]
     assert union.sources == ("a", "b")
-
-
-def test_the_loss_that_decides_is_what_validation_logs() -> None:
-    module = Classifier(hidden=6)
-    batch = next(iter(val_loader()))
-    loss = datasets.held_out_loss(module, Data([batch]))
-    assert loss is not None
-    with torch.no_grad():
-        logits = module.eval()(batch[0])
-    expected = nn.functional.cross_entropy(logits, batch[1])
-    assert loss(module, batch) == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_a_plain_classifier_is_judged_by_its_cross_entropy() -> None:
-    network = nn.Linear(6, 3)
-    x, y = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
-    loss = datasets.held_out_loss(network, Data([(x, y)]))
-    assert loss is not None
-    with torch.no_grad():
-        expected = nn.functional.cross_entropy(network(x), y)
-        assert loss(network, (x, y)) == pytest.approx(
-            float(expected), rel=1e-6
-        )
-
-
-def test_without_labels_there_is_no_loss() -> None:
-    assert (
-        datasets.held_out_loss(nn.Linear(6, 3), Data([torch.ones(5, 6)]))
-        is None
-    )
-    assert datasets.held_out_loss(None, Data()) is None

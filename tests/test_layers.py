@@ -44,7 +44,7 @@ ROOMS = {
         "edit": {"spec", "actions"},
         "proof": {"spec", "run", "actions"},
         "observe": {"spec", "trace"},
-        "infer": {"spec", "run", "trace", "permutations"},
+        "infer": {"spec", "run", "actions", "trace", "permutations"},
         "override": {"edit"},
     },
     "matching": {

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError, UntracedWarning
+from lightning_rebasin.symmetry.actions.kinds import PERMUTATION, chosen_kinds
 from lightning_rebasin.symmetry.permutations.build_spec import (
     Assembly,
     assemble,
@@ -41,7 +42,10 @@ _MOST_ATTEMPTS = 20
 
 
 def infer_spec(
-    module: nn.Module, *args: Any, **kwargs: Any
+    module: nn.Module,
+    *args: Any,
+    kinds: str | Iterable[str] = PERMUTATION,
+    **kwargs: Any,
 ) -> PermutationSpec:
     """Infer the permutation symmetries of a network from one forward pass.
 
@@ -49,6 +53,7 @@ def infer_spec(
         module: Any module, in any mode, on any device, of any dtype; it is left as it was.  Wrappers of
             ``torch.compile`` and data parallelism are looked through.
         *args: Positional example inputs.  Without any inputs, ``module.example_input_array`` is used.
+        kinds: Which kinds of symmetry to look for: ``"all"``, one name or several.
         **kwargs: Keyword example inputs.
 
     Returns:
@@ -56,6 +61,7 @@ def infer_spec(
 
     Raises:
         TraceError: The model does not run on the example input, or there is none.
+        SpecError: ``kinds`` names something that is not a kind.
 
     Example:
         >>> import torch
@@ -66,12 +72,16 @@ def infer_spec(
     """
     module = unwrap(module)
     return infer_spec_many(
-        module, resolve_examples(module, args, kwargs, None)
+        module, resolve_examples(module, args, kwargs, None), kinds=kinds
     )
 
 
 def infer_spec_many(
-    module: nn.Module, examples: Iterable[Any], *, pin: Iterable[str] = ()
+    module: nn.Module,
+    examples: Iterable[Any],
+    *,
+    pin: Iterable[str] = (),
+    kinds: str | Iterable[str] = PERMUTATION,
 ) -> PermutationSpec:
     """Infer one spec from several example inputs (other branches, other experts).
 
@@ -80,13 +90,16 @@ def infer_spec_many(
         examples: Inputs: each a pair of positional and keyword arguments, a tuple of positional ones, a mapping of
             keyword ones, or a single argument.  The symmetries hold on all of them.
         pin: Names of tensors that must not move.
+        kinds: Which kinds of symmetry to look for, see :func:`infer_spec`.
 
     Returns:
         The spec.
 
     Raises:
         TraceError: The model does not run on an example, or ``pin`` names an unknown tensor.
+        SpecError: ``kinds`` names something that is not a kind.
     """
+    chosen_kinds(kinds)
     module = unwrap(module)
     tapes = [record(module, e) for e in map(as_example, examples)]
     if not tapes:

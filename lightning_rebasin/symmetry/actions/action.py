@@ -119,6 +119,11 @@ def register_action(action: Action) -> Action:
     return action
 
 
+def registered_kinds() -> frozenset[str]:
+    """The names of all kinds that have an action."""
+    return frozenset(_ACTIONS)
+
+
 @contextmanager
 def registered_action(action: Action) -> Iterator[Action]:
     """A kind that is known inside a ``with`` block only: for tests and experiments."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lightning_rebasin.landscape import loss_profile as loss_profile
     from lightning_rebasin.landscape import measure_barrier as measure_barrier
     from lightning_rebasin.landscape import measure_path as measure_path
+    from lightning_rebasin.landscape import predict_barrier as predict_barrier
     from lightning_rebasin.matching import MatchResult as MatchResult
     from lightning_rebasin.matching import (
         match_activations as match_activations,
@@ -80,6 +81,7 @@ _HOMES = {
         "loss_profile",
         "measure_barrier",
         "measure_path",
+        "predict_barrier",
     ),
     "matching": (
         "MatchResult",

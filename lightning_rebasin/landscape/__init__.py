@@ -9,6 +9,9 @@ The same engine measures any path (``path_curve.py``, ``lengths.py``), a plane (
 (``loss_profile.py``, ``directions.py``), the layers of two networks (``layer_barriers.py``; ``layers.py`` says what a
 layer is) and how far outputs travel (``geodesic_length.py``).  What comes out is in the files ending in ``_values.py``,
 which know no engine.  ``geodesic.py`` trains the shortest way.
+
+``predict.py`` predicts barriers from derivatives: ``differentiable.py`` is the loss as a function of weights,
+``curvature.py`` takes its derivatives along a direction, ``quadrature.py`` integrates them.
 """
 
 from lightning_rebasin.landscape.barrier import BarrierCurve, lambda_grid
@@ -31,15 +34,22 @@ from lightning_rebasin.landscape.matrix import BarrierMatrix, barrier_matrix
 from lightning_rebasin.landscape.measure import measure_barrier
 from lightning_rebasin.landscape.path_curve import PathCurve, measure_path
 from lightning_rebasin.landscape.plane_values import LossPlane
+from lightning_rebasin.landscape.predict import predict_barrier
+from lightning_rebasin.landscape.prediction_values import (
+    BarrierPrediction,
+    LayerPrediction,
+)
 from lightning_rebasin.landscape.profile_values import LossProfile
 from lightning_rebasin.landscape.trajectory import Snapshot, load_trajectory
 
 __all__ = [
     "BarrierCurve",
     "BarrierMatrix",
+    "BarrierPrediction",
     "Geodesic",
     "GeodesicLength",
     "LayerBarriers",
+    "LayerPrediction",
     "LossPlane",
     "LossProfile",
     "PathCurve",
@@ -57,5 +67,6 @@ __all__ = [
     "measure_barrier",
     "measure_path",
     "normalised_length",
+    "predict_barrier",
     "random_direction",
 ]

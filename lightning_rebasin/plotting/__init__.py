@@ -11,6 +11,7 @@ from lightning_rebasin.plotting.curves import (
 )
 from lightning_rebasin.plotting.layers import plot_layers
 from lightning_rebasin.plotting.plane import plot_plane
+from lightning_rebasin.plotting.prediction import plot_prediction
 from lightning_rebasin.plotting.profile import plot_profiles
 from lightning_rebasin.plotting.style import require_matplotlib
 
@@ -20,6 +21,7 @@ __all__ = [
     "plot_layers",
     "plot_matrix",
     "plot_plane",
+    "plot_prediction",
     "plot_profiles",
     "require_matplotlib",
 ]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lightning_rebasin.callbacks import (
         CheckpointSnapshot as CheckpointSnapshot,
     )
+    from lightning_rebasin.callbacks import (
+        LandscapeFeatures as LandscapeFeatures,
+    )
     from lightning_rebasin.callbacks import LossBarrier as LossBarrier
     from lightning_rebasin.checkpoints import (
         merge_checkpoints as merge_checkpoints,
@@ -64,7 +67,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "assignment": ("solve_assignment",),
-    "callbacks": ("CheckpointSnapshot", "LossBarrier"),
+    "callbacks": ("CheckpointSnapshot", "LandscapeFeatures", "LossBarrier"),
     "checkpoints": (
         "merge_checkpoints",
         "read_checkpoint",

@@ -11,13 +11,19 @@ layer is) and how far outputs travel (``geodesic_length.py``).  What comes out i
 which know no engine.  ``geodesic.py`` trains the shortest way.
 
 ``predict.py`` predicts barriers from derivatives: ``differentiable.py`` is the loss as a function of weights,
-``curvature.py`` takes its derivatives along a direction, ``quadrature.py`` integrates them.
+``curvature.py`` takes its derivatives along a direction, ``quadrature.py`` integrates them.  ``features.py`` has
+distances, angles and curvatures over a training.
 """
 
 from lightning_rebasin.landscape.barrier import BarrierCurve, lambda_grid
 from lightning_rebasin.landscape.directions import (
     filter_normalised,
     random_direction,
+)
+from lightning_rebasin.landscape.features import (
+    FeatureHistory,
+    FeatureRow,
+    Features,
 )
 from lightning_rebasin.landscape.geodesic import Geodesic, geodesic_path
 from lightning_rebasin.landscape.geodesic_length import (
@@ -46,6 +52,9 @@ __all__ = [
     "BarrierCurve",
     "BarrierMatrix",
     "BarrierPrediction",
+    "FeatureHistory",
+    "FeatureRow",
+    "Features",
     "Geodesic",
     "GeodesicLength",
     "LayerBarriers",

@@ -10,14 +10,14 @@ on or off.  It is in no Hessian–vector product; slopes see it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from lightning_rebasin.landscape.accumulate import Average
+from lightning_rebasin.errors import DataError
 from lightning_rebasin.landscape.batches import batch_size
 from lightning_rebasin.landscape.differentiable import (
     DifferentiableLoss,
@@ -39,6 +39,7 @@ class Derivatives:
         layer_slopes: The part of the slope that each layer has.
         layer_curvatures: ``Δ_lᵀ H_ll Δ_l``: the curvature with only layer l moving.  They do not add up to φ″, which
             has terms between layers too.
+        squares: For every parameter whose gradient was wanted its squared length.
     """
 
     loss: float
@@ -46,6 +47,7 @@ class Derivatives:
     curvature: float
     layer_slopes: Mapping[str, float] = field(default_factory=dict)
     layer_curvatures: Mapping[str, float] = field(default_factory=dict)
+    squares: Mapping[str, float] = field(default_factory=dict)
 
 
 @final
@@ -56,7 +58,7 @@ class DerivativeAverages:
         loss: The loss.
         direction: Δ by name, over the tensors that ``loss.variables`` knows; those that it lacks do not move.
         layers: Layers that are moved by themselves too.
-        gradient: Names of parameters whose mean gradient is wanted: ``gradient`` then holds it.
+        gradient: Tensors of the state whose mean gradient is wanted, by name.
     """
 
     def __init__(
@@ -64,15 +66,21 @@ class DerivativeAverages:
         loss: DifferentiableLoss,
         direction: State,
         layers: Layers | None = None,
-        gradient: Sequence[str] = (),
+        gradient: State | None = None,
     ) -> None:
         self._loss = loss
         self._direction = direction
         self._layers = layers or {}
-        self._averages: dict[str, Average] = {}
-        self._wanted = gradient
-        self._sums: dict[str, Tensor] = {}
+        self._wanted = gradient or {}
+        #: Sums over samples.
+        self._sums: dict[str, float] = {}
+        self._gradients: dict[str, Tensor] = {}
         self.samples = 0
+        # Every process has the same keys, also one without a batch.
+        for layer in ("", *self._layers):
+            self._sums[_key("slope", layer)] = 0.0
+            self._sums[_key("curvature", layer)] = 0.0
+        self._sums["loss"] = 0.0
 
     def update(self, state: State, batch: Any) -> None:
         """Add one batch.
@@ -95,26 +103,53 @@ class DerivativeAverages:
             for layer, names in self._layers.items():
                 own = [name for name in names if name in variables]
                 self._add_curvature(layer, own, variables, gradient, size)
-        for name in self._wanted:
-            share = gradient[name].detach() * size
-            known = self._sums.get(name)
-            self._sums[name] = share if known is None else known.add_(share)
+            for name in self._wanted:
+                share = gradient[name].detach() * size
+                known = self._gradients.get(name)
+                self._gradients[name] = (
+                    share if known is None else known + share
+                )
         self.samples += size
 
-    def result(self) -> Derivatives:
-        """The averages over all batches."""
-        found = {name: a.value for name, a in self._averages.items()}
+    def mean(
+        self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    ) -> Derivatives:
+        """The averages over all batches.
+
+        Args:
+            total: Sums a tensor over processes that have batches of their own; collective.
+
+        Raises:
+            DataError: There was no batch.
+        """
+        keys = list(self._sums)
+        # One tensor for all numbers, so that processes meet once.
+        own = [self._sums[key] for key in keys] + [float(self.samples)]
+        device = self._loss.device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        sums = total(torch.tensor(own, dtype=wide, device=device)).tolist()
+        samples = sums.pop()
+        if not samples:
+            raise DataError("no derivatives: there is no batch")
+        found = {}
+        for key, value in zip(keys, sums, strict=True):
+            found[key] = value / samples
+        squares = {}
+        for name, like in self._wanted.items():
+            # A process without a batch takes part all the same.
+            own_sum = self._gradients.get(name)
+            if own_sum is None:
+                own_sum = torch.zeros_like(like, device=device)
+            mean = total(own_sum) / samples
+            squares[name] = float(mean.double().square().sum())
         return Derivatives(
             found["loss"],
             found[_key("slope", "")],
             found[_key("curvature", "")],
             {layer: found[_key("slope", layer)] for layer in self._layers},
             {layer: found[_key("curvature", layer)] for layer in self._layers},
+            squares,
         )
-
-    def totals(self) -> dict[str, Tensor]:
-        """The sum over samples of the gradient of every wanted parameter."""
-        return self._sums
 
     def _add_curvature(
         self,
@@ -147,7 +182,7 @@ class DerivativeAverages:
         return total
 
     def _add(self, key: str, value: Tensor, size: int) -> None:
-        self._averages.setdefault(key, Average("mean")).update(value, size)
+        self._sums[key] += float(value.detach()) * size
 
 
 def _key(what: str, layer: str) -> str:

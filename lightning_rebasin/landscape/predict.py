@@ -206,7 +206,7 @@ class _Chord:
         """
         if not self.samples:
             raise DataError("nothing to predict from: there is no batch")
-        return [average.result() for average in self._averages]
+        return [average.mean() for average in self._averages]
 
 
 def _check_loader(dataloader: object) -> None:

@@ -51,11 +51,11 @@ def test_products_are_those_of_the_hessian():
         for k, v in state.items()
     }
     averages = DerivativeAverages(
-        DifferentiableLoss(NET, loss), direction, layers_of(NET), list(state)
+        DifferentiableLoss(NET, loss), direction, layers_of(NET), state
     )
     averages.update(state, X[:2])
     averages.update(state, X[2:])
-    found = averages.result()
+    found = averages.mean()
     blocks = dense(state, direction)
     assert found.curvature == pytest.approx(sum(blocks.values()), rel=1e-10)
     for layer, own in found.layer_curvatures.items():
@@ -70,8 +70,8 @@ def test_products_are_those_of_the_hessian():
     NET.zero_grad()
     loss(NET, X).backward()
     for name, parameter in NET.named_parameters():
-        total = averages.totals()[name] / averages.samples
-        assert torch.allclose(total, parameter.grad, rtol=1e-10)
+        square = float(parameter.grad.square().sum())
+        assert found.squares[name] == pytest.approx(square, rel=1e-10)
     NET.zero_grad()
 
 
@@ -84,7 +84,7 @@ def test_what_does_not_move_has_no_part():
         DifferentiableLoss(NET, loss), direction, layers_of(NET)
     )
     averages.update(state, X)
-    found = averages.result()
+    found = averages.mean()
     assert found.layer_slopes["2"] == 0.0
     assert found.layer_curvatures["0"] == found.curvature != 0
 
@@ -96,6 +96,6 @@ def test_a_loss_that_is_linear_in_the_weights_has_no_curvature():
         direction,
     )
     averages.update(NET.state_dict(), X)
-    found = averages.result()
+    found = averages.mean()
     assert found.slope == pytest.approx(2 * float(X.mean()))
     assert found.curvature == 0.0

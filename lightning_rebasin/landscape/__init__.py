@@ -25,10 +25,11 @@ from lightning_rebasin.landscape.features import (
     FeatureRow,
     Features,
 )
-from lightning_rebasin.landscape.geodesic import Geodesic, geodesic_path
-from lightning_rebasin.landscape.geodesic_length import (
+from lightning_rebasin.landscape.geodesic import geodesic_path
+from lightning_rebasin.landscape.geodesic_length import geodesic_length
+from lightning_rebasin.landscape.geodesic_values import (
+    Geodesic,
     GeodesicLength,
-    geodesic_length,
 )
 from lightning_rebasin.landscape.layer_barriers import layer_barriers
 from lightning_rebasin.landscape.layer_values import LayerBarriers

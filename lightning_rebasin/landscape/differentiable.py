@@ -74,7 +74,8 @@ class DifferentiableLoss:
         copy = copy_module(inner)
         values = _logs(copy, inner) if loss is None else loss
         for norm in batch_norms(copy).values():
-            norm.forward = partial(_normalise, norm)  # type: ignore[method-assign]  # of one copy only
+            # Of this one module; the class keeps its own.
+            vars(norm)["forward"] = partial(_normalise, norm)
         self._runner = _Runner(copy, values)
         self._first = first_names(copy)
         self._metric = metric

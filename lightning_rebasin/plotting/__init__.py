@@ -10,6 +10,10 @@ from lightning_rebasin.plotting.curves import (
     plot_matrix,
 )
 from lightning_rebasin.plotting.features import plot_features
+from lightning_rebasin.plotting.geodesic import (
+    plot_energies,
+    plot_output_lengths,
+)
 from lightning_rebasin.plotting.layers import plot_layers
 from lightning_rebasin.plotting.plane import plot_plane
 from lightning_rebasin.plotting.prediction import plot_prediction
@@ -18,10 +22,12 @@ from lightning_rebasin.plotting.style import require_matplotlib
 
 __all__ = [
     "plot_barriers",
+    "plot_energies",
     "plot_features",
     "plot_history",
     "plot_layers",
     "plot_matrix",
+    "plot_output_lengths",
     "plot_plane",
     "plot_prediction",
     "plot_profiles",

@@ -266,7 +266,8 @@ def derivative(
         keep: Whether another gradient will be taken of the same value's graph.
 
     Raises:
-        ConfigurationError: An operation has no derivative, or no second one.
+        ConfigurationError: An operation has no derivative, or no second one.  PyTorch does not tell of one whose author
+            marked it ``once_differentiable``: it takes that gradient for constant.
 
     Example:
         >>> w = torch.tensor(3.0, requires_grad=True)

@@ -189,17 +189,15 @@ def test_training_is_bitwise_the_same(tmp_path, name):
 
 
 def test_a_resumed_run_goes_on(tmp_path):
-    whole = LandscapeFeatures(limit_batches=1)
-    fit(tmp_path / "whole", whole, max_epochs=3)
     first = LandscapeFeatures(limit_batches=1)
-    _, trainer = fit(tmp_path / "parts", first, max_epochs=1)
-    trainer.save_checkpoint(tmp_path / "parts" / "end.ckpt")
+    _, trainer = fit(tmp_path / "one", first, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
     second = LandscapeFeatures(limit_batches=1)
     fit(
-        tmp_path / "parts",
+        tmp_path / "two",
         second,
         module=Classifier(),
-        ckpt_path=tmp_path / "parts" / "end.ckpt",
+        ckpt_path=tmp_path / "end.ckpt",
         max_epochs=3,
     )
     assert [r.step for r in second.history.rows] == [4, 8, 12]

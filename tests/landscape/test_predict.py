@@ -327,15 +327,6 @@ def test_losses_that_cannot_be_differentiated_are_refused():
     with pytest.raises(ConfigurationError, match="not one number"):
         predict_barrier(net, a, b, batches, loss=lambda m, x: m(x[0]))
 
-    def sampled(module, batch):
-        image = module(batch[0]).view(1, 1, -1, 3)
-        grid = torch.zeros(1, 1, 1, 2, dtype=image.dtype)
-        sample = nn.functional.grid_sample(image, grid, align_corners=False)
-        return sample.square().sum()
-
-    with pytest.raises(ConfigurationError, match="grid_sampler"):
-        predict_barrier(net, a, b, batches, loss=sampled)
-
 
 def test_a_random_loss_is_refused():
     module, a, b = two_classifiers(noise=True)

@@ -15,7 +15,9 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 #: ``](../examples/results/a.png)``, from a page in docs/ or one folder deeper.
-OUTSIDE = re.compile(r"\]\((?P<up>(?:\.\./)+)(?P<path>(?:examples|tests)/[^)#\s]+)")
+OUTSIDE = re.compile(
+    r"\]\((?P<up>(?:\.\./)+)(?P<path>(?:examples|tests)/[^)#\s]+)"
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -28,7 +30,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         source = ROOT / path
         # A link to a folder or to nothing is left as it is, and the strict build complains of it.
         if source.is_file():
-            files.append(File.generated(config, path, abs_src_path=str(source)))
+            files.append(
+                File.generated(config, path, abs_src_path=str(source))
+            )
     return files
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from lightning_rebasin.errors import DataError
 from lightning_rebasin.landscape.curvature import (
     DerivativeAverages,
     difference,
@@ -73,6 +74,33 @@ def test_products_are_those_of_the_hessian():
         square = float(parameter.grad.square().sum())
         assert found.squares[name] == pytest.approx(square, rel=1e-10)
     NET.zero_grad()
+
+
+def test_two_processes_are_averaged_by_samples():
+    """Each has batches of its own; one of them has none of the second size."""
+    state = {k: v.detach() for k, v in NET.state_dict().items()}
+    direction = {k: torch.ones_like(v) for k, v in state.items()}
+
+    def part(*batches):
+        function = DifferentiableLoss(NET, loss)
+        averages = DerivativeAverages(
+            function, direction, layers_of(NET), state
+        )
+        for batch in batches:
+            averages.update(state, batch)
+        return averages
+
+    sent = []
+    with pytest.raises(DataError, match="no batch"):
+        part().mean(lambda tensor: sent.append(tensor) or tensor)
+    sent = []
+    part(X[:2]).mean(lambda tensor: sent.append(tensor) or tensor)
+    other = iter(sent)
+    both = part(X[2:]).mean(lambda tensor: tensor + next(other))
+    whole = part(X).mean()
+    assert both.curvature == pytest.approx(whole.curvature, rel=1e-10)
+    assert both.layer_slopes == pytest.approx(whole.layer_slopes, rel=1e-10)
+    assert both.squares == pytest.approx(whole.squares, rel=1e-10)
 
 
 def test_what_does_not_move_has_no_part():

@@ -43,14 +43,3 @@ def test_files_of_a_chain(tmp_path):
     assert (
         repr(CHAIN) == "Geodesic(3 networks, energy 0.5 to 0.125 in 3 steps)"
     )
-
-
-def test_pictures(tmp_path):
-    figure = LENGTH.plot(tmp_path / "l.png", geodesic=LENGTH)
-    way, _ = (
-        line for line in figure.axes[0].lines if len(line.get_xdata()) == 3
-    )
-    assert list(way.get_ydata()) == pytest.approx([0.0, 0.4, 0.6])
-    assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG")
-    figure = CHAIN.plot(tmp_path / "c.png")
-    assert list(figure.axes[0].lines[0].get_ydata()) == [0.5, 0.25, 0.125]

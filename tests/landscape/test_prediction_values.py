@@ -121,14 +121,3 @@ def test_texts():
     assert text.splitlines()[-2].split() == ["fc", "0.5", "0.5", "1", "1.5"]
     assert len(str(quartic(layers=False)).splitlines()) == 7
     assert "quintic 0.5" in repr(quartic())
-
-
-@pytest.mark.parametrize("layers", [True, False])
-def test_a_picture(tmp_path, layers):
-    figure = quartic(layers).plot(tmp_path / "p.png")
-    assert len(figure.axes) == (4 if layers else 3)
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    bars = figure.axes[2].patches
-    assert [bar.get_width() for bar in bars] == pytest.approx(
-        list(quartic().barriers().values())
-    )

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from lightning_rebasin.landscape import loss_plane as loss_plane
     from lightning_rebasin.landscape import loss_profile as loss_profile
     from lightning_rebasin.landscape import measure_barrier as measure_barrier
+    from lightning_rebasin.landscape import (
+        measure_instability as measure_instability,
+    )
     from lightning_rebasin.landscape import measure_path as measure_path
     from lightning_rebasin.matching import MatchResult as MatchResult
     from lightning_rebasin.matching import (
@@ -79,6 +82,7 @@ _HOMES = {
         "loss_plane",
         "loss_profile",
         "measure_barrier",
+        "measure_instability",
         "measure_path",
     ),
     "matching": (

@@ -8,7 +8,8 @@ Lightning, ``copies.py`` the copy that is evaluated.  ``measure.py`` runs it ove
 The same engine measures any path (``path_curve.py``, ``lengths.py``), a plane (``loss_plane.py``), one direction
 (``loss_profile.py``, ``directions.py``), the layers of two networks (``layer_barriers.py``; ``layers.py`` says what a
 layer is) and how far outputs travel (``geodesic_length.py``).  What comes out is in the files ending in ``_values.py``,
-which know no engine.  ``geodesic.py`` trains the shortest way.
+which know no engine.  ``geodesic.py`` trains the shortest way, ``instability.py`` forks whole trainings
+(``forked_runs.py``).
 """
 
 from lightning_rebasin.landscape.barrier import BarrierCurve, lambda_grid
@@ -21,6 +22,8 @@ from lightning_rebasin.landscape.geodesic_length import (
     GeodesicLength,
     geodesic_length,
 )
+from lightning_rebasin.landscape.instability import measure_instability
+from lightning_rebasin.landscape.instability_values import Instability
 from lightning_rebasin.landscape.layer_barriers import layer_barriers
 from lightning_rebasin.landscape.layer_values import LayerBarriers
 from lightning_rebasin.landscape.layers import layers_of
@@ -39,6 +42,7 @@ __all__ = [
     "BarrierMatrix",
     "Geodesic",
     "GeodesicLength",
+    "Instability",
     "LayerBarriers",
     "LossPlane",
     "LossProfile",
@@ -55,6 +59,7 @@ __all__ = [
     "loss_plane",
     "loss_profile",
     "measure_barrier",
+    "measure_instability",
     "measure_path",
     "normalised_length",
     "random_direction",

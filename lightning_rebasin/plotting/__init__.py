@@ -9,6 +9,7 @@ from lightning_rebasin.plotting.curves import (
     plot_history,
     plot_matrix,
 )
+from lightning_rebasin.plotting.instability import plot_instability
 from lightning_rebasin.plotting.layers import plot_layers
 from lightning_rebasin.plotting.plane import plot_plane
 from lightning_rebasin.plotting.profile import plot_profiles
@@ -17,6 +18,7 @@ from lightning_rebasin.plotting.style import require_matplotlib
 __all__ = [
     "plot_barriers",
     "plot_history",
+    "plot_instability",
     "plot_layers",
     "plot_matrix",
     "plot_plane",

@@ -1,0 +1,131 @@
+"""A star domain of MNIST LeNets: barriers from the centre to networks that it was not made for.
+
+    python examples/landscape_lenet.py
+
+Trains SOURCES + HELD_OUT LeNets from different starts and a centre of the sources, which are matched to it before every
+epoch (Sonthalia et al., ICLR 2025).  Compares the barrier between two networks, matched by weights, with the barrier
+between the centre and a held-out network matched to it.  Writes examples/results/landscape_lenet: results.json and
+barriers.png; about a quarter of an hour on one core.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from itertools import combinations
+from statistics import mean
+
+import torch
+from landscape_common import (
+    RESULTS,
+    Classifier,
+    LeNet,
+    State,
+    add_rows,
+    cosine,
+    fit,
+    kept,
+    loader,
+    mnist_images,
+)
+
+from lightning_rebasin import (
+    StarModule,
+    infer_spec,
+    match_weights,
+    measure_barrier,
+)
+from lightning_rebasin.landscape import BarrierCurve
+from lightning_rebasin.plotting import plot_barriers
+
+FOLDER = RESULTS / "landscape_lenet"
+SOURCES, HELD_OUT = (0, 1, 2, 3), (4, 5)
+EPOCHS, STAR_EPOCHS, BATCH, POINTS = 3, 6, 128, 11
+
+
+def network() -> Classifier:
+    """Two convolutions, two linear layers."""
+    module = Classifier(LeNet(), schedule=cosine)
+    module.example_input_array = torch.zeros(2, 1, 28, 28)
+    return module
+
+
+TRAIN = mnist_images("train", flat=False)
+TEST = mnist_images("test", flat=False)
+SPEC = infer_spec(network())
+
+
+def trained(seed: int) -> State:
+    """Weights of one training."""
+    torch.manual_seed(seed)
+    module = network()
+    fit(module, loader(*TRAIN, BATCH, shuffle=True), max_epochs=EPOCHS)
+    return copy.deepcopy(module.state_dict())
+
+
+def centre(ends: list[State]) -> State:
+    """The centre of the sources."""
+    torch.manual_seed(0)
+    star = StarModule(
+        network(),
+        ends,
+        match="epoch",
+        ts_per_step=1,
+        optimizer=partial(torch.optim.Adam, lr=1e-3),
+        lr_scheduler=partial(
+            torch.optim.lr_scheduler.ExponentialLR, gamma=0.6
+        ),
+    )
+    batches = loader(*TRAIN, BATCH, shuffle=True)
+    fit(star, batches, max_epochs=STAR_EPOCHS)
+    return star.center_state_dict()
+
+
+def between(a: State, b: State) -> BarrierCurve:
+    """Test loss and accuracy from one network to another that is matched to it."""
+    moved = match_weights(SPEC, a, b, seed=0).transform.apply(b)
+    test = loader(*TEST, 1000)
+    return measure_barrier(network(), a, moved, test, points=POINTS)
+
+
+def main() -> None:
+    """Train, measure, write."""
+    states = {}
+    for seed in (*SOURCES, *HELD_OUT):
+        states[seed] = kept(f"lenet-{seed}", lambda s=seed: trained(s))
+        print("trained", seed, flush=True)
+    sources = [states[seed] for seed in SOURCES]
+    middle = kept("lenet-centre", lambda: centre(sources))
+    pairs = {
+        f"{i}-{j}": between(states[i], states[j])
+        for i, j in combinations(states, 2)
+    }
+    rays = {seed: between(middle, states[seed]) for seed in states}
+    heights: dict[str, dict[str, float]] = {}
+    for metric in ("loss", "accuracy"):
+        heights[metric] = {
+            "pair": mean(c.height(metric) for c in pairs.values()),
+            "centre to source": mean(rays[s].height(metric) for s in SOURCES),
+            "centre to held-out": mean(
+                rays[s].height(metric) for s in HELD_OUT
+            ),
+        }
+    rows = {
+        "test barriers": heights,
+        "centre": {m: rays[0].values[m][0] for m in heights},
+        "pairs": {name: c.height("loss") for name, c in pairs.items()},
+        "rays": {s: c.height("loss") for s, c in rays.items()},
+        "seeds": {"sources": SOURCES, "held out": HELD_OUT},
+    }
+    add_rows(FOLDER / "results.json", rows)
+    print(heights)
+    drawn = {
+        "pair 4-5": pairs["4-5"],
+        "centre to 4": rays[4],
+        "centre to 5": rays[5],
+    }
+    plot_barriers(drawn, path=FOLDER / "barriers.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,11 @@
 """A Bezier curve between two CIFAR-10 ResNet-20s that other people trained, beside both straight lines.
 
-    python examples/landscape_resnet20.py            trains the curve (some minutes) and measures all three paths
-    python examples/landscape_resnet20.py --train    only trains; the next run measures
+    python examples/landscape_curve_resnet20.py            trains the curve (some minutes) and measures all three paths
+    python examples/landscape_curve_resnet20.py --train    only trains; the next run measures
 
 Checkpoints a and b of the shared data.  The bend starts on the matched segment and is trained for EPOCHS epochs on the
 first IMAGES training images with flips and shifts.  Test error is measured on TEST_IMAGES images with batch-norm
-statistics re-estimated at every t.  Writes examples/results/landscape_resnet20: results.json, *.csv and path.png.
+statistics re-estimated at every t.  Writes examples/results/landscape_curve_resnet20: results.json, *.csv and path.png.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from lightning_rebasin import CurveModule, measure_path
 from lightning_rebasin.landscape import PathCurve
 from lightning_rebasin.plotting import plot_barriers
 
-FOLDER = RESULTS / "landscape_resnet20"
-IMAGES, EPOCHS, BATCH, LR = 8000, 8, 128, 0.05
+FOLDER = RESULTS / "landscape_curve_resnet20"
+IMAGES, EPOCHS, BATCH, LR = 6000, 8, 128, 0.05
 TEST_IMAGES, RESET_IMAGES = 2000, 1000
 #: How many t of each path are measured.
 POINTS = {"curve": 61, "matched": 21, "naive": 21}

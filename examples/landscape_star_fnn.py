@@ -1,9 +1,9 @@
 """Star-shaped connectivity of MNIST perceptrons 784-500-300-10, beside the published numbers.
 
-    python examples/landscape_fnn.py
+    python examples/landscape_star_fnn.py
 
 Trains two networks from different starts and a centre between them, without any matching.  Writes
-examples/results/landscape_fnn/results.json, path.csv and path.png; about ten minutes on one core.
+examples/results/landscape_star_fnn/results.json, path.csv and path.png; about six minutes on one core.
 
 Published (Lin, Li, Wu 2024, table 1, training data, 200 epochs of Adam 0.01, one minimum and three t's per step):
 largest loss on the line 1.25, over the centre 1.1e-3; lowest accuracy 68.1 and 99.96 %; length ratio 1.003.
@@ -32,13 +32,14 @@ from lightning_rebasin import StarModule, measure_path
 from lightning_rebasin.landscape import PathCurve
 from lightning_rebasin.plotting import plot_barriers
 
-FOLDER = RESULTS / "landscape_fnn"
-EPOCHS, STAR_EPOCHS, BATCH, POINTS = 15, 10, 256, 21
-#: Learning rate of Adam and λ of each centre: the published rate, and slower ones that stay near the segment.
+FOLDER = RESULTS / "landscape_star_fnn"
+EPOCHS, STAR_EPOCHS, BATCH, POINTS = 12, 5, 256, 21
+#: Training images that paths are measured on.
+MEASURED = 20000
+#: Learning rate of Adam and λ of each centre: the published rate, and a slower one.
 CENTRES = {
     "Adam 0.01": (0.01, 0.0),
     "Adam 0.001": (0.001, 0.0),
-    "Adam 0.0003": (0.0003, 0.0),
 }
 
 
@@ -75,7 +76,7 @@ def centre(ends: list[State], lr: float, proximity: float) -> State:
         ends,
         optimizer=partial(torch.optim.Adam, lr=lr),
         lr_scheduler=partial(
-            torch.optim.lr_scheduler.ExponentialLR, gamma=0.7
+            torch.optim.lr_scheduler.ExponentialLR, gamma=0.5
         ),
         proximity=proximity,
     )
@@ -107,9 +108,10 @@ def main() -> None:
         )
         paths[name] = [a, middle, b]
     curves = {}
+    some = [tensor[:MEASURED] for tensor in TRAIN]
     for name, path in paths.items():
         measured = []
-        for images, labels in (TRAIN, TEST):
+        for images, labels in (some, TEST):
             batches = loader(images, labels, 2000)
             measured.append(measure_path(network(), path, batches, POINTS))
         curves[name] = measured[0]

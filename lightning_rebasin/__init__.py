@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from lightning_rebasin.merging import repair as repair
     from lightning_rebasin.merging import reset_batch_norm as reset_batch_norm
     from lightning_rebasin.modules import CurveModule as CurveModule
+    from lightning_rebasin.modules import CurveReport as CurveReport
     from lightning_rebasin.modules import MergeModule as MergeModule
     from lightning_rebasin.modules import StarModule as StarModule
     from lightning_rebasin.modules import StarReport as StarReport
@@ -98,7 +99,13 @@ _HOMES = {
         "repair",
         "reset_batch_norm",
     ),
-    "modules": ("CurveModule", "MergeModule", "StarModule", "StarReport"),
+    "modules": (
+        "CurveModule",
+        "CurveReport",
+        "MergeModule",
+        "StarModule",
+        "StarReport",
+    ),
     "symmetry": (
         "Example",
         "Permutation",

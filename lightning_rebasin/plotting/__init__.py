@@ -13,6 +13,7 @@ from lightning_rebasin.plotting.instability import plot_instability
 from lightning_rebasin.plotting.layers import plot_layers
 from lightning_rebasin.plotting.plane import plot_plane
 from lightning_rebasin.plotting.profile import plot_profiles
+from lightning_rebasin.plotting.star import plot_star
 from lightning_rebasin.plotting.style import require_matplotlib
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "plot_matrix",
     "plot_plane",
     "plot_profiles",
+    "plot_star",
     "require_matplotlib",
 ]

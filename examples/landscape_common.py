@@ -5,14 +5,14 @@ The images are those of the shared data beside the repository (or wherever REBAS
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,15 @@ from helpers.models import LeNet, ResNet20, load_weights
 from helpers.shared import shared_path
 
 from lightning_rebasin.files import atomic_path, atomic_write_text
+from lightning_rebasin.landscape import BarrierCurve, PathCurve
 
 __all__ = ["LeNet", "ResNet20", "cifar10", "load_weights", "shared_path"]
 #: Where results are kept, and where trained networks wait for the next run (not part of the results).
 RESULTS = Path(__file__).resolve().parent / "results"
 WORK = Path(tempfile.gettempdir()) / "lightning_rebasin_landscape"
 State = dict[str, Tensor]
+#: Seconds of the processor after which nothing new begins.
+_BUDGET = {"seconds": float("inf")}
 #: Makes an optimizer from parameters, as ``functools.partial(torch.optim.SGD, lr=0.1)`` does.
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
@@ -135,10 +138,19 @@ def mnist_images(
 
 
 def fit(
-    module: LightningModule, train: DataLoader[Any], **options: Any
-) -> float:
-    """Train without a word; returns the seconds it took."""
-    begin = time.perf_counter()
+    module: LightningModule,
+    train: DataLoader[Any],
+    start: str | None = None,
+    **options: Any,
+) -> None:
+    """Train without a word.
+
+    Args:
+        module: What is trained.
+        train: Training batches.
+        start: A checkpoint to go on from.
+        **options: Of the trainer.
+    """
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
@@ -147,20 +159,49 @@ def fit(
         enable_model_summary=False,
         **options,
     )
-    trainer.fit(module, train)
-    return time.perf_counter() - begin
+    trainer.fit(module, train, ckpt_path=start)
 
 
 def kept(name: str, make: Callable[[], State]) -> State:
     """Weights from the last run, or made now."""
-    WORK.mkdir(exist_ok=True)
     path = WORK / f"{name}.pt"
     if not path.exists():
+        check_budget()
         state = make()
         with atomic_path(path) as temporary:
             torch.save(state, temporary)
     found: State = torch.load(path, weights_only=True)
     return found
+
+
+def kept_curve(name: str, measure: Callable[[], BarrierCurve]) -> Any:
+    """A curve from the last run, or measured now."""
+    path = WORK / f"{name}.json"
+    if not path.exists():
+        check_budget()
+        measure().to_json(path)
+    data = json.loads(path.read_text())
+    return (PathCurve if "lengths" in data else BarrierCurve).from_dict(data)
+
+
+def begin() -> None:
+    """Read ``--seconds`` from the command line, and make the folder for what is kept."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=float("inf"),
+        help="begin nothing new after so many seconds of the processor; the next run goes on (exit code 75)",
+    )
+    _BUDGET["seconds"] = parser.parse_args().seconds
+    WORK.mkdir(exist_ok=True)
+
+
+def check_budget() -> None:
+    """Stop the program if it has run long enough."""
+    if time.process_time() > _BUDGET["seconds"]:
+        print("to be continued: run again")
+        sys.exit(75)
 
 
 def add_rows(path: Path, rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,12 +211,3 @@ def add_rows(path: Path, rows: Mapping[str, Any]) -> dict[str, Any]:
     everything = {**before, **rows}
     atomic_write_text(path, json.dumps(everything, indent=1) + "\n")
     return everything
-
-
-@contextmanager
-def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Add the wall and the processor seconds of a block to a table."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    yield
-    seconds[f"{name}, wall"] = round(time.perf_counter() - wall, 1)
-    seconds[f"{name}, processor"] = round(time.process_time() - cpu, 1)

@@ -1,7 +1,6 @@
 """A Bezier curve between two CIFAR-10 ResNet-20s that other people trained, beside both straight lines.
 
-    python examples/landscape_curve_resnet20.py            trains the curve (some minutes) and measures all three paths
-    python examples/landscape_curve_resnet20.py --train    only trains; the next run measures
+    python examples/landscape_curve_resnet20.py
 
 Checkpoints a and b of the shared data.  The bend starts on the matched segment and is trained for EPOCHS epochs on the
 first IMAGES training images with flips and shifts.  Test error is measured on TEST_IMAGES images with batch-norm
@@ -10,8 +9,9 @@ statistics re-estimated at every t.  Writes examples/results/landscape_curve_res
 
 from __future__ import annotations
 
-import argparse
+import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,25 +22,29 @@ from landscape_common import (
     ResNet20,
     State,
     add_rows,
+    begin,
+    check_budget,
     cifar10,
     fit,
     flip_and_crop,
+    kept_curve,
     load_weights,
     loader,
     normalise,
     shared_path,
-    timed,
 )
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_rebasin import CurveModule, measure_path
+from lightning_rebasin.files import atomic_path
 from lightning_rebasin.landscape import PathCurve
 from lightning_rebasin.plotting import plot_barriers
 
 FOLDER = RESULTS / "landscape_curve_resnet20"
 IMAGES, EPOCHS, BATCH, LR = 6000, 8, 128, 0.05
-TEST_IMAGES, RESET_IMAGES = 2000, 1000
+TEST_IMAGES, RESET_IMAGES, THREADS = 1000, 500, 2
 #: How many t of each path are measured.
 POINTS = {"curve": 61, "matched": 21, "naive": 21}
 
@@ -74,13 +78,8 @@ def decay(epoch: int) -> float:
 
 
 def train(ends: list[State]) -> CurveModule:
-    """The trained curve, from the last run if it was kept."""
-    path = WORK / "resnet20-curve.ckpt"
-    if path.exists():
-        return CurveModule.load_from_checkpoint(
-            path, model=network(), ends=ends
-        )
-    WORK.mkdir(exist_ok=True)
+    """The trained curve; a run that was interrupted goes on with the epoch that it was in."""
+    file = WORK / "resnet20-curve.ckpt"
     curve = CurveModule(
         network(),
         ends,
@@ -93,27 +92,58 @@ def train(ends: list[State]) -> CurveModule:
         seed=0,
     )
     torch.manual_seed(0)
-    seconds: dict[str, float] = {"threads": torch.get_num_threads()}
     batches = loader(*images("train", IMAGES), BATCH, shuffle=True)
-    with timed(seconds, "training"):
-        fit(curve, batches, max_epochs=EPOCHS)
-    curve.trainer.save_checkpoint(path)
-    add_rows(FOLDER / "results.json", {"seconds": seconds})
-    return curve
+    before = str(file) if file.exists() else None
+    fit(
+        curve,
+        batches,
+        start=before,
+        max_epochs=EPOCHS,
+        callbacks=[KeepEpochs(file)],
+    )
+    return CurveModule.load_from_checkpoint(file, model=network(), ends=ends)
+
+
+class KeepEpochs(Callback):
+    """Writes a checkpoint and the time of every epoch.
+
+    Args:
+        file: Where.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Stop if this run was long enough."""
+        check_budget()
+        self._begin = time.perf_counter(), time.process_time()
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Write."""
+        wall = time.perf_counter() - self._begin[0]
+        processor = time.process_time() - self._begin[1]
+        with atomic_path(self._file) as temporary:
+            trainer.save_checkpoint(temporary)
+        times = {
+            "wall": round(wall, 1),
+            "processor": round(processor, 1),
+            "threads": torch.get_num_threads(),
+        }
+        name = f"seconds of epoch {trainer.current_epoch}"
+        add_rows(FOLDER / "results.json", {name: times})
 
 
 def measure(
     name: str, path: object, test: DataLoader[Any], reset: list[Any]
 ) -> PathCurve:
     """One path, from the last run if it was measured then."""
-    file = FOLDER / f"{name}.json"
-    if not file.exists():
-        curve = measure_path(
+    return kept_curve(
+        f"resnet20-{name}",
+        lambda: measure_path(
             network(), path, test, POINTS[name], batch_norm=reset
-        )
-        curve.to_json(file)
-        curve.to_csv(FOLDER / f"{name}.csv")
-    return PathCurve.from_json(file)
+        ),
+    )
 
 
 def summary(curve: PathCurve) -> dict[str, float]:
@@ -132,15 +162,10 @@ def summary(curve: PathCurve) -> dict[str, float]:
 
 def main() -> None:
     """Train, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--train", action="store_true", help="only train")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    begin()
+    torch.set_num_threads(THREADS)
     ends = [end("a"), end("b")]
     curve = train(ends)
-    if args.train:
-        return
     test = loader(*images("test", TEST_IMAGES), 250)
     reset = list(loader(*images("train", RESET_IMAGES), 250))
     paths = {
@@ -152,6 +177,7 @@ def main() -> None:
     for name, path in paths.items():
         curves[name] = measure(name, path, test, reset)
         add_rows(FOLDER / "results.json", {name: summary(curves[name])})
+        curves[name].to_csv(FOLDER / f"{name}.csv")
         print(name, summary(curves[name]))
     title = "ResNet-20 on CIFAR-10, statistics re-estimated at every t"
     plot_barriers(curves, path=FOLDER / "path.png", title=title)

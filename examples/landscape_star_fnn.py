@@ -20,9 +20,11 @@ from landscape_common import (
     Classifier,
     State,
     add_rows,
+    begin,
     cosine,
     fit,
     kept,
+    kept_curve,
     loader,
     mnist_images,
 )
@@ -33,7 +35,7 @@ from lightning_rebasin.landscape import PathCurve
 from lightning_rebasin.plotting import plot_barriers
 
 FOLDER = RESULTS / "landscape_star_fnn"
-EPOCHS, STAR_EPOCHS, BATCH, POINTS = 12, 5, 256, 21
+EPOCHS, STAR_EPOCHS, BATCH, POINTS = 10, 4, 256, 21
 #: Training images that paths are measured on.
 MEASURED = 20000
 #: Learning rate of Adam and λ of each centre: the published rate, and a slower one.
@@ -98,6 +100,7 @@ def summary(train: PathCurve, test: PathCurve) -> dict[str, float]:
 
 def main() -> None:
     """Train, measure, write."""
+    begin()
     ends = [kept(f"fnn-{seed}", lambda s=seed: trained(s)) for seed in (0, 1)]
     a, b = ends
     paths = {"line": [a, b]}
@@ -108,12 +111,18 @@ def main() -> None:
         )
         paths[name] = [a, middle, b]
     curves = {}
-    some = [tensor[:MEASURED] for tensor in TRAIN]
+    some = tuple(tensor[:MEASURED] for tensor in TRAIN)
     for name, path in paths.items():
         measured = []
-        for images, labels in (some, TEST):
-            batches = loader(images, labels, 2000)
-            measured.append(measure_path(network(), path, batches, POINTS))
+        for split, data in (("train", some), ("test", TEST)):
+            batches = loader(*data, 2000)
+            curve = kept_curve(
+                f"fnn-{name}-{split}",
+                lambda p=path, b=batches: measure_path(
+                    network(), p, b, POINTS
+                ),
+            )
+            measured.append(curve)
         curves[name] = measured[0]
         add_rows(
             FOLDER / "results.json",

@@ -22,9 +22,11 @@ from landscape_common import (
     LeNet,
     State,
     add_rows,
+    begin,
     cosine,
     fit,
     kept,
+    kept_curve,
     loader,
     mnist_images,
 )
@@ -40,7 +42,7 @@ from lightning_rebasin.plotting import plot_barriers
 
 FOLDER = RESULTS / "landscape_star_lenet"
 SOURCES, HELD_OUT = (0, 1, 2), (3, 4)
-IMAGES, EPOCHS, STAR_EPOCHS, BATCH, POINTS = 20000, 4, 6, 128, 11
+IMAGES, EPOCHS, STAR_EPOCHS, BATCH, POINTS = 20000, 4, 6, 128, 7
 
 
 def network() -> Classifier:
@@ -90,6 +92,7 @@ def between(a: State, b: State) -> BarrierCurve:
 
 def main() -> None:
     """Train, measure, write."""
+    begin()
     states = {}
     for seed in (*SOURCES, *HELD_OUT):
         states[seed] = kept(f"lenet-{seed}", lambda s=seed: trained(s))
@@ -97,10 +100,18 @@ def main() -> None:
     sources = [states[seed] for seed in SOURCES]
     middle = kept("lenet-centre", lambda: centre(sources))
     pairs = {
-        f"{i}-{j}": between(states[i], states[j])
+        f"{i}-{j}": kept_curve(
+            f"lenet-{i}-{j}",
+            lambda a=states[i], b=states[j]: between(a, b),
+        )
         for i, j in combinations(states, 2)
     }
-    rays = {seed: between(middle, states[seed]) for seed in states}
+    rays = {
+        seed: kept_curve(
+            f"lenet-centre-{seed}", lambda b=state: between(middle, b)
+        )
+        for seed, state in states.items()
+    }
     heights: dict[str, dict[str, float]] = {}
     for metric in ("loss", "accuracy"):
         heights[metric] = {

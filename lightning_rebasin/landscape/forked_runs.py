@@ -6,9 +6,7 @@ state of the random number generators when it starts, hence the order of the dat
 
 from __future__ import annotations
 
-import logging
 import random
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,16 +15,13 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.files import atomic_path
 from lightning_rebasin.landscape.copies import isolated_rng
-
-#: Lightning's advice for loaders that cannot go on where they stopped; going on in another order is the purpose here.
-_MID_EPOCH = ".*resuming from a checkpoint that ended before the epoch.*"
+from lightning_rebasin.landscape.quiet import quiet_lightning
 
 
 @final
@@ -117,7 +112,7 @@ class ForkedRuns:
             **self.trainer_options,
         }
         own = [*options.pop("callbacks", []), *callbacks]
-        with _silence(), seeded(entropy, self.train):
+        with quiet_lightning(), seeded(entropy, self.train):
             trainer = Trainer(
                 max_epochs=self.max_epochs, callbacks=own, **options
             )
@@ -150,21 +145,6 @@ def seeded(
         finally:
             if own is not None:
                 own.set_state(kept)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Many short trainings would repeat what Lightning says about devices and loaders."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
-            warnings.filterwarnings("ignore", _MID_EPOCH)
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def length_of(train: Iterable[Any]) -> int | None:

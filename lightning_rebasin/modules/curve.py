@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.paths import Bezier, Chain, Line, Polygon
 from lightning_rebasin.landscape.points import Point
+from lightning_rebasin.landscape.probe import LossFunction as MeasuredLoss
 from lightning_rebasin.merging.interpolate import interpolate
 from lightning_rebasin.modules.alignment import Aligner
 from lightning_rebasin.modules.curve_report import (
@@ -205,6 +206,7 @@ class CurveModule(PathModule):
         dataloader: Iterable[Any],
         *,
         points: int | Sequence[float] = 61,
+        loss: MeasuredLoss | None = None,
         batch_norm: Iterable[Any] | None = None,
         limit_batches: int | None = None,
         progress: bool = False,
@@ -217,6 +219,7 @@ class CurveModule(PathModule):
         Args:
             dataloader: Held-out batches; iterated once for every path.
             points: Evenly spaced t, or the t themselves; 0, ½, 1 and corners are added.
+            loss: ``loss(module, batch)``, measured instead: a mean over the batch, or several of them by name.
             batch_norm: Training batches for the statistics of every point; needed with batch norm.
             limit_batches: Use only the first so many batches.
             progress: Show progress bars.
@@ -241,6 +244,7 @@ class CurveModule(PathModule):
             routes,
             dataloader,
             points=points,
+            loss=loss,
             batch_norm=batch_norm,
             limit_batches=limit_batches,
             progress=progress,

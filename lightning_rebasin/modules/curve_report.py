@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from lightning_rebasin.landscape.path_curve import PathCurve, measure_path
 from lightning_rebasin.landscape.points import State, WeightPath
+from lightning_rebasin.landscape.probe import LossFunction
 from lightning_rebasin.landscape.tables import (
     write_csv,
     write_json,
@@ -115,6 +116,7 @@ def measure_curve(
     dataloader: Iterable[Any],
     *,
     points: int | Sequence[float],
+    loss: LossFunction | None,
     batch_norm: Iterable[Any] | None,
     limit_batches: int | None = None,
     progress: bool = False,
@@ -126,12 +128,14 @@ def measure_curve(
         routes: Paths by label; the t of the last one, corners included, are those of all.
         dataloader: Held-out batches.
         points: Evenly spaced t, or the t themselves.
+        loss: Measured instead.
         batch_norm: Training batches for the statistics of every point.
         limit_batches: Use only so many batches.
         progress: Show progress bars.
     """
     batches = None if batch_norm is None else list(batch_norm)
-    module, loss = measured_by(inner)
+    module, found_loss = measured_by(inner)
+    chosen = loss or found_loss
     grid: int | Sequence[float] = points
     found = {}
     for label in reversed(list(routes)):
@@ -140,7 +144,7 @@ def measure_curve(
             routes[label],
             dataloader,
             grid,
-            loss=loss,
+            loss=chosen,
             batch_norm=batches,
             limit_batches=limit_batches,
             progress=progress,

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.paths import Star
 from lightning_rebasin.landscape.points import Point
+from lightning_rebasin.landscape.probe import LossFunction as MeasuredLoss
 from lightning_rebasin.merging.interpolate import check_alike
 from lightning_rebasin.modules.alignment import Aligner
 from lightning_rebasin.modules.endpoints import read_weights
@@ -187,6 +188,7 @@ class StarModule(PathModule):
         dataloader: Iterable[Any],
         *,
         points: int = 11,
+        loss: MeasuredLoss | None = None,
         batch_norm: Iterable[Any] | None = None,
         limit_batches: int | None = None,
         progress: bool = False,
@@ -199,6 +201,7 @@ class StarModule(PathModule):
         Args:
             dataloader: Held-out batches; iterated once for every line.
             points: Evenly spaced points of every line.
+            loss: ``loss(module, batch)``, measured instead: a mean over the batch, or several of them by name.
             batch_norm: Training batches for the statistics of every point; needed with batch norm.
             limit_batches: Use only the first so many batches.
             progress: Show progress bars.
@@ -216,6 +219,7 @@ class StarModule(PathModule):
             self.names.trained,
             dataloader,
             points=points,
+            loss=loss,
             batch_norm=batch_norm,
             limit_batches=limit_batches,
             progress=progress,

@@ -17,6 +17,7 @@ from lightning_rebasin.landscape.geometry import separation
 from lightning_rebasin.landscape.measure import measure_barrier
 from lightning_rebasin.landscape.paths import Star
 from lightning_rebasin.landscape.points import State
+from lightning_rebasin.landscape.probe import LossFunction
 from lightning_rebasin.landscape.tables import (
     main_metric,
     write_csv,
@@ -168,6 +169,7 @@ def measure_star(
     dataloader: Iterable[Any],
     *,
     points: int,
+    loss: LossFunction | None,
     batch_norm: Iterable[Any] | None,
     limit_batches: int | None = None,
     progress: bool = False,
@@ -180,12 +182,14 @@ def measure_star(
         names: Tensors that count for lengths.
         dataloader: Held-out batches.
         points: Evenly spaced points of every line.
+        loss: Measured instead.
         batch_norm: Training batches for the statistics of every point.
         limit_batches: Use only so many batches.
         progress: Show progress bars.
     """
     batches = None if batch_norm is None else list(batch_norm)
-    module, loss = measured_by(inner)
+    module, found_loss = measured_by(inner)
+    chosen = loss or found_loss
 
     def curve(a: State, b: State) -> BarrierCurve:
         return measure_barrier(
@@ -194,7 +198,7 @@ def measure_star(
             b,
             dataloader,
             points=points,
-            loss=loss,
+            loss=chosen,
             batch_norm=batches,
             limit_batches=limit_batches,
             progress=progress,

@@ -11,4 +11,4 @@ DESCRIPTION = (
     "into one folder."
 )
 #: In the order in which they answer bigger questions; each is a file of this folder.
-COMMANDS = ("plane",)
+COMMANDS = ("curve", "star", "plane", "instability")

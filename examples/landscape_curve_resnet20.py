@@ -43,10 +43,10 @@ from lightning_rebasin.landscape import PathCurve
 from lightning_rebasin.plotting import plot_barriers
 
 FOLDER = RESULTS / "landscape_curve_resnet20"
-IMAGES, EPOCHS, BATCH, LR = 6000, 8, 128, 0.05
-TEST_IMAGES, RESET_IMAGES, THREADS = 1000, 500, 2
+IMAGES, EPOCHS, BATCH, LR = 5000, 6, 128, 0.05
+TEST_IMAGES, RESET_IMAGES, THREADS = 1000, 250, 2
 #: How many t of each path are measured.
-POINTS = {"curve": 61, "matched": 21, "naive": 21}
+POINTS = {"curve": 61, "matched": 11, "naive": 11}
 
 
 def images(split: str, count: int) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ from lightning_rebasin.plotting import plot_barriers
 
 FOLDER = RESULTS / "landscape_star_lenet"
 SOURCES, HELD_OUT = (0, 1, 2), (3, 4)
-IMAGES, EPOCHS, STAR_EPOCHS, BATCH, POINTS = 20000, 4, 6, 128, 7
+IMAGES, EPOCHS, STAR_EPOCHS, BATCH, POINTS = 10000, 4, 6, 64, 7
 
 
 def network() -> Classifier:
@@ -53,7 +53,7 @@ def network() -> Classifier:
 
 
 TRAIN = mnist_images("train", IMAGES, flat=False)
-TEST = mnist_images("test", flat=False)
+TEST = mnist_images("test", 4000, flat=False)
 SPEC = infer_spec(network())
 
 

@@ -24,6 +24,7 @@ from lightning_rebasin.callbacks.trainer import object_gatherer
 from lightning_rebasin.errors import (
     BarrierWarning,
     ConfigurationError,
+    DataError,
 )
 from lightning_rebasin.landscape.batches import (
     batch_size,
@@ -156,6 +157,18 @@ class PathModule(OuterModule):
     def on_fit_start(self) -> None:
         """Put the ends where the trainer put the network."""
         self.place()
+
+    def on_fit_end(self) -> None:
+        """Say so if there was nothing to learn from.
+
+        Raises:
+            DataError: The training loader is empty.
+        """
+        wanted = self.trainer.limit_train_batches != 0
+        if wanted and self.trainer.num_training_batches == 0:
+            raise DataError(
+                "the training loader gave no batch, so nothing was learned"
+            )
 
     def on_validation_start(self) -> None:
         """The same, for ``trainer.validate`` alone."""

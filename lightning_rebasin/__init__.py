@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from lightning_rebasin.landscape import loss_plane as loss_plane
     from lightning_rebasin.landscape import loss_profile as loss_profile
     from lightning_rebasin.landscape import measure_barrier as measure_barrier
+    from lightning_rebasin.landscape import (
+        measure_instability as measure_instability,
+    )
     from lightning_rebasin.landscape import measure_path as measure_path
     from lightning_rebasin.landscape import predict_barrier as predict_barrier
     from lightning_rebasin.matching import MatchResult as MatchResult
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from lightning_rebasin.merging import repair as repair
     from lightning_rebasin.merging import reset_batch_norm as reset_batch_norm
     from lightning_rebasin.modules import CurveModule as CurveModule
+    from lightning_rebasin.modules import CurveReport as CurveReport
     from lightning_rebasin.modules import MergeModule as MergeModule
     from lightning_rebasin.modules import StarModule as StarModule
     from lightning_rebasin.modules import StarReport as StarReport
@@ -83,6 +87,7 @@ _HOMES = {
         "loss_plane",
         "loss_profile",
         "measure_barrier",
+        "measure_instability",
         "measure_path",
         "predict_barrier",
     ),
@@ -99,7 +104,13 @@ _HOMES = {
         "repair",
         "reset_batch_norm",
     ),
-    "modules": ("CurveModule", "MergeModule", "StarModule", "StarReport"),
+    "modules": (
+        "CurveModule",
+        "CurveReport",
+        "MergeModule",
+        "StarModule",
+        "StarReport",
+    ),
     "symmetry": (
         "Example",
         "Permutation",

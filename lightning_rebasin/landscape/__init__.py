@@ -8,7 +8,8 @@ Lightning, ``copies.py`` the copy that is evaluated.  ``measure.py`` runs it ove
 The same engine measures any path (``path_curve.py``, ``lengths.py``), a plane (``loss_plane.py``), one direction
 (``loss_profile.py``, ``directions.py``), the layers of two networks (``layer_barriers.py``; ``layers.py`` says what a
 layer is) and how far outputs travel (``geodesic_length.py``).  What comes out is in the files ending in ``_values.py``,
-which know no engine.  ``geodesic.py`` trains the shortest way.
+which know no engine.  ``geodesic.py`` trains the shortest way, ``instability.py`` forks whole trainings
+(``forked_runs.py``).
 
 ``predict.py`` predicts barriers from derivatives: ``differentiable.py`` is the loss as a function of weights,
 ``curvature.py`` takes its derivatives along a direction, ``quadrature.py`` integrates them.  ``features.py`` has
@@ -31,6 +32,8 @@ from lightning_rebasin.landscape.geodesic_values import (
     Geodesic,
     GeodesicLength,
 )
+from lightning_rebasin.landscape.instability import measure_instability
+from lightning_rebasin.landscape.instability_values import Instability
 from lightning_rebasin.landscape.layer_barriers import layer_barriers
 from lightning_rebasin.landscape.layer_values import LayerBarriers
 from lightning_rebasin.landscape.layers import layers_of
@@ -58,6 +61,7 @@ __all__ = [
     "Features",
     "Geodesic",
     "GeodesicLength",
+    "Instability",
     "LayerBarriers",
     "LayerPrediction",
     "LossPlane",
@@ -75,6 +79,7 @@ __all__ = [
     "loss_plane",
     "loss_profile",
     "measure_barrier",
+    "measure_instability",
     "measure_path",
     "normalised_length",
     "predict_barrier",

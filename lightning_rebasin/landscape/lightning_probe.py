@@ -192,6 +192,9 @@ def _redirect(module: LightningModule, record: Callable[..., None]) -> None:
     def quiet(_self: object, *_args: Any, **_kwargs: Any) -> None:
         """Print nothing."""
 
+    # Modules that learn paths have redirected their network's own already, on the instance.
+    for name in ("log", "log_dict"):
+        vars(module).pop(name, None)
     # log_dict stays: it calls log for every entry.
     replace_methods(
         module,

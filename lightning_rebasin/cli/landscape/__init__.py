@@ -11,4 +11,13 @@ DESCRIPTION = (
     "into one folder."
 )
 #: In the order in which they answer bigger questions; each is a file of this folder.
-COMMANDS = ("plane", "layers", "predict", "profile", "geodesic")
+COMMANDS = (
+    "curve",
+    "star",
+    "plane",
+    "layers",
+    "profile",
+    "predict",
+    "geodesic",
+    "instability",
+)

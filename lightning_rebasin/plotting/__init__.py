@@ -10,11 +10,13 @@ from lightning_rebasin.plotting.curves import (
     plot_matrix,
 )
 from lightning_rebasin.plotting.layers import plot_layers
+from lightning_rebasin.plotting.page import Frame, write_page
 from lightning_rebasin.plotting.plane import plot_plane
 from lightning_rebasin.plotting.profile import plot_profiles
 from lightning_rebasin.plotting.style import require_matplotlib
 
 __all__ = [
+    "Frame",
     "plot_barriers",
     "plot_history",
     "plot_layers",
@@ -22,4 +24,5 @@ __all__ = [
     "plot_plane",
     "plot_profiles",
     "require_matplotlib",
+    "write_page",
 ]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lightning_rebasin.checkpoints import (
         write_checkpoint as write_checkpoint,
     )
+    from lightning_rebasin.inputs import connect_inputs as connect_inputs
+    from lightning_rebasin.inputs import input_barrier as input_barrier
     from lightning_rebasin.landscape import BarrierCurve as BarrierCurve
     from lightning_rebasin.landscape import barrier_matrix as barrier_matrix
     from lightning_rebasin.landscape import geodesic_length as geodesic_length
@@ -69,6 +71,7 @@ _HOMES = {
         "read_checkpoint",
         "write_checkpoint",
     ),
+    "inputs": ("connect_inputs", "input_barrier"),
     "landscape": (
         "BarrierCurve",
         "barrier_matrix",

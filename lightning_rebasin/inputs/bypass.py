@@ -180,7 +180,7 @@ def _nudges(segments: Segments, seed: int) -> Tensor:
 
 def _norms(vectors: Tensor) -> Tensor:
     """Euclidean norms, of a shape that broadcasts."""
-    norms = torch.linalg.vector_norm(vectors.flatten(1), dim=1)
+    norms: Tensor = vectors.flatten(1).norm(dim=1)
     return norms.reshape(_column(vectors))
 
 

@@ -109,7 +109,7 @@ def inside(
             torch.as_tensor(bound, dtype=inputs.dtype, device=inputs.device)
             for bound in bounds
         )
-        shape = torch.broadcast_tensors(inputs[0], low, high)[0].shape
+        shape = (inputs[0] + low + high).shape
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"bounds must be a pair (low, high) of numbers or of tensors that broadcast over one input of shape "

@@ -278,4 +278,5 @@ def corner_marks(corners: Tensor) -> list[float]:
 def _lengths(corners: Tensor) -> Tensor:
     """Length of every piece, in double precision."""
     flat = corners.detach().double().reshape(len(corners), -1)
-    return torch.linalg.vector_norm(flat[1:] - flat[:-1], dim=1)
+    lengths: Tensor = (flat[1:] - flat[:-1]).norm(dim=1)
+    return lengths

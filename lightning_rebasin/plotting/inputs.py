@@ -97,8 +97,9 @@ def _curves(axes: Axes, own: Mapping[str, InputPath], pair: int) -> None:
         inner = corner_marks(path.corners)[1:-1]
         heights = []
         for mark in inner:
-            near = min(path.lambdas, key=lambda lam, m=mark: abs(lam - m))
-            heights.append(path.losses[path.lambdas.index(near)])
+            # A corner was measured, up to the rounding of its λ.
+            gaps = [abs(lam - mark) for lam in path.lambdas]
+            heights.append(path.losses[gaps.index(min(gaps))])
         axes.plot(inner, heights, "o", color=colour, markersize=3.5)
     axes.set_xlabel("λ (part of the length)")
     axes.set_ylabel(f"loss, pair {pair}")

@@ -60,10 +60,9 @@ def test_between_the_horns_of_a_moon_lies_the_other_one():
     for lam, loss in zip(path.lambdas, path.losses, strict=True):
         point = np.array([2 * lam - 1, 0.0])
         assert loss == pytest.approx(moon_loss(point, 0), rel=1e-3, abs=1e-4)
-    # Moon 1 crosses the segment where 1 − cos φ = x and ½ = sin φ.
-    assert path.input_at(path.curve.at("loss"))[0] == pytest.approx(
-        1 - 3**0.5 / 2, abs=0.06
-    )
+    # At the origin moon 0 is 1 away, and the arc of moon 1 has radius 1 around (1, ½).
+    assert path.input_at(path.curve.at("loss")).tolist() == [0.0, 0.0]
+    assert path.maximum == pytest.approx(20 * (1 - (1.25**0.5 - 1) ** 2))
 
 
 def test_many_pairs_are_what_each_is_alone_whatever_the_chunk():

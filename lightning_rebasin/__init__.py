@@ -27,8 +27,13 @@ if TYPE_CHECKING:
     from lightning_rebasin.checkpoints import (
         write_checkpoint as write_checkpoint,
     )
+    from lightning_rebasin.inputs import (
+        AdversarialBarrier as AdversarialBarrier,
+    )
+    from lightning_rebasin.inputs import BarrierDetector as BarrierDetector
     from lightning_rebasin.inputs import connect_inputs as connect_inputs
     from lightning_rebasin.inputs import input_barrier as input_barrier
+    from lightning_rebasin.inputs import optimal_inputs as optimal_inputs
     from lightning_rebasin.landscape import BarrierCurve as BarrierCurve
     from lightning_rebasin.landscape import barrier_matrix as barrier_matrix
     from lightning_rebasin.landscape import geodesic_length as geodesic_length
@@ -71,7 +76,13 @@ _HOMES = {
         "read_checkpoint",
         "write_checkpoint",
     ),
-    "inputs": ("connect_inputs", "input_barrier"),
+    "inputs": (
+        "AdversarialBarrier",
+        "BarrierDetector",
+        "connect_inputs",
+        "input_barrier",
+        "optimal_inputs",
+    ),
     "landscape": (
         "BarrierCurve",
         "barrier_matrix",

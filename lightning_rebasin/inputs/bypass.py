@@ -26,6 +26,8 @@ from lightning_rebasin.inputs.loss import InputLoss, between
 
 #: How far from the segment the search starts, in parts of its length.  On top of a symmetric hill the slope is zero.
 _NUDGE = 1e-3
+#: Axes of a batch of images.
+_IMAGES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +80,14 @@ class Penalty:
             >>> value, gradient
             (tensor([2.]), tensor([[2., 0.]]))
         """
-        moved = displacements.detach().requires_grad_()
-        with torch.enable_grad():
-            squares = moved.square().flatten(1).mean(1)
-            value = self.proximity * squares
-            if self.variation:
-                value = value + self.variation * total_variation(moved)
-            (gradient,) = torch.autograd.grad(value.sum(), moved)
-        return value.detach(), gradient
+        size = displacements[0].numel()
+        squares = displacements.square().flatten(1).mean(1)
+        value = self.proximity * squares
+        gradient = (2 * self.proximity / size) * displacements
+        if self.variation and displacements.ndim == _IMAGES:
+            value = value + self.variation * total_variation(displacements)
+            gradient = gradient + self.variation * _slope(displacements)
+        return value, gradient
 
 
 def bypass(
@@ -111,6 +113,9 @@ def bypass(
 
     Returns:
         The moved points.
+
+    Raises:
+        ConfigurationError: The loss has no gradient with respect to the input.
     """
     origins, directions = segments.points, segments.directions
 
@@ -125,6 +130,7 @@ def bypass(
     starts = origins + _nudges(segments, seed)
     if bounds is not None:
         starts = starts.clamp(*bounds)
+    loss.check_slope(starts, segments.owners)
     return descend(
         starts,
         slope_at,
@@ -143,8 +149,11 @@ def orthogonal(vectors: Tensor, directions: Tensor) -> Tensor:
         >>> orthogonal(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]))
         tensor([[0., 4.]])
     """
-    along = (vectors * directions).flatten(1).sum(1)
-    return vectors - along.reshape(_column(vectors)) * directions
+    # Twice: of a vector almost along its direction little is left, and of that rounding is a large part.
+    for _ in range(2):
+        along = (vectors * directions).flatten(1).sum(1)
+        vectors = vectors - along.reshape(_column(vectors)) * directions
+    return vectors
 
 
 def total_variation(images: Tensor) -> Tensor:
@@ -157,11 +166,23 @@ def total_variation(images: Tensor) -> Tensor:
         >>> total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 3.0]]]]))
         tensor([6.])
     """
-    if images.ndim != 4:
+    if images.ndim != _IMAGES:
         return images.new_zeros(len(images))
-    rows = (images[..., 1:, :] - images[..., :-1, :]).abs()
-    columns = (images[..., 1:] - images[..., :-1]).abs()
+    rows, columns = images.diff(dim=2).abs(), images.diff(dim=3).abs()
     return rows.flatten(1).sum(1) + columns.flatten(1).sum(1)
+
+
+def _slope(images: Tensor) -> Tensor:
+    """The gradient of the total variation."""
+    slope = torch.zeros_like(images)
+    # |q − p| pulls q down and p up by the sign of q − p.
+    down = images.diff(dim=2).sign()
+    slope[:, :, 1:] += down
+    slope[:, :, :-1] -= down
+    right = images.diff(dim=3).sign()
+    slope[..., 1:] += right
+    slope[..., :-1] -= right
+    return slope
 
 
 def _nudges(segments: Segments, seed: int) -> Tensor:

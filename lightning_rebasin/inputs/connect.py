@@ -16,7 +16,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lightning_rebasin.errors import ConfigurationError, DataError
+from lightning_rebasin.errors import DataError
 from lightning_rebasin.inputs.bypass import Penalty, Segments, bypass
 from lightning_rebasin.inputs.descent import Schedule
 from lightning_rebasin.inputs.loss import CHUNK_SIZE, OutputLoss
@@ -24,8 +24,10 @@ from lightning_rebasin.inputs.network import alone
 from lightning_rebasin.inputs.pairs import (
     Bounds,
     InputPairs,
+    check_counts,
+    check_inside,
     check_numbers,
-    inside,
+    limits_of,
     make_pairs,
 )
 from lightning_rebasin.inputs.paths import InputPath, InputPaths, corner_marks
@@ -108,7 +110,12 @@ def connect_inputs(
     check_numbers(
         proximity=proximity, variation=variation, threshold=threshold
     )
-    _check_counts(points, max_pieces, steps, learning_rate)
+    check_counts(
+        learning_rate,
+        points=(points, 3),
+        max_pieces=(max_pieces, 1),
+        steps=(steps, 1),
+    )
     with alone():
         pairs = make_pairs(
             module,
@@ -119,6 +126,8 @@ def connect_inputs(
             embedding=embedding,
             chunk_size=chunk_size,
         )
+        limits = limits_of(bounds, pairs.a)
+        check_inside(limits, x_a=pairs.a, x_b=pairs.b)
         _check_ends(pairs, threshold)
         search = _Search(
             pairs,
@@ -127,7 +136,7 @@ def connect_inputs(
             Penalty(proximity, variation),
             threshold,
             max_pieces,
-            inside(bounds, torch.cat([pairs.a, pairs.b])),
+            limits,
         )
         search.run(seed, progress=progress)
         return InputPaths(tuple(search.paths()), threshold)
@@ -264,24 +273,6 @@ class _Search:
         ends = [self._corners[pair][piece + 1] for pair, piece in places]
         owners = torch.tensor([p for p, _ in places], device=self._device)
         return torch.stack(starts), torch.stack(ends), owners
-
-
-def _check_counts(
-    points: int, max_pieces: int, steps: int, learning_rate: float
-) -> None:
-    for name, number, least in (
-        ("points", points, 3),
-        ("max_pieces", max_pieces, 1),
-        ("steps", steps, 1),
-    ):
-        if number < least:
-            raise ConfigurationError(
-                f"{name}={number}: must be {least} or more"
-            )
-    if not 0 < learning_rate < float("inf"):
-        raise ConfigurationError(
-            f"learning_rate={learning_rate}: must be above 0"
-        )
 
 
 def _check_ends(pairs: InputPairs, threshold: float) -> None:

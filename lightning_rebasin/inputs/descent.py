@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_rebasin.errors import ConfigurationError
-
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 
@@ -125,9 +123,6 @@ def descend(
     Returns:
         The best places.
 
-    Raises:
-        ConfigurationError: The gradient of every input is zero at the start, though none has arrived.
-
     Example:
         >>> def bowl(points, numbers):
         ...     value = points.square().sum(1)
@@ -164,8 +159,6 @@ def descend(
         gradients = slope.gradients[going]
         if project is not None:
             gradients = project(gradients, active)
-        if step == 0:
-            _check_slope(gradients)
         move = adam.step(gradients)
         # Adam scales every element by itself, which turns a step out of the space that its gradient lies in.
         points = points + (move if project is None else project(move, active))
@@ -175,11 +168,3 @@ def descend(
         bar.update()
     bar.close()
     return Descent(best, losses, taken)
-
-
-def _check_slope(gradients: Tensor) -> None:
-    if not bool((gradients != 0).any()):
-        raise ConfigurationError(
-            "the gradient of the loss with respect to the input is zero for every pair, so no path can be optimised: "
-            "is the loss piecewise constant (accuracy, rounding), or the network dead?"
-        )

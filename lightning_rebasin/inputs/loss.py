@@ -179,6 +179,19 @@ class InputLoss:
             gradients.append(gradient)
         return torch.cat(losses), torch.cat(gradients)
 
+    def check_slope(self, points: Tensor, owners: Tensor) -> None:
+        """Raise if there is no way down from any of these points.
+
+        Raises:
+            ConfigurationError: The gradient is zero at all of them, or there is none.
+        """
+        _, gradients = self.gradients(points, owners)
+        if not bool((gradients != 0).any()):
+            raise ConfigurationError(
+                "the gradient of the loss with respect to the input is zero everywhere, so nothing can be optimised: "
+                "is the loss piecewise constant (accuracy, rounding), or the network dead?"
+            )
+
     def _chunks(self, count: int) -> list[slice]:
         """Slices of so many points, none longer than a chunk."""
         size = self._chunk_size

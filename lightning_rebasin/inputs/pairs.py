@@ -89,47 +89,58 @@ def make_pairs(
     )
 
 
-def inside(
+def limits_of(
     bounds: Bounds | None, inputs: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     """Bounds as tensors that broadcast over inputs.
 
     Args:
         bounds: Lowest and highest value, or ``None``.
-        inputs: Inputs that must lie between them.
+        inputs: Inputs of the same shape, dtype and device.
 
     Raises:
         ConfigurationError: The bounds are not a pair, are the wrong way round, or do not broadcast.
-        DataError: An input lies outside.
     """
     if bounds is None:
         return None
+    shape = inputs.shape[1:]
     try:
         low, high = (
             torch.as_tensor(bound, dtype=inputs.dtype, device=inputs.device)
             for bound in bounds
         )
-        shape = (inputs[0] + low + high).shape
+        fits = (inputs[0] + low + high).shape == shape
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"bounds must be a pair (low, high) of numbers or of tensors that broadcast over one input of shape "
-            f"{tuple(inputs.shape[1:])}: {error}"
+            f"{tuple(shape)}: {error}"
         ) from error
-    if shape != inputs.shape[1:] or not bool((low <= high).all()):
+    if not fits or not bool((low <= high).all()):
         raise ConfigurationError(
-            f"bounds must be (low, high) with low ≤ high that broadcast over one input of shape "
-            f"{tuple(inputs.shape[1:])}, got shapes {tuple(low.shape)} and {tuple(high.shape)}"
-        )
-    # Normalising the ends and the bounds may round differently.
-    slack = 1e-5 * float((high - low).max())
-    outside = (inputs < low - slack) | (inputs > high + slack)
-    if bool(outside.any()):
-        pair = int(outside.reshape(len(inputs), -1).any(1).nonzero()[0, 0])
-        raise DataError(
-            f"an end of pair {pair % (len(inputs) // 2 or 1)} lies outside bounds=; normalise the bounds as the "
-            "inputs were"
+            f"bounds must be (low, high) with low ≤ high that broadcast over one input of shape {tuple(shape)}, got "
+            f"shapes {tuple(low.shape)} and {tuple(high.shape)}"
         )
     return low, high
+
+
+def check_inside(limits: tuple[Tensor, Tensor] | None, **ends: Tensor) -> None:
+    """Raise unless all inputs lie between limits.
+
+    Raises:
+        DataError: One lies outside.
+    """
+    if limits is None:
+        return
+    low, high = limits
+    # Normalising the inputs and the bounds may round differently.
+    slack = 1e-5 * float((high - low).max())
+    for name, inputs in ends.items():
+        outside = (inputs < low - slack) | (inputs > high + slack)
+        pairs = outside.reshape(len(inputs), -1).any(1).nonzero()
+        if len(pairs):
+            raise DataError(
+                f"{name} of pair {int(pairs[0, 0])} lies outside bounds=; normalise the bounds as the inputs were"
+            )
 
 
 def check_numbers(**numbers: float) -> None:
@@ -143,6 +154,27 @@ def check_numbers(**numbers: float) -> None:
             raise ConfigurationError(
                 f"{name}={number}: must be a finite number, 0 or more"
             )
+
+
+def check_counts(learning_rate: float, **counts: tuple[int, int]) -> None:
+    """Raise unless every count is as large as it must be, and the learning rate above 0.
+
+    Args:
+        learning_rate: Step size.
+        **counts: Option and its least value.
+
+    Raises:
+        ConfigurationError: One is too small.
+    """
+    for name, (number, least) in counts.items():
+        if number < least:
+            raise ConfigurationError(
+                f"{name}={number}: must be {least} or more"
+            )
+    if not 0 < learning_rate < math.inf:
+        raise ConfigurationError(
+            f"learning_rate={learning_rate}: must be above 0"
+        )
 
 
 def _check_shapes(x_a: object, x_b: object) -> None:

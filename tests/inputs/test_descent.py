@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.inputs.descent import (
     ManyAdam,
     Schedule,
@@ -76,12 +75,3 @@ def test_what_arrives_counts_though_its_penalty_is_high():
     found = descend(torch.ones(1, 1), slope, Schedule(200, 0.05, 0.1))
     assert found.losses[0] <= 0.1
     assert found.points[0, 0] ** 2 == pytest.approx(float(found.losses[0]))
-
-
-def test_a_flat_loss_is_refused():
-    def flat(points, numbers):
-        value = torch.ones(len(points))
-        return Slope(value, value, torch.zeros_like(points))
-
-    with pytest.raises(ConfigurationError, match="piecewise constant"):
-        descend(torch.ones(2, 2), flat, Schedule(3, 0.1, 0.0))

@@ -156,7 +156,17 @@ class BarrierDetector:
         Raises:
             DataError: Inputs do not fit, or there are none of one kind.
         """
-        low, high = self.curves(module, real), self.curves(module, adversarial)
+        return self.fitted_to(
+            self.curves(module, real), self.curves(module, adversarial)
+        )
+
+    def fitted_to(self, real: Tensor, adversarial: Tensor) -> BarrierDetector:
+        """The same as :meth:`fitted` from curves that :meth:`curves` measured, shape ``(n, λ)`` each.
+
+        Raises:
+            DataError: There are none of one kind.
+        """
+        low, high = real, adversarial
         if not len(low) or not len(high):
             raise DataError(
                 f"fitting needs adversarial and real inputs, got {len(high)} and {len(low)}"
@@ -179,7 +189,7 @@ class BarrierDetector:
         return which, self.references[reference.to(self.references.device)]
 
     def __repr__(self) -> str:
-        count = len(self.classes.unique())
+        count = len(set(self.classes.tolist()))
         how = "fitted" if self.weights is not None else "highest loss"
         return f"BarrierDetector({len(self.classes)} references of {count} classes, {self.points} points, {how})"
 

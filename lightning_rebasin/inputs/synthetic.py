@@ -1,7 +1,7 @@
 """Optimal inputs: noise that is moved until a network is sure of its class.
 
-The ends of a path need not be data.  An input optimised from noise is an end for every class and every network, also for
-one that was never trained, where connectivity says something about the architecture and not about the data.
+The ends of a path need not be data.  An input optimised from noise is an end for every class and every network, also
+for one that was never trained, where connectivity says something about the architecture and not about the data.
 """
 
 from __future__ import annotations

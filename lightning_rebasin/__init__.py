@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_rebasin.callbacks import (
         CheckpointSnapshot as CheckpointSnapshot,
     )
+    from lightning_rebasin.callbacks import InputBarrier as InputBarrier
     from lightning_rebasin.callbacks import LossBarrier as LossBarrier
     from lightning_rebasin.checkpoints import (
         merge_checkpoints as merge_checkpoints,
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "assignment": ("solve_assignment",),
-    "callbacks": ("CheckpointSnapshot", "LossBarrier"),
+    "callbacks": ("CheckpointSnapshot", "InputBarrier", "LossBarrier"),
     "checkpoints": (
         "merge_checkpoints",
         "read_checkpoint",

@@ -35,8 +35,8 @@ class AdversarialBarrier(Metric):
         >>> module = nn.Linear(1, 2, bias=False)
         >>> _ = module.weight.data.copy_(torch.tensor([[3.0], [-3.0]]))
         >>> metric = AdversarialBarrier(BarrierDetector(torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])))
-        >>> metric.update(module, torch.tensor([[0.9], [-0.8]]), False)
-        >>> metric.update(module, torch.tensor([[0.1], [-0.1]]), True)
+        >>> metric.update(module, torch.tensor([[0.9], [-0.8]]), attacked=False)
+        >>> metric.update(module, torch.tensor([[0.1], [-0.1]]), attacked=True)
         >>> metric.compute()
         tensor(1.)
     """

@@ -8,7 +8,7 @@ noise.  ``detector.py`` reads curves, ``rates.py`` says how well, ``adversarial_
 """
 
 from lightning_rebasin.inputs.adversarial_barrier import AdversarialBarrier
-from lightning_rebasin.inputs.barrier import input_barrier
+from lightning_rebasin.inputs.barrier import input_barrier, input_losses
 from lightning_rebasin.inputs.connect import connect_inputs
 from lightning_rebasin.inputs.detector import BarrierDetector
 from lightning_rebasin.inputs.paths import InputPath, InputPaths
@@ -22,5 +22,6 @@ __all__ = [
     "SyntheticInputs",
     "connect_inputs",
     "input_barrier",
+    "input_losses",
     "optimal_inputs",
 ]

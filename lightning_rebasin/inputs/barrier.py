@@ -1,4 +1,4 @@
-"""``input_barrier``: the loss of a fixed network on the straight way between two inputs."""
+"""``input_barrier``: the loss of a fixed network on the straight way between two inputs, and at inputs alone."""
 
 from __future__ import annotations
 
@@ -83,3 +83,38 @@ def input_barrier(
     for own, row in zip(corners, rows.tolist(), strict=True):
         paths.append(InputPath(own, lambdas, tuple(row)))
     return InputPaths(tuple(paths))
+
+
+def input_losses(
+    module: nn.Module,
+    inputs: Tensor,
+    target: Any,
+    *,
+    loss: OutputLoss | None = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> Tensor:
+    """The loss of each input by itself: which ones are sure enough to be the ends of a path.
+
+    Args:
+        module: A network whose ``forward`` takes a batch of inputs; it stays as it is to the bit.
+        inputs: Floats of shape ``(n, *input)``.
+        target: One target per input, one number for all, or ``None``.
+        loss: ``loss(output, target)`` with one number per sample; the cross-entropy if omitted.
+        chunk_size: How many inputs go through the network at once.
+
+    Returns:
+        Shape ``(n,)``.
+
+    Raises:
+        DataError: Inputs or targets do not fit each other or the network.
+        ConfigurationError: The loss is not one per sample, or the chunk size cannot work.
+
+    Example:
+        >>> input_losses(nn.Flatten(), torch.zeros(2, 4), 3)
+        tensor([1.3863, 1.3863])
+    """
+    with alone():
+        pairs = make_pairs(
+            module, inputs, inputs, target, loss=loss, chunk_size=chunk_size
+        )
+        return pairs.loss.values(pairs.a, pairs.owners).cpu()

@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, draw, and print the barriers."""
     from lightning.pytorch import LightningModule
 
+    from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
     from lightning_rebasin.checkpoints.inputs import read_inputs
     from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.errors import ConfigurationError
@@ -101,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     files = read_inputs(
         [args.reference, args.source],
         module.state_dict(),
+        fallbacks=fallbacks_of(module, None),
         progress=not args.no_progress,
         **reading,
     )

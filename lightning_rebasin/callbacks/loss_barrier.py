@@ -32,9 +32,8 @@ from lightning_rebasin.callbacks.record import (
 from lightning_rebasin.callbacks.reference import make_reference
 from lightning_rebasin.callbacks.running import Running, begin
 from lightning_rebasin.callbacks.schedule import (
-    StepSchedule,
+    ValidationSchedule,
     positive,
-    steps_from,
 )
 from lightning_rebasin.callbacks.strategy import refuse_sharded
 from lightning_rebasin.callbacks.trainer import (
@@ -149,11 +148,6 @@ class LossBarrier(Callback):
     ) -> None:
         super().__init__()
         _check_choices(matching, convention, batch_norm_batches)
-        schedules = (every_n_epochs, every_n_validations, at_steps)
-        if sum(option is not None for option in schedules) > 1:
-            raise ConfigurationError(
-                "choose one of every_n_epochs, every_n_validations and at_steps"
-            )
         given = "weights" if isinstance(reference, Mapping) else str(reference)
         self._key = {"reference": given, "prefix": prefix}
         self._reference = make_reference(reference)
@@ -161,12 +155,9 @@ class LossBarrier(Callback):
         methods = _METHODS[matching]
         self._aligner = Aligner(spec, seed, methods) if methods else None
         self._lambdas = lambda_grid(points)
-        self._epochs = positive("every_n_epochs", every_n_epochs)
-        validations = positive("every_n_validations", every_n_validations)
-        self._validations = validations or 1
-        self._steps: StepSchedule | None = None
-        if at_steps is not None:
-            self._steps = StepSchedule(steps_from("at_steps", at_steps))
+        self._schedule = ValidationSchedule(
+            every_n_epochs, every_n_validations, at_steps
+        )
         self._metrics = None if metrics is None else tuple(metrics)
         self._limit = positive("limit_batches", limit_batches)
         self._convention: Convention = convention
@@ -396,11 +387,12 @@ class LossBarrier(Callback):
             return False
         if trainer.state.fn != "fit":
             return True
-        if self._steps is not None:
-            return self._steps.due(self._last_step, trainer.global_step)
-        if self._epochs is not None:
-            return (trainer.current_epoch + 1) % self._epochs == 0
-        return self._validation_count % self._validations == 0
+        return self._schedule.due(
+            self._validation_count,
+            trainer.current_epoch,
+            self._last_step,
+            trainer.global_step,
+        )
 
     def _begin(
         self, trainer: Trainer, module: LightningModule

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.signature_utils import (
 from typing_extensions import override
 
 from lightning_rebasin.callbacks.alignment import Aligner
+from lightning_rebasin.callbacks.live_page import write_live_page
 from lightning_rebasin.callbacks.record import (
     Measurement,
     append_csv,
@@ -85,8 +86,8 @@ class LossBarrier(Callback):
     ``barrier/<key>/matched/at``; further ``barrier/distance``, ``barrier/cosine`` (each also ``…/matched``) and
     ``barrier/moved``, the fraction of units that the matching moves.  With ``matching="auto"`` ``barrier/matching``
     says which matching won (0 weight, 1 activation, 2 correlation), ``barrier/matching/<name>`` how far off each was.
-    ``ModelCheckpoint`` and ``EarlyStopping`` can monitor them.  The curves go to ``barrier.csv`` in the log folder, and
-    as a figure to TensorBoard and W&B if these are the loggers.
+    ``ModelCheckpoint`` and ``EarlyStopping`` can monitor them.  The curves go to ``barrier.csv`` in the log folder, to
+    the interactive page ``barrier.html`` beside it, and as a figure to TensorBoard and W&B if these are the loggers.
 
     λ = 0 is the model *as validation sees it* (under ``WeightAveraging`` the averaged weights), λ = 1 the reference.
     Over several processes the barrier is that of one process: samples that a distributed sampler repeats to make the
@@ -439,13 +440,18 @@ class LossBarrier(Callback):
             self._write(trainer, measurement)
 
     def _write(self, trainer: Trainer, measurement: Measurement) -> None:
-        """Add the curves to the CSV file, and as a picture to the loggers that take one."""
+        """Add the curves to the CSV file and its page, and as a picture to the loggers that take one."""
         assert self._folder is not None
         stage = "" if trainer.state.fn == "fit" else "-validate"
         path = self._folder / f"{self._file_stem}{stage}.csv"
         main = measurement.main_metric
         try:
             append_csv(path, measurement)
+            better: dict[str, bool] = {}
+            for curve in measurement.curves.values():
+                better |= curve.higher_is_better
+            if main:
+                write_live_page(path, self._prefix, better)
             if self._figure and main:
                 tag = f"{self._prefix}/curve"
                 log_figures(trainer, measurement, tag, main)

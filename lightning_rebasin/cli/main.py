@@ -26,6 +26,7 @@ COMMANDS = (
     "merge",
     "barrier",
     "landscape",
+    "inputs",
 )
 _DESCRIPTION = (
     "Linear mode connectivity: find the permutation symmetries of a network, bring checkpoints into one basin, measure "

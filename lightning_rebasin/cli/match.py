@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         match_by_activations,
         prove,
     )
+    from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
     from lightning_rebasin.checkpoints.inputs import read_inputs
     from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.matching import match_weights
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     files = read_inputs(
         [args.reference, args.source],
         spec.tensors,
+        fallbacks=fallbacks_of(module, spec),
         progress=not args.no_progress,
         **reading,
     )

@@ -10,6 +10,10 @@ The same engine measures any path (``path_curve.py``, ``lengths.py``), a plane (
 layer is) and how far outputs travel (``geodesic_length.py``).  What comes out is in the files ending in ``_values.py``,
 which know no engine.  ``geodesic.py`` trains the shortest way, ``instability.py`` forks whole trainings
 (``forked_runs.py``).
+
+``predict.py`` predicts barriers from derivatives: ``differentiable.py`` is the loss as a function of weights,
+``curvature.py`` takes its derivatives along a direction, ``quadrature.py`` integrates them.  ``features.py`` has
+distances, angles and curvatures over a training.
 """
 
 from lightning_rebasin.landscape.barrier import BarrierCurve, lambda_grid
@@ -17,10 +21,16 @@ from lightning_rebasin.landscape.directions import (
     filter_normalised,
     random_direction,
 )
-from lightning_rebasin.landscape.geodesic import Geodesic, geodesic_path
-from lightning_rebasin.landscape.geodesic_length import (
+from lightning_rebasin.landscape.features import (
+    FeatureHistory,
+    FeatureRow,
+    Features,
+)
+from lightning_rebasin.landscape.geodesic import geodesic_path
+from lightning_rebasin.landscape.geodesic_length import geodesic_length
+from lightning_rebasin.landscape.geodesic_values import (
+    Geodesic,
     GeodesicLength,
-    geodesic_length,
 )
 from lightning_rebasin.landscape.instability import measure_instability
 from lightning_rebasin.landscape.instability_values import Instability
@@ -34,16 +44,26 @@ from lightning_rebasin.landscape.matrix import BarrierMatrix, barrier_matrix
 from lightning_rebasin.landscape.measure import measure_barrier
 from lightning_rebasin.landscape.path_curve import PathCurve, measure_path
 from lightning_rebasin.landscape.plane_values import LossPlane
+from lightning_rebasin.landscape.predict import predict_barrier
+from lightning_rebasin.landscape.prediction_values import (
+    BarrierPrediction,
+    LayerPrediction,
+)
 from lightning_rebasin.landscape.profile_values import LossProfile
 from lightning_rebasin.landscape.trajectory import Snapshot, load_trajectory
 
 __all__ = [
     "BarrierCurve",
     "BarrierMatrix",
+    "BarrierPrediction",
+    "FeatureHistory",
+    "FeatureRow",
+    "Features",
     "Geodesic",
     "GeodesicLength",
     "Instability",
     "LayerBarriers",
+    "LayerPrediction",
     "LossPlane",
     "LossProfile",
     "PathCurve",
@@ -62,5 +82,6 @@ __all__ = [
     "measure_instability",
     "measure_path",
     "normalised_length",
+    "predict_barrier",
     "random_direction",
 ]

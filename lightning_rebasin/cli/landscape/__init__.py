@@ -11,4 +11,13 @@ DESCRIPTION = (
     "into one folder."
 )
 #: In the order in which they answer bigger questions; each is a file of this folder.
-COMMANDS = ("curve", "star", "plane", "instability")
+COMMANDS = (
+    "curve",
+    "star",
+    "plane",
+    "layers",
+    "profile",
+    "predict",
+    "geodesic",
+    "instability",
+)

@@ -162,6 +162,29 @@ def matched_to_the_first(
     return found
 
 
+def layers_by_hand(
+    given: Sequence[str] | None,
+) -> dict[str, list[str]] | None:
+    """The layers of ``--layer NAME=PART,...``; ``None`` without the option.
+
+    Raises:
+        ConfigurationError: Not of this form, or one name twice.
+
+    Example:
+        >>> layers_by_hand(["stem=conv1,bn1", "head=fc"])
+        {'stem': ['conv1', 'bn1'], 'head': ['fc']}
+    """
+    found: dict[str, list[str]] = {}
+    for item in given or ():
+        name, sign, parts = item.partition("=")
+        if not (name and sign and parts) or name in found:
+            raise ConfigurationError(
+                f"--layer {item}: write NAME=PART,... and each name once, for instance stem=conv1,bn1"
+            )
+        found[name] = parts.split(",")
+    return found or None
+
+
 def check_folder(path: Path, *, force: bool) -> None:
     """Raise before anything is computed if the results have no place.
 

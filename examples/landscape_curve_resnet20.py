@@ -46,12 +46,12 @@ from lightning_rebasin.landscape.weights import parameter_names
 from lightning_rebasin.plotting import plot_barriers
 
 FOLDER = RESULTS / "landscape_curve_resnet20"
-IMAGES, EPOCHS, BATCH, LR = 4000, 6, 128, 0.05
-TEST_IMAGES, RESET_IMAGES, THREADS = 500, 250, 2
+IMAGES, EPOCHS, BATCH, LR = 4000, 3, 128, 0.05
+TEST_IMAGES, RESET_IMAGES, THREADS = 500, 125, 2
 #: How many t are measured at a time.
 PART = 12
 #: How many t of each path are measured.
-POINTS = {"curve": 61, "matched": 11, "naive": 11}
+POINTS = {"curve": 21, "matched": 5, "naive": 5}
 
 
 def images(split: str, count: int) -> tuple[Tensor, Tensor]:

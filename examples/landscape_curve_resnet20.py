@@ -3,8 +3,9 @@
     python examples/landscape_curve_resnet20.py
 
 Checkpoints a and b of the shared data.  The bend starts on the matched segment and is trained for EPOCHS epochs on the
-first IMAGES training images with flips and shifts.  Test error is measured on TEST_IMAGES images with batch-norm
-statistics re-estimated at every t.  Writes examples/results/landscape_curve_resnet20: results.json, *.csv and path.png.
+first IMAGES training images with flips and shifts, at a constant rate.  Test error is measured on TEST_IMAGES images
+with batch-norm statistics re-estimated at every t.  Writes results.json, *.csv and path.png to
+examples/results/landscape_curve_resnet20.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from lightning_rebasin.landscape.weights import parameter_names
 from lightning_rebasin.plotting import plot_barriers
 
 FOLDER = RESULTS / "landscape_curve_resnet20"
-IMAGES, EPOCHS, BATCH, LR = 4000, 3, 128, 0.05
+IMAGES, EPOCHS, BATCH, LR = 4000, 2, 128, 0.05
 TEST_IMAGES, RESET_IMAGES, THREADS = 500, 125, 2
 #: How many t are measured at a time.
 PART = 12
@@ -76,12 +77,6 @@ def end(name: str) -> State:
     return module.state_dict()
 
 
-def decay(epoch: int) -> float:
-    """Full rate to one half, then linearly to 1 % at 90 % (Garipov et al.)."""
-    share = epoch / EPOCHS
-    return min(1.0, max(0.01, 1 - 0.99 * (share - 0.5) / 0.4))
-
-
 def train(ends: list[State]) -> CurveModule:
     """The trained curve; a run that was interrupted goes on with the epoch that it was in."""
     file = WORK / "resnet20-curve.ckpt"
@@ -90,9 +85,6 @@ def train(ends: list[State]) -> CurveModule:
         ends,
         start="matched",
         optimizer=partial(torch.optim.SGD, lr=LR, momentum=0.9),
-        lr_scheduler=partial(
-            torch.optim.lr_scheduler.LambdaLR, lr_lambda=decay
-        ),
         weight_decay=1e-4,
         seed=0,
     )

@@ -4,7 +4,7 @@
 
 Published (Frankle et al. 2020): LeNet on MNIST is stable at initialisation, ResNet-20 on CIFAR-10 only from iteration
 2000 of 63000 on (3 %).  Here trainings are far shorter: LeNet sees 10000 images for 6 epochs, the ResNet, with 8, 16
-and 32 channels, 2000 images for 8 epochs.  Writes lenet.json, resnet20.json, *.csv and instability.png to
+and 32 channels, 1000 images for 8 epochs.  Writes lenet.json, resnet20.json, *.csv and instability.png to
 examples/results/landscape_instability; runs are kept, so that the next call goes on.
 """
 
@@ -86,8 +86,8 @@ def on_mnist() -> Instability:
 
 
 def on_cifar() -> Instability:
-    """One training, forked at initialisation and after 80 of 160 steps."""
-    pixels, labels = cifar10("train", 2000)
+    """One training, forked at initialisation and after 40 of 80 steps."""
+    pixels, labels = cifar10("train", 1000)
     images = normalise(pixels, "cifar10-resnet20")
     train = loader(images, labels, 100, shuffle=True)
     held_out, answers = cifar10("test", 1000)
@@ -96,7 +96,7 @@ def on_cifar() -> Instability:
         resnet,
         train,
         test,
-        [0, 80],
+        [0, 40],
         max_epochs=8,
         seeds=(0,),
         points=5,

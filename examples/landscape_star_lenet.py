@@ -44,7 +44,7 @@ from lightning_rebasin.plotting import plot_barriers
 
 FOLDER = RESULTS / "landscape_star_lenet"
 SOURCES, HELD_OUT = ("a", 0, 1), ("b",)
-IMAGES, EPOCHS, STAR_EPOCHS, BATCH, POINTS = 10000, 3, 4, 64, 7
+IMAGES, EPOCHS, STAR_EPOCHS, BATCH, POINTS = 6000, 2, 3, 64, 5
 
 
 def network() -> Classifier:
@@ -55,7 +55,7 @@ def network() -> Classifier:
 
 
 TRAIN = mnist_images("train", IMAGES, flat=False)
-TEST = mnist_images("test", 2000, flat=False)
+TEST = mnist_images("test", 1000, flat=False)
 SPEC = infer_spec(network())
 
 

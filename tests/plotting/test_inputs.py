@@ -37,7 +37,7 @@ def test_images_have_a_strip_beside_each_curve(tmp_path: Path) -> None:
 def test_the_strip_goes_from_end_to_end() -> None:
     own = paths((1, 4, 4))
     figure = plot_inputs({"path": own}, pairs=[2])
-    shown = torch.tensor(figure.axes[1].images[0].get_array())[..., 0]
+    shown = torch.tensor(figure.axes[1].images[0].get_array().data)
     ends = torch.cat([*own[2].corners[:, 0]], 1)
     low, high = ends.min(), ends.max()
     assert torch.allclose(shown[:, :4], (ends[:, :4] - low) / (high - low))

@@ -56,15 +56,13 @@ RESULTS = Path(__file__).resolve().parent / "results"
 THRESHOLD, SURE = 0.5, 0.1
 POINTS, PIECES, STEPS = 51, 4, 300
 REFERENCES, PER_CLASS = 3, 40
-#: How many pairs of each kind get an optimised path.
-OPTIMISED = 50
 #: What the adaptive attack looks at on each way, and how often.
-LOOKS, ADAPTIVE_STEPS = 5, 60
+LOOKS, ADAPTIVE_STEPS = 4, 40
 
 
 @dataclass(frozen=True)
 class Case:
-    """One network with its data."""
+    """One network with its data; how many pairs there are of each kind, and how many of them get an optimised path."""
 
     name: str
     checkpoint: str
@@ -72,6 +70,7 @@ class Case:
     images: Callable[[], tuple[Tensor, Tensor]]
     radius: float
     pairs: int
+    optimised: int
 
 
 CASES = {
@@ -82,6 +81,7 @@ CASES = {
         lambda: mnist("test"),
         0.3,
         100,
+        50,
     ),
     "resnet20": Case(
         "ResNet-20 on CIFAR-10",
@@ -89,7 +89,8 @@ CASES = {
         ResNet20,
         lambda: cifar10("test", 4000),
         8 / 255,
-        100,
+        60,
+        20,
     ),
 }
 
@@ -267,6 +268,7 @@ ATTACKS = (
     "adaptive",
 )
 PARTS = ("within", "between", *ATTACKS, "synthetic", "untrained")
+PICTURED = ("within", "published", "adaptive", "untrained")
 
 
 def measure(study: Study, part: str, folder: Path) -> dict[str, Any]:
@@ -288,7 +290,9 @@ def measure(study: Study, part: str, folder: Path) -> dict[str, Any]:
         if max(path.losses[0], path.losses[-1]) <= THRESHOLD:
             low.append(i)
     if low:
-        row |= optimised(module, pairs, naive, low[:OPTIMISED], folder / part)
+        row |= optimised(
+            module, pairs, naive, low[: study.case.optimised], folder / part
+        )
     if part in ("within", *ATTACKS):
         row["curves"] = study.detector.curves(study.module, pairs.b).tolist()
     row["seconds"] = round(time.perf_counter() - begin, 1)
@@ -313,7 +317,7 @@ def optimised(
     chosen: list[int],
     stem: Path,
 ) -> dict[str, Any]:
-    """Paths of low loss of some pairs, and a picture of the three with the highest segments."""
+    """Paths of low loss of some pairs, and a picture of the two with the highest segments."""
     best = connect_inputs(
         module,
         pairs.a[chosen],
@@ -328,8 +332,10 @@ def optimised(
     )
     straight = InputPaths(tuple(naive[i] for i in chosen))
     worst = sorted(range(len(best)), key=lambda i: -straight.maxima[i])
-    picture = stem.with_name(f"paths_{stem.name}.png")
-    best.plot(picture, pairs=worst[:3], title=stem.name, segment=straight)
+    if stem.name in PICTURED:
+        picture = stem.with_name(f"paths_{stem.name}.png")
+        title = f"{stem.name}: the two highest segments"
+        best.plot(picture, pairs=worst[:2], title=title, segment=straight)
     return {
         "optimised": list(best.maxima),
         "pieces": [path.pieces for path in best],

@@ -16,9 +16,8 @@ and *untrained* pairs are optimised from noise, for the trained and for an untra
 The naive path is the segment (51 points), the optimised one comes from ``connect_inputs`` with the threshold .5 (at
 most 4 pieces and 300 steps a corner, images stay in [0, 1]).  Detection tells attacked inputs from real ones, each
 judged once by the segment from the other end of its pair (as published) and once by a BarrierDetector with three
-references a class, as it is and fitted on half of the real and PGD inputs, which are left out of what is reported.  The loss of the
-input alone, without any path, is there to compare with.
-Intervals are bootstrap intervals of 95 %.
+references a class, as it is and fitted on half of the real and PGD inputs, which are left out of what is reported.
+The loss of the input alone, without any path, is there to compare with.  Intervals are bootstrap intervals of 95 %.
 """
 
 from __future__ import annotations

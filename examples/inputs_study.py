@@ -344,13 +344,14 @@ def optimised(
 
 
 def synthetic(module: nn.Module, shape: torch.Size) -> Pairs:
-    """Two inputs of every class from noise around grey."""
+    """Two inputs of every class from dark noise."""
     target = torch.arange(10).repeat(2)
     found = optimal_inputs(
         module,
         target,
         shape,
-        noise=0.1,
+        noise=0.3,
+        bounds=(0.0, 1.0),
         threshold=SURE,
         steps=400,
         learning_rate=0.02,

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import TypeVar
+from typing import Any
 
 from lightning_rebasin.errors import ConfigurationError
 
-Value = TypeVar("Value")
 
-
-def renamed(
-    old: str, old_value: Value | None, new: str, new_value: Value | None
-) -> Value | None:
+def renamed(old: str, old_value: Any, new: str, new_value: Any) -> Any:
     """The value of an option that may be given under its old name.
 
     Args:

@@ -89,7 +89,9 @@ class CheckpointSnapshot(Callback):
         every_n_steps: int | None = None,
     ) -> None:
         super().__init__()
-        dirpath = renamed("folder", folder, "dirpath", dirpath)
+        given: str | Path | None = renamed(
+            "folder", folder, "dirpath", dirpath
+        )
         every_n_train_steps = renamed(
             "every_n_steps",
             every_n_steps,
@@ -120,7 +122,7 @@ class CheckpointSnapshot(Callback):
         self._dtype = _DTYPES[precision]
         self._limit = positive("limit", limit)
         self._keep: Keep = keep
-        self._given = Path(dirpath) if dirpath is not None else None
+        self._given = None if given is None else Path(given)
         self._folder = self._given
         self._last_step = -1
 

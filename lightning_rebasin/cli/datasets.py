@@ -29,11 +29,13 @@ class Data:
         train: Some training batches, kept in memory; empty if there are none.
         validate: A loader to evaluate on, ``None`` if there is none.
         sources: Where they came from.
+        loader: All training batches, for commands that train; ``None`` if there are none.
     """
 
     train: Sequence[Any] = ()
     validate: Iterable[Any] | None = None
     sources: tuple[str, ...] = ()
+    loader: Iterable[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def _read(made: Any, name: str, count: int) -> Data:
     batches = list(islice(train, count)) if train is not None else []
     if not batches:
         raise DataError(f"{name} gives no training batch")
-    return Data(batches, validate, (name,))
+    return Data(batches, validate, (name,), train)
 
 
 def _union(parts: Sequence[Data]) -> Data:

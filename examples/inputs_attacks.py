@@ -64,14 +64,16 @@ def adam_until(
     arrived = images.clone()
     waiting = torch.ones(len(images), dtype=torch.bool)
     for _ in range(steps + 1):
-        found = losses(module, moved, target)
-        done = waiting & (found.detach() < goals)
+        # Those that arrived are kept aside, and cost nothing from then on.
+        rows = waiting.nonzero().flatten()
+        found = losses(module, moved[rows], target[rows])
+        done = rows[found.detach() < goals[rows]]
         arrived[done] = moved.detach()[done]
-        waiting &= ~done
+        waiting[done] = False
         if not bool(waiting.any()):
             break
         optimiser.zero_grad()
-        found[waiting].sum().backward()
+        found.sum().backward()
         optimiser.step()
         with torch.no_grad():
             moved.clamp_(0, 1)

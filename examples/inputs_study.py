@@ -87,7 +87,7 @@ CASES = {
         "ResNet-20 on CIFAR-10",
         "cifar10-resnet20/a.th",
         ResNet20,
-        lambda: cifar10("test", 4000),
+        lambda: cifar10("test", 1500),
         8 / 255,
         60,
         20,
@@ -378,21 +378,23 @@ def main() -> None:
     args = parser.parse_args()
     folder = RESULTS / f"inputs_{args.network}"
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "runs" / "measured.json"
-    file.parent.mkdir(exist_ok=True)
-    known: dict[str, Any] = {}
-    if file.exists() and not args.fresh:
-        known = json.loads(file.read_text())
+    runs = folder / "runs"
+    runs.mkdir(exist_ok=True)
     study = Study(CASES[args.network])
     for part in args.parts:
-        if part in known:
+        # A file for each part: some may be measured by one process and some by another.
+        file = runs / f"{part}.json"
+        if file.exists() and not args.fresh:
             continue
-        known[part] = measure(study, part, folder)
-        atomic_write_text(file, json.dumps(known))
-        print(f"{part}: {known[part].get('seconds')} s", flush=True)
-    ordered = {part: known[part] for part in PARTS if part in known}
+        row = measure(study, part, folder)
+        atomic_write_text(file, json.dumps(row))
+        print(f"{part}: {row.get('seconds')} s", flush=True)
+    known: dict[str, Any] = {}
+    for part in PARTS:
+        if (file := runs / f"{part}.json").exists():
+            known[part] = json.loads(file.read_text())
     name = CASES[args.network].name
-    print(write_report(name, ordered, study.detector, folder))
+    print(write_report(name, known, study.detector, folder))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ LOOKS, ADAPTIVE_STEPS = 4, 40
 
 @dataclass(frozen=True)
 class Case:
-    """One network with its data; how many pairs there are of each kind, and how many of them get an optimised path."""
+    """One network with its data; how many pairs there are, how many are attacked, how many get an optimised path."""
 
     name: str
     checkpoint: str
@@ -70,6 +70,7 @@ class Case:
     images: Callable[[], tuple[Tensor, Tensor]]
     radius: float
     pairs: int
+    attacked: int
     optimised: int
 
 
@@ -81,6 +82,7 @@ CASES = {
         lambda: mnist("test"),
         0.3,
         100,
+        100,
         50,
     ),
     "resnet20": Case(
@@ -90,7 +92,8 @@ CASES = {
         lambda: cifar10("test", 1500),
         8 / 255,
         60,
-        20,
+        30,
+        10,
     ),
 }
 
@@ -202,8 +205,9 @@ class Study:
 
     def attacked(self, kind: str) -> Pairs:
         """Attacked images that reached a class of others, with a real image of that class."""
-        images, labels = self.victims
-        wanted = self.targets
+        count = self.case.attacked
+        images, labels = (each[:count] for each in self.victims)
+        wanted = self.targets[:count]
         moved = torch.cat(
             [
                 self._attack(kind, x, own, target)

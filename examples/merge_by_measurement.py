@@ -19,10 +19,11 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ from helpers.models import (
     modular_addition_tokens,
 )
 from helpers.shared import shared_path
+from refit_resnet20 import Score
 
 from lightning_rebasin import merge_checkpoints
 from lightning_rebasin.checkpoints import MergeReport
@@ -67,14 +69,6 @@ class Case:
     paths: Sequence[Path]
     train: Sequence[Tensor]
     test: Sequence[tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Score:
-    """Accuracy and loss on the test data."""
-
-    accuracy: float
-    loss: float
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ def merge(case: Case) -> Row:
                 count += len(y)
         return {"accuracy": right / count, "loss": loss / count}
 
-    def run(**options: str) -> tuple[MergeReport, float]:
+    def run(**options: Any) -> tuple[MergeReport, float]:
         with tempfile.TemporaryDirectory() as folder:
             begin = time.process_time()
             report = merge_checkpoints(
@@ -181,7 +175,7 @@ def characters() -> Iterator[Case]:
         yield Case(f"char {name}", make, paths, train, [(test, labels)])
 
 
-def _load(path: Path) -> object:
+def _load(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location("networks", path)
     assert spec is not None
     assert spec.loader is not None
@@ -298,13 +292,13 @@ def main() -> None:
     print(text)
 
 
-def _row(saved: dict[str, object]) -> Row:
+def _row(saved: Mapping[str, Any]) -> Row:
     """A row as it was saved."""
-    made: dict[str, object] = dict(saved)
-    made["ends"] = [Score(**end) for end in saved["ends"]]  # type: ignore[attr-defined]
+    made = dict(saved)
+    made["ends"] = [Score(**end) for end in saved["ends"]]
     for name in ("ensemble", "naive", "repair", "merged"):
-        made[name] = Score(**saved[name])  # type: ignore[arg-type]
-    return Row(**made)  # type: ignore[arg-type]
+        made[name] = Score(**saved[name])
+    return Row(**made)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,17 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from lightning_rebasin.merging.refit.batches import Batches, batch_size
+from lightning_rebasin.merging.processes import (
+    Total,
+    alone,
+    device_of,
+    total_number,
+)
+from lightning_rebasin.merging.refit.batches import (
+    Batches,
+    batch_size,
+    fingerprint,
+)
 from lightning_rebasin.merging.refit.beginnings import Beginning
 from lightning_rebasin.merging.refit.captures import Capture, look
 from lightning_rebasin.merging.refit.fitted import FittedLayer
@@ -60,6 +70,7 @@ class Fitter:
         batches: Batches,
         *,
         plain: bool,
+        total: Total = alone,
         ridges: Sequence[float] = RIDGES,
     ) -> None:
         self._merged = merged
@@ -67,14 +78,18 @@ class Fitter:
         self._ends = ends
         self._batches = batches
         self._plain = plain
+        self._total = total
         self._ridges = ridges
-        count = sum(1 for _ in batches)
+        #: What each batch is known by: rows are drawn by it.
+        self._prints = [fingerprint(batch) for batch in batches]
+        count = len(self._prints)
         # The layers are fitted in the order in which they run, each of them before the next one is looked at.
         self._beginnings = [
             Beginning(_KEPT_BYTES // count, self._state.values())
             for _ in range(count)
         ]
-        per_sample = _ROWS // max(batches.samples, 1)
+        samples = total_number(total, batches.samples, device_of(merged))
+        per_sample = _ROWS // max(round(samples), 1)
         self._positions = min(max(per_sample, 1), _POSITIONS)
 
     def fit_all(
@@ -152,9 +167,10 @@ class Fitter:
     ) -> list[Capture]:
         """Who looks at a layer on batch ``k``, one for each use."""
         size, most = batch_size(batch), self._positions
+        # Numbers are hashed alike in every run and in every process.
+        seed = hash((number, self._prints[k]))
         return [
-            Capture(use, (number, k), size, most, inputs=inputs)
-            for use in layer.uses
+            Capture(use, seed, size, most, inputs=inputs) for use in layer.uses
         ]
 
     def fit(
@@ -166,6 +182,8 @@ class Fitter:
         """Solve one layer and write the solution; also says how many rows it had."""
         weight, bias = effective(layer, self._state)
         fit, held_out = self._sums(number, layer, weight, targets)
+        for sums in (fit, held_out):
+            sums.reduce(self._total)
         problem = Problem(fit, held_out, weight, layer.intercept)
         ridges = (math.inf,) if layer.only_corrected else self._ridges
         solution = solve(problem, ridges)

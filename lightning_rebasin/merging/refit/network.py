@@ -29,6 +29,12 @@ from lightning_rebasin.merging.interpolate import (
     check_alike,
     normalised_weights,
 )
+from lightning_rebasin.merging.processes import (
+    Total,
+    alone,
+    device_of,
+    total_number,
+)
 from lightning_rebasin.merging.refit.batches import Batches, batch_size
 from lightning_rebasin.merging.refit.choose import (
     Loss,
@@ -70,6 +76,7 @@ def refit(
     shares: Sequence[float] | None = None,
     ridge: float | None = None,
     loss: Loss | None = None,
+    total: Total = alone,
     progress: bool = False,
 ) -> Refit[Module]:
     """Merge aligned networks by solving the merged network's layers.
@@ -82,6 +89,10 @@ def refit(
         shares: Share of each end; equal if omitted.
         ridge: Strength of the pull towards the rescaled average.  Chosen for each layer on held-out rows if omitted.
         loss: Given a network and a batch, the mean loss; judges instead of the distance to the ends' mean outputs.
+        total: Sums a tensor over processes, if each of them has its own batches (at least one):
+            ``lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum")``.  All of them get the network that one
+            process would get on all batches, but for rounding; which samples judge a layer is decided by their number
+            in each process, so that this holds where each has a multiple of 8 to fit.
         progress: Show a progress bar over the layers.
 
     Returns:
@@ -108,11 +119,18 @@ def refit(
         least squares per layer; Jin et al., "RegMean", ICLR 2023 (arXiv 2212.09849), for its closed form.
     """
     ridges = _ridges(ridge)
-    contest = _Contest(module, states, batches, shares, loss)
+    contest = _Contest(
+        module, states, batches, shares=shares, loss=loss, total=total
+    )
     merged = copy.deepcopy(contest.naive)
     plan, plain = _plan(merged, contest.everything.example())
     fitter = Fitter(
-        merged, contest.ends, contest.fitted_part, plain=plain, ridges=ridges
+        merged,
+        contest.ends,
+        contest.fitted_part,
+        plain=plain,
+        ridges=ridges,
+        total=total,
     )
     with torch.no_grad():
         fits = _fit(fitter, plan, progress=progress)
@@ -127,7 +145,7 @@ def refit(
         contest.criterion,
         tuple(fits),
         plan.left,
-        (contest.fitted_part.samples, contest.held_out.samples),
+        contest.samples(),
     )
 
 
@@ -153,7 +171,7 @@ def score_rivals(
     Returns:
         Score by method, lower is better.
     """
-    contest = _Contest(module, states, batches, shares, loss)
+    contest = _Contest(module, states, batches, shares=shares, loss=loss)
     return contest.scores(contest.rivals())
 
 
@@ -165,10 +183,13 @@ class _Contest(Generic[Module]):
         module: Module,
         states: Sequence[Mapping[str, Tensor]],
         batches: Iterable[Any],
+        *,
         shares: Sequence[float] | None,
         loss: Loss | None,
+        total: Total = alone,
     ) -> None:
         self._loss = loss
+        self._total = total
         self._states = states
         self._shares = normalised_weights(len(states), shares)
         self.naive = copied(module)
@@ -178,8 +199,10 @@ class _Contest(Generic[Module]):
         self.everything = Batches(batches)
         self.fitted_part = self.everything.part("fit")
         self.held_out = self.everything.part("held out")
-        if not self.held_out.samples or not self.fitted_part.samples:
-            # Too few to judge: what was fitted has to judge itself.
+        parts = (self.fitted_part, self.held_out)
+        lacking = any(not part.samples for part in parts)
+        if total_number(total, lacking, device_of(self.naive)):
+            # Too few to judge, in one process at least: what was fitted has to judge itself.
             self.fitted_part = self.held_out = self.everything
         self.ends = Ends(copy.deepcopy(self.naive), states, self._shares)
         self.naive.load_state_dict(average(states, self._shares))
@@ -189,11 +212,22 @@ class _Contest(Generic[Module]):
         """What the scores are."""
         return "distance" if self._loss is None else "loss"
 
+    def samples(self) -> tuple[int, int]:
+        """How many samples are fitted, and how many are held out."""
+        device = device_of(self.naive)
+        fitted, held_out = (
+            round(total_number(self._total, part.samples, device))
+            for part in (self.fitted_part, self.held_out)
+        )
+        return fitted, held_out
+
     def rivals(self) -> dict[Method, Module]:
         """What a refit has to beat: the average as it is, reset, and repaired."""
         found: dict[Method, Module] = {"naive": self.naive}
         if batch_norms(self.naive):
-            found["reset"] = reset_batch_norm(self.naive, self.fitted_part)
+            found["reset"] = reset_batch_norm(
+                self.naive, self.fitted_part, total=self._total
+            )
         few = self.fitted_part.first(_REPAIR_SAMPLES)
         found["repair"] = self._repaired(few)
         return found
@@ -203,8 +237,10 @@ class _Contest(Generic[Module]):
     ) -> dict[Method, float]:
         """Score of each candidate on the held-out samples."""
         if self._loss is None:
-            return distances(candidates, self.held_out, self.ends)
-        return losses(candidates, self.held_out, self._loss)
+            return distances(
+                candidates, self.held_out, self.ends, total=self._total
+            )
+        return losses(candidates, self.held_out, self._loss, total=self._total)
 
     def made(
         self, method: Method, candidates: Mapping[Method, Module]
@@ -216,7 +252,11 @@ class _Contest(Generic[Module]):
 
     def _repaired(self, batches: Iterable[Any]) -> Module:
         return repair(
-            self.naive, self._states, batches, weights=self._shares
+            self.naive,
+            self._states,
+            batches,
+            weights=self._shares,
+            total=self._total,
         ).module
 
 

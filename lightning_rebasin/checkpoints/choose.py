@@ -24,6 +24,7 @@ from lightning_rebasin.checkpoints.align import (
     Aligned,
     Method,
     align,
+    align_by_activations,
     load,
     permuted,
 )
@@ -166,26 +167,32 @@ def _alignments(
 ) -> dict[Method, Aligned]:
     """What is to be compared, each result once."""
     open_choice = options.method == "auto"
-    methods = ALIGNMENTS if open_choice else (options.method,)
+    methods = list(ALIGNMENTS) if open_choice else [options.method]
+    if spec is None:
+        return {methods[0]: Aligned((None,) * len(states))}
+    seen = [method for method in methods if method in STATISTICS]
+    if open_choice and not spec.activations:
+        # A spec that was written by hand: units cannot be seen.
+        methods = [method for method in methods if method not in seen]
+        seen = []
+    by_activations = {}
+    if seen:
+        by_activations = align_by_activations(
+            spec, states, seen, network=network, data=batches
+        )
     found: dict[Method, Aligned] = {}
     for method in methods:
-        if spec is None:
-            aligned = Aligned((None,) * len(states))
-        elif open_choice and method in STATISTICS and not spec.activations:
-            # A spec that was written by hand: units cannot be seen.
-            continue
-        else:
-            aligned = align(
-                spec,
-                states,
-                method,
-                options.many,
-                shares,
-                network=network,
-                data=batches,
-                seed=options.seed,
-                progress=options.progress,
-            )
+        aligned = by_activations.get(method) or align(
+            spec,
+            states,
+            method,
+            options.many,
+            shares,
+            network=network,
+            data=batches,
+            seed=options.seed,
+            progress=options.progress,
+        )
         if not any(_same(aligned, other) for other in found.values()):
             found[method] = aligned
     return found

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.layers import layers_of
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError
 from lightning_rebasin.merging.refit.captures import Capture, draw, look
-from lightning_rebasin.merging.refit.fitted import FittedLayer
-from lightning_rebasin.merging.refit.plan import make_plan
-from lightning_rebasin.symmetry.run.examples import Example
-from lightning_rebasin.symmetry.trace.record import record
-
-
-def layers_of(module: nn.Module, x: Tensor) -> tuple[FittedLayer, ...]:
-    tape = record(module, Example((x,)))
-    return make_plan(module, tape, len(x)).fitted
 
 
 class Block(nn.Module):

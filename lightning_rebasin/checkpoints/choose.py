@@ -31,7 +31,7 @@ from lightning_rebasin.checkpoints.align import (
 from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.report import Trial
 from lightning_rebasin.matching.activation import STATISTICS
-from lightning_rebasin.merging.refit import Refit, refit, score_rivals
+from lightning_rebasin.merging.refit import Contest, Refit, refit_in
 from lightning_rebasin.merging.refit.choose import Loss
 from lightning_rebasin.merging.refit.report import Method as Correction
 from lightning_rebasin.merging.statistics import outputs
@@ -102,27 +102,19 @@ def choose(
     )
     allowed = _corrections(options)
     scores: dict[Method, dict[Correction, float]] = {}
-    ends = {}
+    contests: dict[Method, Contest[nn.Module]] = {}
     for method, aligned in tried.items():
-        ends[method] = _ends(states, aligned)
         load(network, states[0])
-        rivals = score_rivals(
-            network, ends[method], batches, shares=shares, loss=loss
+        contests[method] = Contest(
+            network, _ends(states, aligned), batches, shares=shares, loss=loss
         )
-        scores[method] = rivals
+        scores[method] = contests[method].rival_scores()
+        # The others give their copies of the networks back.
+        contests = {m: contests[m] for m in _ranked(scores) if m in contests}
     fits: dict[Method, Refit[nn.Module]] = {}
     if "refit" in allowed:
-        # What repairs best is refitted best, in every pair of networks looked at.
-        ranked = sorted(scores, key=lambda m: _lowest(scores[m]))
-        for method in ranked[:_REFITTED]:
-            fits[method] = refit(
-                network,
-                ends[method],
-                batches,
-                shares=shares,
-                loss=loss,
-                progress=options.progress,
-            )
+        for method, contest in contests.items():
+            fits[method] = refit_in(contest, progress=options.progress)
             scores[method] = dict(fits[method].scores)
     method, correction = _winner(scores, allowed)
     return Choice(
@@ -235,6 +227,16 @@ def _trials(
     for method, row in scores.items():
         plain = {str(name): score for name, score in row.items()}
         yield Trial(method, plain)
+
+
+def _ranked(
+    scores: Mapping[Method, Mapping[Correction, float]],
+) -> list[Method]:
+    """The alignments that deserve a refit, the best first.
+
+    What repairs best is refitted best, in every pair of networks looked at.
+    """
+    return sorted(scores, key=lambda m: _lowest(scores[m]))[:_REFITTED]
 
 
 def _lowest(scores: Mapping[Correction, float]) -> float:

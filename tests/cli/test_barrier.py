@@ -132,7 +132,7 @@ def test_an_unknown_metric_names_those_there_are(
     assert code == 2
     out, line = capsys.readouterr()
     assert "'f1'" in line
-    assert "['loss', 'accuracy']" in line
+    assert "'loss', 'accuracy'" in line
     # No table: nothing was measured.
     assert out == ""
     assert not (tmp_path / "out.png").exists()

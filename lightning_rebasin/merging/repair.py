@@ -147,12 +147,22 @@ def repair(
     _set_batch_norms(layers, wanted)
     _correct(network, layers, wanted, batches, total)
     after = measure(network, layers, batches, total=total)
-    variances = []
+    return Repair(network, _variances(layers, wanted, before, after))
+
+
+def _variances(
+    layers: Sequence[Layer],
+    wanted: Mapping[str, tuple[Tensor, Tensor]],
+    before: Mapping[str, Moments],
+    after: Mapping[str, Moments],
+) -> tuple[LayerVariance, ...]:
+    """How much of the wanted variance each layer had and has."""
+    found = []
     for layer in layers:
         name, (_, spread) = layer.name, wanted[layer.name]
         ratios = [_ratio(moments[name], spread) for moments in (before, after)]
-        variances.append(LayerVariance(name, *ratios))
-    return Repair(network, tuple(variances))
+        found.append(LayerVariance(name, *ratios))
+    return tuple(found)
 
 
 def _wanted(

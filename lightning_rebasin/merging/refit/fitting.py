@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -111,9 +110,7 @@ class Fitter:
         kept = 0
         for number, layer in enumerate(layers):
             outputs = layer.weight.index[:, 0].numel()
-            positions = sum(
-                min(use.positions, self._positions) for use in layer.uses
-            )
+            positions = min(layer.positions, self._positions)
             size = 4 * outputs * positions * self._batches.samples
             if not groups or kept + size > _TARGET_BYTES:
                 groups.append({})
@@ -124,9 +121,9 @@ class Fitter:
 
     def targets(
         self, layers: Mapping[int, FittedLayer]
-    ) -> dict[int, list[list[Tensor]]]:
-        """What the ends return where the layers are judged: their mean, by batch and by use of the layer."""
-        found: dict[int, list[list[Tensor]]] = {n: [] for n in layers}
+    ) -> dict[int, list[Tensor]]:
+        """What the ends return where the layers are judged: their mean, batch by batch."""
+        found: dict[int, list[Tensor]] = {n: [] for n in layers}
         mixed = zip(self._ends.states, self._ends.shares, strict=True)
         for state, share in mixed:
             if share:
@@ -136,7 +133,7 @@ class Fitter:
 
     def _add_targets(
         self,
-        found: Mapping[int, list[list[Tensor]]],
+        found: Mapping[int, list[Tensor]],
         layers: Mapping[int, FittedLayer],
         share: float,
     ) -> None:
@@ -144,19 +141,18 @@ class Fitter:
         for k, batch in enumerate(self._batches):
             captures = {}
             for number, layer in layers.items():
-                captures[number] = self._captures(number, layer, k, batch)
-            every = [c for several in captures.values() for c in several]
+                captures[number] = self._capture(number, layer, k, batch)
+            every = list(captures.values())
             look(self._ends.module, batch, every, plain=self._plain)
-            for number, several in captures.items():
-                parts = [_returned(capture) * share for capture in several]
+            for number, capture in captures.items():
+                part = _returned(capture) * share
                 kept = found[number]
                 if k == len(kept):
-                    kept.append(parts)
+                    kept.append(part)
                 else:
-                    for total, part in zip(kept[k], parts, strict=True):
-                        total.add_(part)
+                    kept[k].add_(part)
 
-    def _captures(
+    def _capture(
         self,
         number: int,
         layer: FittedLayer,
@@ -164,20 +160,18 @@ class Fitter:
         batch: Any,
         *,
         inputs: bool = False,
-    ) -> list[Capture]:
-        """Who looks at a layer on batch ``k``, one for each use."""
+    ) -> Capture:
+        """Who looks at a layer on batch ``k``."""
         size, most = batch_size(batch), self._positions
         # Numbers are hashed alike in every run and in every process.
         seed = hash((number, self._prints[k]))
-        return [
-            Capture(use, seed, size, most, inputs=inputs) for use in layer.uses
-        ]
+        return Capture(layer, seed, size, most, inputs=inputs)
 
     def fit(
         self,
         number: int,
         layer: FittedLayer,
-        targets: Sequence[Sequence[Tensor]],
+        targets: Sequence[Tensor],
     ) -> tuple[Solution, int]:
         """Solve one layer and write the solution; also says how many rows it had."""
         weight, bias = effective(layer, self._state)
@@ -185,8 +179,7 @@ class Fitter:
         for sums in (fit, held_out):
             sums.reduce(self._total)
         problem = Problem(fit, held_out, weight, layer.intercept)
-        ridges = (math.inf,) if layer.only_corrected else self._ridges
-        solution = solve(problem, ridges)
+        solution = solve(problem, self._ridges)
         write(
             layer,
             self._state,
@@ -194,10 +187,6 @@ class Fitter:
             bias + solution.shift,
             fit + held_out,
         )
-        if layer.only_corrected:
-            # It may have run on a constant before, which no target asks for.
-            for beginning in self._beginnings:
-                beginning.forget()
         return solution, fit.count + held_out.count
 
     def _sums(
@@ -205,7 +194,7 @@ class Fitter:
         number: int,
         layer: FittedLayer,
         weight: Tensor,
-        targets: Sequence[Sequence[Tensor]],
+        targets: Sequence[Tensor],
     ) -> tuple[Sums, Sums]:
         """Sums over the rows that are fitted, and over those that judge."""
         groups, inputs, outputs = weight.shape
@@ -213,28 +202,24 @@ class Fitter:
         held_out = Sums(groups, inputs, outputs, weight.device)
         before = 0
         for k, batch in enumerate(self._batches):
-            captures = self._captures(number, layer, k, batch, inputs=True)
+            capture = self._capture(number, layer, k, batch, inputs=True)
             look(
                 self._merged,
                 batch,
-                captures,
+                [capture],
                 plain=self._plain,
                 beginning=self._beginnings[k],
-                until=None if layer.only_corrected else layer.place,
+                until=layer.place,
             )
-            last = 0
-            for capture, target in zip(captures, targets[k], strict=True):
-                x, rows = capture.inputs, capture.rows
-                own = capture.outputs
-                assert x is not None
-                assert own is not None
-                assert rows is not None
-                missing = target.to(own.device) - own
-                judges = (rows.sample + before) % _JUDGES == _JUDGES - 1
-                held_out.update(x[judges], missing[judges])
-                fit.update(x[~judges], missing[~judges])
-                last = int(rows.sample.max())
-            before += last + 1
+            x, rows, own = capture.inputs, capture.rows, capture.outputs
+            assert x is not None
+            assert own is not None
+            assert rows is not None
+            missing = targets[k].to(own.device) - own
+            judges = (rows.sample + before) % _JUDGES == _JUDGES - 1
+            held_out.update(x[judges], missing[judges])
+            fit.update(x[~judges], missing[~judges])
+            before += int(rows.sample.max()) + 1
         return fit, held_out
 
 

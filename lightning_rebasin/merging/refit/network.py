@@ -175,9 +175,7 @@ def _fit(fitter: Fitter, plan: Plan, *, progress: bool) -> list[LayerFit]:
         total=len(plan.fitted), desc="refit", disable=not progress
     ) as bar:
         for layer, solution, rows in fitter.fit_all(plan.fitted):
-            # Those are named among the left ones.
-            if not layer.only_corrected:
-                fits.append(_report(layer, solution, rows))
+            fits.append(_report(layer, solution, rows))
             bar.update()
     return fits
 

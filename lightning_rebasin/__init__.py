@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_rebasin.callbacks import (
         CheckpointSnapshot as CheckpointSnapshot,
     )
+    from lightning_rebasin.callbacks import InputBarrier as InputBarrier
     from lightning_rebasin.callbacks import LossBarrier as LossBarrier
     from lightning_rebasin.checkpoints import (
         merge_checkpoints as merge_checkpoints,
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from lightning_rebasin.checkpoints import (
         write_checkpoint as write_checkpoint,
     )
+    from lightning_rebasin.inputs import (
+        AdversarialBarrier as AdversarialBarrier,
+    )
+    from lightning_rebasin.inputs import BarrierDetector as BarrierDetector
+    from lightning_rebasin.inputs import connect_inputs as connect_inputs
+    from lightning_rebasin.inputs import input_barrier as input_barrier
+    from lightning_rebasin.inputs import optimal_inputs as optimal_inputs
     from lightning_rebasin.landscape import BarrierCurve as BarrierCurve
     from lightning_rebasin.landscape import barrier_matrix as barrier_matrix
     from lightning_rebasin.landscape import geodesic_length as geodesic_length
@@ -63,11 +71,18 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "assignment": ("solve_assignment",),
-    "callbacks": ("CheckpointSnapshot", "LossBarrier"),
+    "callbacks": ("CheckpointSnapshot", "InputBarrier", "LossBarrier"),
     "checkpoints": (
         "merge_checkpoints",
         "read_checkpoint",
         "write_checkpoint",
+    ),
+    "inputs": (
+        "AdversarialBarrier",
+        "BarrierDetector",
+        "connect_inputs",
+        "input_barrier",
+        "optimal_inputs",
     ),
     "landscape": (
         "BarrierCurve",

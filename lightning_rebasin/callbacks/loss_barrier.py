@@ -40,6 +40,7 @@ from lightning_rebasin.callbacks.strategy import refuse_sharded
 from lightning_rebasin.callbacks.trainer import (
     callbacks_of,
     is_dry_run,
+    log_value,
 )
 from lightning_rebasin.errors import (
     BarrierWarning,
@@ -441,7 +442,7 @@ class LossBarrier(Callback):
         main = f"{self._prefix}/{measurement.main_metric}"
         shown = {main, f"{main}/matched"}
         for name, value in scalars.items():
-            self._log(trainer, module, name, value, prog_bar=name in shown)
+            log_value(trainer, module, name, value, prog_bar=name in shown)
         if trainer.is_global_zero:
             self._write(trainer, measurement)
 
@@ -468,28 +469,7 @@ class LossBarrier(Callback):
             return
         for name, value in self._last_scalars.items():
             if name not in trainer.callback_metrics:
-                self._log(trainer, module, name, value, logger=False)
-
-    @staticmethod
-    def _log(
-        trainer: Trainer,
-        module: LightningModule,
-        name: str,
-        value: float,
-        **options: Any,
-    ) -> None:
-        # The values are the same on every process; sync_dist only keeps Lightning from doubting it.  Names may already
-        # hold the index of a loader, which Lightning refuses unless it is told not to add one.
-        distributed = trainer.world_size > 1
-        module.log(
-            name,
-            value,
-            on_epoch=True,
-            sync_dist=distributed,
-            add_dataloader_idx=False,
-            batch_size=1,
-            **options,
-        )
+                log_value(trainer, module, name, value, logger=False)
 
 
 def _check_choices(

@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, draw, and print the barriers."""
     from lightning.pytorch import LightningModule
 
+    from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
     from lightning_rebasin.checkpoints.inputs import read_inputs
     from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.errors import ConfigurationError
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.output:
         check_target(args.output, force=args.force)
-        _check_format(args.output)
+        common.check_format(args.output)
     reading = common.reading_options(args)
     module = common.load_module(
         args, read_inputs([args.reference], **reading)[0]
@@ -103,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
     files = read_inputs(
         [args.reference, args.source],
         module.state_dict(),
+        fallbacks=fallbacks_of(module, None),
         progress=not args.no_progress,
         **reading,
     )
@@ -242,23 +244,6 @@ def _print(curves: dict[str, Any]) -> None:
     print(
         "the last columns are the barriers: worst point against the mean of both ends"
     )
-
-
-def _check_format(path: Path) -> None:
-    """Raise before anything is measured if nothing can write a file of this name."""
-    if path.suffix in ("", ".json", ".csv"):
-        return
-    from lightning_rebasin.errors import ConfigurationError
-    from lightning_rebasin.plotting import require_matplotlib
-
-    require_matplotlib()
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    known = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix.lstrip(".").lower() not in known:
-        raise ConfigurationError(
-            f"cannot write {path}: the name must end in .csv, .json or a format of pictures ({', '.join(known)})"
-        )
 
 
 def _write(args: argparse.Namespace, curves: dict[str, Any]) -> None:

@@ -153,6 +153,27 @@ def write_json(path: Path, content: Any) -> None:
     atomic_write_text(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
+def check_format(path: Path) -> None:
+    """Raise before anything is measured if nothing can write a file of this name.
+
+    Raises:
+        ConfigurationError: It is not the name of a picture, a .csv or a .json file.
+        MissingExtraError: It is a picture, and matplotlib is not installed.
+    """
+    if path.suffix in ("", ".json", ".csv"):
+        return
+    from lightning_rebasin.plotting import require_matplotlib
+
+    require_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in known:
+        raise ConfigurationError(
+            f"cannot write {path}: the name must end in .csv, .json or a format of pictures ({', '.join(known)})"
+        )
+
+
 def search_here() -> None:
     """A console script, unlike ``python -m``, does not look for modules in the working folder."""
     if (here := str(Path.cwd())) not in sys.path:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TextIO
 from lightning_rebasin.errors import RebasinError, RebasinWarning
 
 #: In the order in which a newcomer needs them.
-COMMANDS = ("demo", "spec", "match", "apply", "merge", "barrier")
+COMMANDS = ("demo", "spec", "match", "apply", "merge", "barrier", "inputs")
 _DESCRIPTION = (
     "Linear mode connectivity: find the permutation symmetries of a network, bring checkpoints into one basin, measure "
     "the loss barrier between them, merge them."

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         match_by_activations,
         prove,
     )
+    from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
     from lightning_rebasin.checkpoints.inputs import read_inputs
     from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.errors import ConfigurationError
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     files = read_inputs(
         [args.reference, args.source],
         spec.tensors,
+        fallbacks=fallbacks_of(module, spec),
         progress=not args.no_progress,
         **reading,
     )

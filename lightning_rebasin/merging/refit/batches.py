@@ -142,7 +142,9 @@ def fingerprint(batch: Any) -> float:
     total = 0.0
     for leaf in tree_flatten(batch)[0]:
         if isinstance(leaf, Tensor) and leaf.numel():
-            flat = leaf.detach().reshape(-1)[:4096].double().nan_to_num()
+            flat = leaf.detach().reshape(-1)[:4096].double()
+            # Finite, so that the sum is a number and equals itself.
+            flat = flat.nan_to_num(0.0, 1.0, -1.0)
             weights = torch.arange(1, len(flat) + 1, dtype=torch.float64)
             total += float((flat * weights.to(flat.device)).sum())
     return total

@@ -5,7 +5,7 @@ Run from the repository with the shared data beside it (or REBASIN_SHARED set):
     python examples/merge_by_measurement.py                     # small networks, a few minutes
     python examples/merge_by_measurement.py --cases resnet20    # ten pairs and all five, 2.5 minutes of CPU each
     python examples/merge_by_measurement.py --cases split
-    python examples/merge_by_measurement.py --cases vgg         # trains two networks first, three minutes each
+    python examples/merge_by_measurement.py --cases vgg         # trains two networks first, a minute each
 
 Every row is one merge of checkpoint files with unlabelled training data: the ends, their ensemble (mean of outputs),
 the naive average, REPAIR behind the same alignment, and what the call returned, on test data that it never saw.
@@ -237,7 +237,7 @@ def vgg(folder: Path) -> Iterator[Case]:
     batches = list(zip(test.split(250), labels.split(250), strict=True))
     paths = [trained(folder / "runs", seed) for seed in (0, 1)]
     yield Case(
-        "VGG11, a quarter wide", vgg11, paths, train.split(250), batches
+        "VGG11, an eighth wide", vgg11, paths, train.split(250), batches
     )
 
 

@@ -1,6 +1,6 @@
 """A small VGG11 of our own, trained twice for a few minutes: plain convolutions, no norm and no residual stream.
 
-A quarter of the usual width, CIFAR-10, 4000 images, 10 epochs: about 50 % instead of the 89.5 % of a full training,
+An eighth of the usual width, CIFAR-10, 5000 images, 12 epochs: about 45 % instead of the 89.5 % of a full training,
 which is enough to compare ways to merge.  Used by merge_by_measurement.py; the weights are made only once.
 """
 
@@ -20,10 +20,10 @@ from helpers.data import cifar10, normalise
 
 #: Channels of the eight convolutions, and a 2 × 2 maximum behind some of them, in the order of VGG11.
 LAYERS: tuple[int | str, ...] = (
-    *(16, "max", 32, "max", 64, 64, "max"),
-    *(128, 128, "max", 128, 128, "max"),
+    *(8, "max", 16, "max", 32, 32, "max"),
+    *(64, 64, "max", 64, 64, "max"),
 )
-IMAGES, EPOCHS, BATCH = 4000, 10, 100
+IMAGES, EPOCHS, BATCH = 5000, 12, 100
 
 
 def vgg11() -> nn.Module:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
         CheckpointSnapshot as CheckpointSnapshot,
     )
     from lightning_rebasin.callbacks import InputBarrier as InputBarrier
+    from lightning_rebasin.callbacks import (
+        LandscapeFeatures as LandscapeFeatures,
+    )
     from lightning_rebasin.callbacks import LossBarrier as LossBarrier
     from lightning_rebasin.checkpoints import (
         merge_checkpoints as merge_checkpoints,
@@ -44,7 +47,11 @@ if TYPE_CHECKING:
     from lightning_rebasin.landscape import loss_plane as loss_plane
     from lightning_rebasin.landscape import loss_profile as loss_profile
     from lightning_rebasin.landscape import measure_barrier as measure_barrier
+    from lightning_rebasin.landscape import (
+        measure_instability as measure_instability,
+    )
     from lightning_rebasin.landscape import measure_path as measure_path
+    from lightning_rebasin.landscape import predict_barrier as predict_barrier
     from lightning_rebasin.matching import MatchResult as MatchResult
     from lightning_rebasin.matching import (
         match_activations as match_activations,
@@ -57,6 +64,7 @@ if TYPE_CHECKING:
     from lightning_rebasin.merging import repair as repair
     from lightning_rebasin.merging import reset_batch_norm as reset_batch_norm
     from lightning_rebasin.modules import CurveModule as CurveModule
+    from lightning_rebasin.modules import CurveReport as CurveReport
     from lightning_rebasin.modules import MergeModule as MergeModule
     from lightning_rebasin.modules import StarModule as StarModule
     from lightning_rebasin.modules import StarReport as StarReport
@@ -71,7 +79,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "assignment": ("solve_assignment",),
-    "callbacks": ("CheckpointSnapshot", "InputBarrier", "LossBarrier"),
+    "callbacks": (
+        "CheckpointSnapshot",
+        "InputBarrier",
+        "LandscapeFeatures",
+        "LossBarrier",
+    ),
     "checkpoints": (
         "merge_checkpoints",
         "read_checkpoint",
@@ -94,7 +107,9 @@ _HOMES = {
         "loss_plane",
         "loss_profile",
         "measure_barrier",
+        "measure_instability",
         "measure_path",
+        "predict_barrier",
     ),
     "matching": (
         "MatchResult",
@@ -109,7 +124,13 @@ _HOMES = {
         "repair",
         "reset_batch_norm",
     ),
-    "modules": ("CurveModule", "MergeModule", "StarModule", "StarReport"),
+    "modules": (
+        "CurveModule",
+        "CurveReport",
+        "MergeModule",
+        "StarModule",
+        "StarReport",
+    ),
     "symmetry": (
         "Example",
         "Permutation",

@@ -143,26 +143,13 @@ def _matched(
     args: argparse.Namespace, module: Any, a: Any, b: Any, data: datasets.Data
 ) -> dict[str, Any]:
     """B's weights after matching, if asked for."""
-    from lightning_rebasin.checkpoints.align import example_input
-    from lightning_rebasin.symmetry import (
-        Permutation,
-        PermutationSpec,
-        infer_spec,
-    )
+    from lightning_rebasin.symmetry import Permutation
 
     if args.permutation:
         return {"permuted": Permutation.load(args.permutation).apply(b)}
     if not args.match and not args.method:
         return {}
-    if args.spec:
-        spec = PermutationSpec.load(args.spec)
-    else:
-        spec = infer_spec(
-            module,
-            *example_input(
-                module, common.load_example(args, module), data.train
-            ),
-        )
+    spec = common.load_spec(args, module, data.train)
     return {"matched": _permutation(args, module, spec, (a, b), data).apply(b)}
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lightning_rebasin.checkpoints import Checkpoint
+    from lightning_rebasin.symmetry import PermutationSpec
 
 
 def add_model_arguments(
@@ -124,6 +125,33 @@ def load_example(args: argparse.Namespace, module: nn.Module | None) -> Any:
         if module is not None and args.input_shape
         else None
     )
+
+
+def load_spec(
+    args: argparse.Namespace, module: nn.Module | None, batches: Any
+) -> PermutationSpec:
+    """The spec of ``--spec``, or the one that is inferred from the network.
+
+    Args:
+        args: Parsed options.
+        module: The network, ``None`` if there is none.
+        batches: Training batches, or ``None``: an example input may be taken from them.
+
+    Raises:
+        ConfigurationError: There is neither a spec nor a network.
+        SpecError: The file of the spec cannot be read.
+    """
+    from lightning_rebasin.checkpoints.align import example_input
+    from lightning_rebasin.symmetry import PermutationSpec, infer_spec
+
+    if args.spec:
+        return PermutationSpec.load(args.spec)
+    if module is None:
+        raise ConfigurationError(
+            "say what the network is: --module, --config or --spec"
+        )
+    example = load_example(args, module)
+    return infer_spec(module, *example_input(module, example, batches))
 
 
 def load_object(place: str) -> Any:

@@ -30,11 +30,13 @@ class Data:
         train: Some training batches, kept in memory; empty if there are none.
         validate: A loader to evaluate on, ``None`` if there is none.
         sources: Where they came from.
+        loader: All training batches, for commands that train; ``None`` if there are none.
     """
 
     train: Sequence[Any] = ()
     validate: Iterable[Any] | None = None
     sources: tuple[str, ...] = ()
+    loader: Iterable[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _read(made: Any, name: str, count: int) -> Data:
     if validate is train and isinstance(train, Iterator):
         # It can be gone through only once, and that was now.
         validate = batches
-    return Data(batches, validate, (name,))
+    return Data(batches, validate, (name,), train)
 
 
 def _union(parts: Sequence[Data]) -> Data:

@@ -50,16 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Match, write the permutation, and print the report."""
     from lightning_rebasin.checkpoints.align import (
-        example_input,
         match_by_activations,
         prove,
     )
     from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
     from lightning_rebasin.checkpoints.inputs import read_inputs
     from lightning_rebasin.checkpoints.write import check_target
-    from lightning_rebasin.errors import ConfigurationError
     from lightning_rebasin.matching import match_weights
-    from lightning_rebasin.symmetry import PermutationSpec, infer_spec
 
     check_target(args.output, force=args.force)
     if args.report:
@@ -70,14 +67,7 @@ def run(args: argparse.Namespace) -> int:
     module = common.load_module(args, reference)
     example = common.load_example(args, module)
     data = datasets.load_data(args).train or None
-    if args.spec:
-        spec = PermutationSpec.load(args.spec)
-    elif module is not None:
-        spec = infer_spec(module, *example_input(module, example, data))
-    else:
-        raise ConfigurationError(
-            "say what the network is: --module, --config or --spec"
-        )
+    spec = common.load_spec(args, module, data)
     files = read_inputs(
         [args.reference, args.source],
         spec.tensors,

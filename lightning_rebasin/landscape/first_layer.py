@@ -39,7 +39,8 @@ class FirstLayer:
         for layer in module.modules():
             if type(layer) is nn.Linear and _is_affine(layer):
                 self._own[layer] = tuple(layer.parameters())
-                layer.forward = partial(self._forward, layer)  # type: ignore[method-assign]
+                # Of this one layer; the class keeps its own.
+                vars(layer)["forward"] = partial(self._forward, layer)
 
     def start(self, point: Point) -> None:
         """The next evaluation is at this point; the anchors must come before the points between them."""

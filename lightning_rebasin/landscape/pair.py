@@ -121,6 +121,7 @@ class BatchNetwork(nn.Module):
                 f"activations needs: {type(error).__name__}: {error}; match by weights instead"
             ) from error
 
+    # PyTorch declares three overloads, of which one is enough here.
     @override
     def state_dict(  # type: ignore[override]
         self, *_: Any, **__: Any

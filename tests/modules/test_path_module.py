@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.classifier import Classifier, blobs
+from helpers.launch import launch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
-
-TESTS = Path(__file__).resolve().parents[1]
-
-
-def launch(out: Path, devices: int, size: int) -> None:
-    places = f"{TESTS}{os.pathsep}{TESTS.parent}"
-    script = TESTS / "helpers" / "path_ddp.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(out), str(devices), str(size)],
-        env={**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=580,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.timeout(900)
@@ -38,8 +20,8 @@ def launch(out: Path, devices: int, size: int) -> None:
     reason="torch was built without distributed",
 )
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    launch(tmp_path, 2, 8)
-    launch(tmp_path, 1, 16)
+    launch("path_ddp", tmp_path, 2, 8)
+    launch("path_ddp", tmp_path, 1, 16)
     one, first, second = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True)
         for name in ("1-0", "2-0", "2-1")

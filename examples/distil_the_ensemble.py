@@ -49,6 +49,8 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
 STARTS = ("end", "refit")
 TRAIN, TEST = 2000, 2000
 BATCH, PADDING = 128, 4
+#: CPU seconds that the picture names.
+TICKS = (20, 50, 100, 200, 500, 1000)
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,9 @@ def picture(results: Results, path: Path) -> None:
             axis.axhline(100 * score.accuracy, c="k", ls=style, label=label)
         axis.set_xscale("log")
         axis.set_xlim(20, 1000)
+        # The numbers that a logarithmic axis writes by itself overlap.
+        axis.set_xticks(TICKS, [str(tick) for tick in TICKS])
+        axis.tick_params(axis="x", which="minor", labelbottom=False)
         axis.set_title(f"{merge.case}, {loss}")
         axis.set_xlabel("CPU seconds")
         axis.grid(alpha=0.3, which="both")

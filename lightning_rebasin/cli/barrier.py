@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="OUT",
-        help="file to write: a picture (.png, .pdf, .svg), .csv or .json",
+        help="file to write: an interactive page (.html), a picture (.png, .pdf, .svg), .csv or .json",
     )
     parser.add_argument(
         "--force", action="store_true", help="overwrite OUT if it exists"
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.output:
         check_target(args.output, force=args.force)
-        common.check_format(args.output)
+        common.check_format(args.output, ".html")
     reading = common.reading_options(args)
     module = common.load_module(
         args, read_inputs([args.reference], **reading)[0]
@@ -245,6 +245,11 @@ def _write(args: argparse.Namespace, curves: dict[str, Any]) -> None:
         from lightning_rebasin.files import atomic_write_text
 
         atomic_write_text(args.output, _csv(curves))
+    elif args.output.suffix == ".html":
+        from lightning_rebasin.plotting import write_page
+
+        title = f"From {args.reference} to {args.source}"
+        write_page(curves, args.output, title=title)
     else:
         from lightning_rebasin.plotting import plot_barriers
 

@@ -6,6 +6,7 @@ images of shape ``(n, channels, height, width)`` and leave them alone.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -63,14 +64,16 @@ def adam_until(
     arrived = images.clone()
     waiting = torch.ones(len(images), dtype=torch.bool)
     for _ in range(steps + 1):
-        found = losses(module, moved, target)
-        done = waiting & (found.detach() < goals)
+        # Those that arrived are kept aside, and cost nothing from then on.
+        rows = waiting.nonzero().flatten()
+        found = losses(module, moved[rows], target[rows])
+        done = rows[found.detach() < goals[rows]]
         arrived[done] = moved.detach()[done]
-        waiting &= ~done
+        waiting[done] = False
         if not bool(waiting.any()):
             break
         optimiser.zero_grad()
-        found[waiting].sum().backward()
+        found.sum().backward()
         optimiser.step()
         with torch.no_grad():
             moved.clamp_(0, 1)
@@ -83,7 +86,7 @@ def carlini_wagner(
     images: Tensor,
     target: Tensor,
     *,
-    steps: int = 150,
+    steps: int = 100,
     weight: float = 1.0,
     margin: float = 2.0,
 ) -> Tensor:
@@ -120,7 +123,7 @@ def knowing_the_detector(
     references: Tensor,
     points: int,
 ) -> Objective:
-    """What an attack minimises that knows the detector: the loss on the ways from its references too.
+    """What an attack minimises that knows the detector: the loss on the ways from its references, one at each step.
 
     Args:
         module: The network.
@@ -128,15 +131,15 @@ def knowing_the_detector(
         references: Those of the target class of each image, shape ``(n, references, *image)``.
         points: How many evenly spaced λ the attack looks at on each way, the image itself included.
     """
-    count = references.shape[1]
+    turns = itertools.cycle(range(references.shape[1]))
     lam = torch.arange(1, points + 1) / points
-    weights = lam.reshape(1, 1, -1, 1, 1, 1)
+    weights = lam.reshape(1, -1, 1, 1, 1)
+    repeated = target.repeat_interleave(points)
 
     def objective(images: Tensor) -> Tensor:
-        ends = images[:, None, None]
-        ways = (1 - weights) * references[:, :, None] + weights * ends
-        repeated = target.repeat_interleave(count * points)
-        found = losses(module, ways.flatten(0, 2), repeated)
-        return found.reshape(len(images), count * points).mean(1)
+        start = references[:, next(turns)]
+        ways = (1 - weights) * start[:, None] + weights * images[:, None]
+        found = losses(module, ways.flatten(0, 1), repeated)
+        return found.reshape(len(images), points).mean(1)
 
     return objective

@@ -124,6 +124,7 @@ def detect(
                 torch.tensor(row["naive"]),
             ),
             "detector": (detector.judge(low), detector.judge(high)),
+            "loss of the input alone": (low[:, -1], high[:, -1]),
         }
         if fitted is not None:
             judged = high[JUDGE] if part == "pgd" else high
@@ -222,6 +223,13 @@ def picture(name: str, known: Measured, path: Path) -> None:
     right.set_xticks(range(len(drawn)), list(drawn), rotation=60, ha="right")
     right.set_ylabel("highest loss on the path")
     finish(left)
+    left.legend(
+        frameon=False,
+        fontsize=8,
+        ncols=3,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+    )
     finish(right)
     save(figure, path, name)
 

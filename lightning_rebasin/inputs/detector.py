@@ -25,6 +25,8 @@ from lightning_rebasin.landscape.barrier import lambda_grid
 #: Ridge of the logistic regression on standardised features, and its steps of Newton's method.
 _RIDGE = 1e-2
 _NEWTON = 50
+#: Losses below this one are rounding in single precision.
+_SMALLEST = 1e-6
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -143,7 +145,7 @@ class BarrierDetector:
     def fitted(
         self, module: nn.Module, real: Tensor, adversarial: Tensor
     ) -> BarrierDetector:
-        """A detector that reads the whole curve: logistic regression on log (1 + loss) at every λ.
+        """A detector that reads the whole curve: logistic regression on the logarithm of the loss at every λ.
 
         Args:
             module: The network; it stays as it is to the bit.
@@ -216,8 +218,9 @@ def _predicted(module: nn.Module, inputs: Tensor, chunk_size: int) -> Tensor:
 
 
 def _features(curves: Tensor) -> Tensor:
-    """What the regression sees of a curve: losses from 0 to hundreds, on one scale."""
-    return curves.detach().double().clamp(min=0).log1p().cpu()
+    """What the regression sees of a curve: its logarithm, since losses run over many decades."""
+    losses = curves.detach().double().clamp(min=0).cpu()
+    return (losses + _SMALLEST).log()
 
 
 def _logistic(features: Tensor, truth: Tensor) -> Tensor:

@@ -50,14 +50,8 @@ def plot_inputs(
         DataError: There is nothing to draw, or no such pair.
         MissingExtraError: matplotlib is not installed.
     """
-    first = next(iter(groups.values()), InputPaths(()))
-    chosen = list(range(len(first)))[:_PAIRS] if pairs is None else list(pairs)
-    for label, paths in groups.items():
-        missing = [i for i in chosen if not 0 <= i < len(paths)]
-        if missing:
-            raise DataError(f"{label!r} has no pair {missing[0]}")
-    if not chosen:
-        raise DataError("there is no path to draw")
+    chosen = _chosen(groups, pairs)
+    first = next(iter(groups.values()))
     drawn = is_image(first[chosen[0]].corners[0])
     figure = new_figure((9.6 if drawn else 4.6, 2.4 * len(chosen)))
     widths = [1.0, 1.5] if drawn else [1.0]
@@ -70,6 +64,23 @@ def plot_inputs(
         if drawn:
             _strips(row[1], own)
     return save(figure, path, title)
+
+
+def _chosen(
+    groups: Mapping[str, InputPaths], pairs: Sequence[int] | None
+) -> list[int]:
+    """The pairs to draw; all groups have them."""
+    shortest = min((len(paths) for paths in groups.values()), default=0)
+    chosen = list(range(min(shortest, _PAIRS)))
+    if pairs is not None:
+        chosen = list(pairs)
+    for label, paths in groups.items():
+        missing = [i for i in chosen if not 0 <= i < len(paths)]
+        if missing:
+            raise DataError(f"{label!r} has no pair {missing[0]}")
+    if not chosen:
+        raise DataError("there is no path to draw")
+    return chosen
 
 
 def is_image(corner: Tensor) -> bool:

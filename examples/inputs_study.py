@@ -11,7 +11,8 @@ that are there already are kept; ``--parts within pgd`` measures some of them, `
 Images are test images that the network classifies with a loss below .1.  A pair is a real image of a class and another
 input that the network puts into the same class: a real one (*within*), or an attacked image of another class.
 *Between* pairs are real images of two classes, with the loss −log(p_a + p_b), which is low at both ends.  *Synthetic*
-and *untrained* pairs are optimised from noise, for the trained network and for an untrained one, whose inputs may leave [0, 1].
+and *untrained* pairs are optimised from noise, for the trained network and for an untrained one, whose inputs may leave
+[0, 1].
 
 The naive path is the segment (51 points), the optimised one comes from ``connect_inputs`` with the threshold .5 (at
 most 4 pieces and 300 steps a corner, images stay in [0, 1]).  Detection tells attacked inputs from real ones, each

@@ -4,12 +4,13 @@ Run from the repository with the shared data beside it (or REBASIN_SHARED set); 
 one core:
 
     python examples/landscape_resnet20.py single
-    python examples/landscape_resnet20.py cumulative
+    python examples/landscape_resnet20.py cumulative --test 100 --train 200
     python examples/landscape_resnet20.py path
 
 The pair is a, b of cifar10-resnet20, as they are and matched by weights, each with interpolated and with re-estimated
 batch-norm statistics ("reset").  Everything goes to examples/results/landscape_resnet20: the values as JSON and CSV,
-the pictures, and numbers-<part>.json with what the documentation cites.
+the pictures, and numbers-<part>.json with what the documentation cites.  Results of layers that are there
+already are kept.
 """
 
 from __future__ import annotations
@@ -89,16 +90,24 @@ class Study:
         return found
 
 
-def layers(study: Study, mode: Mode) -> dict[str, Any]:
-    """Layer-wise barriers, α in {0, ½, 1}."""
+def layers(
+    study: Study, mode: Mode, only: str | None = None
+) -> dict[str, Any]:
+    """Layer-wise barriers, α in {0, ½, 1}; those that an earlier run left are read."""
     found: dict[str, LayerBarriers] = {}
     for name, (a, b, statistics) in study.variants().items():
-        result = layer_barriers(
-            study.module, a, b, study.test,
-            mode=mode, points=3, loss=score, batch_norm=statistics, progress=True,
-        )  # fmt: skip
-        result.to_json(RESULTS / f"{mode}-{name}.json")
-        result.to_csv(RESULTS / f"{mode}-{name}.csv")
+        file = RESULTS / f"{mode}-{name}.json"
+        if file.exists():
+            result = LayerBarriers.from_json(file)
+        elif only in (None, name):
+            result = layer_barriers(
+                study.module, a, b, study.test,
+                mode=mode, points=3, loss=score, batch_norm=statistics, progress=True,
+            )  # fmt: skip
+            result.to_json(file)
+            result.to_csv(RESULTS / f"{mode}-{name}.csv")
+        else:
+            continue
         found[name] = result
         print(name, result)
     plot_layers(found, "loss", path=RESULTS / f"{mode}.png")
@@ -138,6 +147,7 @@ def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("single", "cumulative", "path"))
+    parser.add_argument("--only", help="measure this variant of layers only")
     parser.add_argument("--train", type=int, default=500)
     parser.add_argument("--test", type=int, default=300)
     options = parser.parse_args()
@@ -148,7 +158,7 @@ def main() -> None:
     if options.part == "path":
         numbers = path(study)
     else:
-        numbers = layers(study, options.part)
+        numbers = layers(study, options.part, options.only)
     content = {
         "train images": options.train,
         "test images": options.test,

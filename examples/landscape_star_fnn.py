@@ -37,7 +37,7 @@ from lightning_rebasin.plotting import plot_barriers
 FOLDER = RESULTS / "landscape_star_fnn"
 EPOCHS, STAR_EPOCHS, BATCH, POINTS = 8, 3, 256, 21
 #: Training images that paths are measured on.
-MEASURED = 10000
+MEASURED = 5000
 #: Learning rate of Adam and λ of each centre: the published rate, and a slower one.
 CENTRES = {
     "Adam 0.01": (0.01, 0.0),

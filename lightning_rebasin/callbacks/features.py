@@ -52,7 +52,7 @@ class LandscapeFeatures(Callback):
     at the end of the training, to ``features.json`` and ``features.png``.  Training is bitwise the same as without.
 
     Derivatives are those of the loss that ``validation_step`` logs, in eval mode, in the precision of the weights (no
-    autocast), with running statistics held fixed.  Each batch costs about five evaluations, and two more per layer.
+    autocast), with running statistics held fixed.  Each batch costs five to ten evaluations, and two more per layer.
 
     Args:
         reference: As for :class:`~lightning_rebasin.LossBarrier`: a checkpoint, a folder of snapshots of another run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="OUT",
-        help="file to write: a picture (.png, .pdf, .svg), .csv or .json",
+        help="file to write: an interactive page (.html), a picture (.png, .pdf, .svg), .csv or .json",
     )
     parser.add_argument(
         "--force", action="store_true", help="overwrite OUT if it exists"
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.output:
         check_target(args.output, force=args.force)
-        common.check_format(args.output)
+        common.check_format(args.output, ".html")
     reading = common.reading_options(args)
     module = common.load_module(
         args, read_inputs([args.reference], **reading)[0]
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError(
             "measuring runs the network on data: give --module and --data, or --config"
         )
+    metrics.check_loader(data.validate)
     files = read_inputs(
         [args.reference, args.source],
         module.state_dict(),
@@ -107,20 +109,25 @@ def run(args: argparse.Namespace) -> int:
         **reading,
     )
     a, b = (file.state_dict for file in files)
+    by_itself = isinstance(module, LightningModule)
+    measured = partial(
+        measure_barrier,
+        module,
+        a,
+        dataloader=data.validate,
+        loss=None if by_itself else metrics.cross_entropy,
+    )
+    if args.metric:
+        # One batch says what is measured at all, before everything is.
+        measured(b, points=3, limit_batches=1).midpoint(args.metric)
     curves = {}
     for label, state in {
         "naive": b,
         **_matched(args, module, a, b, data),
     }.items():
-        curves[label] = measure_barrier(
-            module,
-            a,
+        curves[label] = measured(
             state,
-            data.validate,
             points=args.points,
-            loss=None
-            if isinstance(module, LightningModule)
-            else metrics.cross_entropy,
             batch_norm=data.train if batch_norms(module) else None,
             limit_batches=args.limit,
             progress=not args.no_progress,
@@ -168,9 +175,8 @@ def _permutation(
         return found["weight"]
     batches = list(data.train)
     pair = _pair(module, ends, batches)
-    for method in methods:
-        if method != "weight":
-            found[method] = pair.match(spec, batches, method)
+    by_activations = [method for method in methods if method != "weight"]
+    found |= pair.match(spec, batches, by_activations)
     if len(found) == 1:
         return found[methods[0]]
     return _best(found, pair.distances(found, batches))
@@ -239,6 +245,11 @@ def _write(args: argparse.Namespace, curves: dict[str, Any]) -> None:
         from lightning_rebasin.files import atomic_write_text
 
         atomic_write_text(args.output, _csv(curves))
+    elif args.output.suffix == ".html":
+        from lightning_rebasin.plotting import write_page
+
+        title = f"From {args.reference} to {args.source}"
+        write_page(curves, args.output, title=title)
     else:
         from lightning_rebasin.plotting import plot_barriers
 

@@ -181,14 +181,18 @@ def write_json(path: Path, content: Any) -> None:
     atomic_write_text(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
-def check_format(path: Path) -> None:
+def check_format(path: Path, *more: str) -> None:
     """Raise before anything is measured if nothing can write a file of this name.
+
+    Args:
+        path: The file to write.
+        *more: Suffixes beside .csv, .json and those of pictures.
 
     Raises:
         ConfigurationError: It is not the name of a picture, a .csv or a .json file.
         MissingExtraError: It is a picture, and matplotlib is not installed.
     """
-    if path.suffix in ("", ".json", ".csv"):
+    if path.suffix in ("", ".json", ".csv", *more):
         return
     from lightning_rebasin.plotting import require_matplotlib
 
@@ -198,7 +202,8 @@ def check_format(path: Path) -> None:
     known = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in known:
         raise ConfigurationError(
-            f"cannot write {path}: the name must end in .csv, .json or a format of pictures ({', '.join(known)})"
+            f"cannot write {path}: the name must end in {', '.join(['.csv', '.json', *more])} or a format of pictures "
+            f"({', '.join(known)})"
         )
 
 

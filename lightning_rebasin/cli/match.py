@@ -59,6 +59,9 @@ def run(args: argparse.Namespace) -> int:
     from lightning_rebasin.matching import match_weights
 
     check_target(args.output, force=args.force)
+    if args.report:
+        # A report may be written again.
+        check_target(args.report, force=True)
     reading = common.reading_options(args)
     reference = read_inputs([args.reference], **reading)[0]
     module = common.load_module(args, reference)
@@ -76,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
         spec.check_state(file.state_dict, str(file.path), finite=True)
     states = [file.state_dict for file in files]
     if args.method == "activation":
-        match = match_by_activations(spec, module, states[0], states[1], data)
+        match = match_by_activations(spec, module, states[0], states[1], data)[
+            "inner_product"
+        ]
     else:
         match = match_weights(
             spec,

@@ -81,7 +81,7 @@ def geodesic_path(
         pieces: Number of straight pieces: ``pieces − 1`` networks are trained, and each costs a forward and backward
             pass per step, and three times its parameters of memory.
         steps: Steps of Adam.
-        lr: Learning rate.
+        lr: Learning rate; a tenth of the default for a matched start, which the first steps would throw off.
         permutation: Applied to ``b`` first: the matched start.
         start: Another path to start on than the segment; its ends are the ends.
         output: ``output(module, batch)`` returning logits, classes along the second axis.

@@ -65,7 +65,7 @@ def predict_barrier(
     Everything is taken in eval mode, along ``θ(s) = (1 − s)·a + s·b``.  *Batch-norm statistics are interpolated like
     weights* and belong to the direction, as in ``measure_barrier`` without ``batch_norm=``: what is predicted is the
     barrier before any reset.  Derivatives are Hessian–vector products: memory is that of one graph and a few copies of
-    the weights, and each place costs about as much as five evaluations of the loss; each layer about two more at each
+    the weights.  Each place costs as much as five to ten evaluations of the loss, each layer about two more at each
     end.
 
     Args:

@@ -17,7 +17,12 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize(
     ("suffix", "module"),
-    [("png", "Plain"), ("csv", "network"), ("json", "network")],
+    [
+        ("png", "Plain"),
+        ("csv", "network"),
+        ("json", "network"),
+        ("html", "network"),
+    ],
 )
 def test_barrier_measures_and_draws(
     files: Files, tmp_path: Path, suffix: str, module: str, capsys: Capture
@@ -31,7 +36,12 @@ def test_barrier_measures_and_draws(
     lines = capsys.readouterr().out.splitlines()
     loss = next(line for line in lines if "loss" in line.split()[0])
     assert float(loss.split()[-1]) == pytest.approx(0, abs=1e-3)
-    starts = {"png": b"\x89PNG", "csv": b"lam,naive_", "json": b"{"}
+    starts = {
+        "png": b"\x89PNG",
+        "csv": b"lam,naive_",
+        "json": b"{",
+        "html": b"<!doctype html>",
+    }
     content = (tmp_path / f"b.{suffix}").read_bytes()
     assert content.startswith(starts[suffix])
 
@@ -130,9 +140,11 @@ def test_an_unknown_metric_names_those_there_are(
         "--points 3 --no-progress --metric f1 -o out.png",
     )
     assert code == 2
-    line = one_line(capsys)
+    out, line = capsys.readouterr()
     assert "'f1'" in line
-    assert "['loss', 'accuracy']" in line
+    assert "'loss', 'accuracy'" in line
+    # No table: nothing was measured.
+    assert out == ""
     assert not (tmp_path / "out.png").exists()
 
 

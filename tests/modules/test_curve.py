@@ -23,12 +23,15 @@ from torch.utils.data import DataLoader
 from lightning_rebasin import (
     CurveModule,
     Permutation,
+    StarModule,
     infer_spec,
     interpolate,
     reset_batch_norm,
 )
 from lightning_rebasin.errors import (
     ConfigurationError,
+    DataError,
+    EquivalenceError,
     NonFiniteError,
     StateDictError,
 )
@@ -54,7 +57,8 @@ def fit(
     **options: Any,
 ) -> Trainer:
     trainer = quiet_trainer(folder, **options)
-    train, val = train or train_data(), val or held_out()
+    train = train_data() if train is None else train
+    val = held_out() if val is None else val
     return fit_quietly(trainer, module, train, val, ckpt_path)
 
 
@@ -266,6 +270,132 @@ def test_validation_is_the_held_out_loss_along_the_path(
     logged = trainer.callback_metrics
     assert float(logged["val_curve_max"]) == pytest.approx(max(losses))
     assert float(logged["val_curve_loss"]) == pytest.approx(sum(losses) / 3)
+
+
+def test_metrics_of_the_own_validation_step_are_validated_and_reported(
+    tmp_path: Path,
+) -> None:
+    ends = states(2)
+    module = make(ends, val_points=3, start="matched")
+    with pytest.raises(ConfigurationError, match=r"trainer\.fit"):
+        module.report(held_out())
+    trainer = fit(module, tmp_path, max_epochs=1)
+    x, y = blobs(50, 1).tensors
+    accuracies = []
+    for t in (0.0, 0.5, 1.0):
+        model = Classifier(hidden=16)
+        model.load_state_dict(module.state_dict_at(t))
+        with torch.no_grad():
+            right = model(x).argmax(1) == y
+        accuracies.append(float(right.double().mean()))
+    logged = trainer.callback_metrics
+    mean, worst = (
+        float(logged[f"val_curve/val_acc/{name}"])
+        for name in ("mean", "worst")
+    )
+    assert mean == pytest.approx(sum(accuracies) / 3)
+    assert worst == pytest.approx(min(accuracies))
+    # Not a metric of a batch but of all of them: AUROC of the last point alone, by torchmetrics.
+    assert "val_curve/val_auroc/worst" in logged
+    report = module.report(held_out(), points=3)
+    assert list(report.curves) == ["naive", "matched", "curve"]
+    found = report.curves["curve"]
+    assert found.values["val_acc"] == pytest.approx(accuracies)
+    ends_of = {
+        name: (c.values["val_acc"][0], c.values["val_acc"][-1])
+        for name, c in report.curves.items()
+    }
+    assert len(set(ends_of.values())) == 1
+    assert report.curves["naive"].normalised_length == pytest.approx(1)
+    assert found.straight < report.curves["naive"].straight
+    alone = module.report(
+        held_out(),
+        points=3,
+        loss=lambda net, batch: {
+            "mine": cross_entropy(net(batch[0]), batch[1])
+        },
+    )
+    mine = alone.curves["curve"].values
+    assert list(mine) == ["mine"]
+    assert mine["mine"] == pytest.approx(found.values["val_loss"], rel=1e-5)
+
+
+def test_the_bend_is_what_was_learned(tmp_path: Path) -> None:
+    module = make(states(2), curve="polygon", bends=1)
+    fit(module, tmp_path, max_epochs=1)
+    for name, tensor in module.state_dict_at(0.5).items():
+        torch.testing.assert_close(module.bend_state_dict()[name], tensor)
+    with pytest.raises(ConfigurationError, match="bend 1 does not exist"):
+        module.bend_state_dict(1)
+
+
+@pytest.mark.parametrize("kind", [CurveModule, StarModule])
+def test_mixed_precision(kind: Any, tmp_path: Path) -> None:
+    """The forward pass rounds to bfloat16, what is learned and the ends do not; the run is near to the exact one."""
+    found = []
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    for precision in ("bf16-mixed", "32-true"):
+        module = kind(Classifier(16), states(2), optimizer=sgd)
+        trainer = fit(module, tmp_path, precision=precision, max_epochs=2)
+        learned = torch.cat([p.detach().flatten() for p in module.free[0]])
+        assert learned.dtype == torch.float32
+        loss = float(trainer.callback_metrics[f"val_{module.word}_loss"])
+        found.append((learned, loss))
+    (mixed, mixed_loss), (exact, exact_loss) = found
+    assert not torch.equal(mixed, exact)
+    start = torch.cat(
+        [p.flatten() for p in kind(Classifier(16), states(2)).free[0]]
+    )
+    assert (mixed - exact).norm() < 0.05 * (exact - start).norm()
+    assert mixed_loss == pytest.approx(exact_loss, rel=0.01)
+
+
+def test_an_optimizer_of_other_parameters_and_no_batch(
+    tmp_path: Path,
+) -> None:
+    other = Classifier(16)
+    module = make(
+        states(2),
+        optimizer=lambda _: torch.optim.SGD(other.parameters(), lr=0.1),
+    )
+    with pytest.raises(ConfigurationError, match="not learned here"):
+        fit(module, tmp_path)
+    with (
+        pytest.warns(UserWarning, match="is zero"),
+        pytest.raises(DataError, match="no batch"),
+    ):
+        fit(make(states(2)), tmp_path, train=Empty())
+    # Asked for, no training at all is not a mistake.
+    fit(make(states(2)), tmp_path, limit_train_batches=0)
+
+
+class Empty:
+    """A loader without batches."""
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+class OwnRandomNumbers(Classifier):
+    """A forward that nobody can make again: its noise comes from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(16)
+        self.source = torch.Generator()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x + torch.rand(x.shape, generator=self.source))
+
+
+def test_what_no_permutation_leaves_alone_is_not_matched(
+    tmp_path: Path,
+) -> None:
+    module = CurveModule(OwnRandomNumbers(), states(2), start="matched")
+    with pytest.raises(EquivalenceError, match="not deterministic"):
+        fit(module, tmp_path)
 
 
 class Noisy(Classifier):

@@ -29,6 +29,13 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     for word in ("curve", "star"):
         mine, theirs, alone = first[word], second[word], one[word]
         assert mine["loss"] == theirs["loss"]
+        assert mine["metrics"] == theirs["metrics"]
+        for metric in ("val_loss", "val_acc", "val_auroc"):
+            for name in ("mean", "worst"):
+                key = f"val_{word}/{metric}/{name}"
+                assert mine["metrics"][key] == pytest.approx(
+                    alone["metrics"][key], rel=1e-6
+                )
         assert mine["loss"] == pytest.approx(alone["loss"], rel=1e-9)
         for a, b, c in zip(
             mine["learned"], theirs["learned"], alone["learned"], strict=True

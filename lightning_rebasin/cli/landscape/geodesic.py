@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lr",
         type=float,
         default=1e-3,
-        help="learning rate (default: %(default)s)",
+        help="learning rate; take a tenth of it with --match (default: %(default)s)",
     )
     parser.add_argument(
         "--points",

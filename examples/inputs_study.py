@@ -11,7 +11,8 @@ that are there already are kept; ``--parts within pgd`` measures some of them, `
 Images are test images that the network classifies with a loss below .1.  A pair is a real image of a class and another
 input that the network puts into the same class: a real one (*within*), or an attacked image of another class.
 *Between* pairs are real images of two classes, with the loss −log(p_a + p_b), which is low at both ends.  *Synthetic*
-and *untrained* pairs are optimised from noise, for the trained and for an untrained network.
+and *untrained* pairs are optimised from noise, for the trained network and for an untrained one, whose inputs may leave
+[0, 1].
 
 The naive path is the segment (51 points), the optimised one comes from ``connect_inputs`` with the threshold .5 (at
 most 4 pieces and 300 steps a corner, images stay in [0, 1]).  Detection tells attacked inputs from real ones, each
@@ -54,6 +55,8 @@ from lightning_rebasin.inputs import InputPaths
 
 RESULTS = Path(__file__).resolve().parent / "results"
 THRESHOLD, SURE = 0.5, 0.1
+#: Of pixels.  An untrained network is not sure of anything in it, so its inputs may leave it.
+RANGE = (0.0, 1.0)
 POINTS, PIECES, STEPS = 51, 4, 300
 REFERENCES, PER_CLASS = 3, 40
 #: What the adaptive attack looks at on each way, and how often.
@@ -306,9 +309,9 @@ def measure(study: Study, part: str, folder: Path) -> dict[str, Any]:
 def pairs_of(study: Study, part: str) -> Pairs:
     """The pairs of a part of the study."""
     if part == "untrained":
-        return synthetic(study.untrained, study.pools.shape[2:])
+        return synthetic(study.untrained, study.pools.shape[2:], bounds=None)
     if part == "synthetic":
-        return synthetic(study.module, study.pools.shape[2:])
+        return synthetic(study.module, study.pools.shape[2:], bounds=RANGE)
     if part in ATTACKS:
         return study.attacked(part)
     return study.within() if part == "within" else study.between()
@@ -332,7 +335,7 @@ def optimised(
         points=25,
         max_pieces=PIECES,
         steps=STEPS,
-        bounds=(0.0, 1.0),
+        bounds=None if stem.name == "untrained" else RANGE,
     )
     straight = InputPaths(tuple(naive[i] for i in chosen))
     worst = sorted(range(len(best)), key=lambda i: -straight.maxima[i])
@@ -347,7 +350,11 @@ def optimised(
     }
 
 
-def synthetic(module: nn.Module, shape: torch.Size) -> Pairs:
+def synthetic(
+    module: nn.Module,
+    shape: torch.Size,
+    bounds: tuple[float, float] | None,
+) -> Pairs:
     """Two inputs of every class from dark noise."""
     target = torch.arange(10).repeat(2)
     found = optimal_inputs(
@@ -355,10 +362,10 @@ def synthetic(module: nn.Module, shape: torch.Size) -> Pairs:
         target,
         shape,
         noise=0.3,
-        bounds=(0.0, 1.0),
+        bounds=bounds,
         threshold=SURE,
         steps=400,
-        learning_rate=0.02,
+        learning_rate=0.02 if bounds else 0.1,
     )
     ready = torch.tensor(found.reached).reshape(2, 10)
     keep = ready.all(0)

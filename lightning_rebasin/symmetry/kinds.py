@@ -18,6 +18,11 @@ from lightning_rebasin.symmetry.continuous.enlarge import (
     inner_name,
 )
 from lightning_rebasin.symmetry.continuous.operations import Limit
+from lightning_rebasin.symmetry.continuous.planes import (
+    KIND,
+    find_planes,
+    with_planes,
+)
 from lightning_rebasin.symmetry.permutations.named_groups import NamedGroups
 from lightning_rebasin.symmetry.permutations.rules.base import Context
 from lightning_rebasin.symmetry.proof.kinds import KindsGate, prove
@@ -45,26 +50,38 @@ def with_kinds(
     """
     found = propose(spec, named, passes, kinds)
     _drop_disordered(spec, found)
-    if not found.candidates:
+    planes = find_planes(spec, passes) if "plane" in kinds else {}
+    proposals = {g: [c.kind for c in cs] for g, cs in found.candidates.items()}
+    proposals |= {name: [KIND] * len(pair) for name, pair in planes.items()}
+    if not proposals:
         return replace(spec, limits=found.limits)
 
     def build(choices: Mapping[str, int]) -> PermutationSpec:
-        chosen = [found.candidates[g][number] for g, number in choices.items()]
-        return enlarge(spec, chosen, {})
+        chosen = [
+            found.candidates[name][number]
+            for name, number in choices.items()
+            if name in found.candidates
+        ]
+        enlarged = enlarge(spec, chosen, found.limits)
+        for name, number in choices.items():
+            if name in planes:
+                enlarged = with_planes(enlarged, planes[name][number])
+        return enlarged
 
-    def own_group(group: str, number: int) -> str:
-        candidate = found.candidates[group][number]
-        return inner_name(candidate) if candidate.inside else group
+    def own_group(name: str, number: int) -> str:
+        if name in planes:
+            return name
+        candidate = found.candidates[name][number]
+        return inner_name(candidate) if candidate.inside else name
 
     gate = KindsGate(module, examples, spec)
     try:
-        kinds_of = {g: [c.kind for c in cs] for g, cs in found.candidates.items()}
-        choices, refused = prove(gate, build, kinds_of, own_group)
+        choices, refused = prove(gate, build, proposals, own_group)
     finally:
         gate.close()
-    limits = {**found.limits, **refused}
-    chosen = [found.candidates[g][number] for g, number in choices.items()]
-    return enlarge(spec, chosen, limits)
+    proved = build(choices)
+    why = {g: reason for g, reason in refused.items() if g in proved.groups}
+    return replace(proved, limits={**proved.limits, **why})
 
 
 def _drop_disordered(spec: PermutationSpec, found: Proposals) -> None:

@@ -180,6 +180,8 @@ def estimate_statistics(
 
 def changed_fraction(before: Transform, after: Transform) -> float:
     """Fraction of all units that two transforms send to different places."""
-    pairs = [(before.flat(group), after.flat(group)) for group in after.elements]
+    pairs = [
+        (before.flat(group), after.flat(group)) for group in after.elements
+    ]
     moved = sum(int((old != new).sum()) for old, new in pairs)
     return moved / max(sum(len(new) for _, new in pairs), 1)

@@ -59,7 +59,7 @@ class LearnedElements(nn.Module):
             started: The source under the start.
         """
         elements = self.elements()
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, tensor in started.items():
             origin = self.spec.aliases.get(name, name)
             axis_map = self.spec.maps.get(origin)

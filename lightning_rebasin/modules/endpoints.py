@@ -97,9 +97,7 @@ class Endpoints:
         """``(1 − λ)·reference + λ·permuted source``, every tensor of the state dict."""
         return interpolate(self.reference, permutation.apply(self.source), lam)
 
-    def buffers(
-        self, permutation: Transform, lam: float
-    ) -> dict[str, Tensor]:
+    def buffers(self, permutation: Transform, lam: float) -> dict[str, Tensor]:
         """Fresh buffers of the point at λ; a forward pass may change them."""
         aligned = self.align(permutation)
         return interpolate(

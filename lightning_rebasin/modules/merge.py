@@ -268,7 +268,9 @@ class MergeModule(OuterModule):
             else None
         )
         history = {
-            "method": "straight-through" if self.elements is None else "learned",
+            "method": "straight-through"
+            if self.elements is None
+            else "learned",
             "lam": self._options.score_lam,
             "held_out_loss": self._best.score
             if self._best is not None

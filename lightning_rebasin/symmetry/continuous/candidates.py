@@ -138,8 +138,8 @@ def _numbers(
         found.append(Candidate(group.id, "linear", exponents["scale"], True))
     # Of several the one that moves most tensors; they cannot stand in one place together.
     by_support = sorted(exponents.items(), key=lambda item: -len(item[1]))
-    for kind, powers in by_support:
-        found.append(Candidate(group.id, kind, powers, inside=True))
+    for name, powers in by_support:
+        found.append(Candidate(group.id, name, powers, inside=True))
     return [c for c in found if c.kind != "linear" or _simple(c.powers)]
 
 
@@ -151,7 +151,9 @@ def _whole(solution: dict[str, Fraction]) -> dict[str, int]:
     first = next(iter(solution.values()))
     scale = (1 if first > 0 else -1) / smallest
     scaled = {name: e * scale for name, e in solution.items()}
-    if any(e.denominator != 1 or int(e) not in POWERS for e in scaled.values()):
+    if any(
+        e.denominator != 1 or int(e) not in POWERS for e in scaled.values()
+    ):
         return {}
     return {name: int(e) for name, e in scaled.items()}
 

@@ -21,6 +21,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, final, get_args
 
 import torch
@@ -235,9 +236,11 @@ def match_activations(
     scores = _scores(spec, moments, statistic)
     method = f"activations, {statistic.replace('_', ' ')}"
     if not _only_permutations(spec):
-        return _best_transform(
-            spec, scores, canonical, checked_solver(solver), begin, method
+        found = _best_transform(
+            spec, scores, canonical, checked_solver(solver)
         )
+        seconds = time.perf_counter() - begin
+        return replace(found, seconds=seconds, method=method)
     permutation = best_permutation(spec, scores, checked_solver(solver))
     ends = Permutation.identity(spec), permutation
     before, after = (
@@ -280,8 +283,6 @@ def _best_transform(
     scores: Mapping[str, Tensor],
     canonical: Transform,
     solver: Solver,
-    begin: float,
-    method: str,
 ) -> MatchResult:
     """The elements with the highest total score, family by family, behind the transform that made the source canonical.
 
@@ -302,8 +303,6 @@ def _best_transform(
         transform=best.compose(canonical),
         objective=_score_of(spec, costs, best),
         identity_objective=_score_of(spec, costs, identity),
-        seconds=time.perf_counter() - begin,
-        method=method,
     )
 
 

@@ -8,6 +8,7 @@ and the gradient of the loss at the midpoint moves all groups together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -109,5 +110,5 @@ def best_start(
                     total += float(inner.loss_at(weights, batch, number))
             losses.append(total)
     # A loss that is not a number is no argument for a start.
-    known = [loss if loss == loss else float("inf") for loss in losses]
+    known = [float("inf") if math.isnan(loss) else loss for loss in losses]
     return starts[known.index(min(known))]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError, UntracedWarning
 from lightning_rebasin.symmetry.actions.kinds import PERMUTATION, chosen_kinds
-from lightning_rebasin.symmetry.kinds import with_kinds
+from lightning_rebasin.symmetry.kinds import FirstAnalysis, with_kinds
 from lightning_rebasin.symmetry.permutations.build_spec import (
     Assembly,
     assemble,
@@ -120,9 +120,8 @@ def infer_spec_many(
     spec = _spec(module, assembly, notes, parameters)
     if wanted == {PERMUTATION} or assembly.named is None:
         return spec
-    return with_kinds(
-        module, inputs, spec, assembly.named, found.passes, wanted
-    )
+    first = FirstAnalysis(assembly.named, found.passes)
+    return with_kinds(module, inputs, spec, first, wanted)
 
 
 def _pinned(

@@ -42,10 +42,12 @@ ROOMS = {
         "trace": {"run"},
         "actions": {"spec"},
         "permutations": {"spec", "trace"},
+        "continuous": {"spec", "trace", "permutations"},
         "edit": {"spec", "actions"},
         "proof": {"spec", "run", "actions"},
         "observe": {"spec", "trace"},
-        "infer": {"spec", "run", "actions", "trace", "permutations"},
+        "kinds": {"spec", "run", "permutations", "continuous", "proof"},
+        "infer": {"spec", "run", "actions", "trace", "permutations", "kinds"},
         "override": {"edit"},
     },
     "matching": {

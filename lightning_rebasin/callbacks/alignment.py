@@ -198,7 +198,11 @@ class Aligner:
         if self.needs_batches:
             pair = self._pair(trainer, module, reference)
             by_activations = [m for m in self._methods if m != "weight"]
-            found |= pair.match(spec, batches, by_activations)
+            matched = pair.match(spec, batches, by_activations)
+            for name, transform in matched.items():
+                # The spec has permutations only.
+                assert isinstance(transform, Permutation)
+                found[name] = transform
             found = _of_process_zero(trainer, spec, found)
             if len(found) > 1:
                 scores = pair.distances(found, batches)

@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-progress", action="store_true", help="no progress bars"
     )
+    common.add_kinds_argument(parser)
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser)
     common.add_file_arguments(parser)
@@ -113,20 +114,20 @@ def run(args: argparse.Namespace) -> int:
     measured = partial(
         measure_barrier,
         module,
-        a,
         dataloader=data.validate,
         loss=None if by_itself else metrics.cross_entropy,
     )
     if args.metric:
         # One batch says what is measured at all, before everything is.
-        measured(b, points=3, limit_batches=1).midpoint(args.metric)
+        measured(a, b, points=3, limit_batches=1).midpoint(args.metric)
     curves = {}
-    for label, state in {
-        "naive": b,
+    for label, (start, end) in {
+        "naive": (a, b),
         **_matched(args, module, a, b, data),
     }.items():
         curves[label] = measured(
-            state,
+            start,
+            end,
             points=args.points,
             batch_norm=data.train if batch_norms(module) else None,
             limit_batches=args.limit,
@@ -142,15 +143,18 @@ def run(args: argparse.Namespace) -> int:
 def _matched(
     args: argparse.Namespace, module: Any, a: Any, b: Any, data: datasets.Data
 ) -> dict[str, Any]:
-    """B's weights after matching, if asked for."""
-    from lightning_rebasin.symmetry import Permutation
+    """Both ends after matching, if asked for: other kinds than permutations are compared in canonical gauge."""
+    from lightning_rebasin.symmetry import Transform
 
     if args.permutation:
-        return {"permuted": Permutation.load(args.permutation).apply(b)}
+        found = Transform.load(args.permutation)
+        return {"permuted": (found.spec.canonicalise(a), found.apply(b))}
     if not args.match and not args.method:
         return {}
     spec = common.load_spec(args, module, data.train)
-    return {"matched": _permutation(args, module, spec, (a, b), data).apply(b)}
+    ends = (spec.canonicalise(a), spec.canonicalise(b))
+    found = _permutation(args, module, spec, ends, data)
+    return {"matched": (ends[0], found.apply(ends[1]))}
 
 
 def _permutation(
@@ -170,7 +174,7 @@ def _permutation(
     if "weight" in methods:
         found["weight"] = match_weights(
             spec, *ends, seed=args.seed, progress=not args.no_progress
-        ).permutation
+        ).transform
     if methods == ("weight",):
         return found["weight"]
     batches = list(data.train)

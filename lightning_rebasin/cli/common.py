@@ -36,6 +36,25 @@ def add_model_arguments(
         )
 
 
+def add_kinds_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare which kinds of symmetry are looked for."""
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        default=["permutation"],
+        metavar="KIND",
+        help="kinds of symmetry to look for: 'all', or some of permutation, sign, scale, orthogonal, orthogonal_mean, "
+        "linear, plane; transformers need 'all' (default: permutation)",
+    )
+
+
+def kinds_of(args: argparse.Namespace) -> str | tuple[str, ...]:
+    """The kinds that were asked for, as :func:`~lightning_rebasin.infer_spec` takes them."""
+    # Commands that only know permutations do not declare the option.
+    kinds = getattr(args, "kinds", ["permutation"])
+    return "all" if "all" in kinds else tuple(kinds)
+
+
 def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare how checkpoints are read."""
     group = parser.add_argument_group("reading files")
@@ -151,7 +170,8 @@ def load_spec(
             "say what the network is: --module, --config or --spec"
         )
     example = load_example(args, module)
-    return infer_spec(module, *example_input(module, example, batches))
+    inputs = example_input(module, example, batches)
+    return infer_spec(module, *inputs, kinds=kinds_of(args))
 
 
 def load_object(place: str) -> Any:

@@ -42,7 +42,7 @@ from lightning_rebasin.merging.statistics import (
     batch_norms,
     moved_to,
 )
-from lightning_rebasin.symmetry import Example, Permutation, PermutationSpec
+from lightning_rebasin.symmetry import Example, PermutationSpec, Transform
 from lightning_rebasin.symmetry.run.lightning import call, silence
 
 State = Mapping[str, Tensor]
@@ -177,7 +177,7 @@ class Pair:
         spec: PermutationSpec,
         batches: Sequence[Any],
         methods: Sequence[str],
-    ) -> dict[str, Permutation]:
+    ) -> dict[str, Transform]:
         """Match by activations, once for each method; collective.
 
         Args:
@@ -189,7 +189,7 @@ class Pair:
             RebasinError: The matching failed, on every process.
         """
         if not spec.groups:
-            return dict.fromkeys(methods, Permutation.identity(spec))
+            return dict.fromkeys(methods, Transform.identity(spec))
         statistics = [STATISTICS[method] for method in methods]
         for network, state in zip(self._networks, self._states, strict=True):
             network.load_state_dict(state)
@@ -216,10 +216,10 @@ class Pair:
                 self._processes.agree(error)
             raise
         pairs = zip(methods, statistics, strict=True)
-        return {m: found[statistic].permutation for m, statistic in pairs}
+        return {m: found[statistic].transform for m, statistic in pairs}
 
     def distances(
-        self, rivals: Mapping[Name, Permutation], batches: Sequence[Any]
+        self, rivals: Mapping[Name, Transform], batches: Sequence[Any]
     ) -> dict[Name, float]:
         """How far the midpoint's outputs are from the mean of the ends' outputs, for each matching; collective.
 
@@ -241,7 +241,7 @@ class Pair:
         return found
 
     def _distance(
-        self, permutation: Permutation, batches: Sequence[Any]
+        self, permutation: Transform, batches: Sequence[Any]
     ) -> float:
         """The distance of one midpoint; collective."""
         first, middle = self._networks

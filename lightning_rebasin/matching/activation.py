@@ -16,10 +16,12 @@ Source: Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023, section 3.1 (ar
 
 from __future__ import annotations
 
+import copy
 import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, final, get_args
 
 import torch
@@ -34,12 +36,17 @@ from lightning_rebasin.errors import (
     NonFiniteError,
 )
 from lightning_rebasin.matching.result import MatchResult
+from lightning_rebasin.matching.steps.nested import best_elements
 from lightning_rebasin.matching.steps.permutation import (
     families_of,
     solve_nested,
 )
+from lightning_rebasin.symmetry.actions.action import action_of
+from lightning_rebasin.symmetry.actions.balance import balancing
 from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.observe import record_activations
+from lightning_rebasin.symmetry.spec.gauge import fold
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import ActivationAddress
 
@@ -247,6 +254,16 @@ def match_by_statistics(
         raise ConfigurationError(
             "this spec does not say where units can be seen: make it with infer_spec(module, ...)"
         )
+    canonical = None
+    if not _only_permutations(spec):
+        # Units may only be compared in one gauge: private copies get canonical weights.
+        canonical = balancing(spec, fold(spec, _state(source_module)))
+        source_module = _with_weights(
+            source_module, canonical.apply(_state(source_module))
+        )
+        reference_module = _with_weights(
+            reference_module, spec.canonicalise(_state(reference_module))
+        )
     moments = _collect(
         spec,
         reference_module,
@@ -256,10 +273,11 @@ def match_by_statistics(
     for site in moments.values():
         if total is not None:
             site.reduce(total)
+    chosen = checked_solver(solver)
     found = {}
     for statistic in statistics:
         found[statistic] = _match(
-            spec, moments, statistic, checked_solver(solver), begin
+            spec, moments, statistic, canonical, solver=chosen, begin=begin
         )
     return found
 
@@ -268,11 +286,21 @@ def _match(
     spec: PermutationSpec,
     moments: Mapping[ActivationAddress, CrossMoments],
     statistic: Statistic,
+    canonical: Transform | None,
+    *,
     solver: Solver,
     begin: float,
 ) -> MatchResult:
-    """The best permutation for one statistic of what was seen."""
+    """The best transform for one statistic of what was seen.
+
+    Where there are other kinds than permutations, ``canonical`` made the source canonical before it was run.
+    """
     scores = _scores(spec, moments, statistic)
+    method = f"activations, {statistic.replace('_', ' ')}"
+    if canonical is not None:
+        best = _best_transform(spec, scores, canonical, solver)
+        seconds = time.perf_counter() - begin
+        return replace(best, seconds=seconds, method=method)
     permutation = best_permutation(spec, scores, solver)
     ends = Permutation.identity(spec), permutation
     before, after = (
@@ -288,8 +316,76 @@ def _match(
         similarity=_mean_correlations(spec, moments, permutation),
         identity_similarity=_mean_correlations(spec, moments, ends[0]),
         seconds=time.perf_counter() - begin,
-        method=f"activations, {statistic.replace('_', ' ')}",
+        method=method,
     )
+
+
+def _only_permutations(spec: PermutationSpec) -> bool:
+    return all(g.kind == "permutation" for g in spec.groups.values())
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    state = module.state_dict()
+    return {n: t for n, t in state.items() if isinstance(t, Tensor)}
+
+
+def _with_weights(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a module with other weights."""
+    copied = copy.deepcopy(module)
+    with torch.no_grad():
+        for name, tensor in _state(copied).items():
+            tensor.copy_(state[name])
+    return copied
+
+
+def _best_transform(
+    spec: PermutationSpec,
+    scores: Mapping[str, Tensor],
+    canonical: Transform,
+    solver: Solver,
+) -> MatchResult:
+    """The elements with the highest total score, family by family, behind the transform that made the source canonical.
+
+    Units with a sign or a scale of their own are seen where their permutation is: their pairs are its pairs.
+    """
+    costs = dict(scores)
+    for group in spec.groups.values():
+        outer = group.parent
+        if group.size == 1 and outer is not None and outer.id in scores:
+            costs[group.id] = scores[outer.id]
+            costs.pop(outer.id, None)
+    elements: dict[str, Tensor] = {}
+    for family in families_of(spec):
+        elements |= best_elements(family.groups, costs, solver)
+    best = Transform.of(spec, elements)
+    identity = Transform.identity(spec)
+    return MatchResult(
+        transform=best.compose(canonical),
+        objective=_score_of(spec, costs, best),
+        identity_objective=_score_of(spec, costs, identity),
+    )
+
+
+def _score_of(
+    spec: PermutationSpec, costs: Mapping[str, Tensor], transform: Transform
+) -> float:
+    """``Σ ⟨units of A, transformed units of B⟩`` of all groups, from their products."""
+    total = 0.0
+    for name, cost in costs.items():
+        group = spec.groups[name]
+        rows = cost[:, transform.flat(name)]
+        if action_of(group).rearranges:
+            total += float(rows.diagonal().sum())
+            continue
+        shape = (group.instances, group.size, group.instances, group.size)
+        number = torch.arange(group.instances)
+        # What each unit of an instance has in common with each unit that moved there.
+        blocks = rows.reshape(shape)[number, :, number].mT
+        moved = action_of(group).apply(
+            group, transform.elements[name], blocks.contiguous(), 1
+        )
+        total += float(moved.diagonal(dim1=-2, dim2=-1).sum())
+    return total
 
 
 def model_inputs(

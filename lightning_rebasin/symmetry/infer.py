@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError, UntracedWarning
 from lightning_rebasin.symmetry.actions.kinds import PERMUTATION, chosen_kinds
+from lightning_rebasin.symmetry.kinds import FirstAnalysis, with_kinds
 from lightning_rebasin.symmetry.permutations.build_spec import (
     Assembly,
     assemble,
@@ -53,7 +54,8 @@ def infer_spec(
         module: Any module, in any mode, on any device, of any dtype; it is left as it was.  Wrappers of
             ``torch.compile`` and data parallelism are looked through.
         *args: Positional example inputs.  Without any inputs, ``module.example_input_array`` is used.
-        kinds: Which kinds of symmetry to look for: ``"all"``, one name or several.
+        kinds: Which kinds of symmetry to look for: ``"all"``, one name or several.  Other kinds than permutations are
+            proved before they are handed out, by running the module in float64: it needs real weights.
         **kwargs: Keyword example inputs.
 
     Returns:
@@ -99,9 +101,10 @@ def infer_spec_many(
         TraceError: The model does not run on an example, or ``pin`` names an unknown tensor.
         SpecError: ``kinds`` names something that is not a kind.
     """
-    chosen_kinds(kinds)
+    wanted = chosen_kinds(kinds)
     module = unwrap(module)
-    tapes = [record(module, e) for e in map(as_example, examples)]
+    inputs = [as_example(example) for example in examples]
+    tapes = [record(module, example) for example in inputs]
     if not tapes:
         raise TraceError("no example input was given")
     tensors = known_tensors(module)
@@ -114,7 +117,11 @@ def infer_spec_many(
     notes = _notes(tapes, tensors, parameters, found)
     for note in notes:
         warnings.warn(note, UntracedWarning, stacklevel=3)
-    return _spec(module, assembly, notes, parameters)
+    spec = _spec(module, assembly, notes, parameters)
+    if wanted == {PERMUTATION} or assembly.named is None:
+        return spec
+    first = FirstAnalysis(assembly.named, found.passes)
+    return with_kinds(module, inputs, spec, first, wanted)
 
 
 def _pinned(

@@ -5,18 +5,33 @@
 package registers the kinds: each new file needs a line here.
 """
 
+from lightning_rebasin.symmetry.actions import balance as balance
 from lightning_rebasin.symmetry.actions.action import (
     Action,
     action_of,
     register_action,
     registered_action,
 )
+from lightning_rebasin.symmetry.actions.linear import LinearAction
+from lightning_rebasin.symmetry.actions.orthogonal import (
+    MeanFixingAction,
+    OrthogonalAction,
+)
 from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions.plane import PlaneAction
+from lightning_rebasin.symmetry.actions.scale import ScaleAction
+from lightning_rebasin.symmetry.actions.sign import SignAction
 from lightning_rebasin.symmetry.actions.transform import Transform
 
 __all__ = [
     "Action",
+    "LinearAction",
+    "MeanFixingAction",
+    "OrthogonalAction",
     "Permutation",
+    "PlaneAction",
+    "ScaleAction",
+    "SignAction",
     "Transform",
     "action_of",
     "register_action",

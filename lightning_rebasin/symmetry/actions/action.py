@@ -1,9 +1,9 @@
 """What one element of a symmetry group does to weights: the one place that dispatches on a group's kind.
 
-A group of a spec has a *kind* (``"permutation"`` so far).  An :class:`Action` knows everything about one kind: how to
-make elements, how they multiply and invert, what they do to the units of a tensor, and what the matching must know to
-choose the best one.  Everything else in the package handles elements without looking at them, so a new kind is one
-file here and one step in ``matching/steps/``.
+A group of a spec has a *kind* (``"permutation"``, ``"sign"``, …).  An :class:`Action` knows everything about one kind:
+how to make elements, how they multiply and invert, what they do to the units of a tensor, and what the matching must
+know to choose the best one.  Everything else in the package handles elements without looking at them, so a new kind is
+one file here and one step in ``matching/steps/``.
 
 An element is one tensor for all instances of its group.  Instances come first, in the order of the parent's members:
 a permutation of 8 units is a LongTensor ``(8,)``; of 32 units inside each of 4 heads, ``(4, 32)``.
@@ -35,6 +35,8 @@ class Action(ABC):
     cost: ClassVar[Cost] = "matrix"
     #: Whether units only change place, so that an element is an order of them.
     rearranges: ClassVar[bool] = False
+    #: Whether elements may stretch what is written and shrink what is read, so that lengths mean nothing.
+    stretches: ClassVar[bool] = False
     #: Whether an element and its inverse, applied in turn, give back the same bits.
     exact: ClassVar[bool] = False
 
@@ -92,6 +94,37 @@ class Action(ABC):
         """Whether the identity is the only element of the group."""
         del group
         return False
+
+    def latent(self, group: Group) -> Tensor | None:
+        """Where learning starts: the float32 tensor that :meth:`from_latent` takes to the identity.
+
+        ``None`` for kinds whose elements cannot be learned by gradient descent.
+        """
+        del group
+        return None
+
+    def from_latent(self, group: Group, latent: Tensor) -> Tensor:
+        """The element that a latent tensor stands for, differentiably.
+
+        Args:
+            group: The group.
+            latent: Any values in the shape of :meth:`latent`.
+        """
+        raise TransformError(
+            f"elements of the kind {self.kind!r} cannot be learned ({group.id!r}, {latent.shape})"
+        )
+
+    def balance(self, group: Group, plus: Tensor, minus: Tensor) -> Tensor:
+        """The element that gives what is written and what is read equal lengths, of kinds that stretch.
+
+        Args:
+            group: The group.
+            plus: Inner products of the units with each other where they are written, float64 ``(instances, size,
+                size)``.
+            minus: The same where they are read.
+        """
+        del plus, minus
+        return self.identity(group)
 
     @abstractmethod
     def distance(self, group: Group, element: Tensor) -> float:

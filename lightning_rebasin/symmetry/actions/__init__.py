@@ -11,12 +11,16 @@ from lightning_rebasin.symmetry.actions.action import (
     register_action,
     registered_action,
 )
+from lightning_rebasin.symmetry.actions.flips import FlipAction
 from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions.splits import SplitAction
 from lightning_rebasin.symmetry.actions.transform import Transform
 
 __all__ = [
     "Action",
+    "FlipAction",
     "Permutation",
+    "SplitAction",
     "Transform",
     "action_of",
     "register_action",

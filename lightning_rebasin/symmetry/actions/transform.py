@@ -19,6 +19,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast, final
@@ -326,7 +327,8 @@ class MixedTransform(Transform):
 
     def apply_map(self, tensor: Tensor, axis_map: AxisMap) -> Tensor:
         """Gather by all permutations, then let the other kinds act in the new order."""
-        result = gather_units(tensor, axis_map, self.flat)
+        carried = _carried(axis_map, self.spec.groups)
+        result = gather_units(tensor, carried, self.flat)
         for component in axis_map.components:
             group = self.spec.groups[component.group]
             if not action_of(group).rearranges:
@@ -350,7 +352,7 @@ class MixedTransform(Transform):
         rows = flat.reshape(len(flat), -1)
         index = component.index.to(tensor.device)
         units = rows.index_select(0, index.reshape(-1)).reshape(
-            group.instances, group.size, -1
+            group.instances, component.units(group), -1
         )
         changed = action_of(group).apply(
             group, self.elements[group.id], units, component.power
@@ -363,6 +365,24 @@ class MixedTransform(Transform):
             .movedim(tuple(range(len(sites))), sites)
             .reshape(tensor.shape)
         )
+
+
+def _carried(axis_map: AxisMap, groups: Mapping[str, Group]) -> AxisMap:
+    """The map as permutations see it: what lies inside a unit, whatever its kind, moves along with the unit.
+
+    Three positions of a sign group in each of two units are two units of three positions.
+    """
+    carried = []
+    for component in axis_map.components:
+        group = groups[component.group]
+        if action_of(group).rearranges:
+            carried.append(component)
+        elif group.parent is not None:
+            index = component.index.reshape(group.parent.members, -1)
+            carried.append(
+                replace(component, group=group.parent.id, index=index)
+            )
+    return replace(axis_map, components=tuple(carried))
 
 
 def _instances(group: Group, element: Tensor, order: Tensor | None) -> Tensor:

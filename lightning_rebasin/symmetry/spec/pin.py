@@ -139,7 +139,8 @@ def _split(
     # Rows of the index count through the shape of the group; the pinned group is one axis of it.
     level = len(gone.shape) - 1
     copies = c.index.shape[1]
-    grid = c.index.reshape(*spec.groups[c.group].shape, copies)
+    group = spec.groups[c.group]
+    grid = c.index.reshape(*group.shape[:-1], c.units(group), copies)
     parts = []
     for i, name in enumerate(pieces[c.group]):
         rows = grid.select(level, i)

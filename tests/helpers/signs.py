@@ -16,7 +16,7 @@ from lightning_rebasin.symmetry.actions.action import Action, registered_action
 
 
 class SignAction(Action):
-    kind = "sign"
+    kind = "flip"
     cost = "diagonal"
     exact = True
 
@@ -54,7 +54,7 @@ class SignAction(Action):
 
 
 class SignStep(Step):
-    kind = "sign"
+    kind = "flip"
 
     def best(self, costs: Tensor, solver: Solver) -> tuple[Tensor, Tensor]:
         return torch.where(costs < 0, -1.0, 1.0), costs.abs().sum(-1)

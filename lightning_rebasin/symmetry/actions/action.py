@@ -1,6 +1,6 @@
 """What one element of a symmetry group does to weights: the one place that dispatches on a group's kind.
 
-A group of a spec has a *kind* (``"permutation"`` so far).  An :class:`Action` knows everything about one kind: how to
+A group of a spec has a *kind* (``"permutation"``, ``"sign"``, ``"linear"``, …).  An :class:`Action` knows everything about one kind: how to
 make elements, how they multiply and invert, what they do to the units of a tensor, and what the matching must know to
 choose the best one.  Everything else in the package handles elements without looking at them, so a new kind is one
 file here and one step in ``matching/steps/``.
@@ -98,6 +98,35 @@ class Action(ABC):
         """Whether the identity is the only element of the group."""
         del group
         return False
+
+    def latent(self, group: Group) -> Tensor | None:
+        """Where learning starts: the float32 tensor that :meth:`from_latent` takes to the identity.
+
+        ``None`` for kinds whose elements cannot be learned by gradient descent.
+        """
+        del group
+        return None
+
+    def from_latent(self, group: Group, latent: Tensor) -> Tensor:
+        """The element that a latent tensor stands for, differentiably.
+
+        Args:
+            group: The group.
+            latent: Any values in the shape of :meth:`latent`.
+        """
+        raise TransformError(
+            f"elements of the kind {self.kind!r} cannot be learned ({group.id!r}, {latent.shape})"
+        )
+
+    def from_balance(self, group: Group, balance: Tensor) -> Tensor | None:
+        """The element that multiplies by symmetric positive matrices, if the kind has it.
+
+        Args:
+            group: The group.
+            balance: Float64 ``(instances, size, size)``; diagonal for kinds that cannot mix units.
+        """
+        del group, balance
+        return None
 
     @abstractmethod
     def distance(self, group: Group, element: Tensor) -> float:

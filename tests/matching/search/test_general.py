@@ -74,7 +74,7 @@ def layer(width: int = 3) -> tuple[PermutationSpec, State, State]:
 
 def with_signs(spec: PermutationSpec) -> PermutationSpec:
     """A sign inside every unit of ``h``."""
-    inside = Group("h/sign", 1, spec.groups["h"], "sign")
+    inside = Group("h/sign", 1, spec.groups["h"], "flip")
     maps = {
         name: replace(
             axis_map,

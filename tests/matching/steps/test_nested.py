@@ -18,7 +18,7 @@ from lightning_rebasin.symmetry.spec.values import Group
 
 UNITS = Group("units", 3)
 INNER = Group("inner", 2, UNITS)
-SIGNS = Group("signs", 2, UNITS, "sign")
+SIGNS = Group("signs", 2, UNITS, "flip")
 
 
 @pytest.fixture
@@ -111,15 +111,15 @@ def test_groups_without_costs_gain_nothing_themselves() -> None:
 def test_one_unit() -> None:
     one = Group("one", 1)
     assert best_elements([one], {})["one"].tolist() == [0]
-    sign = Group("sign", 1, one, "sign")
+    sign = Group("flip", 1, one, "flip")
     cost = torch.tensor([[-2.0]], dtype=torch.float64)
-    found = best_elements([one, sign], {"sign": cost})
-    assert found["sign"].tolist() == [[-1]]
+    found = best_elements([one, sign], {"flip": cost})
+    assert found["flip"].tolist() == [[-1]]
 
 
 def test_a_kind_without_a_step_is_named() -> None:
-    group = Group("r", 2, kind="sign")
-    message = "group 'r' is of the kind 'sign', which the matching cannot"
+    group = Group("r", 2, kind="flip")
+    message = "group 'r' is of the kind 'flip', which the matching cannot"
     with (
         registered_action(SignAction()),
         pytest.raises(ConfigurationError, match=message),

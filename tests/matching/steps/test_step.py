@@ -16,7 +16,7 @@ from lightning_rebasin.matching.steps.step import (
 )
 from lightning_rebasin.symmetry.spec.values import Group
 
-SIGNS = Group("s", 3, kind="sign")
+SIGNS = Group("s", 3, kind="flip")
 
 
 def test_permutations_are_known() -> None:
@@ -45,7 +45,7 @@ def test_a_step_is_forgotten_after_its_block_even_after_an_error() -> None:
 def test_an_unknown_kind_is_named_with_what_is_known() -> None:
     with pytest.raises(
         ConfigurationError,
-        match=r"group 's' is of the kind 'sign', .* \(it knows 'permutation'\)",
+        match=r"group 's' is of the kind 'flip', .* \(it knows .*'permutation'",
     ):
         step_of(SIGNS)
 

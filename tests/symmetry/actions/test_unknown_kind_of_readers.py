@@ -33,7 +33,7 @@ from lightning_rebasin.symmetry.proof.gate import check_in_place
 class ScaleAction(Action):
     """Positive factors, one per unit."""
 
-    kind = "scale"
+    kind = "stretch"
     cost = "diagonal"
 
     def identity(self, group: Group) -> Tensor:
@@ -115,9 +115,9 @@ def scale_spec(
     for name, group in plain.groups.items():
         names[name] = f"{name}/scale" if nested else name
         groups[names[name]] = (
-            Group(names[name], 1, group, "scale")
+            Group(names[name], 1, group, "stretch")
             if nested
-            else Group(name, group.size, kind="scale")
+            else Group(name, group.size, kind="stretch")
         )
     maps = {}
     for tensor, axis_map in plain.maps.items():

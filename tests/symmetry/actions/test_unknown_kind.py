@@ -53,12 +53,12 @@ def tanh_spec(net, *, nested, last="4.weight"):
     }  # fmt: skip
     plain = PermutationSpec.from_table(table, net.state_dict())
     if not nested:
-        groups = {name: Group(name, width, kind="sign") for name in "ab"}
+        groups = {name: Group(name, width, kind="flip") for name in "ab"}
         return replace(plain, groups=groups)
     groups = dict(plain.groups)
     for name in "ab":
         groups[f"{name}/sign"] = Group(
-            f"{name}/sign", 1, plain.groups[name], "sign"
+            f"{name}/sign", 1, plain.groups[name], "flip"
         )
     maps = {}
     for name, axis_map in plain.maps.items():
@@ -164,10 +164,10 @@ def test_misuse_is_a_typed_error():
     spec = tanh_spec(tanh_network(), nested=False)
     with pytest.raises(TransformError, match="group 'a': signs must be"):
         Transform.of(spec, {"a": torch.zeros(6)})
-    with pytest.raises(SpecError, match="'sign' has an action already"):
+    with pytest.raises(SpecError, match="'flip' has an action already"):
         register_action(SignAction())
     with pytest.raises(
-        ConfigurationError, match="'sign' has a matching step already"
+        ConfigurationError, match="'flip' has a matching step already"
     ):
         register_step(SignStep())
     unknown = replace(
@@ -178,7 +178,7 @@ def test_misuse_is_a_typed_error():
         match="kind 'rotation', for which no action is registered",
     ):
         Transform.identity(unknown)
-    inside = Group("in", 1, spec.groups["a"], "sign")
+    inside = Group("in", 1, spec.groups["a"], "flip")
     with pytest.raises(
         TransformError, match="lies inside 'a', which is not a permutation"
     ):

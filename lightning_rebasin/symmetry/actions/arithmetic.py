@@ -1,0 +1,84 @@
+"""Precision and random matrices, for the kinds whose elements are numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def wide(units: Tensor, element: Tensor) -> Tensor:
+    """Units in the precision of an element: stored elements are float64, those that are being learned are not.
+
+    Args:
+        units: Of any dtype.
+        element: A real tensor, on the device of the units or on the CPU.
+    """
+    return units.to(torch.promote_types(units.dtype, element.dtype))
+
+
+def with_precision_of(units: Tensor, changed: Tensor) -> Tensor:
+    """The result in the dtype in which the units came: rounded once, at the end."""
+    return changed.to(units.dtype)
+
+
+def random_rotations(
+    count: int, size: int, generator: torch.Generator
+) -> Tensor:
+    """Orthogonal matrices from the Haar measure, float64 ``(count, size, size)``.
+
+    The QR decomposition of a Gaussian matrix, with the signs of R's diagonal taken out of it, is uniform.
+
+    Args:
+        count: How many.
+        size: Of each.
+        generator: CPU generator.
+
+    References:
+        Mezzadri, "How to generate random matrices from the classical compact groups", 2007 (arXiv math-ph/0609050).
+    """
+    gaussian = torch.randn(
+        count, size, size, generator=generator, dtype=torch.float64
+    )
+    q, r = torch.linalg.qr(gaussian)
+    signs = r.diagonal(dim1=-2, dim2=-1).sign()
+    return q * signs[:, None, :]
+
+
+def skew(latent: Tensor) -> Tensor:
+    """The skew-symmetric part of square matrices."""
+    return (latent - latent.mT) / 2
+
+
+def cayley(latent: Tensor) -> Tensor:
+    """A rotation for every square matrix: ``(I + S)⁻¹(I − S)`` with S its skew part; the identity for 0.
+
+    Example:
+        >>> turned = cayley(torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=torch.float64))
+        >>> bool(torch.allclose(turned @ turned.T, torch.eye(2, dtype=torch.float64)))
+        True
+    """
+    s = skew(latent)
+    eye = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device).expand_as(s)
+    return torch.linalg.solve(eye + s, eye - s)
+
+
+def mean_free_basis(size: int) -> Tensor:
+    """An orthonormal basis of the vectors of mean zero, float64 ``(size, size − 1)``.
+
+    Columns 1… of the Householder reflection that takes the first unit vector to ``1/√size``.
+
+    Example:
+        >>> basis = mean_free_basis(3)
+        >>> bool(torch.allclose(basis.sum(0), torch.zeros(2, dtype=torch.float64)))
+        True
+    """
+    mean = torch.full((size,), size**-0.5, dtype=torch.float64)
+    normal = mean.clone()
+    normal[0] -= 1
+    length = normal.norm()
+    if length > 0:
+        normal = normal / length
+    reflection = torch.eye(size, dtype=torch.float64) - 2 * torch.outer(
+        normal, normal
+    )
+    return reflection[:, 1:]

@@ -1,0 +1,72 @@
+"""Invertible linear maps of units: the kind ``"linear"``.
+
+Two linear maps in a row, ``N·P``, may have any invertible A between them: ``(N A⁻¹)(A P)``.  The values of an attention
+head and what reads them are such a pair, queries and keys are another one, and so are the factors of LoRA.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lightning_rebasin.symmetry.actions.action import register_action
+from lightning_rebasin.symmetry.actions.arithmetic import random_rotations
+from lightning_rebasin.symmetry.actions.matrices import MatrixAction
+from lightning_rebasin.symmetry.spec.values import Group
+
+#: Largest ratio of singular values: beyond it float32 weights would lose most of their digits.
+LARGEST_CONDITION = 1e6
+#: Logarithms of the singular values of random elements, and of learned ones.
+_SPREAD, _LEARNED_SPREAD = 1.0, 3.0
+
+
+@final
+class LinearAction(MatrixAction):
+    """Invertible matrices, none of them nearly singular."""
+
+    kind = "linear"
+
+    def fault(self, matrices: Tensor) -> str:
+        """Whether the matrices are finite and well conditioned."""
+        if not bool(torch.isfinite(matrices).all()):
+            return "an element holds NaN or infinity"
+        condition = float(torch.linalg.cond(matrices).max())
+        if condition <= LARGEST_CONDITION:
+            return ""
+        return f"an element is nearly singular: condition {condition:.1e}, at most {LARGEST_CONDITION:.0e} is allowed"
+
+    def contragredient(self, matrices: Tensor) -> Tensor:
+        """The inverse, transposed."""
+        return torch.linalg.inv(matrices).mT
+
+    def random(self, group: Group, generator: torch.Generator) -> Tensor:
+        """Rotation · diagonal · rotation, with singular values between 1/e and e."""
+        left, right = (
+            random_rotations(group.instances, group.size, generator)
+            for _ in range(2)
+        )
+        uniform = torch.rand(
+            group.instances,
+            1,
+            group.size,
+            generator=generator,
+            dtype=torch.float64,
+        )
+        stretched = left * torch.exp(_SPREAD * (2 * uniform - 1))
+        return (stretched @ right).reshape(*group.shape, group.size)
+
+    def from_latent(self, group: Group, latent: Tensor) -> Tensor:
+        """The matrix exponential; latents of a large norm are shortened, so that it stays well conditioned."""
+        norm = torch.linalg.matrix_norm(latent, keepdim=True)
+        limit = _LEARNED_SPREAD * group.size**0.5
+        shortened = latent * (limit / norm.clamp(min=limit))
+        return torch.linalg.matrix_exp(shortened)
+
+    def from_balance(self, group: Group, balance: Tensor) -> Tensor:
+        """The matrix itself."""
+        return balance.reshape(*group.shape, group.size)
+
+
+LINEAR = register_action(LinearAction())

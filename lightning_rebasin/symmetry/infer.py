@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError, UntracedWarning
 from lightning_rebasin.symmetry.actions.kinds import PERMUTATION, chosen_kinds
+from lightning_rebasin.symmetry.declared.prove import add_declared
 from lightning_rebasin.symmetry.permutations.build_spec import (
     Assembly,
     assemble,
@@ -57,7 +58,8 @@ def infer_spec(
         **kwargs: Keyword example inputs.
 
     Returns:
-        The spec, with what is pinned and why.
+        The spec, with what is pinned and why.  Submodules that define ``symmetry_spec`` declare symmetries of their
+        own (``lightning_rebasin.symmetry.declared``), which are proved on the example.
 
     Raises:
         TraceError: The model does not run on the example input, or there is none.
@@ -99,9 +101,10 @@ def infer_spec_many(
         TraceError: The model does not run on an example, or ``pin`` names an unknown tensor.
         SpecError: ``kinds`` names something that is not a kind.
     """
-    chosen_kinds(kinds)
+    chosen = chosen_kinds(kinds)
     module = unwrap(module)
-    tapes = [record(module, e) for e in map(as_example, examples)]
+    found_examples = [as_example(example) for example in examples]
+    tapes = [record(module, example) for example in found_examples]
     if not tapes:
         raise TraceError("no example input was given")
     tensors = known_tensors(module)
@@ -114,7 +117,8 @@ def infer_spec_many(
     notes = _notes(tapes, tensors, parameters, found)
     for note in notes:
         warnings.warn(note, UntracedWarning, stacklevel=3)
-    return _spec(module, assembly, notes, parameters)
+    spec = _spec(module, assembly, notes, parameters)
+    return add_declared(module, spec, found_examples, chosen)
 
 
 def _pinned(

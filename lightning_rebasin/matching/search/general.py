@@ -69,6 +69,8 @@ class GeneralMatcher:
         spec.check_state(source, "source", finite=True)
         self._spec = spec
         self._families = families_of(spec)
+        #: Whether one step finds the optimum, so that neither further sweeps nor other starts can gain.
+        self._exact = _one_step(spec, self._families)
         self._solver = solver
         names = objective_tensors(spec)
         self._reference = {
@@ -99,6 +101,8 @@ class GeneralMatcher:
         at_identity = self.objective(identity)
         best, objective = identity, at_identity
         descents = []
+        if self._exact:
+            inits = inits[:1]
         for init in tqdm(
             inits, "weight matching", unit="descent", disable=not progress
         ):
@@ -147,7 +151,7 @@ class GeneralMatcher:
                 current, value = self._visit(
                     self._families[number], current, value
                 )
-            converged = value == objectives[-1]
+            converged = self._exact or value == objectives[-1]
             objectives.append(value)
             if converged:
                 break
@@ -169,10 +173,15 @@ class GeneralMatcher:
             return current, value
         return proposed, after
 
-    def _costs(self, family: Family, current: Transform) -> dict[str, Tensor]:
-        """For each group of a family ``⟨A_i, B_j⟩`` between all its members, with the other groups in place."""
+    def _costs(
+        self, family: Family, current: Transform
+    ) -> dict[str, dict[int, Tensor]]:
+        """For each group of a family ``⟨A_i, B_j⟩`` between all its members, with the other groups in place.
+
+        Kinds that act on several sets of things have such products for each set, by the number of its units.
+        """
         own = {group.id for group in family.groups}
-        costs: dict[str, Tensor] = {}
+        costs: dict[str, dict[int, Tensor]] = {}
         for name, tensor in self._reference.items():
             axis_map = self._spec.maps.get(name)
             for component in (
@@ -184,8 +193,11 @@ class GeneralMatcher:
                 others = _without(axis_map, component, own)
                 source = current.apply_map(self._source[name], others)
                 product = _row_products(tensor, source, axis_map, component)
-                known = costs.get(component.group)
-                costs[component.group] = (
+                group = self._spec.groups[component.group]
+                units = component.units(group)
+                of_group = costs.setdefault(group.id, {})
+                known = of_group.get(units)
+                of_group[units] = (
                     product if known is None else known + product
                 )
         return costs
@@ -240,6 +252,13 @@ def match_generally(
     return matcher.match(
         inits, lambda: sweeps(generator), generator, progress=progress
     )
+
+
+def _one_step(spec: PermutationSpec, families: Sequence[Family]) -> bool:
+    """Whether there is one family only, which no tensor meets at two places: then its step is exact."""
+    if len(families) != 1:
+        return False
+    return all(len(m.clusters) == 1 for m in spec.maps.values())
 
 
 def _without(

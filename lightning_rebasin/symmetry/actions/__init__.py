@@ -11,6 +11,7 @@ from lightning_rebasin.symmetry.actions.action import (
     register_action,
     registered_action,
 )
+from lightning_rebasin.symmetry.actions import balance as balance
 from lightning_rebasin.symmetry.actions.flips import FlipAction
 from lightning_rebasin.symmetry.actions.linear import LinearAction
 from lightning_rebasin.symmetry.actions.orthogonal import (

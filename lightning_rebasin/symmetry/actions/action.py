@@ -35,6 +35,8 @@ class Action(ABC):
     cost: ClassVar[Cost] = "matrix"
     #: Whether units only change place, so that an element is an order of them.
     rearranges: ClassVar[bool] = False
+    #: Whether elements may stretch what is written and shrink what is read, so that lengths mean nothing.
+    stretches: ClassVar[bool] = False
     #: Whether an element and its inverse, applied in turn, give back the same bits.
     exact: ClassVar[bool] = False
 
@@ -118,15 +120,17 @@ class Action(ABC):
             f"elements of the kind {self.kind!r} cannot be learned ({group.id!r}, {latent.shape})"
         )
 
-    def from_balance(self, group: Group, balance: Tensor) -> Tensor | None:
-        """The element that multiplies by symmetric positive matrices, if the kind has it.
+    def balance(self, group: Group, plus: Tensor, minus: Tensor) -> Tensor:
+        """The element that gives what is written and what is read equal lengths, of kinds that stretch.
 
         Args:
             group: The group.
-            balance: Float64 ``(instances, size, size)``; diagonal for kinds that cannot mix units.
+            plus: Inner products of the units with each other where they are written, float64 ``(instances, size,
+                size)``.
+            minus: The same where they are read.
         """
-        del group, balance
-        return None
+        del plus, minus
+        return self.identity(group)
 
     @abstractmethod
     def distance(self, group: Group, element: Tensor) -> float:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Share of the mean length that balancing adds to both sides, so that dead units stay where they are.
+_FLOOR = 1e-8
+
 
 def wide(units: Tensor, element: Tensor) -> Tensor:
     """Units in the precision of an element: stored elements are float64, those that are being learned are not.
@@ -82,3 +85,39 @@ def mean_free_basis(size: int) -> Tensor:
         normal, normal
     )
     return reflection[:, 1:]
+
+
+def matrix_balance(plus: Tensor, minus: Tensor) -> Tensor:
+    """The symmetric positive A with ``A G A = A⁻¹ H A⁻¹``: see :mod:`~lightning_rebasin.symmetry.actions.balance`.
+
+    Args:
+        plus: Gram matrices G of what is written, float64 ``(count, size, size)``.
+        minus: Gram matrices H of what is read.
+
+    Example:
+        >>> a = matrix_balance(4 * torch.eye(2).double()[None], 9 * torch.eye(2).double()[None])
+        >>> round(a[0, 0, 0].item() ** 4, 6)
+        2.25
+    """
+    plus, minus = above_floor(plus), above_floor(minus)
+    root = _power(plus, 0.5)
+    inverse_root = _power(plus, -0.5)
+    inner = _power(root @ minus @ root, 0.5)
+    return _power(inverse_root @ inner @ inverse_root, 0.5)
+
+
+def above_floor(gram: Tensor) -> Tensor:
+    """A Gram matrix with a little of its mean length in every direction."""
+    size = gram.shape[-1]
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    eye = torch.eye(size, dtype=gram.dtype)
+    # A tensor of zeros everywhere has no length of its own.
+    floor = (_FLOOR * mean).clamp(min=torch.finfo(torch.float64).tiny)
+    return gram + floor[:, None, None] * eye
+
+
+def _power(matrices: Tensor, exponent: float) -> Tensor:
+    """A power of symmetric positive matrices."""
+    values, vectors = torch.linalg.eigh((matrices + matrices.mT) / 2)
+    values = values.clamp(min=torch.finfo(torch.float64).tiny)
+    return (vectors * values.unsqueeze(-2) ** exponent) @ vectors.mT

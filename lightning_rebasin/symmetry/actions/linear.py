@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.symmetry.actions.action import register_action
-from lightning_rebasin.symmetry.actions.arithmetic import random_rotations
+from lightning_rebasin.symmetry.actions.arithmetic import (
+    matrix_balance,
+    random_rotations,
+)
 from lightning_rebasin.symmetry.actions.matrices import MatrixAction
 from lightning_rebasin.symmetry.spec.values import Group
 
@@ -27,6 +30,7 @@ class LinearAction(MatrixAction):
     """Invertible matrices, none of them nearly singular."""
 
     kind = "linear"
+    stretches = True
 
     def fault(self, matrices: Tensor) -> str:
         """Whether the matrices are finite and well conditioned."""
@@ -64,9 +68,10 @@ class LinearAction(MatrixAction):
         shortened = latent * (limit / norm.clamp(min=limit))
         return torch.linalg.matrix_exp(shortened)
 
-    def from_balance(self, group: Group, balance: Tensor) -> Tensor:
-        """The matrix itself."""
-        return balance.reshape(*group.shape, group.size)
+    def balance(self, group: Group, plus: Tensor, minus: Tensor) -> Tensor:
+        """The geometric mean, see :func:`~lightning_rebasin.symmetry.actions.arithmetic.matrix_balance`."""
+        found = matrix_balance(plus, minus)
+        return found.reshape(*group.shape, group.size)
 
 
 LINEAR = register_action(LinearAction())

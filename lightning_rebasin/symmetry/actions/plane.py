@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_rebasin.errors import TransformError
 from lightning_rebasin.symmetry.actions.action import Action, register_action
 from lightning_rebasin.symmetry.actions.arithmetic import (
+    above_floor,
     wide,
     with_precision_of,
 )
@@ -33,6 +34,7 @@ class PlaneAction(Action):
     """Complex factors other than 0 for pairs of units."""
 
     kind = "plane"
+    stretches = True
 
     def identity(self, group: Group) -> Tensor:
         """All factors 1."""
@@ -100,10 +102,16 @@ class PlaneAction(Action):
         angle = latent[..., 1]
         return torch.stack([length * angle.cos(), length * angle.sin()], -1)
 
-    def from_balance(self, group: Group, balance: Tensor) -> Tensor:
-        """Real factors from the diagonal of a matrix; both units of a pair have the same."""
-        lengths = balance.diagonal(dim1=-2, dim2=-1)[..., ::2]
-        lengths = lengths.reshape(_shape(group)[:-1])
+    def balance(self, group: Group, plus: Tensor, minus: Tensor) -> Tensor:
+        """Real factors: ``(H / G)^¼``, with the lengths of both units of a pair together."""
+        g, h = (
+            above_floor(gram)
+            .diagonal(dim1=-2, dim2=-1)
+            .reshape(*_shape(group))
+            .sum(-1)
+            for gram in (plus, minus)
+        )
+        lengths = (h / g) ** 0.25
         return torch.stack([lengths, torch.zeros_like(lengths)], -1)
 
     def distance(self, group: Group, element: Tensor) -> float:

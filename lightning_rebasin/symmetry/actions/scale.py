@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_rebasin.errors import TransformError
 from lightning_rebasin.symmetry.actions.action import Action, register_action
 from lightning_rebasin.symmetry.actions.arithmetic import (
+    above_floor,
     wide,
     with_precision_of,
 )
@@ -31,6 +32,7 @@ class ScaleAction(Action):
     """Positive float64 tensors in the group's ``shape``."""
 
     kind = "scale"
+    stretches = True
     cost = "diagonal"
 
     def identity(self, group: Group) -> Tensor:
@@ -85,9 +87,13 @@ class ScaleAction(Action):
         """``exp`` of the latent, kept within two orders of magnitude."""
         return torch.exp(4.6 * torch.tanh(latent / 4.6))
 
-    def from_balance(self, group: Group, balance: Tensor) -> Tensor:
-        """The diagonal of a symmetric matrix."""
-        return balance.diagonal(dim1=-2, dim2=-1).reshape(group.shape)
+    def balance(self, group: Group, plus: Tensor, minus: Tensor) -> Tensor:
+        """``(H_ii / G_ii)^¼``."""
+        g, h = (
+            above_floor(gram).diagonal(dim1=-2, dim2=-1)
+            for gram in (plus, minus)
+        )
+        return ((h / g) ** 0.25).reshape(group.shape)
 
     def distance(self, group: Group, element: Tensor) -> float:
         """Mean of ``|tanh(log c)|``."""

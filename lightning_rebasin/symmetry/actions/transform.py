@@ -16,6 +16,7 @@ groups inside them; for any other parent "inside unit h" would mean nothing afte
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
@@ -31,6 +32,7 @@ from lightning_rebasin.errors import TransformError
 from lightning_rebasin.files import atomic_path
 from lightning_rebasin.symmetry.actions.action import action_of
 from lightning_rebasin.symmetry.actions.gather import gather_units
+from lightning_rebasin.symmetry.spec.gauge import fold
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group
 
@@ -175,6 +177,8 @@ class Transform(ABC):
     @property
     def exact(self) -> bool:
         """Whether applying the transform and then its inverse gives back the same bits."""
+        if self.spec.folds or self.spec.centres:
+            return False
         return all(
             action_of(group).exact for group in self.spec.groups.values()
         )
@@ -231,8 +235,11 @@ class Transform(ABC):
             StateDictError: A tensor is missing, extra or has another shape.
         """
         self.spec.check_state(state)
+        versions = getattr(state, "_metadata", None)
+        if self.spec.folds or self.spec.centres:
+            state = fold(self.spec, state)
         done: OrderedDict[str, Tensor] = OrderedDict()
-        if (versions := getattr(state, "_metadata", None)) is not None:
+        if versions is not None:
             # load_state_dict of some modules insists on the versions that state_dict stores beside the tensors.
             done._metadata = versions  # type: ignore[attr-defined]
         for name, tensor in state.items():
@@ -328,43 +335,59 @@ class MixedTransform(Transform):
     def apply_map(self, tensor: Tensor, axis_map: AxisMap) -> Tensor:
         """Gather by all permutations, then let the other kinds act in the new order."""
         carried = _carried(axis_map, self.spec.groups)
-        result = gather_units(tensor, carried, self.flat)
-        for component in axis_map.components:
-            group = self.spec.groups[component.group]
-            if not action_of(group).rearranges:
-                result = self._act(result, axis_map, component, group)
-        return result
+        gathered = gather_units(tensor, carried, self.flat)
+        return act(self.spec, self.elements, gathered, axis_map)
 
-    def _act(
-        self,
-        tensor: Tensor,
-        axis_map: AxisMap,
-        component: Component,
-        group: Group,
-    ) -> Tensor:
-        """One group acts on its units, in place where they lie."""
-        sites = component.sites
-        front = tensor.reshape(axis_map.site_shape).movedim(
-            sites, tuple(range(len(sites)))
-        )
-        flat = front.reshape(-1, *front.shape[len(sites) :]).contiguous()
-        # (positions, rest): e.g. a 2×3 weight whose 3 columns are units becomes 3 rows of 2
-        rows = flat.reshape(len(flat), -1)
-        index = component.index.to(tensor.device)
-        units = rows.index_select(0, index.reshape(-1)).reshape(
-            group.instances, component.units(group), -1
-        )
-        changed = action_of(group).apply(
-            group, self.elements[group.id], units, component.power
-        )
-        rows = rows.index_copy(
-            0, index.reshape(-1), changed.reshape(index.numel(), -1)
-        )
-        return (
-            rows.reshape(front.shape)
-            .movedim(tuple(range(len(sites))), sites)
-            .reshape(tensor.shape)
-        )
+
+def act(
+    spec: PermutationSpec,
+    elements: Mapping[str, Tensor],
+    tensor: Tensor,
+    axis_map: AxisMap,
+) -> Tensor:
+    """Let all groups that do not rearrange act on one tensor; differentiable in the tensor and in the elements.
+
+    Args:
+        spec: The spec.
+        elements: The element of each of these groups; groups left out leave the tensor as it is.
+        tensor: In the shape of ``axis_map``.
+        axis_map: Where the units lie.
+    """
+    for component in axis_map.components:
+        group = spec.groups[component.group]
+        element = elements.get(group.id)
+        if element is not None and not action_of(group).rearranges:
+            tensor = _act_on(group, element, tensor, axis_map, component)
+    return tensor
+
+
+def _act_on(
+    group: Group,
+    element: Tensor,
+    tensor: Tensor,
+    axis_map: AxisMap,
+    component: Component,
+) -> Tensor:
+    """One group acts on its units, in place where they lie."""
+    sites = component.sites
+    leading = tuple(range(len(sites)))
+    front = tensor.reshape(axis_map.site_shape).movedim(sites, leading)
+    positions = math.prod(front.shape[: len(sites)])
+    # (positions, rest): e.g. a 2×3 weight whose 3 columns are units becomes 3 rows of 2
+    rows = front.reshape(positions, -1)
+    index = component.index.reshape(-1)
+    whole = len(index) == positions and torch.equal(
+        index, torch.arange(positions)
+    )
+    index = index.to(tensor.device)
+    # The usual case needs no copy: the units are all positions, in their order.
+    chosen = rows if whole else rows.index_select(0, index)
+    units = chosen.reshape(group.instances, component.units(group), -1)
+    changed = action_of(group).apply(group, element, units, component.power)
+    changed = changed.reshape(len(index), -1)
+    rows = changed if whole else rows.index_copy(0, index, changed)
+    found = rows.reshape(front.shape).movedim(leading, sites)
+    return found.reshape(tensor.shape)
 
 
 def _carried(axis_map: AxisMap, groups: Mapping[str, Group]) -> AxisMap:

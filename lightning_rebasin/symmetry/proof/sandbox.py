@@ -192,6 +192,12 @@ class Sandbox:
             tensor.fill_(value)
 
     def _transform(self, transform: Transform) -> None:
+        if transform.spec.folds or transform.spec.centres:
+            # Gains go into other tensors, so that all of them are needed at once.
+            changed = transform.apply(self.state)
+            for name, tensor in self._own_tensors().items():
+                tensor.copy_(changed[name])
+            return
         for name, tensor in self._own_tensors().items():
             if transform.spec.aliases.get(name, name) in transform.spec.maps:
                 tensor.copy_(transform.apply_to(name, tensor))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypedDict
 
+from lightning_rebasin.symmetry.spec.folds import Centre, Fold
 from lightning_rebasin.symmetry.spec.values import (
     ActivationAddress,
     AxisMap,
@@ -52,6 +53,18 @@ class SpecFields(Protocol):
     def activations(self) -> Mapping[str, tuple[ActivationAddress, ...]]:
         """For each group, where its units can be observed."""
 
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """Gains that are folded into their readers before anything else acts."""
+
+    @property
+    def centres(self) -> tuple[Centre, ...]:
+        """Tensors whose mean along one dimension nothing sees."""
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """For each group, why its kind is not a larger one, where that was asked."""
+
 
 class SpecArguments(TypedDict, total=False):
     """The arguments that make a spec, as a file or a table gives them."""
@@ -63,6 +76,9 @@ class SpecArguments(TypedDict, total=False):
     aliases: Mapping[str, str]
     notes: tuple[str, ...]
     activations: Mapping[str, tuple[ActivationAddress, ...]]
+    folds: tuple[Fold, ...]
+    centres: tuple[Centre, ...]
+    limits: Mapping[str, str]
 
 
 def tensors_of(spec: SpecFields, group: str) -> tuple[str, ...]:

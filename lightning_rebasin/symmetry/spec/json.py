@@ -21,6 +21,11 @@ from lightning_rebasin.symmetry.spec.fields import (
     SpecArguments,
     SpecFields,
 )
+from lightning_rebasin.symmetry.spec.gauge import (
+    centres_from_dict,
+    folds_from_dict,
+    folds_to_dict,
+)
 from lightning_rebasin.symmetry.spec.values import (
     ActivationAddress,
     AxisMap,
@@ -34,6 +39,8 @@ from lightning_rebasin.symmetry.spec.values import (
 FORMAT = "lightning-rebasin-spec"
 VERSION = 2
 READABLE = (1, 2)
+#: How often an element may act on one tensor: squared ReLU units are read with the power -2.
+POWERS = (1, -1, 2, -2, 3, -3, 4, -4)
 #: What Python and torch raise when a value of the file is not what it should be.
 _MALFORMED = (
     TypeError,
@@ -74,6 +81,8 @@ def spec_to_dict(spec: SpecFields) -> dict[str, Any]:
         "aliases": dict(spec.aliases),
         "notes": list(spec.notes),
         "activations": activations,
+        **folds_to_dict(spec),
+        **({"limits": dict(spec.limits)} if spec.limits else {}),
     }
 
 
@@ -133,6 +142,9 @@ def _read(data: Mapping[str, Any]) -> SpecArguments:
         aliases=dict(data["aliases"]),
         notes=tuple(data["notes"]),
         activations=activations,
+        folds=folds_from_dict(data),
+        centres=centres_from_dict(data),
+        limits={str(g): str(why) for g, why in data.get("limits", {}).items()},
     )
 
 
@@ -239,9 +251,9 @@ def _component_from_dict(
             f"tensor {name!r}: the index of group {group!r} has more positions than the tensor"
         )
     power = data.get("power", 1)
-    if power not in (1, -1):
+    if power not in POWERS:
         raise SpecError(
-            f"tensor {name!r}: power {power!r} of group {group!r} is not 1 or -1"
+            f"tensor {name!r}: power {power!r} of group {group!r} is not one of {POWERS}"
         )
     index = _decode_index(data["index"], shape)
     return Component(group, tuple(data["sites"]), index, power)

@@ -18,6 +18,8 @@ from lightning_rebasin.symmetry.spec.fields import (
     log10_symmetries,
     tensors_of,
 )
+from lightning_rebasin.symmetry.spec.folds import Centre, Fold
+from lightning_rebasin.symmetry.spec.gauge import canonical_state
 from lightning_rebasin.symmetry.spec.json import (
     arguments_from_dict,
     spec_to_dict,
@@ -52,6 +54,9 @@ class PermutationSpec:
         aliases: Tied tensors: name → the name under which the shared tensor is mapped.
         notes: Warnings of the inference (untouched parameters, operations without a rule).
         activations: For each group, where its units can be observed in a forward pass; empty for imported tables.
+        folds: Gains of norms that are folded into their readers before anything else acts.
+        centres: Tensors whose mean along one dimension nothing sees.
+        limits: For each group, why its kind is not a larger one, where that was asked.
 
     Example:
         >>> spec = PermutationSpec.from_table(
@@ -71,9 +76,19 @@ class PermutationSpec:
     activations: Mapping[str, tuple[ActivationAddress, ...]] = field(
         default_factory=dict
     )
+    folds: tuple[Fold, ...] = ()
+    centres: tuple[Centre, ...] = ()
+    limits: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("groups", "tensors", "maps", "aliases", "activations"):
+        for name in (
+            "groups",
+            "tensors",
+            "maps",
+            "aliases",
+            "activations",
+            "limits",
+        ):
             object.__setattr__(
                 self, name, MappingProxyType(dict(getattr(self, name)))
             )
@@ -95,6 +110,25 @@ class PermutationSpec:
     def tensors_of(self, group: str) -> tuple[str, ...]:
         """Names of the tensors on which ``group`` itself acts (not its children), aliases left out."""
         return tensors_of(self, group)
+
+    def canonicalise(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same function in canonical gauge: the weights that may be compared, averaged and matched.
+
+        Gains of norms are folded into the weights that read them, what only a centring norm reads loses its mean, and
+        every pair of maps between which a scale or a linear map is free gets equal lengths.  Of a spec that knows
+        permutations only nothing changes.
+
+        Args:
+            state: Weights with exactly the tensors of the spec, any floating dtype.
+
+        Returns:
+            The same names, shapes and dtypes; canonical weights come back as they are, up to rounding.
+
+        Raises:
+            StateDictError: A tensor is missing, extra or has another shape, or a gain is 0 and its shift is not.
+        """
+        self.check_state(state)
+        return canonical_state(self, state)
 
     def pin_identical_buffers(
         self,

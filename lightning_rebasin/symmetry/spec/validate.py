@@ -11,6 +11,7 @@ from lightning_rebasin.errors import SpecError
 from lightning_rebasin.symmetry.spec.fields import (
     SpecFields,
 )
+from lightning_rebasin.symmetry.spec.gauge import check_gauge
 from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
     Component,
@@ -46,6 +47,7 @@ def validate_spec(spec: SpecFields) -> None:
         _check_disjoint(axis_map)
     for name, origin in spec.aliases.items():
         _check_alias(spec, name, origin)
+    check_gauge(spec)
 
 
 def _check_importance(name: str, info: TensorInfo) -> None:

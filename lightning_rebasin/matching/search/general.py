@@ -70,7 +70,7 @@ class GeneralMatcher:
         self._spec = spec
         self._families = families_of(spec)
         #: Whether one step finds the optimum, so that neither further sweeps nor other starts can gain.
-        self._exact = _one_step(spec, self._families)
+        self.exact = _one_step(spec, self._families)
         self._solver = solver
         names = objective_tensors(spec)
         self._reference = {
@@ -101,8 +101,6 @@ class GeneralMatcher:
         at_identity = self.objective(identity)
         best, objective = identity, at_identity
         descents = []
-        if self._exact:
-            inits = inits[:1]
         for init in tqdm(
             inits, "weight matching", unit="descent", disable=not progress
         ):
@@ -151,7 +149,7 @@ class GeneralMatcher:
                 current, value = self._visit(
                     self._families[number], current, value
                 )
-            converged = self._exact or value == objectives[-1]
+            converged = self.exact or value == objectives[-1]
             objectives.append(value)
             if converged:
                 break
@@ -222,7 +220,7 @@ def match_generally(
         reference: Weights A.
         source: Weights B.
         init: Where to start; ``None`` for the identity and random starts.
-        restarts: Number of descents, by default 3, or one if ``init`` is given.
+        restarts: Number of descents, by default 3, or one if ``init`` is given or a single step finds the optimum.
         sweeps: Makes the orders of the visits of one descent.
         seed: Seeds every random choice.
         solver: Assignment solver.
@@ -245,10 +243,10 @@ def match_generally(
         )
     generator = torch.Generator().manual_seed(seed)
     first: GeneralInit = "identity" if init is None else init
-    count = restarts or (3 if init is None else 1)
+    matcher = GeneralMatcher(spec, reference, source, solver)
+    count = restarts or (3 if init is None and not matcher.exact else 1)
     later: GeneralInit = "random" if init is None else init
     inits = [first, *(later for _ in range(count - 1))]
-    matcher = GeneralMatcher(spec, reference, source, solver)
     return matcher.match(
         inits, lambda: sweeps(generator), generator, progress=progress
     )

@@ -45,7 +45,7 @@ ROOMS = {
         "edit": {"spec", "actions"},
         "proof": {"spec", "run", "actions"},
         "observe": {"spec", "trace"},
-        "declared": {"spec", "run", "actions", "proof"},
+        "declared": {"spec", "run", "actions", "proof", "observe"},
         "infer": {
             "spec",
             "run",

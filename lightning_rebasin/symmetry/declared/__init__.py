@@ -11,7 +11,8 @@ every submodule of a network.  The way of a declaration:
 - ``declare.py``: writing one;
 - ``collect.py``: asking the submodules, and translating to the names of the network;
 - ``merge.py``: putting the declared groups into the inferred spec;
-- ``prove.py``: trying every declared group on the examples; what fails is pinned, with the reason.
+- ``prove.py``: trying every declared group on the examples; what fails is pinned, with the reason;
+- ``watch.py``: where the units of groups can still be observed.
 """
 
 from lightning_rebasin.symmetry.declared.declare import Place, declare, on

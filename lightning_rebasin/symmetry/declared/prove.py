@@ -31,6 +31,9 @@ from lightning_rebasin.symmetry.declared.collect import (
     in_network,
 )
 from lightning_rebasin.symmetry.declared.merge import with_declared
+from lightning_rebasin.symmetry.declared.watch import (
+    without_unsteady_addresses,
+)
 from lightning_rebasin.symmetry.proof.gate import measure_equivalence
 from lightning_rebasin.symmetry.run.examples import Example
 from lightning_rebasin.symmetry.spec.pin import pin_group
@@ -89,7 +92,10 @@ def _add(
             module, candidate, tuple(declared.groups), examples
         )
         if fault is None:
-            return replace(candidate, notes=(*candidate.notes, *notes))
+            noted = replace(candidate, notes=(*candidate.notes, *notes))
+            return without_unsteady_addresses(
+                module, noted, tuple(declared.groups), examples[0]
+            )
         local = declared.local[fault.group]
         who = declaration.path or type(module).__name__
         notes.append(f"{who!r} declares the group {local!r}: {fault.reason}")

@@ -72,7 +72,7 @@ ROOMS = {
             "result",
         },
         "many": {"costs", "steps", "objective", "importance", "search"},
-        "activation": {"steps", "result"},
+        "activation": {"steps", "search", "result"},
         "straight_through": {"search", "result"},
     },
 }

@@ -34,12 +34,15 @@ from lightning_rebasin.errors import (
     NonFiniteError,
 )
 from lightning_rebasin.matching.result import MatchResult
+from lightning_rebasin.matching.search.general import complete
 from lightning_rebasin.matching.steps.permutation import (
     families_of,
     solve_nested,
 )
 from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.observe import record_activations
+from lightning_rebasin.symmetry.spec.pin import pin_other_kinds
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import ActivationAddress
 
@@ -162,7 +165,9 @@ def match_activations(
 ) -> MatchResult:
     """Find the permutation of the source whose units respond most like the reference's.
 
-    Maximises ``Σ_groups Σ_i S[i, p[i]]`` exactly; a group seen at several places sums their statistics.
+    Maximises ``Σ_groups Σ_i S[i, p[i]]`` exactly; a group seen at several places sums their statistics.  What is not a
+    permutation cannot be told from such a statistic: groups of other kinds are then chosen by weights, with the
+    permutations as they are.
 
     Args:
         spec: What may be permuted, made by :func:`~lightning_rebasin.infer_spec` (it knows where units can be seen).
@@ -207,6 +212,7 @@ def match_activations(
         raise ConfigurationError(
             "this spec does not say where units can be seen: make it with infer_spec(module, ...)"
         )
+    whole, spec = spec, pin_other_kinds(spec, ("permutation",))
     moments = _collect(
         spec,
         reference_module,
@@ -223,8 +229,17 @@ def match_activations(
         {g: _pairs(score, p.flat(g)) for g, score in scores.items()}
         for p in ends
     )
+    transform: Transform = permutation
+    if whole is not spec:
+        transform = complete(
+            whole,
+            reference_module.state_dict(),
+            source_module.state_dict(),
+            permutation.elements,
+            checked_solver(solver),
+        )
     return MatchResult(
-        transform=permutation,
+        transform=transform,
         objective=sum(float(pairs.sum()) for pairs in after.values()),
         identity_objective=sum(
             float(pairs.sum()) for pairs in before.values()

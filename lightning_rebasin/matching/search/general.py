@@ -24,6 +24,7 @@ from tqdm import tqdm
 from lightning_rebasin.assignment.solve import Solver
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.matching.costs.blocks import objective_tensors
+from lightning_rebasin.matching.importance import weighted
 from lightning_rebasin.matching.result import Descent, MatchResult
 from lightning_rebasin.matching.steps.nested import best_elements
 from lightning_rebasin.matching.steps.permutation import Family, families_of
@@ -41,6 +42,8 @@ Sweeps = Iterator[Sequence[int]]
 GeneralInit = Literal["identity", "random"] | Transform
 #: A gain below this share of the objective is rounding.
 _NOISE = 1e-12
+#: Most sweeps where nobody says how many.
+_MOST_SWEEPS = 100
 
 
 @final
@@ -52,6 +55,7 @@ class GeneralMatcher:
         reference: Weights A.
         source: Weights B.
         solver: Assignment solver, for groups that permute.
+        fixed: Elements of groups that are not to be chosen.
 
     Raises:
         StateDictError: A tensor is missing, extra or has another shape.
@@ -64,6 +68,7 @@ class GeneralMatcher:
         reference: State,
         source: State,
         solver: Solver = "auto",
+        fixed: Mapping[str, Tensor] | None = None,
     ) -> None:
         spec.check_state(reference, "reference", finite=True)
         spec.check_state(source, "source", finite=True)
@@ -72,6 +77,7 @@ class GeneralMatcher:
         #: Whether one step finds the optimum, so that neither further sweeps nor other starts can gain.
         self.exact = _one_step(spec, self._families)
         self._solver = solver
+        self._fixed = fixed
         names = objective_tensors(spec)
         self._reference = {
             name: reference[name].detach().double().cpu() for name in names
@@ -105,7 +111,7 @@ class GeneralMatcher:
             inits, "weight matching", unit="descent", disable=not progress
         ):
             start = self._start(init, generator)
-            found, descent = self._descend(start, sweeps(), name=_name(init))
+            found, descent = self.descend(start, sweeps(), name=_name(init))
             descents.append(descent)
             if descent.objective > objective:
                 best, objective = found, descent.objective
@@ -136,9 +142,16 @@ class GeneralMatcher:
             return Transform.random(self._spec, generator)
         return Transform.identity(self._spec)
 
-    def _descend(
-        self, start: Transform, sweeps: Sweeps, name: str
+    def descend(
+        self, start: Transform, sweeps: Sweeps, name: str = "given"
     ) -> tuple[Transform, Descent]:
+        """Visit family after family until a sweep gains nothing.
+
+        Args:
+            start: Where to start.
+            sweeps: The orders of the visits.
+            name: What the start is called in the report.
+        """
         begin = time.perf_counter()
         current = start
         objectives = [self.objective(start)]
@@ -163,7 +176,9 @@ class GeneralMatcher:
         costs = self._costs(family, current)
         elements = {
             **current.elements,
-            **best_elements(family.groups, costs, self._solver),
+            **best_elements(
+                family.groups, costs, self._solver, self._fixed
+            ),
         }
         proposed = Transform.of(self._spec, elements)
         after = self.objective(proposed)
@@ -250,6 +265,35 @@ def match_generally(
     return matcher.match(
         inits, lambda: sweeps(generator), generator, progress=progress
     )
+
+
+def complete(
+    spec: PermutationSpec,
+    reference: State,
+    source: State,
+    decided: Mapping[str, Tensor],
+    solver: Solver = "auto",
+) -> Transform:
+    """Choose by weights what is left to choose when some groups are decided.
+
+    Args:
+        spec: What may be changed.
+        reference: Weights A.
+        source: Weights B.
+        decided: Elements of the groups that are decided, for example by activations.
+        solver: Assignment solver.
+    """
+    matcher = GeneralMatcher(
+        spec,
+        weighted(spec, reference),
+        weighted(spec, source),
+        solver,
+        decided,
+    )
+    roots = sum(group.parent is None for group in spec.groups.values())
+    start = Transform.of(spec, decided)
+    sweeps = [range(roots)] * _MOST_SWEEPS
+    return matcher.descend(start, iter(sweeps))[0]
 
 
 def _one_step(spec: PermutationSpec, families: Sequence[Family]) -> bool:

@@ -25,6 +25,7 @@ def best_elements(
     groups: Sequence[Group],
     costs: Mapping[str, GroupCosts],
     solver: Solver = "auto",
+    fixed: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Best elements of a root group and everything inside it, jointly.
 
@@ -33,6 +34,7 @@ def best_elements(
         costs: For each group float64 ``(members, members)``, ``⟨A_i, B_j⟩``; groups left out gain nothing themselves.
             For kinds that act on several sets of things, one such matrix for each set, by the units of an instance.
         solver: Assignment solver.
+        fixed: Elements of groups that are decided already; a group inside one that is not has no place to be fixed to.
 
     Returns:
         The element of each group.
@@ -44,6 +46,11 @@ def best_elements(
     candidates: dict[str, Tensor] = {}
     for group in reversed(groups):
         count = group.instances
+        if fixed is not None and group.id in fixed:
+            # Whichever old instance comes to a place: its element is that of the place.
+            own = fixed[group.id].reshape(count, 1, -1)
+            candidates[group.id] = own.expand(count, count, -1)
+            continue
         problems = {}
         for size, matrix in total[group.id].items():
             problems[size] = _problems(group, matrix, size)

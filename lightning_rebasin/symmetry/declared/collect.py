@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_rebasin.errors import SpecError, StateDictError
 from lightning_rebasin.symmetry.actions.action import registered_kinds
-from lightning_rebasin.symmetry.spec.pin import pin_group
+from lightning_rebasin.symmetry.spec.pin import pin_other_kinds
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
@@ -82,7 +82,7 @@ def declarations(
             continue
         if getattr(type(part), METHOD, None) is not None:
             spec = _ask(path, part)
-            found.append(Declaration(path, _of_kinds(spec, kinds)))
+            found.append(Declaration(path, pin_other_kinds(spec, kinds)))
     return tuple(found)
 
 
@@ -102,19 +102,6 @@ def _ask(path: str, part: nn.Module) -> PermutationSpec:
         raise SpecError(
             f"{who} names the kind {sorted(unknown)[0]!r}, for which no action is registered"
         )
-    return spec
-
-
-def _of_kinds(
-    spec: PermutationSpec, kinds: Collection[str]
-) -> PermutationSpec:
-    """The part of a declaration that was asked for."""
-    # Children first, so that what they moved goes to parents that are still there.
-    for group in reversed(tuple(spec.groups.values())):
-        if group.kind not in kinds and group.id in spec.groups:
-            spec = pin_group(
-                spec, group.id, f"symmetries of the kind {group.kind!r} were not asked for"
-            )  # fmt: skip
     return spec
 
 

@@ -107,7 +107,8 @@ class SoftTreeEnsemble(nn.Module):
         # A product with ones rather than a sum: contractions are where units are observed (activation matching).
         ones = outputs.new_ones(1, len(outputs))
         total = ones @ outputs.flatten(1)
-        return total.reshape(*x.shape[:-1], -1)
+        by_example = total.reshape(outputs.shape[1:]).T
+        return by_example.reshape(*x.shape[:-1], -1)
 
     def tree_outputs(self, x: Tensor) -> Tensor:
         """What each tree says by itself.
@@ -116,10 +117,10 @@ class SoftTreeEnsemble(nn.Module):
             x: ``(batch, F)``.
 
         Returns:
-            ``(M, batch, C)``; its sum over the trees is the output of the ensemble.
+            ``(M, C, batch)``; its sum over the trees is the output of the ensemble.
         """
         shares = self.leaf_shares(x)
-        return torch.bmm(shares.transpose(0, 1), self.leaves.to(shares.dtype))
+        return torch.bmm(self.leaves.transpose(1, 2).to(shares.dtype), shares)
 
     def leaf_shares(self, x: Tensor) -> Tensor:
         """How much of each example arrives at each leaf.
@@ -128,11 +129,10 @@ class SoftTreeEnsemble(nn.Module):
             x: ``(batch, F)``.
 
         Returns:
-            ``μ``, ``(batch, M, leaves)``; they sum to 1 over the leaves of a tree unless one of its leaves is fixed.
+            ``μ``, ``(M, leaves, batch)``; they sum to 1 over the leaves of a tree unless one of its leaves is fixed.
         """
-        trees, rules, _ = self.weight.shape
-        logits = linear(x, self.weight.flatten(0, 1), self.bias.flatten())
-        logits = logits.reshape(-1, trees, rules)
+        # The rules are the rows of the product, so that examples come last.
+        logits = linear(self.weight, x) + self.bias[..., None]
         return self.shape.log_shares(logits).exp()
 
     def symmetry_spec(self) -> PermutationSpec:

@@ -63,10 +63,10 @@ class TreeShape(ABC):
         """How much of an example arrives at each leaf.
 
         Args:
-            logits: ``(..., rules)``, floating.
+            logits: ``(..., rules, batch)``, floating; examples come last, so that all work is on long rows.
 
         Returns:
-            ``log μ``, ``(..., leaves)``.
+            ``log μ``, ``(..., leaves, batch)``.
         """
 
     @abstractmethod
@@ -89,14 +89,15 @@ class NonOblivious(TreeShape):
         return 2**self.depth
 
     def log_shares(self, logits: Tensor) -> Tensor:
-        """Level by level; a level's shares double."""
-        sides = _sides(logits)
-        shares = sides[..., 0, :]
-        for level in range(1, self.depth):
-            first = 2**level - 1
-            nodes = sides[..., first : 2 * first + 1, :]
-            # (..., nodes, 1) + (..., nodes, 2): two children for each node of the level
-            shares = (shares[..., None] + nodes).flatten(-2)
+        """Level by level; each node of a level has two children in the next."""
+        to_left, to_right = _log_sides(logits)
+        shares = torch.zeros_like(logits[..., :1, :])
+        for level in range(self.depth):
+            first, width = 2**level - 1, 2**level
+            left = shares + to_left.narrow(-2, first, width)
+            right = shares + to_right.narrow(-2, first, width)
+            # (..., nodes, 2, batch), then the children in a row
+            shares = torch.stack((left, right), -2).flatten(-3, -2)
         return shares
 
     def leaves_below(self) -> Tensor:
@@ -123,11 +124,12 @@ class Oblivious(TreeShape):
 
     def log_shares(self, logits: Tensor) -> Tensor:
         """Level by level; every node of a level adds the same two numbers."""
-        sides = _sides(logits)
-        shares = sides[..., 0, :]
-        for level in range(1, self.depth):
-            rule = sides[..., level, :].unsqueeze(-2)
-            shares = (shares[..., None] + rule).flatten(-2)
+        to_left, to_right = _log_sides(logits)
+        shares = torch.zeros_like(logits[..., :1, :])
+        for level in range(self.depth):
+            left = shares + to_left.narrow(-2, level, 1)
+            right = shares + to_right.narrow(-2, level, 1)
+            shares = torch.stack((left, right), -2).flatten(-3, -2)
         return shares
 
     def leaves_below(self) -> Tensor:
@@ -154,7 +156,7 @@ class DecisionList(TreeShape):
     def log_shares(self, logits: Tensor) -> Tensor:
         """The shares that leave at each rule, and what is left."""
         leaving, left_over = _list_shares(logits)
-        return torch.cat((leaving, left_over), -1)
+        return torch.cat((leaving, left_over), -2)
 
     def leaves_below(self) -> Tensor:
         """The later, the fewer."""
@@ -206,7 +208,7 @@ def tree_shape(kind: str, depth: int) -> TreeShape:
         >>> shape = tree_shape("non_oblivious", 2)
         >>> shape.rules, shape.leaves, shape.leaves_below().tolist()
         (3, 4, [4.0, 2.0, 2.0])
-        >>> shape.log_shares(torch.zeros(3)).exp().tolist()
+        >>> shape.log_shares(torch.zeros(3, 1)).exp().flatten().tolist()
         [0.25, 0.25, 0.25, 0.25]
     """
     if kind not in SHAPES:
@@ -219,19 +221,19 @@ def tree_shape(kind: str, depth: int) -> TreeShape:
     return SHAPES[kind](depth)
 
 
-def _sides(logits: Tensor) -> Tensor:
-    """``(log σ(z), log(1 − σ(z)))`` of every rule, ``(..., rules, 2)``."""
+def _log_sides(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """``log σ(z)`` and ``log(1 − σ(z))``."""
     left = logsigmoid(logits)
-    return torch.stack((left, left - logits), -1)
+    # Subtracted here, before anything is added: where log σ(z) is nearly z, the two cancel exactly.
+    return left, left - logits
 
 
 def _list_shares(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """What leaves a list at each rule, ``(..., rules)``, and what is left at its end, ``(..., 1)``."""
-    sides = _sides(logits)
-    passed = torch.zeros_like(logits[..., :1])
+    """What leaves a list at each rule, ``(..., rules, batch)``, and what is left at its end, ``(..., 1, batch)``."""
+    to_left, to_right = _log_sides(logits)
+    passed = torch.zeros_like(logits[..., :1, :])
     leaving = []
-    for rule in range(logits.shape[-1]):
-        left, right = sides[..., rule, :].split(1, -1)
-        leaving.append(passed + left)
-        passed = passed + right
-    return torch.cat(leaving, -1), passed
+    for rule in range(logits.shape[-2]):
+        leaving.append(passed + to_left.narrow(-2, rule, 1))
+        passed = passed + to_right.narrow(-2, rule, 1)
+    return torch.cat(leaving, -2), passed

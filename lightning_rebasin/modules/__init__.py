@@ -2,7 +2,14 @@
 
 from lightning_rebasin.modules.curve import CurveModule
 from lightning_rebasin.modules.merge import MergeModule
+from lightning_rebasin.modules.soft_trees import SoftTreeModule
 from lightning_rebasin.modules.star import StarModule
 from lightning_rebasin.modules.star_report import StarReport
 
-__all__ = ["CurveModule", "MergeModule", "StarModule", "StarReport"]
+__all__ = [
+    "CurveModule",
+    "MergeModule",
+    "SoftTreeModule",
+    "StarModule",
+    "StarReport",
+]

@@ -81,12 +81,12 @@ class NonOblivious(TreeShape):
     @property
     def rules(self) -> int:
         """``2^depth − 1``."""
-        return 2**self.depth - 1
+        return (1 << self.depth) - 1
 
     @property
     def leaves(self) -> int:
         """``2^depth``."""
-        return 2**self.depth
+        return 1 << self.depth
 
     def log_shares(self, logits: Tensor) -> Tensor:
         """Level by level; each node of a level has two children in the next."""
@@ -120,7 +120,7 @@ class Oblivious(TreeShape):
     @property
     def leaves(self) -> int:
         """``2^depth``."""
-        return 2**self.depth
+        return 1 << self.depth
 
     def log_shares(self, logits: Tensor) -> Tensor:
         """Level by level; every node of a level adds the same two numbers."""

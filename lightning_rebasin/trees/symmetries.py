@@ -53,9 +53,7 @@ def tree_symmetries(
             name: [on(trees, 0)] for name in ("weight", "bias", "leaves")
         }
     below = Importance(1, tuple(shape.leaves_below().tolist()))
-    return declare(
-        module, places, importance={"weight": below, "bias": below}
-    )
+    return declare(module, places, importance={"weight": below, "bias": below})
 
 
 def _everywhere(inside: Group) -> Places:

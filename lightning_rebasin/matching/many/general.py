@@ -69,7 +69,8 @@ def match_transforms(
     networks = _Networks(spec, states, weights, solver)
     identity_objective = networks.objective()
     identities = tuple(networks.transforms)
-    best, objectives = identities, (identity_objective,)
+    best = identities
+    objectives: tuple[float, ...] = (identity_objective,)
     starts: dict[str, float] = {}
     frames = range(min(len(states), _MOST_FRAMES))
     for frame in tqdm(

@@ -186,7 +186,7 @@ def match_many(
     shares = _normalised(weights, len(states))
     states = _weighted(spec, states)
     if any(group.kind != "permutation" for group in spec.groups.values()):
-        found = match_transforms(
+        many = match_transforms(
             spec,
             states,
             shares,
@@ -196,11 +196,11 @@ def match_many(
             progress=progress,
         )
         return ManyMatchResult(
-            found.transforms,
+            many.transforms,
             shares,
-            found.objectives,
-            found.starts,
-            found.identity_objective,
+            many.objectives,
+            many.starts,
+            many.identity_objective,
             "merge_many",
             time.perf_counter() - begin,
         )

@@ -176,9 +176,7 @@ class GeneralMatcher:
         costs = self._costs(family, current)
         elements = {
             **current.elements,
-            **best_elements(
-                family.groups, costs, self._solver, self._fixed
-            ),
+            **best_elements(family.groups, costs, self._solver, self._fixed),
         }
         proposed = Transform.of(self._spec, elements)
         after = self.objective(proposed)
@@ -210,9 +208,7 @@ class GeneralMatcher:
                 units = component.units(group)
                 of_group = costs.setdefault(group.id, {})
                 known = of_group.get(units)
-                of_group[units] = (
-                    product if known is None else known + product
-                )
+                of_group[units] = product if known is None else known + product
         return costs
 
 

@@ -28,9 +28,7 @@ _MOST_SWEEPS = 50
 _CLOSE = 1e-10
 
 
-def balancing(
-    spec: PermutationSpec, state: Mapping[str, Tensor]
-) -> Transform:
+def balancing(spec: PermutationSpec, state: Mapping[str, Tensor]) -> Transform:
     """The element of every group that balances some weights.
 
     Args:

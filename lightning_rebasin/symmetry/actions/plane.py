@@ -83,11 +83,13 @@ class PlaneAction(Action):
             factors = factors / factors.square().sum(2, keepdim=True)
         rest = units.shape[-1]
         pairs = wide(units, factors).reshape(group.instances, -1, 2, rest)
-        real = factors[:, :, :1] * pairs[:, :, :1] - factors[:, :, 1:] * (
-            pairs[:, :, 1:]
+        real = (
+            factors[:, :, :1] * pairs[:, :, :1]
+            - factors[:, :, 1:] * (pairs[:, :, 1:])
         )
-        imaginary = factors[:, :, :1] * pairs[:, :, 1:] + factors[:, :, 1:] * (
-            pairs[:, :, :1]
+        imaginary = (
+            factors[:, :, :1] * pairs[:, :, 1:]
+            + factors[:, :, 1:] * (pairs[:, :, :1])
         )
         changed = torch.cat([real, imaginary], 2).reshape(units.shape)
         return with_precision_of(units, changed)

@@ -75,9 +75,7 @@ class SplitAction(Action):
     def inverse(self, group: Group, element: Tensor) -> Tensor:
         """Each rule back to its place, with the same sign."""
         signed = self.identity(group) * element.sign()
-        return torch.zeros_like(element).scatter(
-            -1, element.abs() - 1, signed
-        )
+        return torch.zeros_like(element).scatter(-1, element.abs() - 1, signed)
 
     def apply(
         self, group: Group, element: Tensor, units: Tensor, power: int

@@ -152,7 +152,9 @@ def _objection(
         not action_of(g).trivial(g) for g in transform.spec.groups.values()
     )
     if movable and not found.sees:
-        return "the example input does not show whether it holds, so it is pinned"
+        return (
+            "the example input does not show whether it holds, so it is pinned"
+        )
     return ""
 
 

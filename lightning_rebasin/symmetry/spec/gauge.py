@@ -126,9 +126,7 @@ def _divided(one: Fold, shift: Tensor, gain: Tensor) -> Tensor:
     return torch.where(shift == 0, shift, shift / gain)
 
 
-def _put(
-    spec: SpecFields, state: dict[str, Tensor], changed: State
-) -> None:
+def _put(spec: SpecFields, state: dict[str, Tensor], changed: State) -> None:
     """Write tensors into a state in their own dtypes, under all names that they are tied to."""
     for name, wide in changed.items():
         narrow = wide.to(state[name].dtype)

@@ -16,10 +16,12 @@ Source: Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023, section 3.1 (ar
 
 from __future__ import annotations
 
+import copy
 import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, final, get_args
 
 import torch
@@ -35,14 +37,17 @@ from lightning_rebasin.errors import (
 )
 from lightning_rebasin.matching.result import MatchResult
 from lightning_rebasin.matching.search.general import complete
+from lightning_rebasin.matching.steps.nested import best_elements
 from lightning_rebasin.matching.steps.permutation import (
     families_of,
     solve_nested,
 )
+from lightning_rebasin.symmetry.actions.action import action_of
+from lightning_rebasin.symmetry.actions.balance import balancing
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.observe import record_activations
-from lightning_rebasin.symmetry.spec.pin import pin_other_kinds
+from lightning_rebasin.symmetry.spec.gauge import fold
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import ActivationAddress
 
@@ -165,9 +170,8 @@ def match_activations(
 ) -> MatchResult:
     """Find the permutation of the source whose units respond most like the reference's.
 
-    Maximises ``Σ_groups Σ_i S[i, p[i]]`` exactly; a group seen at several places sums their statistics.  What is not a
-    permutation cannot be told from such a statistic: groups of other kinds are then chosen by weights, with the
-    permutations as they are.
+    Maximises ``Σ_groups Σ_i S[i, p[i]]`` exactly; a group seen at several places sums their statistics.  What is
+    seen nowhere (a flip inside a tree does not change what the tree says) is chosen by weights, with all else as it is.
 
     Args:
         spec: What may be permuted, made by :func:`~lightning_rebasin.infer_spec` (it knows where units can be seen).
@@ -208,11 +212,20 @@ def match_activations(
     spec = spec.pin_identical_buffers(
         reference_module.state_dict(), source_module.state_dict()
     )
-    if spec.groups and not spec.activations:
+    if spec.groups and not any(spec.activations.values()):
         raise ConfigurationError(
             "this spec does not say where units can be seen: make it with infer_spec(module, ...)"
         )
-    whole, spec = spec, pin_other_kinds(spec, ("permutation",))
+    canonical = Transform.identity(spec)
+    if not _only_permutations(spec):
+        # Units may only be compared in one gauge: private copies get canonical weights.
+        canonical = balancing(spec, fold(spec, _state(source_module)))
+        source_module = _with_weights(
+            source_module, canonical.apply(_state(source_module))
+        )
+        reference_module = _with_weights(
+            reference_module, spec.canonicalise(_state(reference_module))
+        )
     moments = _collect(
         spec,
         reference_module,
@@ -223,23 +236,24 @@ def match_activations(
         if total is not None:
             site.reduce(total)
     scores = _scores(spec, moments, statistic)
+    method = f"activations, {statistic.replace('_', ' ')}"
+    if not _only_permutations(spec):
+        weights = _state(reference_module), _state(source_module)
+        best = _best_transform(spec, scores, weights, checked_solver(solver))
+        return replace(
+            best,
+            transform=best.transform.compose(canonical),
+            seconds=time.perf_counter() - begin,
+            method=method,
+        )
     permutation = best_permutation(spec, scores, checked_solver(solver))
     ends = Permutation.identity(spec), permutation
     before, after = (
         {g: _pairs(score, p.flat(g)) for g, score in scores.items()}
         for p in ends
     )
-    transform: Transform = permutation
-    if whole is not spec:
-        transform = complete(
-            whole,
-            reference_module.state_dict(),
-            source_module.state_dict(),
-            permutation.elements,
-            checked_solver(solver),
-        )
     return MatchResult(
-        transform=transform,
+        transform=permutation,
         objective=sum(float(pairs.sum()) for pairs in after.values()),
         identity_objective=sum(
             float(pairs.sum()) for pairs in before.values()
@@ -247,8 +261,85 @@ def match_activations(
         similarity=_mean_correlations(spec, moments, permutation),
         identity_similarity=_mean_correlations(spec, moments, ends[0]),
         seconds=time.perf_counter() - begin,
-        method=f"activations, {statistic.replace('_', ' ')}",
+        method=method,
     )
+
+
+def _only_permutations(spec: PermutationSpec) -> bool:
+    return all(g.kind == "permutation" for g in spec.groups.values())
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    state = module.state_dict()
+    return {n: t for n, t in state.items() if isinstance(t, Tensor)}
+
+
+def _with_weights(
+    module: nn.Module, state: Mapping[str, Tensor]
+) -> nn.Module:
+    """A copy of a module with other weights."""
+    copied = copy.deepcopy(module)
+    with torch.no_grad():
+        for name, tensor in _state(copied).items():
+            tensor.copy_(state[name])
+    return copied
+
+
+def _best_transform(
+    spec: PermutationSpec,
+    scores: Mapping[str, Tensor],
+    weights: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    solver: Solver,
+) -> MatchResult:
+    """The elements with the highest total score, family by family, between networks in canonical gauge.
+
+    Units with a sign or a scale of their own are seen where their permutation is: their pairs are its pairs.  Groups
+    that are seen nowhere are chosen by weights, with all others as they are.
+    """
+    unseen = {name for name, seen in spec.activations.items() if not seen}
+    costs = dict(scores)
+    for group in spec.groups.values():
+        outer = group.parent
+        if group.id in unseen:
+            continue
+        if group.size == 1 and outer is not None and outer.id in scores:
+            costs[group.id] = scores[outer.id]
+            costs.pop(outer.id, None)
+    elements: dict[str, Tensor] = {}
+    for family in families_of(spec):
+        elements |= best_elements(family.groups, costs, solver)
+    best = Transform.of(spec, elements)
+    if unseen:
+        decided = {n: e for n, e in elements.items() if n not in unseen}
+        best = complete(spec, *weights, decided, solver)
+    identity = Transform.identity(spec)
+    return MatchResult(
+        transform=best,
+        objective=_score_of(spec, costs, best),
+        identity_objective=_score_of(spec, costs, identity),
+    )
+
+
+def _score_of(
+    spec: PermutationSpec, costs: Mapping[str, Tensor], transform: Transform
+) -> float:
+    """``Σ ⟨units of A, transformed units of B⟩`` of all groups, from their products."""
+    total = 0.0
+    for name, cost in costs.items():
+        group = spec.groups[name]
+        rows = cost[:, transform.flat(name)]
+        if action_of(group).rearranges:
+            total += float(rows.diagonal().sum())
+            continue
+        shape = (group.instances, group.size, group.instances, group.size)
+        number = torch.arange(group.instances)
+        # What each unit of an instance has in common with each unit that moved there.
+        blocks = rows.reshape(shape)[number, :, number].mT
+        moved = action_of(group).apply(
+            group, transform.elements[name], blocks.contiguous(), 1
+        )
+        total += float(moved.diagonal(dim1=-2, dim2=-1).sum())
+    return total
 
 
 def model_inputs(
@@ -358,6 +449,8 @@ def _scores(
 ) -> dict[str, Tensor]:
     scores = {}
     for group, sites in spec.activations.items():
+        if not sites:
+            continue
         found = [getattr(moments[site], statistic)() for site in sites]
         scores[group] = (
             torch.stack(found).sum(0) if len(found) > 1 else found[0]

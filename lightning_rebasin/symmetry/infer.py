@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_rebasin.errors import TraceError, UntracedWarning
 from lightning_rebasin.symmetry.actions.kinds import PERMUTATION, chosen_kinds
 from lightning_rebasin.symmetry.declared.prove import add_declared
+from lightning_rebasin.symmetry.kinds import with_kinds
 from lightning_rebasin.symmetry.permutations.build_spec import (
     Assembly,
     assemble,
@@ -54,7 +55,8 @@ def infer_spec(
         module: Any module, in any mode, on any device, of any dtype; it is left as it was.  Wrappers of
             ``torch.compile`` and data parallelism are looked through.
         *args: Positional example inputs.  Without any inputs, ``module.example_input_array`` is used.
-        kinds: Which kinds of symmetry to look for: ``"all"``, one name or several.
+        kinds: Which kinds of symmetry to look for: ``"all"``, one name or several.  Other kinds than permutations are
+            proved before they are handed out, by running the module in float64: it needs real weights.
         **kwargs: Keyword example inputs.
 
     Returns:
@@ -101,10 +103,10 @@ def infer_spec_many(
         TraceError: The model does not run on an example, or ``pin`` names an unknown tensor.
         SpecError: ``kinds`` names something that is not a kind.
     """
-    chosen = chosen_kinds(kinds)
+    wanted = chosen_kinds(kinds)
     module = unwrap(module)
-    found_examples = [as_example(example) for example in examples]
-    tapes = [record(module, example) for example in found_examples]
+    inputs = [as_example(example) for example in examples]
+    tapes = [record(module, example) for example in inputs]
     if not tapes:
         raise TraceError("no example input was given")
     tensors = known_tensors(module)
@@ -118,7 +120,11 @@ def infer_spec_many(
     for note in notes:
         warnings.warn(note, UntracedWarning, stacklevel=3)
     spec = _spec(module, assembly, notes, parameters)
-    return add_declared(module, spec, found_examples, chosen)
+    if wanted != {PERMUTATION} and assembly.named is not None:
+        spec = with_kinds(
+            module, inputs, spec, assembly.named, found.passes, wanted
+        )
+    return add_declared(module, spec, inputs, wanted)
 
 
 def _pinned(

@@ -18,7 +18,9 @@ from tqdm import tqdm
 from lightning_rebasin.assignment.solve import Solver
 from lightning_rebasin.matching.costs.blocks import objective_tensors
 from lightning_rebasin.matching.search.general import GeneralMatcher
+from lightning_rebasin.symmetry.actions.balance import balancing
 from lightning_rebasin.symmetry.actions.transform import Transform
+from lightning_rebasin.symmetry.spec.gauge import fold
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 State = Mapping[str, Tensor]
@@ -33,7 +35,7 @@ class ManyTransforms:
     """One transform for each network, and how they were found.
 
     Args:
-        transforms: The first is the identity.
+        transforms: The first only brings its network into canonical gauge: the identity unless lengths are free.
         objectives: The objective of the best start and after each sweep from there.
         starts: The objective in which each start ended.
         identity_objective: The objective of doing nothing.
@@ -83,8 +85,10 @@ def match_transforms(
         if found[-1] > objectives[-1]:
             best, objectives = tuple(networks.transforms), found
     home = best[0].inverse()
-    transforms = tuple(home.compose(transform) for transform in best)
-    return ManyTransforms(transforms, objectives, starts, identity_objective)
+    found_all = []
+    for transform, canonical in zip(best, networks.canonical, strict=True):
+        found_all.append(home.compose(transform).compose(canonical))
+    return ManyTransforms(tuple(found_all), objectives, starts, identity_objective)
 
 
 @final
@@ -104,6 +108,8 @@ class _Networks:
         self._solver = solver
         self._names = objective_tensors(spec)
         self.transforms = [Transform.identity(spec)] * len(states)
+        #: What brings each network into canonical gauge, where weights may be compared.
+        self.canonical = [self._canonical(i) for i in range(len(states))]
 
     def objective(self) -> float:
         """``½(‖Σ w_i T_i(Θ_i)‖² − Σ w_i² ‖T_i(Θ_i)‖²)``."""
@@ -157,14 +163,22 @@ class _Networks:
         sweeps = iter([range(len(roots))] * 100)
         self.transforms[i] = matcher.descend(start, sweeps)[0]
 
-    def _load(self, i: int) -> State:
+    def _canonical(self, i: int) -> Transform:
+        state = self._given(i)
+        self._spec.check_state(state, f"network {i}", finite=True)
+        return balancing(self._spec, fold(self._spec, state))
+
+    def _given(self, i: int) -> State:
         entry = self._states[i]
         return entry() if callable(entry) else entry
+
+    def _load(self, i: int) -> State:
+        """A network in canonical gauge."""
+        return self.canonical[i].apply(self._given(i))
 
     def _moved(self, i: int) -> dict[str, Tensor]:
         """The parameters of a network in the common frame, float64."""
         state = self._load(i)
-        self._spec.check_state(state, f"network {i}", finite=True)
         transform = self.transforms[i]
         found = {}
         for name in self._names:

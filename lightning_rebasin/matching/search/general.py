@@ -13,7 +13,7 @@ Source: Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023, algorithm 1 (ar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, final
 
@@ -28,7 +28,10 @@ from lightning_rebasin.matching.importance import weighted
 from lightning_rebasin.matching.result import Descent, MatchResult
 from lightning_rebasin.matching.steps.nested import best_elements
 from lightning_rebasin.matching.steps.permutation import Family, families_of
+from lightning_rebasin.matching.steps.procrustes import MIXING
+from lightning_rebasin.symmetry.actions.balance import balancing
 from lightning_rebasin.symmetry.actions.transform import Transform
+from lightning_rebasin.symmetry.spec.gauge import fold
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
@@ -39,7 +42,7 @@ from lightning_rebasin.symmetry.spec.values import (
 State = Mapping[str, Tensor]
 #: The order of the visits in each sweep.
 Sweeps = Iterator[Sequence[int]]
-GeneralInit = Literal["identity", "random"] | Transform
+GeneralInit = Literal["identity", "random", "bases"] | Transform
 #: A gain below this share of the objective is rounding.
 _NOISE = 1e-12
 #: Most sweeps where nobody says how many.
@@ -127,11 +130,18 @@ class GeneralMatcher:
 
     def objective(self, transform: Transform) -> float:
         """``Σ ⟨A, T(B)⟩`` over the parameters."""
-        total = 0.0
-        for name, tensor in self._reference.items():
+        return sum(self._products(transform, self._reference).values())
+
+    def _products(
+        self, transform: Transform, names: Iterable[str]
+    ) -> dict[str, float]:
+        """``⟨A, T(B)⟩`` of some tensors."""
+        found = {}
+        for name in names:
+            tensor = self._reference[name]
             moved = transform.apply_to(name, self._source[name])
-            total += float(torch.dot(tensor.flatten(), moved.flatten()))
-        return total
+            found[name] = float(torch.dot(tensor.flatten(), moved.flatten()))
+        return found
 
     def _start(
         self, init: GeneralInit, generator: torch.Generator
@@ -140,7 +150,39 @@ class GeneralMatcher:
             return init
         if init == "random":
             return Transform.random(self._spec, generator)
-        return Transform.identity(self._spec)
+        identity = Transform.identity(self._spec)
+        return self._from_bases(identity) if init == "bases" else identity
+
+    def _from_bases(self, identity: Transform) -> Transform:
+        """Mix what mixes by the tensors whose other axes both networks share, then everything else by all tensors."""
+        found = identity
+        rest = []
+        for family in self._families:
+            shared = self._shared_bases(family)
+            if not shared:
+                rest.append(family)
+                continue
+            costs = self._costs(family, found, shared)
+            best = best_elements(family.groups, costs, self._solver)
+            found = Transform.of(self._spec, {**found.elements, **best})
+        values = self._products(found, self._reference)
+        for family in rest:
+            found, values = self._visit(family, found, values)
+        return found
+
+    def _shared_bases(self, family: Family) -> list[str]:
+        """Tensors on which a family that mixes units acts, and no other group: embeddings, positions, a head."""
+        if family.root.kind not in MIXING:
+            return []
+        found = []
+        for name in self._reference:
+            axis_map = self._spec.maps.get(name)
+            whole = axis_map is not None and len(axis_map.shape) > 1
+            if whole and axis_map is not None:
+                alone = axis_map.groups == (family.root.id,)
+                if alone:
+                    found.append(name)
+        return found
 
     def descend(
         self, start: Transform, sweeps: Sweeps, name: str = "given"
@@ -154,15 +196,17 @@ class GeneralMatcher:
         """
         begin = time.perf_counter()
         current = start
-        objectives = [self.objective(start)]
+        values = self._products(start, self._reference)
+        objectives = [sum(values.values())]
         converged = False
         for order in sweeps:
-            value = objectives[-1]
             for number in order:
-                current, value = self._visit(
-                    self._families[number], current, value
+                current, values = self._visit(
+                    self._families[number], current, values
                 )
-            converged = self.exact or value == objectives[-1]
+            value = sum(values.values())
+            gained = value - objectives[-1] > _NOISE * abs(value)
+            converged = self.exact or not gained
             objectives.append(value)
             if converged:
                 break
@@ -170,22 +214,34 @@ class GeneralMatcher:
         return current, Descent(name, tuple(objectives), converged, seconds)
 
     def _visit(
-        self, family: Family, current: Transform, value: float
-    ) -> tuple[Transform, float]:
+        self, family: Family, current: Transform, values: dict[str, float]
+    ) -> tuple[Transform, dict[str, float]]:
         """Move one family to its best elements; keep what it had if that gains nothing."""
-        costs = self._costs(family, current)
+        touched = self._touched(family)
+        costs = self._costs(family, current, touched)
         elements = {
             **current.elements,
             **best_elements(family.groups, costs, self._solver, self._fixed),
         }
         proposed = Transform.of(self._spec, elements)
-        after = self.objective(proposed)
-        if after - value <= _NOISE * abs(value):
-            return current, value
+        after = {**values, **self._products(proposed, touched)}
+        gain = sum(after.values()) - sum(values.values())
+        if gain <= _NOISE * abs(sum(values.values())):
+            return current, values
         return proposed, after
 
+    def _touched(self, family: Family) -> list[str]:
+        """Tensors on which a family acts."""
+        own = {group.id for group in family.groups}
+        found = []
+        for name in self._reference:
+            axis_map = self._spec.maps.get(name)
+            if axis_map is not None and own.intersection(axis_map.groups):
+                found.append(name)
+        return found
+
     def _costs(
-        self, family: Family, current: Transform
+        self, family: Family, current: Transform, names: Iterable[str]
     ) -> dict[str, dict[int, Tensor]]:
         """For each group of a family ``⟨A_i, B_j⟩`` between all its members, with the other groups in place.
 
@@ -193,7 +249,8 @@ class GeneralMatcher:
         """
         own = {group.id for group in family.groups}
         costs: dict[str, dict[int, Tensor]] = {}
-        for name, tensor in self._reference.items():
+        for name in names:
+            tensor = self._reference[name]
             axis_map = self._spec.maps.get(name)
             for component in (
                 axis_map.components if axis_map is not None else ()
@@ -243,24 +300,50 @@ def match_generally(
     if not (
         init is None
         or isinstance(init, Transform)
-        or init in ("identity", "random")
+        or init in ("identity", "random", "bases")
     ):
         raise ConfigurationError(
-            f"init must be None, 'identity', 'random' or a Transform for this spec, not {init!r}"
+            f"init must be None, 'identity', 'random', 'bases' or a Transform for this spec, not {init!r}"
         )
     if isinstance(init, Transform) and init.spec != spec:
         raise ConfigurationError(
             "the initial transform belongs to another spec"
         )
     generator = torch.Generator().manual_seed(seed)
-    first: GeneralInit = "identity" if init is None else init
-    matcher = GeneralMatcher(spec, reference, source, solver)
-    count = restarts or (3 if init is None and not matcher.exact else 1)
-    later: GeneralInit = "random" if init is None else init
-    inits = [first, *(later for _ in range(count - 1))]
-    return matcher.match(
+    spec.check_state(source, "source", finite=True)
+    spec.check_state(reference, "reference", finite=True)
+    canonical = balancing(spec, fold(spec, source))
+    if isinstance(init, Transform):
+        # The matcher starts from the balanced source, the caller's transform from the source itself.
+        init = init.compose(canonical.inverse())
+    matcher = GeneralMatcher(
+        spec,
+        spec.canonicalise(reference),
+        canonical.apply(source),
+        solver,
+    )
+    if init is None and restarts is None and matcher.exact:
+        # One step finds the best, wherever it starts.
+        restarts = 1
+    inits = _inits(spec, init, restarts)
+    found = matcher.match(
         inits, lambda: sweeps(generator), generator, progress=progress
     )
+    return replace(found, transform=found.transform.compose(canonical))
+
+
+def _inits(
+    spec: PermutationSpec, init: GeneralInit | None, restarts: int | None
+) -> list[GeneralInit]:
+    """Where the descents start: random rotations are hopeless, so where units mix what both networks share decides."""
+    if init is not None:
+        return [init] * (restarts or 1)
+    mixes = any(group.kind in MIXING for group in spec.groups.values())
+    if mixes:
+        later: list[GeneralInit] = ["random"] * ((restarts or 2) - 2)
+        starts: list[GeneralInit] = ["bases", "identity", *later]
+        return starts[: restarts or 2]
+    return ["identity", *["random"] * ((restarts or 3) - 1)]  # type: ignore[list-item]
 
 
 def complete(

@@ -102,6 +102,10 @@ class PlaneStep(Step):
         return turns, lengths.sum((-2, -1))
 
 
+#: Kinds whose elements mix the units of an instance.
+MIXING = frozenset(
+    step.kind for step in (OrthogonalStep, LinearStep, MeanFixingStep)
+)
 ORTHOGONAL = register_step(OrthogonalStep())
 LINEAR = register_step(LinearStep())
 MEAN_FIXING = register_step(MeanFixingStep())

@@ -27,6 +27,7 @@ from lightning_rebasin.symmetry.actions.action import action_of
 from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.declared.collect import (
     Declaration,
+    Declared,
     declarations,
     in_network,
 )
@@ -87,7 +88,7 @@ def _add(
     while declaration.spec.groups:
         declared = in_network(declaration, spec, spec.groups)
         candidate = with_declared(spec, declared)
-        _check_importance(candidate, declared.maps)
+        _check_importance(candidate, declared)
         fault = first_fault(
             module, candidate, tuple(declared.groups), examples
         )
@@ -181,11 +182,11 @@ def _lively(example: Example) -> list[Example]:
     return [example, replace(example, args=args, kwargs=kwargs)]
 
 
-def _check_importance(spec: PermutationSpec, names: Collection[str]) -> None:
+def _check_importance(spec: PermutationSpec, declared: Declared) -> None:
     """Units that change places must count alike, or the objective would depend on who is where."""
-    far = {g.id: action_of(g).far(g) for g in spec.groups.values()}
+    far = {g.id: action_of(g).far(g) for g in declared.groups.values()}
     transform = Transform.of(spec, far)
-    for name in names:
+    for name in declared.maps:
         importance = spec.tensors[name].importance
         if importance is None:
             continue

@@ -52,7 +52,7 @@ def without_unsteady_addresses(
             after = _seen(sandbox, spec, example)
     finally:
         sandbox.close()
-    kept = {}
+    kept: dict[str, tuple[ActivationAddress, ...]] = {}
     for group_id, addresses in spec.activations.items():
         order = transform.flat(group_id)
         steady = [
@@ -62,6 +62,9 @@ def without_unsteady_addresses(
         ]
         if steady:
             kept[group_id] = tuple(steady)
+    for group_id in declared:
+        # Listed without any address: nobody should look for it where its parent is seen.
+        kept.setdefault(group_id, ())
     return replace(spec, activations=kept)
 
 

@@ -49,6 +49,7 @@ class Assembly:
     activations: dict[str, list[ActivationAddress]] = field(
         default_factory=dict
     )
+    named: NamedGroups | None = None
 
 
 def assemble(
@@ -66,7 +67,7 @@ def assemble(
         contractions: Where units can be observed.
     """
     named = NamedGroups(found, states)
-    result = Assembly()
+    result = Assembly(named=named)
     # Parents first, as they were named.
     for group in named.groups.values():
         result.groups[group.id] = group

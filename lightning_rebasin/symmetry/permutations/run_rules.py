@@ -63,6 +63,8 @@ class Propagation:
     states: Mapping[str, Label]
     contractions: list[Contraction] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
+    #: The last pass over each tape, with the labels of all its values: what a second analysis starts from.
+    passes: list[Context] = field(default_factory=list)
 
 
 def propagate(
@@ -119,6 +121,7 @@ def _one_pass(
             run_rule(ctx, node)
         _pin_outputs(ctx)
         result.contractions += ctx.contractions
+        result.passes.append(ctx)
         result.unknown.update(ctx.unknown)
     return result
 

@@ -160,7 +160,7 @@ def _sandbox(
 def _check(
     sandbox: Sandbox, transform: Transform, found: tuple[Example, ...]
 ) -> float:
-    _prepare(sandbox, transform.spec)
+    prepare(sandbox, transform.spec)
     result, baseline = _measure(sandbox, transform, found)
     if not result.equal:
         limit = result.tolerance * max(1.0, result.control)
@@ -210,11 +210,11 @@ def measure_equivalence(
         sandbox,
         found,
     ):
-        _prepare(sandbox, transform.spec)
+        prepare(sandbox, transform.spec)
         return _measure(sandbox, transform, found)[0]
 
 
-def _prepare(sandbox: Sandbox, spec: PermutationSpec) -> None:
+def prepare(sandbox: Sandbox, spec: PermutationSpec) -> None:
     spec.check_state(sandbox.state, "the module's state dict")
     generator = torch.Generator().manual_seed(0)
     trainable = {

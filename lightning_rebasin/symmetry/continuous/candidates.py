@@ -1,0 +1,164 @@
+"""What may be more than a permutation: proposals for each group, the largest first.
+
+A proposal is a change of the permutation spec (:mod:`.enlarge`).  None of them is handed out before the gate has seen
+random elements of it; if it refuses one, the next is tried, and at last the group stays a permutation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import final
+
+from lightning_rebasin.symmetry.continuous.carrying import Carrying
+from lightning_rebasin.symmetry.continuous.exponents import (
+    ExponentWalk,
+    NumberKind,
+)
+from lightning_rebasin.symmetry.continuous.operations import Limit
+from lightning_rebasin.symmetry.continuous.vectors import Mixing, VectorWalk
+from lightning_rebasin.symmetry.permutations.named_groups import NamedGroups
+from lightning_rebasin.symmetry.permutations.rules.base import Context
+from lightning_rebasin.symmetry.spec.folds import Fold
+from lightning_rebasin.symmetry.spec.json import POWERS
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.values import Group
+from lightning_rebasin.symmetry.trace.tape import Tape
+
+Tapes = Sequence[tuple[Tape, Carrying]]
+#: Kinds whose elements mix units, and the smaller kinds that each contains.
+SMALLER = {
+    "linear": ("linear", "orthogonal"),
+    "orthogonal": ("orthogonal",),
+    "orthogonal_mean": ("orthogonal_mean",),
+}
+
+
+@final
+@dataclass(frozen=True)
+class Candidate:
+    """One proposal for one group.
+
+    Args:
+        group: Id of the permutation group.
+        kind: The kind that its units get.
+        powers: For each tensor how often an element acts on it.
+        inside: Whether the permutation stays, and every unit gets an element of its own inside it.
+        folds: Gains that have to be folded before.
+        centred: Whether nothing sees the mean along the units.
+    """
+
+    group: str
+    kind: str
+    powers: dict[str, int]
+    inside: bool = False
+    folds: tuple[Fold, ...] = ()
+    centred: bool = False
+
+
+@final
+@dataclass
+class Proposals:
+    """For each group its candidates, the largest first, and why there is no larger one."""
+
+    candidates: dict[str, list[Candidate]] = field(default_factory=dict)
+    limits: dict[str, str] = field(default_factory=dict)
+
+
+def propose(
+    spec: PermutationSpec,
+    named: NamedGroups,
+    passes: Sequence[Context],
+    kinds: Collection[str],
+) -> Proposals:
+    """Propose larger kinds for the groups of a spec.
+
+    Args:
+        spec: Permutations only.
+        named: Its groups, as the first analysis knows them.
+        passes: The first analysis' last pass over each tape.
+        kinds: Which kinds are wanted.
+    """
+    tapes = [(ctx.tape, Carrying(named, ctx)) for ctx in passes]
+    found = Proposals()
+    for group in spec.groups.values():
+        # Groups that order blocks of other groups do not act on numbers themselves.
+        if spec.children(group.id) or not spec.tensors_of(group.id):
+            continue
+        candidates: list[Candidate] = []
+        try:
+            mixing = VectorWalk(group).walk(tapes)
+            candidates += _mixing(group, mixing, kinds)
+        except Limit as limit:
+            found.limits[group.id] = str(limit)
+        candidates += _numbers(group, tapes, kinds)
+        if candidates:
+            found.candidates[group.id] = candidates
+    return found
+
+
+def _mixing(
+    group: Group, mixing: Mixing, kinds: Collection[str]
+) -> list[Candidate]:
+    """The kind that was found and the smaller ones, as far as they are wanted."""
+    found = []
+    for kind in SMALLER[mixing.kind]:
+        if kind in kinds:
+            found.append(
+                Candidate(
+                    group.id,
+                    kind,
+                    mixing.powers,
+                    folds=mixing.folds,
+                    centred=mixing.centred,
+                )
+            )
+    return found
+
+
+def _numbers(
+    group: Group, tapes: Tapes, kinds: Collection[str]
+) -> list[Candidate]:
+    """Any number but 0 inside each unit, or a scale, or a sign."""
+    exponents: dict[str, dict[str, int]] = {}
+    wanted: tuple[NumberKind, ...] = ("scale", "sign")
+    for kind in wanted:
+        if kind in kinds:
+            solutions = ExponentWalk(group, kind).walk(tapes)
+            usable = [_whole(solution) for solution in solutions]
+            usable = [powers for powers in usable if powers]
+            if usable:
+                # Of several the one that moves most: signs of a whole stream before those of one norm's gain.
+                exponents[kind] = max(usable, key=len)
+    found = []
+    both = set(exponents) == {"scale", "sign"} and "linear" in kinds
+    if both and _odd(exponents["scale"]) == set(exponents["sign"]):
+        # A scale and a sign with the same exponents are a number other than 0.
+        found.append(Candidate(group.id, "linear", exponents["scale"], True))
+    # Of several the one that moves most tensors; they cannot stand in one place together.
+    by_support = sorted(exponents.items(), key=lambda item: -len(item[1]))
+    for kind, powers in by_support:
+        found.append(Candidate(group.id, kind, powers, inside=True))
+    return [c for c in found if c.kind != "linear" or _simple(c.powers)]
+
+
+def _whole(solution: dict[str, Fraction]) -> dict[str, int]:
+    """Exponents as whole numbers without a common factor, the first one positive; empty if they are too large."""
+    if not solution:
+        return {}
+    smallest = min(abs(e) for e in solution.values())
+    first = next(iter(solution.values()))
+    scale = (1 if first > 0 else -1) / smallest
+    scaled = {name: e * scale for name, e in solution.items()}
+    if any(e.denominator != 1 or int(e) not in POWERS for e in scaled.values()):
+        return {}
+    return {name: int(e) for name, e in scaled.items()}
+
+
+def _odd(powers: dict[str, int]) -> set[str]:
+    return {name for name, power in powers.items() if power % 2}
+
+
+def _simple(powers: dict[str, int]) -> bool:
+    return all(abs(power) == 1 for power in powers.values())

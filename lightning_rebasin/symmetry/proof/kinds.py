@@ -1,0 +1,171 @@
+"""The gate for proposals: which groups really have the kinds that an analysis proposes for them?
+
+Every proposal is run: random elements, far from the identity, in float64, first of all groups together, then (if the
+outputs differ) of each group alone, and what changes the function is taken back.  A proposal that the outputs cannot
+see is taken back as well: one tensor transformed alone has to change them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import final
+
+import torch
+from torch import nn
+
+from lightning_rebasin.errors import RebasinError
+from lightning_rebasin.symmetry.actions.action import action_of
+from lightning_rebasin.symmetry.actions.transform import Transform
+from lightning_rebasin.symmetry.proof.compare import relative_error, run_all
+from lightning_rebasin.symmetry.proof.gate import (
+    CONTROL_MARGIN,
+    ROUNDED_TOLERANCE,
+    TOLERANCE,
+    prepare,
+)
+from lightning_rebasin.symmetry.proof.sandbox import Sandbox
+from lightning_rebasin.symmetry.run.examples import Example
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+
+#: Random elements of all groups that must leave the function as it is before a spec is handed out.
+_DRAWS = 2
+
+
+@final
+class KindsGate:
+    """Runs one network with transforms of several specs.
+
+    Args:
+        module: The network with real weights; it is copied.
+        examples: Inputs.
+        spec: Its permutation spec.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        examples: Sequence[Example],
+        spec: PermutationSpec,
+    ) -> None:
+        self._sandbox = Sandbox(module)
+        self._examples = tuple(examples)
+        prepare(self._sandbox, spec)
+        self._baseline = run_all(self._sandbox, self._examples)
+
+    @property
+    def tolerance(self) -> float:
+        """Largest relative error that counts as equal."""
+        return ROUNDED_TOLERANCE if self._sandbox.rounded else TOLERANCE
+
+    def error(self, transform: Transform) -> float:
+        """Relative error of the outputs under a transform; infinite if it does not run."""
+        try:
+            state = transform.apply(self._sandbox.state)
+            outputs = run_all(self._sandbox, self._examples, state)
+        except (RebasinError, RuntimeError):
+            return float("inf")
+        return relative_error(self._baseline, outputs)
+
+    def holds(self, spec: PermutationSpec, groups: Sequence[str]) -> bool:
+        """Whether random elements of some groups leave the function as it is."""
+        for seed in range(_DRAWS):
+            generator = torch.Generator().manual_seed(seed)
+            drawn = Transform.random(spec, generator).only(groups)
+            if self.error(drawn) >= self.tolerance:
+                return False
+        return True
+
+    def sees(self, spec: PermutationSpec, group: str) -> bool:
+        """Whether one tensor, transformed alone by an element of a group, changes the function."""
+        far = action_of(spec.groups[group]).far(spec.groups[group])
+        alone = Transform.of(spec, {group: far})
+        for name in _ends(spec.tensors_of(group)):
+            own = [
+                c for c in spec.maps[name].components if c.group == group
+            ]
+            only_there = replace(spec.maps[name], components=tuple(own))
+            moved = alone.apply_map(self._sandbox.state[name], only_there)
+            state = self._sandbox.changed(
+                self._sandbox.state, {name: moved}
+            )
+            outputs = run_all(self._sandbox, self._examples, state)
+            change = relative_error(self._baseline, outputs)
+            if change > CONTROL_MARGIN * self.tolerance:
+                return True
+        return False
+
+    def close(self) -> None:
+        """Give shared memory back as it was."""
+        self._sandbox.close()
+
+
+def _ends(names: Sequence[str]) -> Iterator[str]:
+    """The last tensor, the first, and what lies between."""
+    yield names[-1]
+    yield from names[:-1]
+
+
+#: Makes the spec in which some groups have the proposal of this number (beginning with 0); others stay permutations.
+Build = Callable[[Mapping[str, int]], PermutationSpec]
+
+
+def prove(
+    gate: KindsGate,
+    build: Build,
+    proposals: Mapping[str, Sequence[str]],
+    own_group: Callable[[str, int], str],
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Find for each group the largest proposal that the gate lets pass.
+
+    Args:
+        gate: The gate.
+        build: Makes a spec of choices.
+        proposals: For each group the kinds that are proposed, the largest first.
+        own_group: The id of the group that a proposal adds or changes.
+
+    Returns:
+        The number of the proposal for each group that has one, and for the others why.
+    """
+    choices = dict.fromkeys(proposals, 0)
+    why: dict[str, str] = {}
+    # All together first: this is the usual case, and costs two runs.
+    spec = build(choices)
+    changed = [own_group(g, n) for g, n in choices.items()]
+    suspects = list(choices) if not gate.holds(spec, changed) else []
+    blind = [
+        g for g, n in choices.items() if not gate.sees(spec, own_group(g, n))
+    ]
+    for group in dict.fromkeys([*suspects, *blind]):
+        found, reason = _largest(gate, build, group, proposals[group], own_group)
+        del choices[group]
+        if found is not None:
+            choices[group] = found
+        if reason:
+            why[group] = reason
+    changed = [own_group(g, n) for g, n in choices.items()]
+    if suspects and not gate.holds(build(choices), changed):
+        # Each holds by itself and they do not together, which no rule foresees: nothing unproved is handed out.
+        return {}, dict.fromkeys(proposals, "the kinds of several groups do not go together")
+    return choices, why
+
+
+def _largest(
+    gate: KindsGate,
+    build: Build,
+    group: str,
+    kinds: Sequence[str],
+    own_group: Callable[[str, int], str],
+) -> tuple[int | None, str]:
+    """The first proposal for one group that holds by itself and can be seen."""
+    reason = ""
+    for number, kind in enumerate(kinds):
+        spec = build({group: number})
+        own = own_group(group, number)
+        if not gate.holds(spec, [own]):
+            reason = f"random elements of the kind {kind!r} change the function"
+        elif not gate.sees(spec, own):
+            reason = f"the example does not see elements of the kind {kind!r}"
+        else:
+            return number, reason
+    return None, reason

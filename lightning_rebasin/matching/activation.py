@@ -274,9 +274,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return {n: t for n, t in state.items() if isinstance(t, Tensor)}
 
 
-def _with_weights(
-    module: nn.Module, state: Mapping[str, Tensor]
-) -> nn.Module:
+def _with_weights(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a module with other weights."""
     copied = copy.deepcopy(module)
     with torch.no_grad():

@@ -88,7 +88,9 @@ def match_transforms(
     found_all = []
     for transform, canonical in zip(best, networks.canonical, strict=True):
         found_all.append(home.compose(transform).compose(canonical))
-    return ManyTransforms(tuple(found_all), objectives, starts, identity_objective)
+    return ManyTransforms(
+        tuple(found_all), objectives, starts, identity_objective
+    )
 
 
 @final

@@ -49,7 +49,8 @@ def best_elements(
         if fixed is not None and group.id in fixed:
             # Whichever old instance comes to a place: its element is that of the place.
             own = fixed[group.id].reshape(count, 1, -1)
-            candidates[group.id] = own.expand(count, count, -1)
+            everywhere = own.expand(count, count, -1)
+            candidates[group.id] = everywhere
             continue
         problems = {}
         for size, matrix in total[group.id].items():
@@ -59,7 +60,8 @@ def best_elements(
             count, count, *elements.shape[1:]
         )
         if group.parent is not None:
-            outer, size = total[group.parent.id], group.parent.size
+            outer = total[group.parent.id]
+            size = group.parent.size
             outer[size] = outer[size] + values.reshape(count, count)
     return _choose(groups, candidates)
 
@@ -69,19 +71,24 @@ def _by_set(
 ) -> dict[int, Tensor]:
     """The costs of a group for each set of things that it acts on; those of its units are always there."""
     given = costs.get(group.id, {})
-    by_set = {group.size: given} if isinstance(given, Tensor) else dict(given)
+    by_set: dict[int, Tensor] = {}
+    if isinstance(given, Tensor):
+        by_set[group.size] = given
+    else:
+        by_set.update(given)
     if group.size not in by_set:
-        by_set[group.size] = torch.zeros(
-            group.members, group.members, dtype=torch.float64
-        )
+        members = group.members
+        nothing = torch.zeros(members, members, dtype=torch.float64)
+        by_set[group.size] = nothing
     return by_set
 
 
 def _problems(group: Group, matrix: Tensor, size: int) -> Tensor:
     """One problem for every pair of instances: ``(pairs, size, size)``, or the diagonals of these."""
     count = group.instances
-    blocks = matrix.reshape(count, size, count, size).transpose(1, 2)
-    problems = blocks.reshape(count * count, size, size)
+    blocks = matrix.reshape(count, size, count, size)
+    pairs = blocks.transpose(1, 2)
+    problems = pairs.reshape(-1, size, size)
     if action_of(group).cost == "diagonal":
         return problems.diagonal(dim1=-2, dim2=-1)
     return problems

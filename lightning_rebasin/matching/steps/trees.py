@@ -58,16 +58,19 @@ class FlipStep(_TreeStep):
         values = leaves
         turned: list[Tensor] = []
         for level in reversed(range(depth)):
-            first, width = 2**level - 1, 2**level
-            nodes = slice(first, first + width)
-            gram = rules[:, nodes, nodes]
+            width = 2**level
+            gram = _level(rules, width)
             # (pairs, width, 2, width, 2): the children of n by the children of m
             below = values.reshape(-1, width, 2, width, 2)
-            straight = gram + below[:, :, 0, :, 0] + below[:, :, 1, :, 1]
-            crossed = below[:, :, 0, :, 1] + below[:, :, 1, :, 0] - gram
+            of_left, of_right = below.unbind(2)
+            left_left, left_right = of_left.unbind(-1)
+            right_left, right_right = of_right.unbind(-1)
+            straight = left_left + right_right + gram
+            crossed = left_right + right_left - gram
             turned.append(crossed > straight)
             values = torch.maximum(straight, crossed)
-        return _flips(turned[::-1]), values.reshape(-1)
+        turned.reverse()
+        return _flips(turned), values.reshape(-1)
 
 
 @final
@@ -121,24 +124,23 @@ class _OrderSearch:
         if not free:
             self._keep(leaves.reshape(-1) + gain, chosen)
             return
-        half = leaves.shape[-1] // 2
         # The first undecided rule of A is the highest bit of its leaves.
-        left, right = leaves[:, :half], leaves[:, half:]
+        left, right = leaves.chunk(2, 1)
         for k, rule in enumerate(free):
-            sides = _by_bit(left, k), _by_bit(right, k)
+            left_left, left_right = _by_bit(left, k)
+            right_left, right_right = _by_bit(right, k)
             product = self.rules[:, place, rule]
             rest = free[:k] + free[k + 1 :]
-            for sign in (1, -1):
-                # A negated rule has its sides the other way round.
-                same = sign == 1
-                halves = sides[0][0 if same else 1], sides[1][1 if same else 0]
-                self.place(
-                    place + 1,
-                    rest,
-                    halves[0] + halves[1],
-                    gain + sign * product,
-                    (*chosen, sign * (rule + 1)),
-                )
+            number = rule + 1
+            straight = left_left + right_right
+            self.place(
+                place + 1, rest, straight, gain + product, (*chosen, number)
+            )
+            # A negated rule has its sides the other way round.
+            crossed = left_right + right_left
+            self.place(
+                place + 1, rest, crossed, gain - product, (*chosen, -number)
+            )
 
     def _keep(self, values: Tensor, chosen: tuple[int, ...]) -> None:
         better = values > self.values
@@ -149,9 +151,17 @@ class _OrderSearch:
 
 def _by_bit(columns: Tensor, bit: int) -> tuple[Tensor, Tensor]:
     """Columns whose leaves have 0 and 1 in a bit, the highest being bit 0: two tensors with half the columns."""
-    blocks = 2**bit
-    split = columns.reshape(*columns.shape[:-1], blocks, 2, -1)
-    return split[..., 0, :].flatten(-2), split[..., 1, :].flatten(-2)
+    pairs, rows, _ = columns.shape
+    split = columns.reshape(pairs, rows, 2**bit, 2, -1)
+    zeros, ones = split.unbind(3)
+    return zeros.flatten(2), ones.flatten(2)
+
+
+def _level(rules: Tensor, width: int) -> Tensor:
+    """The Gram matrices of the nodes of one level, which has ``width`` nodes and begins behind as many, less one."""
+    first = width - 1
+    rows = rules.narrow(1, first, width)
+    return rows.narrow(2, first, width)
 
 
 def _flips(turned: list[Tensor]) -> Tensor:

@@ -91,11 +91,15 @@ class FlipAction(Action):
         """
         flips = element.reshape(group.instances, group.size)
         sources = node_sources(flips).to(units.device)
-        signs = torch.where(flips, -1, 1).to(units.device, units.dtype)
-        if units.shape[1] == group.size:
-            return _gather(units, sources[:, : group.size]) * signs[..., None]
-        if units.shape[1] == group.size + 1:
-            return _gather(units, sources[:, group.size :] - group.size)
+        size = group.size
+        if units.shape[1] == size:
+            signs = torch.where(flips, -1, 1)
+            signs = signs.to(units.device, units.dtype)
+            moved = _gather(units, sources[:, :size])
+            return moved * signs[..., None]
+        if units.shape[1] == size + 1:
+            leaves = sources[:, size:] - size
+            return _gather(units, leaves)
         raise TransformError(
             f"group {group.id!r}: flips move {group.size} rules or {group.size + 1} leaves, not {units.shape[1]} units"
         )
@@ -146,14 +150,10 @@ def node_sources(flips: Tensor) -> Tensor:
         width = level.shape[-1]
         flipped = flips[..., first : first + width].cpu()
         left, right = 2 * level + 1, 2 * level + 2
+        first_child = torch.where(flipped, right, left)
+        second_child = torch.where(flipped, left, right)
         # (..., width, 2): the two children of each node, then flat in heap order
-        children = torch.stack(
-            (
-                torch.where(flipped, right, left),
-                torch.where(flipped, left, right),
-            ),
-            -1,
-        )
+        children = torch.stack((first_child, second_child), -1)
         level = children.flatten(-2)
         levels.append(level)
         first += width

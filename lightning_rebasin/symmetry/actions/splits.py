@@ -58,10 +58,12 @@ class SplitAction(Action):
         """
         whole = not element.is_floating_point() and not element.is_complex()
         fits = whole and element.shape == group.shape
-        numbers = torch.arange(group.size) + 1
-        if not fits or not bool(
-            (element.cpu().abs().sort(-1).values == numbers).all()
-        ):
+        if fits:
+            given = element.cpu().abs()
+            numbers, _ = given.sort(-1)
+            wanted = self.identity(group)
+            fits = torch.equal(numbers, wanted.to(numbers.dtype))
+        if not fits:
             raise TransformError(
                 f"group {group.id!r}: splits must hold ±1 to ±{group.size}, each number once, in the shape "
                 f"{group.shape}"
@@ -90,7 +92,8 @@ class SplitAction(Action):
         if units.shape[1] == group.size:
             sources = splits.abs() - 1
             signs = splits.sign().to(units.device, units.dtype)
-            return _gather(units, sources) * signs[..., None]
+            moved = _gather(units, sources)
+            return moved * signs[..., None]
         if units.shape[1] == 2**group.size:
             return _gather(units, leaf_sources(splits))
         raise TransformError(
@@ -123,14 +126,17 @@ def leaf_sources(splits: Tensor) -> Tensor:
         [1, 3, 0, 2]
     """
     depth = splits.shape[-1]
-    sources = torch.zeros(*splits.shape[:-1], 2**depth, dtype=torch.long)
     leaves = torch.arange(2**depth)
+    sources = torch.zeros_like(leaves)
     for place in range(depth):
         rule = splits[..., place, None].cpu()
-        bit = (leaves >> (depth - 1 - place)) & 1
+        negated = (rule < 0).long()
+        shift = depth - 1 - place
+        bit = (leaves >> shift) & 1
         # A negated rule has its sides the other way round.
-        old_bit = bit ^ (rule < 0).long()
-        sources = sources + (old_bit << (depth - rule.abs()))
+        old_bit = bit ^ negated
+        old_shift = depth - rule.abs()
+        sources = sources + (old_bit << old_shift)
     return sources
 
 

@@ -151,7 +151,9 @@ def _whole(solution: dict[str, Fraction]) -> dict[str, int]:
     first = next(iter(solution.values()))
     scale = (1 if first > 0 else -1) / smallest
     scaled = {name: e * scale for name, e in solution.items()}
-    if any(e.denominator != 1 or int(e) not in POWERS for e in scaled.values()):
+    if any(
+        e.denominator != 1 or int(e) not in POWERS for e in scaled.values()
+    ):
         return {}
     return {name: int(e) for name, e in scaled.items()}
 

@@ -154,7 +154,9 @@ class ExponentWalk:
         exponent = POWERS.get(step.node.op)
         if exponent is None:
             given = step.number_argument("exponent", 0)
-            whole = isinstance(given, int | float) and float(given).is_integer()
+            whole = (
+                isinstance(given, int | float) and float(given).is_integer()
+            )
             exponent = Fraction(int(given)) if whole and given else None
         odd_denominator = exponent is None or exponent.denominator % 2
         if exponent is None or (self._sign and not odd_denominator):

@@ -173,7 +173,9 @@ class VectorWalk:
             seat = step.seat(value)
             assert seat is not None
             if seat.axes > 1:
-                raise Limit(f"it stands on two axes of one tensor at {step.name}")
+                raise Limit(
+                    f"it stands on two axes of one tensor at {step.name}"
+                )
             if not seat.whole:
                 raise Limit(f"its units are taken apart at {step.name}")
 
@@ -212,7 +214,9 @@ class VectorWalk:
                 raise Limit(f"its units stand beside others at {step.name}")
             self._keeps_mean = True
         if any(vector.square for vector in vectors):
-            raise Limit(f"something is added to squares of its units at {step.name}")
+            raise Limit(
+                f"something is added to squares of its units at {step.name}"
+            )
         gained = [vector for vector in vectors if vector.gain]
         plain = [vector for vector in vectors if not vector.gain]
         if gained:
@@ -360,9 +364,7 @@ class VectorWalk:
             raise Limit(f"{step.name} sums its units with weights of its own")
         self._joined(step, pair[0], pair[1], step.ref(added))
 
-    def _passed(
-        self, step: Step, vector: Vector, addend: int | None
-    ) -> None:
+    def _passed(self, step: Step, vector: Vector, addend: int | None) -> None:
         """Another dimension is contracted: the result is the same vector, with a bias perhaps."""
         self._use(vector, step.name)
         if addend is not None:

@@ -81,14 +81,10 @@ class KindsGate:
         far = action_of(spec.groups[group]).far(spec.groups[group])
         alone = Transform.of(spec, {group: far})
         for name in _ends(spec.tensors_of(group)):
-            own = [
-                c for c in spec.maps[name].components if c.group == group
-            ]
+            own = [c for c in spec.maps[name].components if c.group == group]
             only_there = replace(spec.maps[name], components=tuple(own))
             moved = alone.apply_map(self._sandbox.state[name], only_there)
-            state = self._sandbox.changed(
-                self._sandbox.state, {name: moved}
-            )
+            state = self._sandbox.changed(self._sandbox.state, {name: moved})
             outputs = run_all(self._sandbox, self._examples, state)
             change = relative_error(self._baseline, outputs)
             if change > CONTROL_MARGIN * self.tolerance:
@@ -137,7 +133,9 @@ def prove(
         g for g, n in choices.items() if not gate.sees(spec, own_group(g, n))
     ]
     for group in dict.fromkeys([*suspects, *blind]):
-        found, reason = _largest(gate, build, group, proposals[group], own_group)
+        found, reason = _largest(
+            gate, build, group, proposals[group], own_group
+        )
         del choices[group]
         if found is not None:
             choices[group] = found
@@ -146,7 +144,9 @@ def prove(
     changed = [own_group(g, n) for g, n in choices.items()]
     if suspects and not gate.holds(build(choices), changed):
         # Each holds by itself and they do not together, which no rule foresees: nothing unproved is handed out.
-        return {}, dict.fromkeys(proposals, "the kinds of several groups do not go together")
+        return {}, dict.fromkeys(
+            proposals, "the kinds of several groups do not go together"
+        )
     return choices, why
 
 
@@ -163,7 +163,9 @@ def _largest(
         spec = build({group: number})
         own = own_group(group, number)
         if not gate.holds(spec, [own]):
-            reason = f"random elements of the kind {kind!r} change the function"
+            reason = (
+                f"random elements of the kind {kind!r} change the function"
+            )
         elif not gate.sees(spec, own):
             reason = f"the example does not see elements of the kind {kind!r}"
         else:

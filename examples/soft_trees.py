@@ -5,10 +5,10 @@ Run from the repository with the shared data beside it (or REBASIN_SHARED set):
     python examples/soft_trees.py                             # two tables, three pairs, depths 1 to 3
     python examples/soft_trees.py --data pol heloc --minutes 9
 
-trains pairs of ensembles that differ in their seed (quantile → normal features, Adam 1e-3, batches of 512, 50 epochs, 256
-trees), aligns the second to the first, and measures by how many points the accuracy on the test part dips between them
+trains pairs of ensembles that differ in their seed (quantile → normal features, Adam 1e-3, batches of 512, 50 epochs,
+256 trees), aligns the second to the first, and measures by how many points the accuracy on the test part dips between them
 (25 λ): as they are, with the trees reordered, and with everything that their kind allows.  A perceptron of as many
-layers stands beside them.  Every run is a row of examples/results/soft_trees/rows.json; rows that are there already are
+layers stands beside them.  Every run is a row of examples/results/soft_trees/rows.json; rows that are there are
 kept, so a study can go on where it stopped.  Writes table.md and barriers.png beside it.  A pair takes 10 to 60 seconds.
 """
 
@@ -255,7 +255,8 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         groups.setdefault(row.key[:3], []).append(row)
     lines = [
-        "| table | model | depth | pairs | accuracy % | naive | permutation | all | by activations: permutation | all |",
+        "| table | model | depth | pairs | accuracy % | naive | permutation | all | by activations: permutation "
+        "| all |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     order = sorted(

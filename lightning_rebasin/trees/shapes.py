@@ -110,7 +110,7 @@ class NonOblivious(TreeShape):
 
 @final
 class Oblivious(TreeShape):
-    """A perfect binary tree in which all nodes of one level share their rule; the first rule is a leaf's highest bit."""
+    """A perfect binary tree in which all nodes of a level share their rule; the first rule is a leaf's highest bit."""
 
     @property
     def rules(self) -> int:

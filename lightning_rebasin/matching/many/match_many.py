@@ -36,8 +36,8 @@ from lightning_rebasin.assignment.solve import checked_solver
 from lightning_rebasin.errors import ConfigurationError, PermutationError
 from lightning_rebasin.matching.importance import weighted
 from lightning_rebasin.matching.many.frank_wolfe import frank_wolfe
-from lightning_rebasin.matching.many.joint_anneal import joint_anneal
 from lightning_rebasin.matching.many.general import match_transforms
+from lightning_rebasin.matching.many.joint_anneal import joint_anneal
 from lightning_rebasin.matching.many.soft import SoftNetworks
 from lightning_rebasin.matching.many.universe import State, Universe
 from lightning_rebasin.matching.search.anneal import FAST, SLOW
@@ -110,7 +110,7 @@ class ManyMatchResult:
         return self.objective - self.identity_objective
 
     def pairwise(self, reference: int, source: int) -> Transform:
-        """What brings network ``source`` near network ``reference``, as it stands: a permutation if the spec has no other.
+        """What brings network ``source`` near network ``reference``, as it stands: a permutation if nothing else is.
 
         For all ``a, b, c``: ``pairwise(a, b).compose(pairwise(b, c)) == pairwise(a, c)``.
         """

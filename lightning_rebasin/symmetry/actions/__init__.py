@@ -5,13 +5,13 @@
 package registers the kinds: each new file needs a line here.
 """
 
+from lightning_rebasin.symmetry.actions import balance as balance
 from lightning_rebasin.symmetry.actions.action import (
     Action,
     action_of,
     register_action,
     registered_action,
 )
-from lightning_rebasin.symmetry.actions import balance as balance
 from lightning_rebasin.symmetry.actions.flips import FlipAction
 from lightning_rebasin.symmetry.actions.linear import LinearAction
 from lightning_rebasin.symmetry.actions.orthogonal import (

@@ -4,8 +4,8 @@ On the dimensions that a declaration speaks about, its groups take the place of 
 hidden layer that feeds a declaring module keeps its units, which lie on another dimension of the same weight.
 
 An inferred group may also reach beyond the module: the trace sees that the trees of an ensemble are interchangeable,
-and that a gate outside, with one number for each tree, moves with them.  Where a declared permutation moves exactly what
-the inferred one does, it takes over all its places, the outer ones too.  Otherwise the inferred group is pinned.
+and that a gate outside, with one number for each tree, moves with them.  Where a declared permutation moves exactly
+what the inferred one does, it takes over all its places, the outer ones too.  Otherwise the inferred group is pinned.
 
 Nothing here is proved; :mod:`.prove` does that with the result.
 """

@@ -2,7 +2,7 @@
 
 The trace says at which operands the units of a group can be seen.  It does not know the declared symmetries: the leaves
 of a tree look like samples to it, though flips move them.  So every address is tried: with all declared groups changed
-as much as they can be, the units must be seen in their new places, unchanged.  Addresses where they are not are dropped.
+as much as they can be, the units must be seen in their new places, unchanged.  Other addresses are dropped.
 """
 
 from __future__ import annotations

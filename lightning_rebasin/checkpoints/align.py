@@ -25,7 +25,7 @@ from lightning_rebasin.matching import (
 from lightning_rebasin.matching.activation import STATISTICS, Statistic
 from lightning_rebasin.merging.interpolate import average
 from lightning_rebasin.merging.statistics import copied, moved_to
-from lightning_rebasin.symmetry import Permutation, PermutationSpec
+from lightning_rebasin.symmetry import PermutationSpec, Transform
 from lightning_rebasin.symmetry.proof.gate import check_in_place
 from lightning_rebasin.symmetry.run.examples import Example
 from lightning_rebasin.symmetry.run.lightning import few
@@ -48,7 +48,7 @@ class Aligned:
         errors: Relative output error of each permuted model; empty if there was no module.
     """
 
-    permutations: tuple[Permutation | None, ...]
+    permutations: tuple[Transform | None, ...]
     matches: tuple[MatchResult, ...] = ()
     many: ManyMatchResult | None = None
     errors: tuple[float, ...] = ()
@@ -90,7 +90,8 @@ def align(
     Raises:
         ConfigurationError: Activation matching without network or data.
     """
-    if method == "weight" and len(states) > 2:
+    pure = all(group.kind == "permutation" for group in spec.groups.values())
+    if method == "weight" and len(states) > 2 and pure:
         result = match_many(
             spec,
             states,
@@ -118,7 +119,7 @@ def align(
                 statistic=STATISTICS[method],
             )
         matches.append(match)
-    permutations = [match.permutation for match in matches]
+    permutations = [match.transform for match in matches]
     return Aligned((None, *permutations), tuple(matches))
 
 
@@ -159,7 +160,7 @@ def match_by_activations(
 def prove(
     network: nn.Module | None,
     states: Sequence[Mapping[str, Tensor]],
-    permutations: Sequence[Permutation | None],
+    permutations: Sequence[Transform | None],
     data: Iterable[Any] | None,
     example: Any,
 ) -> tuple[float, ...]:
@@ -263,7 +264,7 @@ def _own(module: nn.Module, value: Any) -> Any:
 
 def average_aligned(
     states: Sequence[Mapping[str, Tensor]],
-    permutations: Sequence[Permutation | None],
+    permutations: Sequence[Transform | None],
     weights: Sequence[float],
     *,
     progress: bool = False,
@@ -299,7 +300,7 @@ def average_aligned(
 
 
 def permuted(
-    state: Mapping[str, Tensor], name: str, permutation: Permutation | None
+    state: Mapping[str, Tensor], name: str, permutation: Transform | None
 ) -> Tensor:
     """One tensor of a permuted model."""
     if permutation is None:

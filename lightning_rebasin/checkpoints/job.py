@@ -97,7 +97,22 @@ class Job:
             return spec
         assert self.network is not None
         inputs = example_input(self.network, self.example, self.data)
-        return infer_spec(self.network, *inputs)
+        return infer_spec(self.network, *inputs, kinds=self.options.kinds)
+
+    def in_gauge(
+        self,
+        spec: PermutationSpec | None,
+        states: Sequence[Mapping[str, Tensor]],
+    ) -> Sequence[Mapping[str, Tensor]]:
+        """The weights in canonical gauge, where the spec has other kinds than permutations: the same functions.
+
+        Weights of two networks may only be averaged in one gauge, whatever the alignment.
+        """
+        if spec is None or not any(
+            group.kind != "permutation" for group in spec.groups.values()
+        ):
+            return states
+        return [spec.canonicalise(state) for state in states]
 
     def give_room(self) -> None:
         """Matching and averaging need the room that the network's weights take."""

@@ -117,6 +117,7 @@ def merge_checkpoints(
     files = job.read(paths, spec)
     states = job.mixed_states(files, shares)
     spec = None if spec is None else spec.pin_identical_buffers(*states)
+    states = job.in_gauge(spec, states)
     aligned, choice = _align(job, spec, states, shares)
     method = asked.without_data if choice is None else choice.method
     if method == "none":

@@ -35,6 +35,8 @@ class MergeOptions:
             measures which is best if there are data, ``"none"`` corrects nothing.
         heads: ``"average"`` merges the heads like every other layer; ``"concatenate"`` puts them side by side, for
             classifiers of different label sets.
+        kinds: Which kinds of symmetry to look for, as in :func:`~lightning_rebasin.infer_spec`; with others than
+            permutations all models are put into canonical gauge first.
         select: Which weights of the files, as ``weights`` of :func:`read_checkpoint`.
         prefix: What to do with prefixes, see :func:`read_checkpoint`.
         unsafe: Unpickle in full what torch's safe loader refuses.
@@ -57,6 +59,7 @@ class MergeOptions:
     shares: Sequence[float] | None = None
     statistics: Statistics = "auto"
     heads: Heads = "average"
+    kinds: str | tuple[str, ...] = "permutation"
     select: str = "state_dict"
     prefix: str | Mapping[str, str] | None = None
     unsafe: bool = False
@@ -173,6 +176,10 @@ class MergeOptions:
         if not module:
             raise ConfigurationError(
                 "heads='concatenate' runs the network to find its head: give the module (--module)"
+            )
+        if self.kinds != "permutation":
+            raise ConfigurationError(
+                "heads='concatenate' goes with permutations only: leave kinds (--kinds) out"
             )
         if spec:
             raise ConfigurationError(

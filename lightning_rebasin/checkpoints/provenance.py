@@ -49,7 +49,8 @@ def provenance(
     if spec is not None and aligned.objectives:
         history["spec"] = json.dumps(spec.to_dict())
         history["permutations"] = [
-            None if p is None else dict(p.orders) for p in aligned.permutations
+            None if p is None else dict(p.elements)
+            for p in aligned.permutations
         ]
         history["objectives"] = [list(pair) for pair in aligned.objectives]
     return history

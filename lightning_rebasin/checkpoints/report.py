@@ -10,7 +10,7 @@ from typing import Any
 from lightning_rebasin.checkpoints.heads import Heads
 from lightning_rebasin.matching import ManyMatchResult, MatchResult
 from lightning_rebasin.merging import LayerFit, LeftLayer
-from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
@@ -77,7 +77,7 @@ class MergeReport:
     output: Path | None
     method: str
     statistics: str
-    permutations: tuple[Permutation | None, ...]
+    permutations: tuple[Transform | None, ...]
     matches: tuple[MatchResult, ...]
     many: ManyMatchResult | None
     errors: tuple[float, ...]

@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-progress", action="store_true", help="no progress bars"
     )
+    common.add_kinds_argument(parser)
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser)
     common.add_file_arguments(parser)
@@ -106,14 +107,14 @@ def run(args: argparse.Namespace) -> int:
     )
     a, b = (file.state_dict for file in files)
     curves = {}
-    for label, state in {
-        "naive": b,
+    for label, (start, end) in {
+        "naive": (a, b),
         **_matched(args, module, a, b, data),
     }.items():
         curves[label] = measure_barrier(
             module,
-            a,
-            state,
+            start,
+            end,
             data.validate,
             points=args.points,
             loss=None
@@ -133,16 +134,17 @@ def run(args: argparse.Namespace) -> int:
 def _matched(
     args: argparse.Namespace, module: Any, a: Any, b: Any, data: datasets.Data
 ) -> dict[str, Any]:
-    """B's weights after matching, if asked for."""
+    """Both ends after matching, if asked for: other kinds than permutations are compared in canonical gauge."""
     from lightning_rebasin.checkpoints.align import example_input
     from lightning_rebasin.symmetry import (
-        Permutation,
         PermutationSpec,
+        Transform,
         infer_spec,
     )
 
     if args.permutation:
-        return {"permuted": Permutation.load(args.permutation).apply(b)}
+        found = Transform.load(args.permutation)
+        return {"permuted": (found.spec.canonicalise(a), found.apply(b))}
     if not args.match and not args.method:
         return {}
     if args.spec:
@@ -153,8 +155,11 @@ def _matched(
             *example_input(
                 module, common.load_example(args, module), data.train
             ),
+            kinds=common.kinds_of(args),
         )
-    return {"matched": _permutation(args, module, spec, (a, b), data).apply(b)}
+    ends = (spec.canonicalise(a), spec.canonicalise(b))
+    found = _permutation(args, module, spec, ends, data)
+    return {"matched": (ends[0], found.apply(ends[1]))}
 
 
 def _permutation(
@@ -174,7 +179,7 @@ def _permutation(
     if "weight" in methods:
         found["weight"] = match_weights(
             spec, *ends, seed=args.seed, progress=not args.no_progress
-        ).permutation
+        ).transform
     if methods == ("weight",):
         return found["weight"]
     batches = list(data.train)

@@ -35,6 +35,23 @@ def add_model_arguments(
         )
 
 
+def add_kinds_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare which kinds of symmetry are looked for."""
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        default=["permutation"],
+        metavar="KIND",
+        help="kinds of symmetry to look for: 'all', or some of permutation, sign, scale, orthogonal, orthogonal_mean, "
+        "linear, plane; transformers need 'all' (default: permutation)",
+    )
+
+
+def kinds_of(args: argparse.Namespace) -> str | tuple[str, ...]:
+    """The kinds that were asked for, as :func:`~lightning_rebasin.infer_spec` takes them."""
+    return "all" if "all" in args.kinds else tuple(args.kinds)
+
+
 def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare how checkpoints are read."""
     group = parser.add_argument_group("reading files")

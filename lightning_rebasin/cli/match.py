@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="also write the report to this file",
     )
+    common.add_kinds_argument(parser)
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser)
     common.add_file_arguments(parser)
@@ -69,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     if args.spec:
         spec = PermutationSpec.load(args.spec)
     elif module is not None:
-        spec = infer_spec(module, *example_input(module, example, data))
+        inputs = example_input(module, example, data)
+        spec = infer_spec(module, *inputs, kinds=common.kinds_of(args))
     else:
         raise ConfigurationError(
             "say what the network is: --module, --config or --spec"
@@ -93,8 +95,8 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             progress=not args.no_progress,
         )
-    errors = prove(module, states[1:], [match.permutation], data, example)
-    match.permutation.save(args.output)
+    errors = prove(module, states[1:], [match.transform], data, example)
+    match.transform.save(args.output)
     if args.report:
         common.write_json(
             args.report,

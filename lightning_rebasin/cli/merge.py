@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="'concatenate' puts the heads of classifiers of different label sets side by side: the outputs of A come "
         "first, then those of B, ... (default: %(default)s)",
     )
+    common.add_kinds_argument(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="do everything but write OUT"
     )
@@ -91,6 +92,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser, several=True)
     common.add_file_arguments(parser)
+
+
+def _kinds(args: argparse.Namespace) -> str | tuple[str, ...]:
+    """Permutations alone are the default of the options."""
+    kinds = common.kinds_of(args)
+    return "permutation" if kinds == ("permutation",) else kinds
 
 
 class _Share(argparse.Action):
@@ -135,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
         shares=args.share,
         statistics=args.statistics,
         heads=args.heads,
+        kinds=_kinds(args),
         select=reading["weights"],
         prefix=reading["prefix"],
         unsafe=reading["unsafe"],

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_rebasin.cli import datasets
+from lightning_rebasin.cli import common, datasets
 from lightning_rebasin.cli.model import (
     add_model_arguments,
     build_inputs,
@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TENSOR",
         help="keep this tensor as it is",
     )
+    common.add_kinds_argument(parser)
     parser.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from lightning_rebasin.errors import UntracedWarning
     from lightning_rebasin.symmetry import (
         Permutation,
+        Transform,
         check_equivalence,
         infer_spec,
     )
@@ -93,18 +95,21 @@ def run(args: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         # The table prints the same notes.
         warnings.simplefilter("ignore", UntracedWarning)
-        spec = infer_spec(module, *inputs)
+        spec = infer_spec(module, *inputs, kinds=common.kinds_of(args))
     for tensor in args.pin:
         spec = pin_tensor(spec, tensor)
     explained = [spec.explain(tensor) for tensor in args.explain]
     print("\n".join([str(spec), *explained]))
     if args.check:
-        permutation = Permutation.random(
+        transform = Transform.random(
             spec, torch.Generator().manual_seed(args.seed)
         )
-        error = check_equivalence(module, permutation, *inputs)
+        error = check_equivalence(module, transform, *inputs)
+        drawn = "permutation"
+        if not isinstance(transform, Permutation):
+            drawn = "element"
         print(
-            f"proved: a random permutation of every group changes the output by {error:.1e} (relative, float64)"
+            f"proved: a random {drawn} of every group changes the output by {error:.1e} (relative, float64)"
         )
     if args.output is not None:
         spec.save(args.output)

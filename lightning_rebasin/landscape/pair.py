@@ -40,7 +40,7 @@ from lightning_rebasin.merging.statistics import (
     batch_norms,
     moved_to,
 )
-from lightning_rebasin.symmetry import Example, Permutation, PermutationSpec
+from lightning_rebasin.symmetry import Example, PermutationSpec, Transform
 from lightning_rebasin.symmetry.run.lightning import call, silence
 
 State = Mapping[str, Tensor]
@@ -171,7 +171,7 @@ class Pair:
 
     def match(
         self, spec: PermutationSpec, batches: Sequence[Any], method: str
-    ) -> Permutation:
+    ) -> Transform:
         """Match by activations; collective.
 
         Args:
@@ -183,7 +183,7 @@ class Pair:
             RebasinError: The matching failed, on every process.
         """
         if not spec.groups:
-            return Permutation.identity(spec)
+            return Transform.identity(spec)
         for network, state in zip(self._networks, self._states, strict=True):
             network.load_state_dict(state)
         agreed = False
@@ -203,14 +203,14 @@ class Pair:
                 _named(batches),
                 statistic=STATISTICS[method],
                 total=total,
-            ).permutation
+            ).transform
         except RebasinError as error:
             if not agreed:
                 self._processes.agree(error)
             raise
 
     def distances(
-        self, rivals: Mapping[Name, Permutation], batches: Sequence[Any]
+        self, rivals: Mapping[Name, Transform], batches: Sequence[Any]
     ) -> dict[Name, float]:
         """How far the midpoint's outputs are from the mean of the ends' outputs, for each matching; collective.
 
@@ -232,7 +232,7 @@ class Pair:
         return found
 
     def _distance(
-        self, permutation: Permutation, batches: Sequence[Any]
+        self, permutation: Transform, batches: Sequence[Any]
     ) -> float:
         """The distance of one midpoint; collective."""
         first, middle = self._networks

@@ -239,13 +239,11 @@ def match_activations(
     method = f"activations, {statistic.replace('_', ' ')}"
     if not _only_permutations(spec):
         weights = _state(reference_module), _state(source_module)
-        best = _best_transform(spec, scores, weights, checked_solver(solver))
-        return replace(
-            best,
-            transform=best.transform.compose(canonical),
-            seconds=time.perf_counter() - begin,
-            method=method,
+        found = _best_transform(
+            spec, scores, weights, canonical, checked_solver(solver)
         )
+        seconds = time.perf_counter() - begin
+        return replace(found, seconds=seconds, method=method)
     permutation = best_permutation(spec, scores, checked_solver(solver))
     ends = Permutation.identity(spec), permutation
     before, after = (
@@ -287,9 +285,10 @@ def _best_transform(
     spec: PermutationSpec,
     scores: Mapping[str, Tensor],
     weights: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    canonical: Transform,
     solver: Solver,
 ) -> MatchResult:
-    """The elements with the highest total score, family by family, between networks in canonical gauge.
+    """The elements with the highest total score, family by family, behind the transform that made the source canonical.
 
     Units with a sign or a scale of their own are seen where their permutation is: their pairs are its pairs.  Groups
     that are seen nowhere are chosen by weights, with all others as they are.
@@ -312,7 +311,7 @@ def _best_transform(
         best = complete(spec, *weights, decided, solver)
     identity = Transform.identity(spec)
     return MatchResult(
-        transform=best,
+        transform=best.compose(canonical),
         objective=_score_of(spec, costs, best),
         identity_objective=_score_of(spec, costs, identity),
     )

@@ -1,4 +1,4 @@
-"""Which permutation to keep: candidates met during training, scored on held-out data.
+"""Which permutation or other symmetry to keep: candidates met during training, scored on held-out data.
 
 The loss of one minibatch is too noisy to choose by.  It only decides who is *short-listed*: the permutation that
 training started from, the one with the lowest minibatch loss since the last validation, and the current one.  Each of
@@ -24,29 +24,29 @@ from lightning_rebasin.merging.statistics import (
     statistics_of,
 )
 from lightning_rebasin.modules.inner import InnerModel
-from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A permutation, its held-out loss, and the running statistics that its midpoint was scored with.
+    """A symmetry of the source, its held-out loss, and the running statistics that its midpoint was scored with.
 
     Args:
-        permutation: Brings the source near to the reference.
+        transform: Brings the source near to the reference.
         score: Mean held-out loss of the midpoint; infinite before it is scored.
         statistics: Re-estimated batch-norm buffers of the midpoint by name; empty without batch norm.
     """
 
-    permutation: Permutation
+    transform: Transform
     score: float = math.inf
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_state(self) -> dict[str, Any]:
         """Tensors and numbers that load with ``weights_only=True``."""
         return {
-            "orders": dict(self.permutation.orders),
+            "orders": dict(self.transform.elements),
             "score": self.score,
             "statistics": {
                 name: tensor.clone()
@@ -61,10 +61,10 @@ class Candidate:
         """Inverse of :meth:`to_state`.
 
         Raises:
-            PermutationError: The stored permutation does not fit the spec.
+            TransformError: The stored elements do not fit the spec.
         """
         return cls(
-            Permutation(spec, state["orders"]),
+            Transform.of(spec, state["orders"]),
             state["score"],
             state["statistics"],
         )
@@ -75,32 +75,33 @@ class Shortlist:
     """Collects candidates between two validations."""
 
     def __init__(self) -> None:
-        self._start: Permutation | None = None
-        self._lowest: Permutation | None = None
+        self._starts: list[Transform] = []
+        self._lowest: Transform | None = None
         self._lowest_loss = math.inf
 
-    def start_from(self, permutation: Permutation) -> None:
-        """Remember where training started: plain weight matching is always among the candidates."""
-        self._start = permutation
+    def start_from(self, *transforms: Transform) -> None:
+        """Remember where training could start: plain matching is always among the candidates."""
+        self._starts = list(transforms)
 
-    def offer(self, permutation: Permutation, loss: float) -> None:
-        """Consider the permutation of one training step by its minibatch loss."""
+    def offer(self, transform: Transform, loss: float) -> None:
+        """Consider the transform of one training step by its minibatch loss."""
         if loss < self._lowest_loss:
-            self._lowest, self._lowest_loss = permutation, loss
+            self._lowest, self._lowest_loss = transform, loss
 
-    def candidates(self, current: Permutation) -> list[Permutation]:
-        """The short list without repetitions, the current permutation first."""
+    def candidates(self, current: Transform) -> list[Transform]:
+        """The short list without repetitions, the current transform first."""
         found = [current]
-        for permutation in (self._lowest, self._start):
-            if permutation is not None and all(
-                permutation != other for other in found
+        for transform in (self._lowest, *self._starts):
+            if transform is not None and all(
+                transform != other for other in found
             ):
-                found.append(permutation)
+                found.append(transform)
         return found
 
     def clear(self) -> None:
         """Begin a new list after a validation."""
-        self._start = self._lowest = None
+        self._starts = []
+        self._lowest = None
         self._lowest_loss = math.inf
 
 
@@ -177,8 +178,10 @@ def estimate_statistics(
     return statistics_of(norms)
 
 
-def changed_fraction(before: Permutation, after: Permutation) -> float:
-    """Fraction of all units that two permutations send to different places."""
-    pairs = [(before.flat(group), after.flat(group)) for group in after.orders]
+def changed_fraction(before: Transform, after: Transform) -> float:
+    """Fraction of all units that two transforms send to different places."""
+    pairs = [
+        (before.flat(group), after.flat(group)) for group in after.elements
+    ]
     moved = sum(int((old != new).sum()) for old, new in pairs)
     return moved / max(sum(len(new) for _, new in pairs), 1)

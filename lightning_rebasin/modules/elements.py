@@ -8,12 +8,16 @@ and the gradient of the loss at the midpoint moves all groups together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import final
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from lightning_rebasin.landscape.copies import isolated_rng
+from lightning_rebasin.modules.endpoints import Endpoints
+from lightning_rebasin.modules.inner import InnerModel
 from lightning_rebasin.symmetry.actions.action import action_of
 from lightning_rebasin.symmetry.actions.transform import Transform, act
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -56,7 +60,7 @@ class LearnedElements(nn.Module):
             started: The source under the start.
         """
         elements = self.elements()
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, tensor in started.items():
             origin = self.spec.aliases.get(name, name)
             axis_map = self.spec.maps.get(origin)
@@ -78,3 +82,33 @@ class LearnedElements(nn.Module):
                     group, latent.detach().cpu().double()
                 )
         return Transform.of(self.spec, wide).compose(self.start)
+
+
+def best_start(
+    inner: InnerModel,
+    ends: Endpoints,
+    starts: Sequence[Transform],
+    batches: Sequence[Any],
+) -> Transform:
+    """The start whose midpoint has the lowest loss; the first one without batches.
+
+    Args:
+        inner: Computes the loss, on the CPU.
+        ends: Both ends.
+        starts: Where learning may start.
+        batches: A few training batches on the CPU.
+    """
+    if len(starts) < 2 or not batches:
+        return starts[0]
+    losses = []
+    with torch.no_grad():
+        for start in starts:
+            weights = ends.callable_weights(ends.midpoint(start, 0.5))
+            total = 0.0
+            for number, batch in enumerate(batches):
+                with isolated_rng():
+                    total += float(inner.loss_at(weights, batch, number))
+            losses.append(total)
+    # A loss that is not a number is no argument for a start.
+    known = [float("inf") if math.isnan(loss) else loss for loss in losses]
+    return starts[known.index(min(known))]

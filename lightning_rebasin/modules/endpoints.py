@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lightning_rebasin.checkpoints import read_checkpoint
 from lightning_rebasin.landscape.weights import weights_of
 from lightning_rebasin.merging.interpolate import check_alike, interpolate
-from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions.transform import Transform
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 #: Weights as a state dict or as the path of a checkpoint.
 Weights = str | Path | Mapping[str, Any]
@@ -58,7 +59,7 @@ class Endpoints:
             for name in self.reference
             if name in self._tensors.difference(self.parameters)
         )
-        self._aligned: tuple[Permutation, dict[str, Tensor]] | None = None
+        self._aligned: tuple[Transform, dict[str, Tensor]] | None = None
         self.place(model)
 
     def place(self, model: nn.Module) -> None:
@@ -75,21 +76,28 @@ class Endpoints:
         }
         self._aligned = None
 
-    def align(self, permutation: Permutation) -> dict[str, Tensor]:
-        """The permuted source; the last one is kept, for a projection often changes nothing."""
+    def use_gauge(self, spec: PermutationSpec) -> None:
+        """Put the reference into canonical gauge, the same function: the source's transforms bring it near to that.
+
+        Args:
+            spec: What may be changed; nothing happens if that is permutations only.
+        """
+        if any(group.kind != "permutation" for group in spec.groups.values()):
+            self.reference = spec.canonicalise(self.reference)
+
+    def align(self, permutation: Transform) -> dict[str, Tensor]:
+        """The transformed source; the last one is kept, for a projection often changes nothing."""
         if self._aligned is None or self._aligned[0] is not permutation:
             self._aligned = (permutation, permutation.apply(self.source))
         return self._aligned[1]
 
     def midpoint(
-        self, permutation: Permutation, lam: float
+        self, permutation: Transform, lam: float
     ) -> dict[str, Tensor]:
         """``(1 − λ)·reference + λ·permuted source``, every tensor of the state dict."""
         return interpolate(self.reference, permutation.apply(self.source), lam)
 
-    def buffers(
-        self, permutation: Permutation, lam: float
-    ) -> dict[str, Tensor]:
+    def buffers(self, permutation: Transform, lam: float) -> dict[str, Tensor]:
         """Fresh buffers of the point at λ; a forward pass may change them."""
         aligned = self.align(permutation)
         return interpolate(

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ from lightning_rebasin.matching.straight_through import (
     straight_through_point,
 )
 from lightning_rebasin.merging.statistics import batch_norms
+from lightning_rebasin.modules.batches import first_batches
 from lightning_rebasin.modules.candidates import (
     Candidate,
     Score,
@@ -48,16 +49,21 @@ from lightning_rebasin.modules.candidates import (
     changed_fraction,
     estimate_statistics,
 )
+from lightning_rebasin.modules.elements import LearnedElements, best_start
 from lightning_rebasin.modules.endpoints import Endpoints
 from lightning_rebasin.modules.inner import LossFunction
 from lightning_rebasin.modules.options import MergeOptions
 from lightning_rebasin.modules.outer import OuterModule
 from lightning_rebasin.modules.start import Start
+from lightning_rebasin.symmetry.actions.kinds import PERMUTATION
 from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.proof.gate import check_equivalence
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 _STATE = "lightning_rebasin_merge"
+#: Batches on which the starts of learned elements are compared.
+_START_BATCHES = 8
 
 
 class MergeModule(OuterModule):
@@ -82,7 +88,11 @@ class MergeModule(OuterModule):
         stands_for: Whether the free parameters stand for the permuted source or for the midpoint.
         projection: Whether they are projected by inner product or by L2 distance; the same for ``"endpoint"``.
         init: The first projection starts from ``"identity"``, from ``"activations"`` (activation matching on the first
-            batches) or from a given permutation.
+            batches) or from a given permutation.  Other kinds start from the better one of weight and activation
+            matching, or from a given transform.
+        kinds: Which kinds of symmetry to use, as in :func:`~lightning_rebasin.infer_spec`.  With other kinds than
+            permutations (``"all"``), rotations, linear maps and scales are learned by gradient descent and the
+            permutations of the start stay; the reference is put into canonical gauge, which keeps its function.
         project_every: Optimizer steps from one projection to the next.  More than 1 is *another algorithm*: cheaper,
             and in between the gradient is taken at an outdated permutation.
         batch_norm_batches: Training batches kept for re-estimating batch-norm statistics; unused without batch norm.
@@ -123,7 +133,8 @@ class MergeModule(OuterModule):
         lam: float | tuple[float, float] = 0.5,
         stands_for: StandsFor = "endpoint",
         projection: Projection = "inner_product",
-        init: Literal["identity", "activations"] | Permutation = "identity",
+        init: Literal["identity", "activations"] | Transform = "identity",
+        kinds: str | Iterable[str] = PERMUTATION,
         project_every: int = 1,
         batch_norm_batches: int = 20,
         seed: int = 0,
@@ -147,14 +158,18 @@ class MergeModule(OuterModule):
             seed,
         )
         self.ends = Endpoints(self.inner.model, reference, source)
+        self._start = Start(self.inner.model, self.ends, spec, init, kinds)
         self.free = nn.ParameterList(
             self.ends.reference[name].clone() for name in self.ends.parameters
         )
-        self._start = Start(self.inner.model, self.ends, spec, init)
+        #: What is learned instead of ``free`` where there are other kinds than permutations.
+        self.elements: LearnedElements | None = None
+        if not self._start.only_permutations:
+            self.free = nn.ParameterList()
         self._recent: deque[Any] = deque(
             maxlen=batch_norm_batches if batch_norms(self.inner) else 0
         )
-        self._current: Permutation | None = None
+        self._current: Transform | None = None
         self._best: Candidate | None = None
         self._projector: Projector | None = None
         self._projected_at: int | None = None
@@ -175,20 +190,40 @@ class MergeModule(OuterModule):
         return self._start.spec
 
     @property
-    def permutation(self) -> Permutation:
-        """The permutation of the source with the best held-out midpoint; the current one if none was scored.
+    def transform(self) -> Transform:
+        """The symmetry of the source with the best held-out midpoint; the current one if none was scored.
 
         Raises:
             ConfigurationError: Nothing was learned or loaded yet.
         """
-        found = (
-            self._best.permutation if self._best is not None else self._current
-        )
+        found = self._now()
+        if self._best is not None:
+            found = self._best.transform
         if found is None:
             raise ConfigurationError(
                 "this MergeModule has no permutation yet: call trainer.fit(merge_module, ...) first"
             )
         return found
+
+    @property
+    def permutation(self) -> Permutation:
+        """:attr:`transform`, where it is a permutation.
+
+        Raises:
+            ConfigurationError: Nothing was learned or loaded yet, or other kinds than permutations were.
+        """
+        found = self.transform
+        if not isinstance(found, Permutation):
+            raise ConfigurationError(
+                "this MergeModule learns other kinds than permutations: use merge_module.transform"
+            )
+        return found
+
+    def _now(self) -> Transform | None:
+        """The transform of this training step."""
+        if self.elements is not None:
+            return self.elements.transform()
+        return self._current
 
     def merged_state_dict(self) -> dict[str, Tensor]:
         """The merged network's weights: the midpoint, with the batch-norm statistics that it was scored with.
@@ -199,7 +234,7 @@ class MergeModule(OuterModule):
         Raises:
             ConfigurationError: Nothing was learned or loaded yet.
         """
-        merged = self.ends.midpoint(self.permutation, self._options.score_lam)
+        merged = self.ends.midpoint(self.transform, self._options.score_lam)
         if self._best is not None:
             merged |= self._best.statistics
         return {name: tensor.detach().cpu() for name, tensor in merged.items()}
@@ -219,11 +254,11 @@ class MergeModule(OuterModule):
             ConfigurationError: Nothing was learned yet, or there are no example inputs to prove it with.
             OutputError: The file exists, or cannot be written.
         """
-        permutation = self.permutation
+        transform = self.transform
         args, kwargs = self._start.example
         error = check_equivalence(
             self.ends.write_source(self.inner.model),
-            permutation,
+            transform,
             *args,
             **kwargs,
         )
@@ -233,13 +268,15 @@ class MergeModule(OuterModule):
             else None
         )
         history = {
-            "method": "straight-through",
+            "method": "straight-through"
+            if self.elements is None
+            else "learned",
             "lam": self._options.score_lam,
             "held_out_loss": self._best.score
             if self._best is not None
             else None,
             "equivalence_error": error,
-            "permutation": dict(permutation.orders),
+            "permutation": dict(transform.elements),
         }
         write_checkpoint(
             path,
@@ -253,8 +290,20 @@ class MergeModule(OuterModule):
         """Infer the spec if needed, and decide where the first projection starts."""
         self.inner.attach(self.trainer, self._log_inner)
         self._start.look_at_data(self.trainer)
-        if self._current is None:
+        if self._current is not None:
+            return
+        if self._start.only_permutations:
             self._current = self._start.permutation(self.trainer)
+            return
+        self.ends.use_gauge(self.spec)
+        starts = self._start.transforms(self.trainer)
+        batches = first_batches(self.trainer, _START_BATCHES)
+        # Every process must start from the same elements; the first one says which.
+        best = best_start(self.inner, self.ends, starts, batches)
+        told: Any = self.trainer.strategy.broadcast(dict(best.elements))
+        self._current = Transform.of(self.spec, told)
+        self._shortlist.start_from(*starts)
+        self.elements = LearnedElements(self.spec, self._current)
 
     def on_fit_start(self) -> None:
         """Put both ends where the trainer put the network."""
@@ -270,8 +319,10 @@ class MergeModule(OuterModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Project, then compute the loss on the segment with a straight-through gradient."""
         self._recent.append(batch)
-        permutation = self._project()
         lam = self._options.draw_lam(self.global_step, batch_idx)
+        if self.elements is not None:
+            return self._elements_step(self.elements, lam, batch, batch_idx)
+        permutation = self._project()
         free = dict(zip(self.ends.parameters, self.free, strict=True))
         aligned, reference = self.ends.align(permutation), self.ends.reference
         point = straight_through_point(
@@ -283,6 +334,35 @@ class MergeModule(OuterModule):
         self._shortlist.offer(
             permutation, float(self.mean_over_processes(loss.detach()))
         )
+        self._log_loss(loss, batch)
+        return loss
+
+    def _elements_step(
+        self,
+        elements: LearnedElements,
+        lam: float,
+        batch: Any,
+        batch_idx: int,
+    ) -> Tensor:
+        """The loss on the segment to the source under the elements that are being learned."""
+        started = self.ends.align(elements.start)
+        # Autocast would round the inverses and exponentials to half precision.
+        with torch.autocast(self.device.type, enabled=False):
+            aligned = elements.aligned(
+                {name: started[name] for name in self.ends.parameters}
+            )
+            point = {}
+            for name, tensor in aligned.items():
+                point[name] = torch.lerp(
+                    self.ends.reference[name], tensor, lam
+                )
+        loss = self.inner.loss_at(
+            self.ends.buffers(elements.start, lam) | point, batch, batch_idx
+        )
+        self._log_loss(loss, batch)
+        return loss
+
+    def _log_loss(self, loss: Tensor, batch: Any) -> None:
         self.log(
             "midpoint_loss",
             loss,
@@ -291,14 +371,22 @@ class MergeModule(OuterModule):
             prog_bar=True,
             batch_size=batch_size(batch),
         )
-        return loss
+
+    def default_optimizer(
+        self, parameters: list[nn.Parameter]
+    ) -> torch.optim.Optimizer:
+        """The paper's SGD for permutations, Adam with lr 0.01 for other kinds."""
+        if self.elements is None:
+            return super().default_optimizer(parameters)
+        return torch.optim.Adam(parameters, lr=0.01)
 
     def on_validation_epoch_start(self) -> None:
         """Prepare the midpoint of every candidate."""
-        assert self._current is not None
+        now = self._now()
+        assert now is not None
         self._scores = []
         with torch.inference_mode(mode=False), torch.no_grad():
-            for permutation in self._shortlist.candidates(self._current):
+            for permutation in self._shortlist.candidates(now):
                 weights = self.ends.midpoint(
                     permutation, self._options.score_lam
                 )
@@ -357,6 +445,7 @@ class MergeModule(OuterModule):
             "current": Candidate(self._current).to_state()
             if self._current is not None
             else None,
+            "learned": self.elements is not None,
             "best": self._best.to_state() if self._best is not None else None,
         }
 
@@ -374,10 +463,14 @@ class MergeModule(OuterModule):
             checkpoint[_STATE][name] for name in ("current", "best")
         )
         self._current = (
-            Candidate.from_state(self.spec, current).permutation
+            Candidate.from_state(self.spec, current).transform
             if current
             else None
         )
+        if self._current is not None and checkpoint[_STATE].get("learned"):
+            # The latents follow with the state dict; they stand for steps from here.
+            self.ends.use_gauge(self.spec)
+            self.elements = LearnedElements(self.spec, self._current)
         self._best = Candidate.from_state(self.spec, best) if best else None
 
     def _place(self) -> None:
@@ -387,7 +480,7 @@ class MergeModule(OuterModule):
 
     def _project(self) -> Permutation:
         """Project unless the free parameters have not moved since the last time; log what happened."""
-        assert self._current is not None
+        assert isinstance(self._current, Permutation)
         step, before = self.global_step, self._current
         if step == self._projected_at or step % self._options.project_every:
             return before

@@ -25,7 +25,8 @@ class SoftTreeModule(LightningModule):
 
     Batches are pairs ``(x, y)``: x floating ``(batch, inputs)``; y class numbers ``(batch,)`` for a classification, or
     values ``(batch,)`` or ``(batch, outputs)`` for a regression.  Logs ``train_loss``, ``val_loss`` and ``test_loss``,
-    and beside the latter two ``val_accuracy`` and ``test_accuracy``, or ``val_error`` and ``test_error`` (mean absolute).
+    and beside the latter two ``val_accuracy`` and ``test_accuracy``, or the mean absolute ``val_error`` and
+    ``test_error``.
 
     Args:
         kind: Kind of the trees, see :class:`~lightning_rebasin.trees.SoftTreeEnsemble`.

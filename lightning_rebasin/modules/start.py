@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -11,10 +12,14 @@ from torch import nn
 
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.matching.activation import match_activations
+from lightning_rebasin.matching.result import MatchResult
+from lightning_rebasin.matching.search.weight import match_weights
 from lightning_rebasin.modules.batches import first_batches
 from lightning_rebasin.modules.endpoints import Endpoints
 from lightning_rebasin.modules.examples import ExampleInputs
+from lightning_rebasin.symmetry.actions.kinds import PERMUTATION, chosen_kinds
 from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.edit.restrict import restrict
 from lightning_rebasin.symmetry.infer import infer_spec
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -30,7 +35,8 @@ class Start:
         model: The network; its own weights are overwritten.
         ends: The weights of both ends.
         spec: What may be permuted, if the user says so.
-        init: ``"identity"``, ``"activations"`` or a permutation.
+        init: ``"identity"``, ``"activations"`` or a permutation or other transform.
+        kinds: Which kinds of symmetry to look for.
 
     Raises:
         ConfigurationError: ``init`` is something else.
@@ -42,14 +48,16 @@ class Start:
         model: nn.Module,
         ends: Endpoints,
         spec: PermutationSpec | str | Path | None,
-        init: Literal["identity", "activations"] | Permutation,
+        init: Literal["identity", "activations"] | Transform,
+        kinds: str | Iterable[str] = PERMUTATION,
     ) -> None:
         if init not in ("identity", "activations") and not isinstance(
-            init, Permutation
+            init, Transform
         ):
             raise ConfigurationError(
-                f"init={init!r} is unknown; choose 'identity', 'activations' or a Permutation"
+                f"init={init!r} is unknown; choose 'identity', 'activations', a Permutation or a Transform"
             )
+        self._kinds = chosen_kinds(kinds)
         self._model = model
         self._ends = ends
         self._init = init
@@ -82,7 +90,10 @@ class Start:
         if self._spec is None:
             args, kwargs = self.example
             self._spec = infer_spec(
-                self._ends.write_reference(self._model), *args, **kwargs
+                self._ends.write_reference(self._model),
+                *args,
+                kinds=self._kinds,
+                **kwargs,
             )
         if self._unpinned is None:
             self._spec.check_state(
@@ -117,8 +128,36 @@ class Start:
             raise ConfigurationError(
                 "init='activations' needs training data: pass a data module to trainer.fit"
             )
+        return self._by_activations(batches).permutation
+
+    @property
+    def only_permutations(self) -> bool:
+        """Whether the spec, or what is known of it so far, permits nothing else."""
+        if self._spec is None:
+            return self._kinds == {PERMUTATION}
+        groups = self._spec.groups.values()
+        return all(group.kind == PERMUTATION for group in groups)
+
+    def transforms(self, trainer: Trainer) -> list[Transform]:
+        """Where learning other symmetries than permutations may start: matches by weights and by activations.
+
+        Args:
+            trainer: Its training data are looked at if there are any.
+        """
+        if isinstance(self._init, Transform):
+            return [Transform.of(self.spec, self._init.elements)]
+        if trainer.ckpt_path is not None:
+            return [Transform.identity(self.spec)]
+        by_weights = match_weights(
+            self.spec, self._ends.reference, self._ends.source
+        )
+        found: list[Transform] = [by_weights.transform]
+        batches = first_batches(trainer, _ACTIVATION_BATCHES)
+        if batches and self.spec.activations:
+            found.append(self._by_activations(batches).transform)
+        return found
+
+    def _by_activations(self, batches: list[Any]) -> MatchResult:
         source = self._ends.write_source(copy.deepcopy(self._model))
         reference = self._ends.write_reference(self._model)
-        return match_activations(
-            self.spec, reference, source, batches
-        ).permutation
+        return match_activations(self.spec, reference, source, batches)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_rebasin.errors import TraceError, UntracedWarning
 from lightning_rebasin.symmetry.actions.kinds import PERMUTATION, chosen_kinds
 from lightning_rebasin.symmetry.declared.prove import add_declared
-from lightning_rebasin.symmetry.kinds import with_kinds
+from lightning_rebasin.symmetry.kinds import FirstAnalysis, with_kinds
 from lightning_rebasin.symmetry.permutations.build_spec import (
     Assembly,
     assemble,
@@ -121,9 +121,8 @@ def infer_spec_many(
         warnings.warn(note, UntracedWarning, stacklevel=3)
     spec = _spec(module, assembly, notes, parameters)
     if wanted != {PERMUTATION} and assembly.named is not None:
-        spec = with_kinds(
-            module, inputs, spec, assembly.named, found.passes, wanted
-        )
+        first = FirstAnalysis(assembly.named, found.passes)
+        spec = with_kinds(module, inputs, spec, first, wanted)
     return add_declared(module, spec, inputs, wanted)
 
 

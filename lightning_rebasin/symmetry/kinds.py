@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import final
 
 from torch import nn
 
@@ -30,12 +31,25 @@ from lightning_rebasin.symmetry.run.examples import Example
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
+@final
+@dataclass(frozen=True)
+class FirstAnalysis:
+    """What the analysis of permutations leaves behind.
+
+    Args:
+        named: The groups.
+        passes: Its last pass over each tape, with the labels of all values.
+    """
+
+    named: NamedGroups
+    passes: Sequence[Context]
+
+
 def with_kinds(
     module: nn.Module,
     examples: Sequence[Example],
     spec: PermutationSpec,
-    named: NamedGroups,
-    passes: Sequence[Context],
+    first: FirstAnalysis,
     kinds: Collection[str],
 ) -> PermutationSpec:
     """The spec with the largest kinds that the tapes propose and the gate proves.
@@ -44,13 +58,12 @@ def with_kinds(
         module: The network, with weights that the proof can run on.
         examples: The inputs that were traced.
         spec: Its permutation spec.
-        named: The groups of the spec, as the first analysis knows them.
-        passes: The first analysis' last pass over each tape.
+        first: What the first analysis knows of the spec.
         kinds: Which kinds are wanted.
     """
-    found = propose(spec, named, passes, kinds)
+    found = propose(spec, first.named, first.passes, kinds)
     _drop_disordered(spec, found)
-    planes = find_planes(spec, passes) if "plane" in kinds else {}
+    planes = find_planes(spec, first.passes) if "plane" in kinds else {}
     proposals = {g: [c.kind for c in cs] for g, cs in found.candidates.items()}
     proposals |= {name: [KIND] * len(pair) for name, pair in planes.items()}
     if not proposals:

@@ -131,7 +131,7 @@ def test_one_lucky_minibatch_does_not_decide(
     real = module.on_validation_epoch_end
 
     def spy() -> None:
-        seen.extend(score._candidate.permutation for score in module._scores)
+        seen.extend(score._candidate.transform for score in module._scores)
         real()
 
     monkeypatch.setattr(module, "on_validation_epoch_end", spy)
@@ -197,7 +197,7 @@ def test_a_candidate_survives_a_file_that_holds_no_code(
     torch.save(kept.to_state(), tmp_path / "c.pt")
     state = torch.load(tmp_path / "c.pt", weights_only=True)
     back = Candidate.from_state(SPEC, state)
-    assert back.permutation == kept.permutation
+    assert back.transform == kept.transform
     assert back.score == 0.25
     assert back.statistics["norm.running_mean"].tolist() == [0.5, 2.0]
 
@@ -236,7 +236,7 @@ def test_a_score_is_the_mean_over_samples_not_over_batches() -> None:
     candidate = scored(batches).finish(lambda sums: sums)
     # w = 2: (3·4·1 + 1·4·9) / 4 = 12, while the mean of the batches is 20.
     assert candidate.score == pytest.approx(12.0)
-    assert candidate.permutation == order(0, 1, 2)
+    assert candidate.transform == order(0, 1, 2)
 
 
 def test_a_score_counts_the_samples_of_all_processes() -> None:

@@ -47,6 +47,8 @@ GeneralInit = Literal["identity", "random", "bases"] | Transform
 _NOISE = 1e-12
 #: Most sweeps where nobody says how many.
 _MOST_SWEEPS = 100
+#: Rotations approach their best slowly: a sweep that gains a smaller share than this is the last one.
+_ENOUGH = 1e-4
 
 
 @final
@@ -81,6 +83,7 @@ class GeneralMatcher:
         self.exact = _one_step(spec, self._families)
         self._solver = solver
         self._fixed = fixed
+        self._enough = _ENOUGH if _mixes(spec) else _NOISE
         names = objective_tensors(spec)
         self._reference = {
             name: reference[name].detach().double().cpu() for name in names
@@ -205,7 +208,7 @@ class GeneralMatcher:
                     self._families[number], current, values
                 )
             value = sum(values.values())
-            gained = value - objectives[-1] > _NOISE * abs(value)
+            gained = value - objectives[-1] > self._enough * abs(value)
             converged = self.exact or not gained
             objectives.append(value)
             if converged:
@@ -338,12 +341,21 @@ def _inits(
     """Where the descents start: random rotations are hopeless, so where units mix what both networks share decides."""
     if init is not None:
         return [init] * (restarts or 1)
-    mixes = any(group.kind in MIXING for group in spec.groups.values())
-    if mixes:
-        later: list[GeneralInit] = ["random"] * ((restarts or 2) - 2)
-        starts: list[GeneralInit] = ["bases", "identity", *later]
-        return starts[: restarts or 2]
-    return ["identity", *["random"] * ((restarts or 3) - 1)]  # type: ignore[list-item]
+    if _mixes(spec):
+        first: GeneralInit = "bases"
+        count = restarts or 1
+    else:
+        first = "identity"
+        count = restarts or 3
+    found: list[GeneralInit] = [first]
+    for _ in range(count - 1):
+        found.append("random")
+    return found
+
+
+def _mixes(spec: PermutationSpec) -> bool:
+    """Whether units of some group are mixed."""
+    return any(group.kind in MIXING for group in spec.groups.values())
 
 
 def complete(

@@ -1,9 +1,9 @@
 """What one element of a symmetry group does to weights: the one place that dispatches on a group's kind.
 
-A group of a spec has a *kind* (``"permutation"``, ``"sign"``, ``"linear"``, …).  An :class:`Action` knows everything about one kind: how to
-make elements, how they multiply and invert, what they do to the units of a tensor, and what the matching must know to
-choose the best one.  Everything else in the package handles elements without looking at them, so a new kind is one
-file here and one step in ``matching/steps/``.
+A group of a spec has a *kind* (``"permutation"``, ``"sign"``, …).  An :class:`Action` knows everything about one kind:
+how to make elements, how they multiply and invert, what they do to the units of a tensor, and what the matching must
+know to choose the best one.  Everything else in the package handles elements without looking at them, so a new kind is
+one file here and one step in ``matching/steps/``.
 
 An element is one tensor for all instances of its group.  Instances come first, in the order of the parent's members:
 a permutation of 8 units is a LongTensor ``(8,)``; of 32 units inside each of 4 heads, ``(4, 32)``.

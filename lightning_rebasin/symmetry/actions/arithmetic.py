@@ -43,8 +43,9 @@ def random_rotations(
         count, size, size, generator=generator, dtype=torch.float64
     )
     q, r = torch.linalg.qr(gaussian)
-    signs = r.diagonal(dim1=-2, dim2=-1).sign()
-    return q * signs[:, None, :]
+    signs: Tensor = r.diagonal(dim1=-2, dim2=-1).sign()
+    rotations: Tensor = q * signs[:, None, :]
+    return rotations
 
 
 def skew(latent: Tensor) -> Tensor:
@@ -62,7 +63,8 @@ def cayley(latent: Tensor) -> Tensor:
     """
     s = skew(latent)
     eye = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device).expand_as(s)
-    return torch.linalg.solve(eye + s, eye - s)
+    found: Tensor = torch.linalg.solve(eye + s, eye - s)
+    return found
 
 
 def mean_free_basis(size: int) -> Tensor:
@@ -120,4 +122,5 @@ def _power(matrices: Tensor, exponent: float) -> Tensor:
     """A power of symmetric positive matrices."""
     values, vectors = torch.linalg.eigh((matrices + matrices.mT) / 2)
     values = values.clamp(min=torch.finfo(torch.float64).tiny)
-    return (vectors * values.unsqueeze(-2) ** exponent) @ vectors.mT
+    found: Tensor = (vectors * values.unsqueeze(-2) ** exponent) @ vectors.mT
+    return found

@@ -43,7 +43,8 @@ class LinearAction(MatrixAction):
 
     def contragredient(self, matrices: Tensor) -> Tensor:
         """The inverse, transposed."""
-        return torch.linalg.inv(matrices).mT
+        inverse: Tensor = torch.linalg.inv(matrices)
+        return inverse.mT
 
     def random(self, group: Group, generator: torch.Generator) -> Tensor:
         """Rotation · diagonal · rotation, with singular values between 1/e and e."""
@@ -66,7 +67,8 @@ class LinearAction(MatrixAction):
         norm = torch.linalg.matrix_norm(latent, keepdim=True)
         limit = _LEARNED_SPREAD * group.size**0.5
         shortened = latent * (limit / norm.clamp(min=limit))
-        return torch.linalg.matrix_exp(shortened)
+        found: Tensor = torch.linalg.matrix_exp(shortened)
+        return found
 
     def balance(self, group: Group, plus: Tensor, minus: Tensor) -> Tensor:
         """The geometric mean, see :func:`~lightning_rebasin.symmetry.actions.arithmetic.matrix_balance`."""

@@ -135,11 +135,13 @@ def _numbers(
     both = set(exponents) == {"scale", "sign"} and "linear" in kinds
     if both and _odd(exponents["scale"]) == set(exponents["sign"]):
         # A scale and a sign with the same exponents are a number other than 0.
-        found.append(Candidate(group.id, "linear", exponents["scale"], True))
+        found.append(
+            Candidate(group.id, "linear", exponents["scale"], inside=True)
+        )
     # Of several the one that moves most tensors; they cannot stand in one place together.
     by_support = sorted(exponents.items(), key=lambda item: -len(item[1]))
-    for kind, powers in by_support:
-        found.append(Candidate(group.id, kind, powers, inside=True))
+    for name, powers in by_support:
+        found.append(Candidate(group.id, name, powers, inside=True))
     return [c for c in found if c.kind != "linear" or _simple(c.powers)]
 
 

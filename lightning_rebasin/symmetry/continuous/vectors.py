@@ -30,7 +30,7 @@ from lightning_rebasin.symmetry.continuous.operations import (
 from lightning_rebasin.symmetry.continuous.systems import Key, Parities
 from lightning_rebasin.symmetry.spec.folds import Fold, Reader
 from lightning_rebasin.symmetry.spec.values import Group
-from lightning_rebasin.symmetry.trace.tape import Tape
+from lightning_rebasin.symmetry.trace.tape import Tape, references
 
 
 @final
@@ -429,7 +429,7 @@ class VectorWalk:
 
 def _count_tensors(step: Step) -> int:
     """Tensor arguments, indices included."""
-    return len(list(ops.references(step.node.arguments)))
+    return len(list(references(step.node.arguments)))
 
 
 _ADDITIONS = frozenset(("aten.add", "aten.sub", "aten.rsub"))

@@ -215,6 +215,15 @@ def measure_equivalence(
 
 
 def prepare(sandbox: Sandbox, spec: PermutationSpec) -> None:
+    """Give tensors whose values are all equal some noise in the copy, so that what moves them can be seen.
+
+    Args:
+        sandbox: The private copy.
+        spec: What may move.
+
+    Raises:
+        StateDictError: The spec is for another network.
+    """
     spec.check_state(sandbox.state, "the module's state dict")
     generator = torch.Generator().manual_seed(0)
     trainable = {

@@ -1,7 +1,7 @@
 """The canonical gauge: of all weights that compute the same function, the ones that are compared.
 
-Some symmetries have to be used up before others exist.  A stream of a transformer may only be rotated where no gain γ of
-a norm acts on its units one by one; but what reads the norm is linear, so γ can be *folded* into it:
+Some symmetries have to be used up before others exist.  A stream of a transformer may only be rotated where no gain γ
+of a norm acts on its units one by one; but what reads the norm is linear, so γ can be *folded* into it:
 
     ``W (γ ∘ n(x) + β) + b  =  (W·diag γ) n(x) + (b + W β)``
 
@@ -74,7 +74,8 @@ def fold(spec: SpecFields, state: State) -> dict[str, Tensor]:
         >>> from lightning_rebasin import PermutationSpec
         >>> from lightning_rebasin.symmetry import TensorInfo
         >>> spec = PermutationSpec(
-        ...     {}, {"norm": TensorInfo((2,)), "w": TensorInfo((1, 2))}, {}, folds=(Fold("norm", None, (Reader("w", 1),)),)
+        ...     {}, {"norm": TensorInfo((2,)), "w": TensorInfo((1, 2))}, {},
+        ...     folds=(Fold("norm", None, (Reader("w", 1),)),),
         ... )
         >>> fold(spec, {"norm": torch.tensor([2.0, 3.0]), "w": torch.ones(1, 2)})
         {'norm': tensor([1., 1.]), 'w': tensor([[2., 3.]])}
@@ -120,8 +121,8 @@ def _divided(one: Fold, shift: Tensor, gain: Tensor) -> Tensor:
     smallest = _SMALLEST_GAIN * gain.abs().max()
     if bool(((gain.abs() <= smallest) & (shift != 0)).any()):
         raise StateDictError(
-            f"the gain {one.gain!r} is (nearly) 0 at some units and the shift {one.shift!r} is not: it cannot be folded "
-            "into readers without a bias; infer the spec with kinds='permutation'"
+            f"the gain {one.gain!r} is (nearly) 0 at some units and the shift {one.shift!r} is not: it cannot be "
+            "folded into readers without a bias; infer the spec with kinds='permutation'"
         )
     return torch.where(shift == 0, shift, shift / gain)
 

@@ -22,8 +22,17 @@ from lightning_rebasin.symmetry.spec.values import (
 
 #: How many axes of a group the table names before it counts the rest.
 SHOWN = 3
-#: A group in the table: its name, size, parent, log10 of its symmetries, axes.
-Row = tuple[str, str, str, str, str]
+#: A group in the table: its name, size, parent, log10 of its symmetries, axes; its kind if there are several.
+Row = tuple[str, ...]
+#: What elements of a kind do to the units, in words.
+WORDS = {
+    "sign": "signs",
+    "scale": "positive scales",
+    "orthogonal": "rotations",
+    "orthogonal_mean": "rotations that keep the mean",
+    "linear": "invertible linear maps",
+    "plane": "a complex factor for each pair",
+}
 
 
 def spec_table(spec: SpecFields) -> str:
@@ -50,8 +59,18 @@ def spec_table(spec: SpecFields) -> str:
         rows.append(_group_row(spec, group))
     total = f"{log10_symmetries(spec):.1f}"
     rows.append(("total", "", "", total, _summary(spec)))
-    lines = _aligned(rows, right=(1, 3))
+    kinds = ["kind", *(g.kind for g in spec.groups.values()), ""]
+    if set(kinds) - {"kind", "permutation", ""}:
+        # Specs of permutations, the usual ones, keep their narrower table.
+        rows = [
+            (row[0], kind, *row[1:])
+            for row, kind in zip(rows, kinds, strict=True)
+        ]
+        lines = _aligned(rows, right=(2, 4))
+    else:
+        lines = _aligned(rows, right=(1, 3))
     lines += _pin_lines(spec)
+    lines += _gauge_lines(spec)
     lines += [f"note: {note}" for note in spec.notes]
     return "\n".join(lines)
 
@@ -64,6 +83,22 @@ def _pin_lines(spec: SpecFields) -> list[str]:
     for reason, count in Counter(reasons).most_common():
         axes = _count(count, "axis", "axes")
         lines.append(f"pinned: {axes}: {reason}")
+    return lines
+
+
+def _gauge_lines(spec: SpecFields) -> list[str]:
+    """What is folded and centred, and why groups have no larger kind: one line for each reason."""
+    lines = []
+    if spec.folds:
+        gains = _count(len(spec.folds), "gain", "gains")
+        lines.append(f"gauge: {gains} folded into what reads them")
+    centred = sum(len(one.tensors) for one in spec.centres)
+    if centred:
+        tensors = _count(centred, "tensor", "tensors")
+        lines.append(f"gauge: the mean is taken out of {tensors}")
+    for group, why in spec.limits.items():
+        kind = spec.groups[group].kind
+        lines.append(f"{group} is no more than {kind}: {why}")
     return lines
 
 
@@ -171,6 +206,13 @@ def _movement(
     if group.parent is not None:
         units = f"{group.instances}×{units} inside {group.parent.id!r}"
     words = [f"moves with group {group.id!r} ({units})"]
+    if group.kind != "permutation":
+        side = "written" if component.power > 0 else "read"
+        what = WORDS.get(group.kind, group.kind)
+        words.append(f"{what} ({group.kind}), {side} here")
+    limit = spec.limits.get(group.id)
+    if limit:
+        words.append(f"no more than {group.kind} because {limit}")
     others = sorted(_dims(axis_map, component) - {dim})
     if others:
         dims = ", ".join(map(str, others))

@@ -57,9 +57,12 @@ def with_declared(
             successors[group] = successor
     maps = _merged_maps(spec, declared, successors)
     kept = {k: g for k, g in spec.groups.items() if k not in successors}
+    groups = {**kept, **declared.groups}
+    limits = {name: why for name, why in spec.limits.items() if name in groups}
     return replace(
         spec,
-        groups={**kept, **declared.groups},
+        groups=groups,
+        limits=limits,
         tensors=_informed(spec, declared),
         maps=maps,
         pinned=_pins(spec, declared, maps),

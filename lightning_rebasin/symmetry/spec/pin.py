@@ -191,4 +191,11 @@ def rebuilt(
                 stay = size - after
                 pins[name, dim] = Pin(name, dim, stay, size, reason)
     kept = {name: m for name, m in maps.items() if m.components}
-    return replace(spec, groups=groups, maps=kept, pinned=tuple(pins.values()))
+    limits = {name: why for name, why in spec.limits.items() if name in groups}
+    return replace(
+        spec,
+        groups=groups,
+        maps=kept,
+        pinned=tuple(pins.values()),
+        limits=limits,
+    )

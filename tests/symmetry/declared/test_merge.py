@@ -65,6 +65,15 @@ def test_a_planted_element_of_everything_is_found():
     assert found.transform == planted.inverse()
 
 
+def test_what_is_said_about_replaced_groups_goes_with_them():
+    net = stack()
+    spec = infer_spec(net, examples().float(), kinds="all")
+    assert set(spec.limits) <= set(spec.groups)
+    assert "2.trees/flips" in str(spec)
+    assert PermutationSpec.from_dict(spec.to_dict()) == spec
+    assert proved(net, spec) < 1e-12
+
+
 class GatedTrees(nn.Module):
     """A gate outside the ensemble, with one number for each of its trees."""
 

@@ -5,8 +5,8 @@ Run from the repository with the shared data beside it (or REBASIN_SHARED set):
     python examples/merge_soft_trees.py --data MagicTelescope california
 
 The training part of a table is cut in two: at random, or by the median of the feature that says most about the label,
-so that neither half sees what the other does.  One ensemble is trained on each half, both are merged without the data of
-either (averages: naive, trees reordered, everything aligned) and with inputs but no labels (refit of the leaves).
+so that neither half sees what the other does.  One ensemble is trained on each half, both are merged without the data
+of either (averages: naive, trees reordered, everything aligned) and with inputs but no labels (refit of the leaves).
 Beside them stand the ensemble of both (mean of the logits) and one training on the whole table.  Rows, which hold test
 accuracies in percent, go to examples/results/merge_soft_trees/rows.json; those that are there are kept.  Writes
 table.md beside it.
@@ -121,7 +121,7 @@ def run(name: str, cut: str, pair: int, depth: int) -> Row:
     seeds = 2 * pair, 2 * pair + 1
     parts = halves(x, y, cut)
     ends = tuple(
-        trained("oblivious", depth, x[rows], y[rows], seed)
+        trained("oblivious", depth, (x[rows], y[rows]), seed=seed)
         for rows, seed in zip(parts, seeds, strict=True)
     )
     found = {}
@@ -133,7 +133,7 @@ def run(name: str, cut: str, pair: int, depth: int) -> Row:
             right = outputs.argmax(1) == data.test[1]
             found[way] = 100 * right.float().mean().item()
         found["mean of logits"] = percent(Mean(*ends), data.test)
-    whole = trained("oblivious", depth, x, y, seeds[0])
+    whole = trained("oblivious", depth, data.train, seed=seeds[0])
     found["whole table"] = percent(whole, data.test)
     return Row(name, cut, pair, {k: round(v, 3) for k, v in found.items()})
 

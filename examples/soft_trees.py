@@ -7,8 +7,8 @@ Run from the repository with the shared data beside it (or REBASIN_SHARED set):
 
 trains pairs of ensembles that differ in their seed (quantile → normal features, Adam 1e-3, batches of 512, 50 epochs,
 256 trees), aligns the second to the first, and measures by how many points the accuracy on the test part dips between
-them (25 λ): as they are, with the trees reordered, and with everything that their kind allows.  A perceptron of as many
-layers stands beside them.  Every run is a row of examples/results/soft_trees/rows.json; rows that are there are
+them (25 λ): as they are, with the trees reordered, and with everything that their kind allows.  A perceptron of as
+many layers stands beside them.  Every run is a row of examples/results/soft_trees/rows.json; rows that are there are
 kept, so a study can go on where it stopped.  Writes table.md and barriers.png beside it.  A pair takes 10 to 60 seconds.
 """
 
@@ -90,6 +90,10 @@ PUBLISHED_MEANS = {
 }
 
 
+#: Table, model, depth, step size, number of the pair.
+Key = tuple[str, str, int, float, int]
+
+
 @dataclass(frozen=True)
 class Data:
     """A table, split 70 : 30, its features normal."""
@@ -115,11 +119,12 @@ class Row:
     barriers: Mapping[str, float]
     curves: Mapping[str, Sequence[float]]
     seconds: float
+    rate: float = RATE
 
     @property
-    def key(self) -> tuple[str, str, int, int]:
+    def key(self) -> Key:
         """What was run."""
-        return self.data, self.model, self.depth, self.pair
+        return self.data, self.model, self.depth, self.rate, self.pair
 
 
 def load(name: str) -> Data:
@@ -151,12 +156,18 @@ def network(model: str, depth: int, features: int) -> nn.Module:
 
 
 def trained(
-    model: str, depth: int, x: Tensor, y: Tensor, seed: int
+    model: str,
+    depth: int,
+    part: tuple[Tensor, Tensor],
+    *,
+    seed: int,
+    rate: float = RATE,
 ) -> nn.Module:
     """A network trained on some rows."""
+    x, y = part
     torch.manual_seed(seed)
     net = network(model, depth, x.shape[1])
-    optimizer = torch.optim.Adam(net.parameters(), lr=RATE)
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate)
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(x)).split(BATCH):
             optimizer.zero_grad()
@@ -189,11 +200,15 @@ def alignments(
     yield "activation all", seen.transform
 
 
-def run(name: str, data: Data, model: str, depth: int, pair: int) -> Row:
+def run(data: Data, key: Key) -> Row:
     """Train a pair, align it in every way, measure."""
+    name, model, depth, rate, pair = key
     begin = time.perf_counter()
     seeds = 2 * pair, 2 * pair + 1
-    ends = tuple(trained(model, depth, *data.train, seed) for seed in seeds)
+    ends = tuple(
+        trained(model, depth, data.train, seed=seed, rate=rate)
+        for seed in seeds
+    )
     a, b = (net.state_dict() for net in ends)
     barriers, curves = {}, {}
     for way, transform in alignments(model, ends, data.train[0][:BATCH]):
@@ -251,28 +266,28 @@ def cell(values: Sequence[float], published: float | None) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """Barriers by table, model and depth; the paper's numbers in brackets."""
-    groups: dict[tuple[str, str, int], list[Row]] = {}
+    groups: dict[tuple[str, str, int, float], list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.key[:3], []).append(row)
+        groups.setdefault(row.key[:4], []).append(row)
     lines = [
-        "| table | model | depth | pairs | accuracy % | naive | permutation | all | by activations: permutation "
-        "| all |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| table | model | depth | step | pairs | accuracy % | naive | permutation | all | activations: order | all |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     order = sorted(
-        groups, key=lambda g: (TABLES.index(g[0]), MODELS.index(g[1]), g[2])
+        groups,
+        key=lambda g: (TABLES.index(g[0]), MODELS.index(g[1]), *g[2:]),
     )
     for group in order:
         own = groups[group]
-        published = PUBLISHED_TABLES.get(group, (None,) * 3)
+        published = PUBLISHED_TABLES.get(group[:3], (None,) * 3)
         ends = [value for row in own for value in row.accuracy]
         cells = []
         for k, way in enumerate(WAYS):
             known = [r.barriers[way] for r in own if way in r.barriers]
             cells.append(cell(known, published[k] if k < 3 else None))
-        name, model, depth = group
+        name, model, depth, rate = group
         lines.append(
-            f"| {name} | {model} | {depth} | {len(own)} | {fmean(ends):.1f} | {' | '.join(cells)} |"
+            f"| {name} | {model} | {depth} | {rate:g} | {len(own)} | {fmean(ends):.1f} | {' | '.join(cells)} |"
         )
     return "\n".join([*lines, "", *means(rows)])
 
@@ -284,7 +299,7 @@ def means(rows: Sequence[Row]) -> list[str]:
         "|---|--:|--:|--:|--:|--:|",
     ]
     for (model, depth), published in PUBLISHED_MEANS.items():
-        own = [r for r in rows if (r.model, r.depth) == (model, depth)]
+        own = [r for r in rows if r.key[1:4] == (model, depth, RATE)]
         tables = {row.data for row in own}
         cells = []
         for way, theirs in zip(WAYS[:3], published, strict=True):
@@ -313,7 +328,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         save,
     )
 
-    own = [row for row in rows if row.model == "oblivious"]
+    own = [r for r in rows if r.model == "oblivious" and r.rate == RATE]
     names = [name for name in TABLES if any(r.data == name for r in own)]
     depths = sorted({row.depth for row in own})
     if not own:
@@ -352,6 +367,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     option("--data", nargs="+", choices=TABLES, default=TABLES[:2])
     option("--models", nargs="+", choices=MODELS, default=MODELS[:2])
     option("--depths", nargs="+", type=int, default=(1, 2, 3))
+    option("--rate", type=float, default=RATE, help="step size of Adam")
     option("--pairs", type=int, default=3, help="pairs of seeds")
     option(
         "--minutes",
@@ -370,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "rows.json"
     wanted = [
-        (name, model, depth, pair)
+        (name, model, depth, args.rate, pair)
         for pair in range(args.pairs)
         for depth in args.depths
         for name in args.data
@@ -386,7 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = key[0]
         if name not in data:
             data[name] = load(name)
-        row = run(name, data[name], *key[1:])
+        row = run(data[name], key)
         write_rows(path, [*read_rows(path), row])
     rows = read_rows(path)
     atomic_write_text(args.output / "table.md", table(rows) + "\n")

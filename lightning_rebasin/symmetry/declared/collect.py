@@ -33,11 +33,13 @@ class Declaration:
 
     Args:
         path: Its name in the network, empty for the network itself.
-        spec: Its groups and their places, in its own names.
+        spec: Its groups and their places, in its own names, as far as they were asked for.
+        whole: All that it declares.
     """
 
     path: str
     spec: PermutationSpec
+    whole: PermutationSpec
 
     def name(self, local: str) -> str:
         """The name in the network of a tensor or group of the submodule."""
@@ -82,7 +84,8 @@ def declarations(
             continue
         if getattr(type(part), METHOD, None) is not None:
             spec = _ask(path, part)
-            found.append(Declaration(path, pin_other_kinds(spec, kinds)))
+            wanted = pin_other_kinds(spec, kinds)
+            found.append(Declaration(path, wanted, spec))
     return tuple(found)
 
 

@@ -33,6 +33,7 @@ from lightning_rebasin.symmetry.declared.collect import (
 )
 from lightning_rebasin.symmetry.declared.merge import with_declared
 from lightning_rebasin.symmetry.declared.watch import (
+    place_of,
     without_unsteady_addresses,
 )
 from lightning_rebasin.symmetry.proof.gate import measure_equivalence
@@ -84,6 +85,7 @@ def _add(
     examples: Sequence[Example],
 ) -> PermutationSpec:
     """Each round takes one group back, until those that are left pass."""
+    network, partial = spec, declaration.spec is not declaration.whole
     notes: list[str] = []
     while declaration.spec.groups:
         declared = in_network(declaration, spec, spec.groups)
@@ -94,6 +96,10 @@ def _add(
         )
         if fault is None:
             noted = replace(candidate, notes=(*candidate.notes, *notes))
+            if partial:
+                noted = _as_if_all_were_asked_for(
+                    module, network, noted, declaration, examples
+                )
             return without_unsteady_addresses(
                 module, noted, tuple(declared.groups), examples[0]
             )
@@ -104,6 +110,31 @@ def _add(
         rest = pin_group(declaration.spec, local, fault.reason)
         declaration = replace(declaration, spec=rest)
     return replace(spec, notes=(*spec.notes, *notes))
+
+
+def _as_if_all_were_asked_for(
+    module: nn.Module,
+    network: PermutationSpec,
+    spec: PermutationSpec,
+    declaration: Declaration,
+    examples: Sequence[Example],
+) -> PermutationSpec:
+    """The spec without addresses at which declared symmetries that nobody asked for change what is seen.
+
+    Two ensembles differ by flips also where only the order of their trees is wanted, so their leaves are no samples.
+    """
+    everything = replace(declaration, spec=declaration.whole)
+    declared = in_network(everything, network, network.groups)
+    candidate = with_declared(network, declared)
+    names = tuple(declared.groups)
+    if first_fault(module, candidate, names, examples) is not None:
+        return spec
+    steady = without_unsteady_addresses(module, candidate, names, examples[0])
+    kept = {}
+    for group, addresses in spec.activations.items():
+        places = {place_of(a) for a in steady.activations.get(group, ())}
+        kept[group] = tuple(a for a in addresses if place_of(a) in places)
+    return replace(spec, activations={g: a for g, a in kept.items() if a})
 
 
 def first_fault(

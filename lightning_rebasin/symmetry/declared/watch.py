@@ -68,6 +68,11 @@ def without_unsteady_addresses(
     return replace(spec, activations=kept)
 
 
+def place_of(address: ActivationAddress) -> tuple[str, int, int]:
+    """The operation, which of its runs, and which operand."""
+    return address.op, address.ordinal, address.argument
+
+
 def _seen(
     sandbox: Sandbox, spec: PermutationSpec, example: Example
 ) -> dict[ActivationAddress, Tensor]:

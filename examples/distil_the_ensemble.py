@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, pad
 from tqdm import tqdm
 
@@ -49,6 +49,8 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
 STARTS = ("end", "refit")
 TRAIN, TEST = 2000, 2000
 BATCH, PADDING = 128, 4
+#: CPU seconds that the picture names.
+TICKS = (20, 50, 100, 200, 500, 1000)
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ class Pair:
             else:
                 error = cross_entropy(found, target.softmax(1))
             optimiser.zero_grad()
-            error.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(error)
             optimiser.step()
             schedule.step()
         seconds = time.process_time() - begin
@@ -225,51 +227,17 @@ class Pair:
         if start == "end":
             name = self.names[merge.ends.index(better(merge))]
             return fast(network(self.study.load(name)))
-        refitted = network(torch.load(self.file, weights_only=True))
-        restore_statistics(refitted, self.study.batches)
-        return fast(refitted)
+        return fast(network(torch.load(self.file, weights_only=True)))
 
 
 def fast(module: ResNet20) -> ResNet20:
     """The network in the memory format that is faster on a CPU."""
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(
+                memory_format=torch.channels_last
+            )
     return module
-
-
-def restore_statistics(module: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Give the batch norms the statistics of their inputs, and leave the function as it is.
-
-    ``refit`` moves scale and shift into the layer before; without this, train mode would normalise them away.
-    """
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    sums = {norm: torch.zeros(2, norm.num_features) for norm in norms}
-
-    def watch(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0]
-        powers = (x.mean((0, 2, 3)), x.square().mean((0, 2, 3)))
-        sums[norm] += torch.stack(powers)  # type: ignore[index]
-
-    hooks = [norm.register_forward_pre_hook(watch) for norm in norms]
-    with torch.no_grad():
-        for x in batches:
-            module(x)
-        for hook in hooks:
-            hook.remove()
-        for norm, total in sums.items():
-            mean, square = total / len(batches)
-            _set_statistics(norm, mean, square - mean.square())
-
-
-def _set_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:
-    """New statistics, undone by gain and offset."""
-    before, variance = norm.running_mean, norm.running_var
-    assert before is not None
-    assert variance is not None
-    scale = norm.weight / (variance + norm.eps).sqrt()
-    norm.bias.add_(scale * (mean - before))
-    norm.weight.copy_(scale * (var + norm.eps).sqrt())
-    before.copy_(mean)
-    variance.copy_(var)
 
 
 def augmented(images: Tensor, steps: int) -> Iterator[Tensor]:
@@ -331,6 +299,9 @@ def picture(results: Results, path: Path) -> None:
             axis.axhline(100 * score.accuracy, c="k", ls=style, label=label)
         axis.set_xscale("log")
         axis.set_xlim(20, 1000)
+        # The numbers that a logarithmic axis writes by itself overlap.
+        axis.set_xticks(TICKS, [str(tick) for tick in TICKS])
+        axis.tick_params(axis="x", which="minor", labelbottom=False)
         axis.set_title(f"{merge.case}, {loss}")
         axis.set_xlabel("CPU seconds")
         axis.grid(alpha=0.3, which="both")
@@ -350,6 +321,9 @@ def main() -> None:
     parser.add_argument(
         "--cases", nargs="+", choices=list(CASES), default=list(CASES)
     )
+    parser.add_argument(
+        "--starts", nargs="+", choices=STARTS, default=list(STARTS)
+    )
     parser.add_argument("--steps", nargs="+", type=int, default=[60, 600])
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -361,7 +335,7 @@ def main() -> None:
         for steps in args.steps
         for loss in LOSSES
         for case in args.cases
-        for start in STARTS
+        for start in args.starts
         if loss in CASES[case][1] and (case, loss, start, steps) not in known
     ]
     pairs: dict[str, Pair] = {}

@@ -5,6 +5,7 @@ Run from the repository with the shared data beside it (or REBASIN_SHARED set):
     python examples/merge_by_measurement.py                     # small networks, a few minutes
     python examples/merge_by_measurement.py --cases resnet20    # ten pairs and all five, 2.5 minutes of CPU each
     python examples/merge_by_measurement.py --cases split
+    python examples/merge_by_measurement.py --cases vgg         # trains two networks first, a minute each
 
 Every row is one merge of checkpoint files with unlabelled training data: the ends, their ensemble (mean of outputs),
 the naive average, REPAIR behind the same alignment, and what the call returned, on test data that it never saw.
@@ -19,10 +20,11 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,8 @@ from helpers.models import (
     modular_addition_tokens,
 )
 from helpers.shared import shared_path
+from refit_resnet20 import Score
+from small_vgg import prepared, trained, vgg11
 
 from lightning_rebasin import merge_checkpoints
 from lightning_rebasin.checkpoints import MergeReport
@@ -67,14 +71,6 @@ class Case:
     paths: Sequence[Path]
     train: Sequence[Tensor]
     test: Sequence[tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Score:
-    """Accuracy and loss on the test data."""
-
-    accuracy: float
-    loss: float
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ def merge(case: Case) -> Row:
                 count += len(y)
         return {"accuracy": right / count, "loss": loss / count}
 
-    def run(**options: str) -> tuple[MergeReport, float]:
+    def run(**options: Any) -> tuple[MergeReport, float]:
         with tempfile.TemporaryDirectory() as folder:
             begin = time.process_time()
             report = merge_checkpoints(
@@ -181,7 +177,7 @@ def characters() -> Iterator[Case]:
         yield Case(f"char {name}", make, paths, train, [(test, labels)])
 
 
-def _load(path: Path) -> object:
+def _load(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location("networks", path)
     assert spec is not None
     assert spec.loader is not None
@@ -234,10 +230,23 @@ def resnet20(groups: Sequence[str], folder: str, test: int) -> Iterator[Case]:
         )
 
 
-def cases(name: str) -> Iterator[Case]:
-    """The networks of one choice of ``--cases``."""
+def vgg(folder: Path) -> Iterator[Case]:
+    """Two short trainings of our own, made on the first call."""
+    train, _ = prepared("train", 2000)
+    test, labels = prepared("test", 2000)
+    batches = list(zip(test.split(250), labels.split(250), strict=True))
+    paths = [trained(folder / "runs", seed) for seed in (0, 1)]
+    yield Case(
+        "VGG11, an eighth wide", vgg11, paths, train.split(250), batches
+    )
+
+
+def cases(name: str, folder: Path) -> Iterator[Case]:
+    """The networks of one choice of ``--cases``; what is trained for them goes to the folder."""
     if name == "small":
         yield from small()
+    elif name == "vgg":
+        yield from vgg(folder)
     elif name == "characters":
         yield from characters()
     elif name == "split":
@@ -281,7 +290,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument(
         "--cases",
-        choices=("small", "characters", "split", "resnet20"),
+        choices=("small", "vgg", "characters", "split", "resnet20"),
         default="small",
     )
     args = parser.parse_args()
@@ -289,7 +298,7 @@ def main() -> None:
     file = args.output / f"{args.cases}.json"
     saved = json.loads(file.read_text()) if file.exists() else []
     known = {row["name"] for row in saved}
-    for case in tqdm(list(cases(args.cases)), desc="merges"):
+    for case in tqdm(list(cases(args.cases, args.output)), desc="merges"):
         if case.name not in known:
             saved.append(asdict(merge(case)))
             atomic_write_text(file, json.dumps(saved, indent=1) + "\n")
@@ -298,13 +307,13 @@ def main() -> None:
     print(text)
 
 
-def _row(saved: dict[str, object]) -> Row:
+def _row(saved: Mapping[str, Any]) -> Row:
     """A row as it was saved."""
-    made: dict[str, object] = dict(saved)
-    made["ends"] = [Score(**end) for end in saved["ends"]]  # type: ignore[attr-defined]
+    made = dict(saved)
+    made["ends"] = [Score(**end) for end in saved["ends"]]
     for name in ("ensemble", "naive", "repair", "merged"):
-        made[name] = Score(**saved[name])  # type: ignore[arg-type]
-    return Row(**made)  # type: ignore[arg-type]
+        made[name] = Score(**saved[name])
+    return Row(**made)
 
 
 if __name__ == "__main__":

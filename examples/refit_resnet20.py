@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -282,12 +283,13 @@ def main() -> None:
     print(text)
 
 
-def _row(saved: dict[str, object]) -> Row:
+def _row(saved: Mapping[str, Any]) -> Row:
     """A row as it was saved."""
-    scores = ("ensemble", "naive", "reset", "repair", "refit")
-    made = {name: Score(**saved[name]) for name in scores}  # type: ignore[arg-type]
-    ends = [Score(**end) for end in saved["ends"]]  # type: ignore[attr-defined]
-    return Row(**{**saved, **made, "ends": ends})  # type: ignore[arg-type]
+    made = dict(saved)
+    made["ends"] = [Score(**end) for end in saved["ends"]]
+    for name in ("ensemble", "naive", "reset", "repair", "refit"):
+        made[name] = Score(**saved[name])
+    return Row(**made)
 
 
 if __name__ == "__main__":

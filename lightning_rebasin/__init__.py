@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from lightning_rebasin.callbacks import (
         CheckpointSnapshot as CheckpointSnapshot,
     )
+    from lightning_rebasin.callbacks import InputBarrier as InputBarrier
+    from lightning_rebasin.callbacks import (
+        LandscapeFeatures as LandscapeFeatures,
+    )
     from lightning_rebasin.callbacks import LossBarrier as LossBarrier
     from lightning_rebasin.checkpoints import (
         merge_checkpoints as merge_checkpoints,
@@ -27,6 +31,13 @@ if TYPE_CHECKING:
     from lightning_rebasin.checkpoints import (
         write_checkpoint as write_checkpoint,
     )
+    from lightning_rebasin.inputs import (
+        AdversarialBarrier as AdversarialBarrier,
+    )
+    from lightning_rebasin.inputs import BarrierDetector as BarrierDetector
+    from lightning_rebasin.inputs import connect_inputs as connect_inputs
+    from lightning_rebasin.inputs import input_barrier as input_barrier
+    from lightning_rebasin.inputs import optimal_inputs as optimal_inputs
     from lightning_rebasin.landscape import BarrierCurve as BarrierCurve
     from lightning_rebasin.landscape import barrier_matrix as barrier_matrix
     from lightning_rebasin.landscape import geodesic_length as geodesic_length
@@ -36,7 +47,11 @@ if TYPE_CHECKING:
     from lightning_rebasin.landscape import loss_plane as loss_plane
     from lightning_rebasin.landscape import loss_profile as loss_profile
     from lightning_rebasin.landscape import measure_barrier as measure_barrier
+    from lightning_rebasin.landscape import (
+        measure_instability as measure_instability,
+    )
     from lightning_rebasin.landscape import measure_path as measure_path
+    from lightning_rebasin.landscape import predict_barrier as predict_barrier
     from lightning_rebasin.matching import MatchResult as MatchResult
     from lightning_rebasin.matching import (
         match_activations as match_activations,
@@ -49,6 +64,7 @@ if TYPE_CHECKING:
     from lightning_rebasin.merging import repair as repair
     from lightning_rebasin.merging import reset_batch_norm as reset_batch_norm
     from lightning_rebasin.modules import CurveModule as CurveModule
+    from lightning_rebasin.modules import CurveReport as CurveReport
     from lightning_rebasin.modules import MergeModule as MergeModule
     from lightning_rebasin.modules import SoftTreeModule as SoftTreeModule
     from lightning_rebasin.modules import StarModule as StarModule
@@ -68,11 +84,23 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "assignment": ("solve_assignment",),
-    "callbacks": ("CheckpointSnapshot", "LossBarrier"),
+    "callbacks": (
+        "CheckpointSnapshot",
+        "InputBarrier",
+        "LandscapeFeatures",
+        "LossBarrier",
+    ),
     "checkpoints": (
         "merge_checkpoints",
         "read_checkpoint",
         "write_checkpoint",
+    ),
+    "inputs": (
+        "AdversarialBarrier",
+        "BarrierDetector",
+        "connect_inputs",
+        "input_barrier",
+        "optimal_inputs",
     ),
     "landscape": (
         "BarrierCurve",
@@ -84,7 +112,9 @@ _HOMES = {
         "loss_plane",
         "loss_profile",
         "measure_barrier",
+        "measure_instability",
         "measure_path",
+        "predict_barrier",
     ),
     "matching": (
         "MatchResult",
@@ -101,6 +131,7 @@ _HOMES = {
     ),
     "modules": (
         "CurveModule",
+        "CurveReport",
         "MergeModule",
         "SoftTreeModule",
         "StarModule",

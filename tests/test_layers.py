@@ -28,6 +28,7 @@ LEVELS = {
     "merging": 3,
     "landscape": 4,
     "checkpoints": 4,
+    "inputs": 4,
     "plotting": 5,
     "callbacks": 6,
     "modules": 6,

@@ -1,8 +1,10 @@
-"""LightningCLI for the YAML files of this folder: train two networks, then learn to merge them.
+"""LightningCLI for the YAML files of this folder: train two networks, then learn to merge them, or a path.
 
 python main.py fit --config train.yaml --seed_everything 1 --trainer.callbacks.filename a
 python main.py fit --config train.yaml --seed_everything 2 --trainer.callbacks.filename b
 python main.py fit --config merge.yaml --merged merged.ckpt
+python main.py fit --config curve.yaml
+python main.py fit --config star.yaml
 """
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI

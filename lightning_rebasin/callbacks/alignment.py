@@ -197,9 +197,8 @@ class Aligner:
             found["weight"] = self._by_weights(trainer, spec, live, reference)
         if self.needs_batches:
             pair = self._pair(trainer, module, reference)
-            for method in self._methods:
-                if method != "weight":
-                    found[method] = pair.match(spec, batches, method)
+            by_activations = [m for m in self._methods if m != "weight"]
+            found |= pair.match(spec, batches, by_activations)
             found = _of_process_zero(trainer, spec, found)
             if len(found) > 1:
                 scores = pair.distances(found, batches)

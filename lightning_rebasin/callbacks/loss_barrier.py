@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.signature_utils import (
 from typing_extensions import override
 
 from lightning_rebasin.callbacks.alignment import Aligner
+from lightning_rebasin.callbacks.live_page import write_live_page
 from lightning_rebasin.callbacks.record import (
     Measurement,
     append_csv,
@@ -32,14 +33,14 @@ from lightning_rebasin.callbacks.record import (
 from lightning_rebasin.callbacks.reference import make_reference
 from lightning_rebasin.callbacks.running import Running, begin
 from lightning_rebasin.callbacks.schedule import (
-    StepSchedule,
+    ValidationSchedule,
     positive,
-    steps_from,
 )
 from lightning_rebasin.callbacks.strategy import refuse_sharded
 from lightning_rebasin.callbacks.trainer import (
     callbacks_of,
     is_dry_run,
+    log_value,
 )
 from lightning_rebasin.errors import (
     BarrierWarning,
@@ -85,8 +86,8 @@ class LossBarrier(Callback):
     ``barrier/<key>/matched/at``; further ``barrier/distance``, ``barrier/cosine`` (each also ``…/matched``) and
     ``barrier/moved``, the fraction of units that the matching moves.  With ``matching="auto"`` ``barrier/matching``
     says which matching won (0 weight, 1 activation, 2 correlation), ``barrier/matching/<name>`` how far off each was.
-    ``ModelCheckpoint`` and ``EarlyStopping`` can monitor them.  The curves go to ``barrier.csv`` in the log folder, and
-    as a figure to TensorBoard and W&B if these are the loggers.
+    ``ModelCheckpoint`` and ``EarlyStopping`` can monitor them.  The curves go to ``barrier.csv`` in the log folder, to
+    the interactive page ``barrier.html`` beside it, and as a figure to TensorBoard and W&B if these are the loggers.
 
     λ = 0 is the model *as validation sees it* (under ``WeightAveraging`` the averaged weights), λ = 1 the reference.
     Over several processes the barrier is that of one process: samples that a distributed sampler repeats to make the
@@ -148,11 +149,6 @@ class LossBarrier(Callback):
     ) -> None:
         super().__init__()
         _check_choices(matching, convention, batch_norm_batches)
-        schedules = (every_n_epochs, every_n_validations, at_steps)
-        if sum(option is not None for option in schedules) > 1:
-            raise ConfigurationError(
-                "choose one of every_n_epochs, every_n_validations and at_steps"
-            )
         given = "weights" if isinstance(reference, Mapping) else str(reference)
         self._key = {"reference": given, "prefix": prefix}
         self._reference = make_reference(reference)
@@ -160,12 +156,9 @@ class LossBarrier(Callback):
         methods = _METHODS[matching]
         self._aligner = Aligner(spec, seed, methods) if methods else None
         self._lambdas = lambda_grid(points)
-        self._epochs = positive("every_n_epochs", every_n_epochs)
-        validations = positive("every_n_validations", every_n_validations)
-        self._validations = validations or 1
-        self._steps: StepSchedule | None = None
-        if at_steps is not None:
-            self._steps = StepSchedule(steps_from("at_steps", at_steps))
+        self._schedule = ValidationSchedule(
+            every_n_epochs, every_n_validations, at_steps
+        )
         self._metrics = None if metrics is None else tuple(metrics)
         self._limit = positive("limit_batches", limit_batches)
         self._convention: Convention = convention
@@ -395,11 +388,12 @@ class LossBarrier(Callback):
             return False
         if trainer.state.fn != "fit":
             return True
-        if self._steps is not None:
-            return self._steps.due(self._last_step, trainer.global_step)
-        if self._epochs is not None:
-            return (trainer.current_epoch + 1) % self._epochs == 0
-        return self._validation_count % self._validations == 0
+        return self._schedule.due(
+            self._validation_count,
+            trainer.current_epoch,
+            self._last_step,
+            trainer.global_step,
+        )
 
     def _begin(
         self, trainer: Trainer, module: LightningModule
@@ -441,18 +435,23 @@ class LossBarrier(Callback):
         main = f"{self._prefix}/{measurement.main_metric}"
         shown = {main, f"{main}/matched"}
         for name, value in scalars.items():
-            self._log(trainer, module, name, value, prog_bar=name in shown)
+            log_value(trainer, module, name, value, prog_bar=name in shown)
         if trainer.is_global_zero:
             self._write(trainer, measurement)
 
     def _write(self, trainer: Trainer, measurement: Measurement) -> None:
-        """Add the curves to the CSV file, and as a picture to the loggers that take one."""
+        """Add the curves to the CSV file and its page, and as a picture to the loggers that take one."""
         assert self._folder is not None
         stage = "" if trainer.state.fn == "fit" else "-validate"
         path = self._folder / f"{self._file_stem}{stage}.csv"
         main = measurement.main_metric
         try:
             append_csv(path, measurement)
+            better: dict[str, bool] = {}
+            for curve in measurement.curves.values():
+                better |= curve.higher_is_better
+            if main:
+                write_live_page(path, self._prefix, better)
             if self._figure and main:
                 tag = f"{self._prefix}/curve"
                 log_figures(trainer, measurement, tag, main)
@@ -468,28 +467,7 @@ class LossBarrier(Callback):
             return
         for name, value in self._last_scalars.items():
             if name not in trainer.callback_metrics:
-                self._log(trainer, module, name, value, logger=False)
-
-    @staticmethod
-    def _log(
-        trainer: Trainer,
-        module: LightningModule,
-        name: str,
-        value: float,
-        **options: Any,
-    ) -> None:
-        # The values are the same on every process; sync_dist only keeps Lightning from doubting it.  Names may already
-        # hold the index of a loader, which Lightning refuses unless it is told not to add one.
-        distributed = trainer.world_size > 1
-        module.log(
-            name,
-            value,
-            on_epoch=True,
-            sync_dist=distributed,
-            add_dataloader_idx=False,
-            batch_size=1,
-            **options,
-        )
+                log_value(trainer, module, name, value, logger=False)
 
 
 def _check_choices(

@@ -55,6 +55,10 @@ class Reference(abc.ABC):
     def weights(self, trainer: Trainer) -> Mapping[str, Tensor] | None:
         """The reference for the current step, or ``None`` if there is none."""
 
+    def initial(self) -> Mapping[str, Tensor] | None:
+        """The weights with which the run that the reference comes from began; ``None`` if they are not known."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return {}
@@ -125,6 +129,10 @@ class InitialReference(Reference):
         return self._weights
 
     @override
+    def initial(self) -> Mapping[str, Tensor] | None:
+        return self._weights
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"file": str(self._file) if self._file else None}
 
@@ -191,6 +199,11 @@ class FolderReference(Reference):
             )
             return None
         return snapshot.state_dict()
+
+    @override
+    def initial(self) -> Mapping[str, Tensor] | None:
+        first = self._snapshots.get(0)
+        return first.state_dict() if first else None
 
 
 def make_reference(reference: str | Path | Mapping[str, Tensor]) -> Reference:

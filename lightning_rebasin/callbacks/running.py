@@ -86,13 +86,7 @@ class Running:
 
     def hold(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         """Keep a copy of a batch before the module can change it."""
-        loader = self._trainer.val_dataloaders
-        if isinstance(loader, (list, tuple)):
-            loader = loader[dataloader_idx]
-        # Validation runs in inference mode; tensors made there could not be used by anybody else afterwards.
-        with torch.inference_mode(mode=False):
-            clone = clone_batch(batch)
-            self._batch = without_repeats(clone, batch_idx, loader)
+        self._batch = own_copy(self._trainer, batch, batch_idx, dataloader_idx)
 
     def evaluate(self, place: Place) -> None:
         """Evaluate the batch that is held at every point; nothing if there is none."""
@@ -126,6 +120,18 @@ class Running:
         )
 
 
+def own_copy(
+    trainer: Trainer, batch: Any, batch_idx: int, dataloader_idx: int
+) -> Any | None:
+    """A copy of a validation batch without what a distributed sampler repeated; ``None`` if nothing else was in it."""
+    loader = trainer.val_dataloaders
+    if isinstance(loader, (list, tuple)):
+        loader = loader[dataloader_idx]
+    # Validation runs in inference mode; tensors made there could not be used by anybody else afterwards.
+    with torch.inference_mode(mode=False):
+        return without_repeats(clone_batch(batch), batch_idx, loader)
+
+
 def begin(
     trainer: Trainer,
     module: LightningModule,
@@ -148,7 +154,7 @@ def begin(
         batches: Training batches to compare activations and to re-estimate batch-norm statistics on; none keeps the
             interpolated ones.
     """
-    # See Running.hold for the inference mode.
+    # See own_copy for the inference mode.
     with torch.inference_mode(mode=False), torch.no_grad(), isolated_rng():
         live = weights_of(module)
         other = {

@@ -46,6 +46,60 @@ class StepSchedule:
         return tuple(steps)
 
 
+@dataclass(frozen=True)
+class ValidationSchedule:
+    """In which validations a callback acts; in all of them without options.
+
+    Args:
+        every_n_epochs: In those of every n-th epoch.
+        every_n_validations: In every n-th one.
+        at_steps: In the first one at or after each of these optimizer steps.
+
+    Raises:
+        ConfigurationError: More than one option, or one that is not positive.
+
+    Example:
+        >>> schedule = ValidationSchedule(at_steps=[10])
+        >>> [step for last, step in ((0, 8), (8, 16), (16, 24)) if schedule.due(1, 0, last, step)]
+        [16]
+    """
+
+    every_n_epochs: int | None = None
+    every_n_validations: int | None = None
+    at_steps: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        options = (
+            self.every_n_epochs,
+            self.every_n_validations,
+            self.at_steps,
+        )
+        if sum(option is not None for option in options) > 1:
+            raise ConfigurationError(
+                "choose one of every_n_epochs, every_n_validations and at_steps"
+            )
+        positive("every_n_epochs", self.every_n_epochs)
+        positive("every_n_validations", self.every_n_validations)
+        if self.at_steps is not None:
+            steps = steps_from("at_steps", self.at_steps)
+            object.__setattr__(self, "at_steps", steps)
+
+    def due(self, count: int, epoch: int, last: int, step: int) -> bool:
+        """Whether the callback acts.
+
+        Args:
+            count: Which validation this is, from 1.
+            epoch: The epoch, from 0.
+            last: The step at which the callback acted last.
+            step: Optimizer steps taken.
+        """
+        if self.at_steps is not None:
+            return StepSchedule(tuple(self.at_steps)).due(last, step)
+        if self.every_n_epochs is not None:
+            return (epoch + 1) % self.every_n_epochs == 0
+        return count % (self.every_n_validations or 1) == 0
+
+
 def positive(name: str, value: int | None) -> int | None:
     """``value`` if it is ``None`` or at least 1.
 

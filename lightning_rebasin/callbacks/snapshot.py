@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_rebasin.callbacks.old_names import renamed
 from lightning_rebasin.callbacks.schedule import (
     StepSchedule,
     positive,
@@ -53,15 +54,17 @@ class CheckpointSnapshot(Callback):
     there are neither gaps nor duplicates.
 
     Args:
-        folder: Where to write; by default ``snapshots`` in the log folder of the trainer.  It must not hold the
+        dirpath: Where to write; by default ``snapshots`` in the log folder of the trainer.  It must not hold the
             snapshots of another run.
         at_steps: Save at these optimizer steps (``trainer.global_step``; 0 is before training).
-        every_n_steps: Save at every multiple of this number of optimizer steps.
+        every_n_train_steps: Save at every multiple of this number of optimizer steps.
         every_n_epochs: Save at the end of every n-th epoch.
         per_decade: Save at logarithmically spaced steps, so many per factor of ten.
         precision: Store floating-point numbers in full, or rounded to 16 bits for half the disk space.
         limit: Keep at most so many snapshots; older ones are deleted.
         keep: Which ones stay under ``limit``: the newest ones, or ones spread over the whole run.
+        folder: The old name of ``dirpath``.
+        every_n_steps: The old name of ``every_n_train_steps``.
 
     Raises:
         ConfigurationError: An option has a value that cannot work.
@@ -73,25 +76,36 @@ class CheckpointSnapshot(Callback):
 
     def __init__(
         self,
-        folder: str | Path | None = None,
+        dirpath: str | Path | None = None,
         *,
         at_steps: Sequence[int] | None = None,
-        every_n_steps: int | None = None,
+        every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
         per_decade: int | None = None,
         precision: Precision = "full",
         limit: int | None = None,
         keep: Keep = "newest",
+        folder: str | Path | None = None,
+        every_n_steps: int | None = None,
     ) -> None:
         super().__init__()
+        given: str | Path | None = renamed(
+            "folder", folder, "dirpath", dirpath
+        )
+        every_n_train_steps = renamed(
+            "every_n_steps",
+            every_n_steps,
+            "every_n_train_steps",
+            every_n_train_steps,
+        )
         listed = steps_from("at_steps", at_steps)
         by_step = StepSchedule(
             listed,
-            positive("every_n_steps", every_n_steps),
+            positive("every_n_train_steps", every_n_train_steps),
             positive("per_decade", per_decade),
         )
         nothing_else = (
-            not listed and every_n_steps is None and per_decade is None
+            not listed and every_n_train_steps is None and per_decade is None
         )
         self._epochs = positive("every_n_epochs", every_n_epochs) or (
             1 if nothing_else else None
@@ -108,7 +122,7 @@ class CheckpointSnapshot(Callback):
         self._dtype = _DTYPES[precision]
         self._limit = positive("limit", limit)
         self._keep: Keep = keep
-        self._given = Path(folder) if folder is not None else None
+        self._given = None if given is None else Path(given)
         self._folder = self._given
         self._last_step = -1
 
@@ -160,7 +174,7 @@ class CheckpointSnapshot(Callback):
         ]
         if any(other._given == self._given for other in others):
             raise ConfigurationError(
-                "two CheckpointSnapshot callbacks write to one folder; give each its own folder="
+                "two CheckpointSnapshot callbacks write to one folder; give each its own dirpath="
             )
 
     @override
@@ -233,7 +247,7 @@ class CheckpointSnapshot(Callback):
         known = read_index(folder) if (folder / INDEX).exists() else ()
         if known and step == 0:
             raise OutputError(
-                f"{folder} holds the snapshots of another run; give another folder=, or resume that run"
+                f"{folder} holds the snapshots of another run; give another dirpath=, or resume that run"
             )
         self._drop([s for s in known if s.step > step], known)
 

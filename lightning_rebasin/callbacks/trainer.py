@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast, final
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
@@ -22,6 +22,27 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 def is_dry_run(trainer: Trainer) -> bool:
     """Whether the trainer only tries whether the code runs (``fast_dev_run``), so that nothing should be kept."""
     return bool(cast(Any, trainer).fast_dev_run)
+
+
+def log_value(
+    trainer: Trainer,
+    module: LightningModule,
+    name: str,
+    value: float,
+    **options: Any,
+) -> None:
+    """Log a value that a callback measured over a whole validation, the same one on every process."""
+    # sync_dist only keeps Lightning from doubting that it is the same.  Names may already hold the index of a loader,
+    # which Lightning refuses unless it is told not to add one.
+    module.log(
+        name,
+        value,
+        on_epoch=True,
+        sync_dist=trainer.world_size > 1,
+        add_dataloader_idx=False,
+        batch_size=1,
+        **options,
+    )
 
 
 def object_gatherer(trainer: Trainer) -> Callable[[object], list[Any]] | None:

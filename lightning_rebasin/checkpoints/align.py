@@ -18,12 +18,15 @@ from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.matching import (
     ManyMatchResult,
     MatchResult,
-    match_activations,
     match_many,
     match_weights,
 )
-from lightning_rebasin.matching.activation import STATISTICS, Statistic
-from lightning_rebasin.merging.interpolate import average
+from lightning_rebasin.matching.activation import (
+    STATISTICS,
+    Statistic,
+    match_by_statistics,
+)
+from lightning_rebasin.merging.interpolate import mixed
 from lightning_rebasin.merging.statistics import copied, moved_to
 from lightning_rebasin.symmetry import PermutationSpec, Transform
 from lightning_rebasin.symmetry.proof.gate import check_in_place
@@ -101,24 +104,50 @@ def align(
             progress=progress,
         )
         return Aligned((None, *result.permutations[1:]), many=result)
-    if method not in ("weight", *STATISTICS):
+    if method in STATISTICS:
+        return align_by_activations(
+            spec, states, (method,), network=network, data=data
+        )[method]
+    if method != "weight":
         return Aligned((None,) * len(states))
-    matches = []
+    return _together(
+        [
+            match_weights(spec, states[0], state, seed=seed, progress=progress)
+            for state in states[1:]
+        ]
+    )
+
+
+def align_by_activations(
+    spec: PermutationSpec,
+    states: Sequence[Mapping[str, Tensor]],
+    methods: Sequence[Method],
+    *,
+    network: nn.Module | None,
+    data: Iterable[Any] | None,
+) -> dict[Method, Aligned]:
+    """:func:`align` for several statistics of the activations; the networks run once for all of them."""
+    statistics = [STATISTICS[method] for method in methods]
+    found = []
     for state in states[1:]:
-        if method == "weight":
-            match = match_weights(
-                spec, states[0], state, seed=seed, progress=progress
-            )
-        else:
-            match = match_by_activations(
+        found.append(
+            match_by_activations(
                 spec,
                 network,
                 states[0],
                 state,
                 data,
-                statistic=STATISTICS[method],
+                statistics=statistics,
             )
-        matches.append(match)
+        )
+    return {
+        method: _together([matches[statistic] for matches in found])
+        for method, statistic in zip(methods, statistics, strict=True)
+    }
+
+
+def _together(matches: Sequence[MatchResult]) -> Aligned:
+    """All models that were matched to the first one by one."""
     permutations = [match.transform for match in matches]
     return Aligned((None, *permutations), tuple(matches))
 
@@ -130,9 +159,9 @@ def match_by_activations(
     source: Mapping[str, Tensor],
     data: Iterable[Any] | None,
     *,
-    statistic: Statistic = "inner_product",
-) -> MatchResult:
-    """Activation matching of two sets of weights of one network.
+    statistics: Sequence[Statistic] = ("inner_product",),
+) -> dict[Statistic, MatchResult]:
+    """Activation matching of two sets of weights of one network, by one statistic or several.
 
     Raises:
         ConfigurationError: There is no network or no data.
@@ -152,9 +181,7 @@ def match_by_activations(
         )
         for batch in data
     )
-    return match_activations(
-        spec, ends[0], ends[1], batches, statistic=statistic
-    )
+    return match_by_statistics(spec, ends[0], ends[1], batches, statistics)
 
 
 def prove(
@@ -265,7 +292,7 @@ def _own(module: nn.Module, value: Any) -> Any:
 def average_aligned(
     states: Sequence[Mapping[str, Tensor]],
     permutations: Sequence[Transform | None],
-    weights: Sequence[float],
+    shares: Sequence[float],
     *,
     progress: bool = False,
 ) -> dict[str, Tensor]:
@@ -274,7 +301,7 @@ def average_aligned(
     Args:
         states: The models' weights, perhaps memory-mapped.
         permutations: One per model, ``None`` for the identity.
-        weights: Share of each model.
+        shares: Share of each model; they sum to 1.
         progress: Show a progress bar.
     """
     done: dict[tuple[int, ...], str] = {}
@@ -293,9 +320,7 @@ def average_aligned(
             permuted(state, name, p)
             for state, p in zip(states, permutations, strict=True)
         ]
-        result[name] = average([{name: tensor} for tensor in moved], weights)[
-            name
-        ]
+        result[name] = mixed(moved, shares)
     return result
 
 

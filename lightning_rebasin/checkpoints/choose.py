@@ -24,13 +24,14 @@ from lightning_rebasin.checkpoints.align import (
     Aligned,
     Method,
     align,
+    align_by_activations,
     load,
     permuted,
 )
 from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.report import Trial
 from lightning_rebasin.matching.activation import STATISTICS
-from lightning_rebasin.merging.refit import Refit, refit, score_rivals
+from lightning_rebasin.merging.refit import Contest, Refit, refit_in
 from lightning_rebasin.merging.refit.choose import Loss
 from lightning_rebasin.merging.refit.report import Method as Correction
 from lightning_rebasin.merging.statistics import outputs
@@ -101,27 +102,19 @@ def choose(
     )
     allowed = _corrections(options)
     scores: dict[Method, dict[Correction, float]] = {}
-    ends = {}
+    contests: dict[Method, Contest[nn.Module]] = {}
     for method, aligned in tried.items():
-        ends[method] = _ends(states, aligned)
         load(network, states[0])
-        rivals = score_rivals(
-            network, ends[method], batches, shares=shares, loss=loss
+        contests[method] = Contest(
+            network, _ends(states, aligned), batches, shares=shares, loss=loss
         )
-        scores[method] = rivals
+        scores[method] = contests[method].rival_scores()
+        # The others give their copies of the networks back.
+        contests = {m: contests[m] for m in _ranked(scores) if m in contests}
     fits: dict[Method, Refit[nn.Module]] = {}
     if "refit" in allowed:
-        # What repairs best is refitted best, in every pair of networks looked at.
-        ranked = sorted(scores, key=lambda m: _lowest(scores[m]))
-        for method in ranked[:_REFITTED]:
-            fits[method] = refit(
-                network,
-                ends[method],
-                batches,
-                shares=shares,
-                loss=loss,
-                progress=options.progress,
-            )
+        for method, contest in contests.items():
+            fits[method] = refit_in(contest, progress=options.progress)
             scores[method] = dict(fits[method].scores)
     method, correction = _winner(scores, allowed)
     return Choice(
@@ -166,26 +159,32 @@ def _alignments(
 ) -> dict[Method, Aligned]:
     """What is to be compared, each result once."""
     open_choice = options.method == "auto"
-    methods = ALIGNMENTS if open_choice else (options.method,)
+    methods = list(ALIGNMENTS) if open_choice else [options.method]
+    if spec is None:
+        return {methods[0]: Aligned((None,) * len(states))}
+    seen = [method for method in methods if method in STATISTICS]
+    if open_choice and not spec.activations:
+        # A spec that was written by hand: units cannot be seen.
+        methods = [method for method in methods if method not in seen]
+        seen = []
+    by_activations = {}
+    if seen:
+        by_activations = align_by_activations(
+            spec, states, seen, network=network, data=batches
+        )
     found: dict[Method, Aligned] = {}
     for method in methods:
-        if spec is None:
-            aligned = Aligned((None,) * len(states))
-        elif open_choice and method in STATISTICS and not spec.activations:
-            # A spec that was written by hand: units cannot be seen.
-            continue
-        else:
-            aligned = align(
-                spec,
-                states,
-                method,
-                options.many,
-                shares,
-                network=network,
-                data=batches,
-                seed=options.seed,
-                progress=options.progress,
-            )
+        aligned = by_activations.get(method) or align(
+            spec,
+            states,
+            method,
+            options.many,
+            shares,
+            network=network,
+            data=batches,
+            seed=options.seed,
+            progress=options.progress,
+        )
         if not any(_same(aligned, other) for other in found.values()):
             found[method] = aligned
     return found
@@ -228,6 +227,16 @@ def _trials(
     for method, row in scores.items():
         plain = {str(name): score for name, score in row.items()}
         yield Trial(method, plain)
+
+
+def _ranked(
+    scores: Mapping[Method, Mapping[Correction, float]],
+) -> list[Method]:
+    """The alignments that deserve a refit, the best first.
+
+    What repairs best is refitted best, in every pair of networks looked at.
+    """
+    return sorted(scores, key=lambda m: _lowest(scores[m]))[:_REFITTED]
 
 
 def _lowest(scores: Mapping[Correction, float]) -> float:

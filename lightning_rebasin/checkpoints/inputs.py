@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_rebasin.checkpoints.fallbacks import Fallbacks
+from lightning_rebasin.checkpoints.folder import weight_files
 from lightning_rebasin.checkpoints.names import fit_names, is_counter
 from lightning_rebasin.checkpoints.read import Checkpoint, read_checkpoint
+
+#: Every tensor must be there.
+NO_FALLBACKS = Fallbacks()
 
 
 def read_inputs(
@@ -22,6 +27,7 @@ def read_inputs(
     weights: str = "state_dict",
     prefix: str | Mapping[str, str] | None = None,
     unsafe: bool = False,
+    fallbacks: Fallbacks = NO_FALLBACKS,
     progress: bool = False,
 ) -> tuple[Checkpoint, ...]:
     """Read checkpoints and give their tensors the same names.
@@ -32,6 +38,7 @@ def read_inputs(
         weights: Which weights of each file, as for :func:`read_checkpoint`.
         prefix: What to do with prefixes, as for :func:`read_checkpoint`.
         unsafe: Unpickle in full what torch's safe loader refuses.
+        fallbacks: What stands in for tensors that a file may lack; each checkpoint says where that happened.
         progress: Show a progress bar.
 
     Returns:
@@ -46,14 +53,10 @@ def read_inputs(
         checkpoint = read_checkpoint(
             path, weights=weights, prefix=prefix, unsafe=unsafe
         )
-        found.append(
-            _fitted(
-                checkpoint,
-                expected
-                if expected is not None
-                else _names(checkpoint, found),
-            )
-        )
+        names = expected
+        if names is None:
+            names = _names(checkpoint, found)
+        found.append(_fitted(checkpoint, names, fallbacks))
     everything = (
         list(expected)
         if expected is not None
@@ -65,9 +68,14 @@ def read_inputs(
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hexadecimal SHA-256 of a file; of a folder that of the digests of its weight files, in order."""
+    digests = []
+    for part in weight_files(path):
+        with part.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _names(
@@ -83,16 +91,23 @@ def _names(
     return [*first.state_dict, *counters]
 
 
-def _fitted(checkpoint: Checkpoint, expected: Collection[str]) -> Checkpoint:
+def _fitted(
+    checkpoint: Checkpoint, expected: Collection[str], fallbacks: Fallbacks
+) -> Checkpoint:
+    """A checkpoint under the names that are expected, with what stands in for the tensors that it lacks."""
     names = fit_names(
-        list(checkpoint.state_dict), expected, str(checkpoint.path)
+        list(checkpoint.state_dict),
+        expected,
+        str(checkpoint.path),
+        fallbacks.names,
     )
+    state = {new: checkpoint.state_dict[old] for new, old in names.items()}
+    filled = fallbacks.fill(state, tuple(expected))
     return replace(
         checkpoint,
-        state_dict={
-            new: checkpoint.state_dict[old] for new, old in names.items()
-        },
+        state_dict=state | filled,
         names={new: checkpoint.names[old] for new, old in names.items()},
+        filled=tuple(filled),
     )
 
 

@@ -16,9 +16,10 @@ from lightning_rebasin.checkpoints.align import (
 from lightning_rebasin.checkpoints.correct import (
     Evaluate,
 )
+from lightning_rebasin.checkpoints.fallbacks import Fallbacks
 from lightning_rebasin.checkpoints.head_layer import different_heads
 from lightning_rebasin.checkpoints.heads import Heads, join_heads
-from lightning_rebasin.checkpoints.inputs import read_inputs
+from lightning_rebasin.checkpoints.inputs import NO_FALLBACKS, read_inputs
 from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.read import Checkpoint
 from lightning_rebasin.checkpoints.write import (
@@ -44,6 +45,7 @@ class Job:
         loss: Mean loss of a network on a batch.
         heads: How the heads stand side by side, if they do.
         files: The files, where their heads had to be looked at before anything else.
+        fallbacks: What stands in for tensors that a file may lack.
     """
 
     options: MergeOptions
@@ -53,6 +55,7 @@ class Job:
     loss: Loss | None
     heads: Heads | None = None
     files: tuple[Checkpoint, ...] = ()
+    fallbacks: Fallbacks = NO_FALLBACKS
 
     def with_wide_head(self, paths: Sequence[str | Path], target: Path) -> Job:
         """The same with a network that has the outputs of all models."""
@@ -146,6 +149,7 @@ class Job:
             weights=self.options.select,
             prefix=self.options.prefix,
             unsafe=self.options.unsafe,
+            fallbacks=self.fallbacks,
             progress=self.options.progress,
         )
 

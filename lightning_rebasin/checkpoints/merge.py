@@ -35,6 +35,7 @@ from lightning_rebasin.checkpoints.correct import (
     measure_models,
     own_weights,
 )
+from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
 from lightning_rebasin.checkpoints.inputs import sha256
 from lightning_rebasin.checkpoints.job import Job
 from lightning_rebasin.checkpoints.options import MergeOptions
@@ -113,6 +114,7 @@ def merge_checkpoints(
     if asked.heads == "concatenate":
         job = job.with_wide_head(paths, target)
     spec = job.spec_or_inferred(spec)
+    job = replace(job, fallbacks=fallbacks_of(job.network, spec))
     job.give_room()
     files = job.read(paths, spec)
     states = job.mixed_states(files, shares)
@@ -262,7 +264,9 @@ def _inputs(
     found = []
     for file, share in zip(files, shares, strict=True):
         digest = sha256(file.path)
-        found.append(InputFile(file.path, digest, file.format, share))
+        found.append(
+            InputFile(file.path, digest, file.format, share, file.filled)
+        )
     return tuple(found)
 
 

@@ -185,7 +185,10 @@ def _without_prefix(name: str, prefix: str | Mapping[str, str]) -> str:
 
 
 def fit_names(
-    names: Collection[str], expected: Collection[str], what: str
+    names: Collection[str],
+    expected: Collection[str],
+    what: str,
+    optional: Collection[str] = (),
 ) -> dict[str, str]:
     """Match the names of a file with those of a module or spec that differ at most by a prefix.
 
@@ -193,6 +196,7 @@ def fit_names(
         names: The names in the file.
         expected: The names wanted.
         what: How to call the file in a message.
+        optional: Names among them that may be missing.
 
     Returns:
         Wanted name → name in the file.  A ``num_batches_tracked`` that only one side has is left out: files from
@@ -207,9 +211,11 @@ def fit_names(
         renamed = {added + name.removeprefix(removed): name for name in names}
         counted = {name for name in renamed if not is_counter(name)}
         # Two names that became one would lose a tensor.
-        if counted == want and len(renamed) == len(names):
+        fits = want.difference(optional) <= counted <= want
+        if fits and len(renamed) == len(names):
             return {n: renamed[n] for n in expected if n in renamed}
-    missing, extra = sorted(want - set(have)), sorted(set(have) - want)
+    missing = sorted(want - set(have) - set(optional))
+    extra = sorted(set(have) - want)
     wrong = f"has the unexpected {extra[0]!r}" if extra else ""
     if missing:
         wrong = f"lacks {missing[0]!r}"
@@ -227,7 +233,7 @@ def is_counter(name: str) -> bool:
 def _candidates(have: list[str], want: set[str]) -> list[tuple[str, str]]:
     """Prefixes to remove and to add that would make the first name fit."""
     pairs = [("", "")]
-    if have and len(have) == len(want):
+    if have:
         first = have[0]
         pairs += [
             (first.removesuffix(name), "")

@@ -9,35 +9,29 @@ for it with ``unsafe=True``.
 
 from __future__ import annotations
 
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from lightning_rebasin.checkpoints.guard import check_container, check_tensors
+from lightning_rebasin.checkpoints.folder import ModelFolder, find_model_folder
+from lightning_rebasin.checkpoints.guard import check_tensors
 from lightning_rebasin.checkpoints.names import clean_names, find_weights
-from lightning_rebasin.checkpoints.unpickle import (
-    StandIn,
-    is_stand_in,
-    restricted_pickle,
+from lightning_rebasin.checkpoints.read_file import (
+    is_safetensors,
+    read_safetensors,
+    read_torch,
 )
-from lightning_rebasin.errors import (
-    CheckpointError,
-    MissingExtraError,
-    UnsafeLoadWarning,
-)
+from lightning_rebasin.checkpoints.unpickle import StandIn, is_stand_in
+from lightning_rebasin.errors import CheckpointError
 
 VERSION_KEY = "pytorch-lightning_version"
 _LIVE_WEIGHTS = "current_model_state"
-_MAP_FROM_BYTES = 64 * 2**20
 
-Format = Literal["lightning", "torch", "safetensors"]
+Format = Literal["lightning", "torch", "safetensors", "folder"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,6 +45,7 @@ class Checkpoint:
         path: The file.
         wrapper: The key that held the weights, ``None`` if they were bare.
         names: Clean name → name in the file.
+        filled: Tensors that the file lacks and that something else stands in for.
     """
 
     state_dict: Mapping[str, Tensor]
@@ -59,6 +54,7 @@ class Checkpoint:
     path: Path
     wrapper: str | None
     names: Mapping[str, str]
+    filled: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("state_dict", "metadata", "names"):
@@ -85,10 +81,11 @@ def read_checkpoint(
     """Read the weights of a checkpoint file, and everything else in it that is plain data.
 
     Lightning ``.ckpt`` files of every version since 1.0, files of ``torch.save`` in its three formats (state dicts bare
-    or wrapped, whole modules) and safetensors are understood; the content decides, not the file's extension.
+    or wrapped, whole modules), safetensors and Hugging Face folders (whole or sharded, of either kind) are understood;
+    the content decides, not the file's extension.
 
     Args:
-        path: The file.
+        path: The file or the folder.
         weights: Which weights: ``"state_dict"``, the usual ones (the averaged ones in a file written with Lightning's
             ``WeightAveraging``); ``"current"``, the live weights of such a file; or any key of the file.
         prefix: What to do with the tensors' names: ``None`` removes ``_orig_mod.`` (compiled modules) and, outside
@@ -105,20 +102,13 @@ def read_checkpoint(
         MissingExtraError: It is a safetensors file, and that package is not installed.
     """
     path = Path(path)
-    _check_file(path)
-    metadata: Mapping[Any, Any]
-    kind: Format
-    wrapper: str | None
-    if _is_safetensors(path):
-        state, metadata = _read_safetensors(path)
-        wrapper, kind = None, "safetensors"
+    folder = find_model_folder(path)
+    if folder is None:
+        _check_file(path)
+        state, metadata, wrapper, kind = _read_weights(path, weights, unsafe)
     else:
-        payload = _read_torch(path, unsafe=unsafe)
-        state, wrapper = _find_in(path, payload, weights)
-        metadata = payload if isinstance(payload, Mapping) else {}
-        kind = "lightning" if VERSION_KEY in metadata else "torch"
-    state = {name: _plain_tensor(tensor) for name, tensor in state.items()}
-    check_tensors(path, state)
+        state = _read_shards(folder, weights, unsafe)
+        metadata, wrapper, kind = folder.config(), None, "folder"
     try:
         rest = _metadata(metadata, wrapper, state)
         names = clean_names(state, prefix, lightning=kind == "lightning")
@@ -130,6 +120,40 @@ def read_checkpoint(
         raise CheckpointError(f"{path}: {error}") from error
     tensors = {new: state[old] for new, old in names.items()}
     return Checkpoint(tensors, rest, kind, path, wrapper, names)
+
+
+def _read_weights(
+    path: Path, weights: str, unsafe: bool
+) -> tuple[dict[str, Tensor], Mapping[Any, Any], str | None, Format]:
+    """One file: its tensors, everything it holds, the key of the weights, and who wrote it."""
+    metadata: Mapping[Any, Any]
+    kind: Format
+    wrapper = None
+    if is_safetensors(path):
+        state, metadata = read_safetensors(path)
+        kind = "safetensors"
+    else:
+        payload = read_torch(path, unsafe=unsafe)
+        state, wrapper = _find_in(path, payload, weights)
+        metadata = payload if isinstance(payload, Mapping) else {}
+        kind = "lightning" if VERSION_KEY in metadata else "torch"
+    state = {name: _plain_tensor(tensor) for name, tensor in state.items()}
+    check_tensors(path, state)
+    return state, metadata, wrapper, kind
+
+
+def _read_shards(
+    folder: ModelFolder, weights: str, unsafe: bool
+) -> dict[str, Tensor]:
+    """The tensors of all files of a folder, checked against its index."""
+    state: dict[str, Tensor] = {}
+    for name in folder.files:
+        shard = folder.path / name
+        _check_file(shard)
+        found = _read_weights(shard, weights, unsafe)[0]
+        folder.check_shard(name, found, state)
+        state |= found
+    return state
 
 
 def _find_in(
@@ -182,6 +206,7 @@ def plain(value: Any) -> Any:
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
+        # No Hugging Face folder, see find_model_folder: what other folders are there?
         how = (
             "from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict"
             if (path / "latest").exists() or (path / "checkpoint").is_dir()
@@ -198,103 +223,6 @@ def _check_file(path: Path) -> None:
         raise CheckpointError(
             f"{path} cannot be opened: {error.strerror}"
         ) from error
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Eight bytes of header length, then a JSON object."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return (
-        len(start) == 9
-        and start[8:] == b"{"
-        and int.from_bytes(start[:8], "little") < path.stat().st_size
-    )
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{path} is a safetensors file: pip install 'lightning-rebasin[safetensors]'"
-        ) from error
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {
-                name: file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118
-            }, file.metadata() or {}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} is a damaged safetensors file: {error}"
-        ) from error
-
-
-def _read_torch(path: Path, *, unsafe: bool) -> Any:
-    container = check_container(path)
-    mapped = (
-        container == "zip"
-        and path.stat().st_size >= _MAP_FROM_BYTES
-        and _is_stored(path)
-    )
-    refusal = ""
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # about formats that this reader exists for
-        try:
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=mapped
-            )
-        except Exception as error:  # noqa: BLE001  torch.load raises a dozen unrelated types; the next reader decides
-            refusal = str(error)
-        try:
-            if not unsafe:
-                return torch.load(
-                    path,
-                    map_location="cpu",
-                    weights_only=False,
-                    pickle_module=restricted_pickle,
-                    mmap=mapped,
-                )
-        except Exception as error:
-            raise CheckpointError(
-                f"{path} cannot be read: {_reason(error)}; {_advice(refusal)}"
-            ) from error
-    warnings.warn(
-        f"unpickling {path} in full: any code in it runs now",
-        UnsafeLoadWarning,
-        stacklevel=3,
-    )
-    try:
-        return torch.load(
-            path, map_location="cpu", weights_only=False
-        )  # the user asked for it
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} cannot be read, even with full unpickling: {_reason(error)}"
-        ) from error
-
-
-def _is_stored(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return all(
-            entry.compress_type == zipfile.ZIP_STORED
-            for entry in archive.infolist()
-        )
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{lines[0][:200]}" if lines else type(error).__name__
-
-
-def _advice(refusal: str) -> str:
-    if "Unsupported" in refusal or "GLOBAL" in refusal:
-        return "if you trust its author, try unsafe=True (--unsafe)"
-    return (
-        "it is damaged or not a checkpoint; copy it again, or use another one"
-    )
 
 
 def _plain_tensor(tensor: Tensor) -> Tensor:

@@ -23,12 +23,14 @@ class InputFile:
         sha256: Digest of the file.
         format: Who wrote it.
         weight: Its share in the merge.
+        filled: Tensors that it lacks and that the model's own, or another name of them, stand in for.
     """
 
     path: Path
     sha256: str
     format: str
     weight: float
+    filled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,12 @@ class MergeReport:
         """The report as plain JSON values."""
         return {
             "inputs": [
-                {**vars(file), "path": str(file.path)} for file in self.inputs
+                {
+                    **vars(file),
+                    "path": str(file.path),
+                    "filled": list(file.filled),
+                }
+                for file in self.inputs
             ],
             "output": None if self.output is None else str(self.output),
             "method": self.method,
@@ -151,6 +158,10 @@ class MergeReport:
         lines = [f"{models}, {how}, {self.seconds:.1f} s"]
         for file in self.inputs:
             lines.append(f"  {file.weight:.3g} × {file.path} ({file.format})")
+            if file.filled:
+                lines.append(
+                    f"    lacks {', '.join(file.filled)}: taken from the model, or from a tied weight"
+                )
         if self.heads is not None:
             lines.append(self.heads.described(self.names))
         lines += self._measurements()

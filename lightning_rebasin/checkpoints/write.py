@@ -15,15 +15,18 @@ from __future__ import annotations
 import errno
 import json
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_rebasin.checkpoints.folder import find_model_folder
 from lightning_rebasin.checkpoints.read import VERSION_KEY, Checkpoint, Format
+from lightning_rebasin.checkpoints.storable import storable
+from lightning_rebasin.checkpoints.write_folder import write_folder
 from lightning_rebasin.errors import (
     CheckpointError,
     MissingExtraError,
@@ -34,6 +37,8 @@ from lightning_rebasin.files import atomic_path
 #: Where provenance is kept: a key of the checkpoint, an attribute of a bare state dict, a header entry of safetensors.
 PROVENANCE_KEY = "lightning_rebasin"
 _TESTED_LIGHTNING = "2.6.6"
+#: A name with one of these is a file even if the model came from a folder.
+_TORCH_SUFFIXES = frozenset({".pt", ".pth", ".bin"})
 #: Keys of a Lightning checkpoint that describe one training run, not the weights.
 RUN_STATE = frozenset(
     {
@@ -72,11 +77,12 @@ def write_checkpoint(
 ) -> tuple[str, ...]:
     """Write weights as a checkpoint, atomically.
 
-    The extension decides the format where it can: ``.ckpt`` is a Lightning checkpoint, ``.safetensors`` is safetensors;
-    otherwise it is the format of ``like``, or a bare state dict.
+    The extension decides the format where it can: ``.ckpt`` is a Lightning checkpoint, ``.safetensors`` is safetensors,
+    ``.pt``, ``.pth`` and ``.bin`` are files of ``torch.save``; otherwise it is the format of ``like`` (of a Hugging
+    Face folder a folder with the same files, configuration and tokenizer), or a bare state dict.
 
     Args:
-        path: The file to write.
+        path: The file, or the folder, to write.
         state_dict: The weights.
         like: Take names, wrapper key, hyper-parameters and the module's own entries from this checkpoint.
         provenance: How the weights were made: plain values and tensors.
@@ -101,6 +107,9 @@ def write_checkpoint(
         for name, tensor in _compact(state_dict).items()
     )
     dropped: list[str] = []
+    if kind == "folder" and like is not None:
+        _save_folder(path, weights, like, provenance or {})
+        return ()
     with atomic_path(path) as temporary:
         if kind == "safetensors":
             _save_safetensors(temporary, weights, provenance or {})
@@ -125,7 +134,9 @@ def check_target(path: Path, *, force: bool) -> None:
         OutputError: It exists, is a folder, or its folder does not exist.
     """
     if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file in it")
+        raise OutputError(
+            f"{path} is a folder that exists already; name a file in it, or a new folder"
+        )
     if path.exists() and not force:
         raise OutputError(
             f"{path} exists already; choose another name, or overwrite it with force=True (--force)"
@@ -142,11 +153,11 @@ def output_format(path: Path, like: Checkpoint | None) -> Format:
         return "safetensors"
     if path.suffix == ".ckpt":
         return "lightning"
-    return (
-        "torch"
-        if like is None or like.format == "safetensors"
-        else like.format
-    )
+    if like is None or like.format == "safetensors":
+        return "torch"
+    if like.format == "folder" and path.suffix in _TORCH_SUFFIXES:
+        return "torch"
+    return like.format
 
 
 def _lightning_payload(
@@ -171,14 +182,12 @@ def _lightning_payload(
     }
     payload = {
         **fresh,
-        **_storable({**kept, **(run_state or {})}, "", dropped),
+        **storable({**kept, **(run_state or {})}, "", dropped),
     }
     payload[VERSION_KEY] = _lightning_version(like if run_state else None)
     payload["state_dict"] = weights
     if provenance is not None:
-        payload[PROVENANCE_KEY] = _storable(
-            provenance, PROVENANCE_KEY, dropped
-        )
+        payload[PROVENANCE_KEY] = storable(provenance, PROVENANCE_KEY, dropped)
     return payload
 
 
@@ -203,7 +212,7 @@ def _torch_payload(
     history = (
         None
         if provenance is None
-        else _storable(provenance, PROVENANCE_KEY, dropped)
+        else storable(provenance, PROVENANCE_KEY, dropped)
     )
     if wrapper is not None:
         return {wrapper: weights} | (
@@ -235,6 +244,32 @@ def _save_safetensors(
     if provenance:
         header[PROVENANCE_KEY] = json.dumps(provenance, default=_jsonable)
     save_file(separate, path, metadata=header)
+
+
+def _save_folder(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    like: Checkpoint,
+    provenance: Mapping[str, Any],
+) -> None:
+    """A folder in the layout of the one that ``like`` was read from."""
+    model = find_model_folder(like.path)
+    if model is None:
+        raise CheckpointError(
+            f"{like.path} is no longer the model folder that was read"
+        )
+    history = None
+    if provenance:
+        plain = json.loads(json.dumps(provenance, default=_jsonable))
+        history = (f"{PROVENANCE_KEY}.json", plain)
+
+    def write_file(file: Path, tensors: Mapping[str, Tensor]) -> None:
+        if model.safe:
+            _save_safetensors(file, tensors, {})
+        else:
+            _save(dict(tensors), file)
+
+    write_folder(path, weights, model, write_file, history)
 
 
 def _save(payload: Any, path: Path) -> None:
@@ -286,78 +321,3 @@ def _compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensor = clones.setdefault(key, tensor.clone())
         result[name] = tensor
     return result
-
-
-#: What torch's safe loader reads back.
-_PLAIN = (
-    bool,
-    int,
-    float,
-    str,
-    bytes,
-    complex,
-    torch.dtype,
-    torch.device,
-)
-
-
-def _storable(value: Any, where: str, dropped: list[str]) -> Any:
-    """``value`` with only what ``weights_only=True`` accepts; what is left out is named in ``dropped``."""
-    if value is None or isinstance(value, _PLAIN):
-        # A subclass (an enum that is a string) would need its own class to load.
-        ours = type(value).__module__ in ("builtins", "torch")
-        return value if ours else _base_value(value)
-    if isinstance(value, PurePath):
-        return str(value)
-    if isinstance(value, Tensor):
-        return value.detach().as_subclass(Tensor).clone()
-    if isinstance(value, Mapping):
-        return _storable_mapping(value, where, dropped)
-    for kind in (list, tuple, set, frozenset):
-        if isinstance(value, kind):
-            return _storable_items(value, where, dropped)
-    dropped.append(f"{where} ({value!r:.80})")
-    return _NOTHING
-
-
-def _storable_mapping(
-    value: Mapping[Any, Any], where: str, dropped: list[str]
-) -> Any:
-    items = {}
-    for key, item in value.items():
-        kept = _storable(item, f"{where}.{key}".lstrip("."), dropped)
-        if kept is not _NOTHING and _is_plain_key(key):
-            items[key] = kept
-    return OrderedDict(items) if isinstance(value, OrderedDict) else items
-
-
-def _storable_items(
-    value: Collection[Any], where: str, dropped: list[str]
-) -> Any:
-    members = []
-    for i, item in enumerate(value):
-        kept = _storable(item, f"{where}[{i}]", dropped)
-        if kept is not _NOTHING:
-            members.append(kept)
-    if isinstance(value, list):
-        return members
-    return tuple(members) if isinstance(value, tuple) else set(members)
-
-
-class _Nothing:
-    """Marks what cannot be stored."""
-
-
-_NOTHING = _Nothing()
-
-
-def _base_value(value: Any) -> Any:
-    """Enumeration members and NumPy's subclasses of ``float`` and ``str`` as the builtin they extend."""
-    kinds: tuple[type[Any], ...] = (bool, int, float, str, bytes, complex)
-    return next(
-        (kind(value) for kind in kinds if isinstance(value, kind)), value
-    )
-
-
-def _is_plain_key(key: Any) -> bool:
-    return key is None or isinstance(key, str | int | float | bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, draw, and print the barriers."""
     from lightning.pytorch import LightningModule
 
+    from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
     from lightning_rebasin.checkpoints.inputs import read_inputs
     from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.errors import ConfigurationError
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.output:
         check_target(args.output, force=args.force)
-        _check_format(args.output)
+        common.check_format(args.output)
     reading = common.reading_options(args)
     module = common.load_module(
         args, read_inputs([args.reference], **reading)[0]
@@ -99,27 +101,34 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError(
             "measuring runs the network on data: give --module and --data, or --config"
         )
+    metrics.check_loader(data.validate)
     files = read_inputs(
         [args.reference, args.source],
         module.state_dict(),
+        fallbacks=fallbacks_of(module, None),
         progress=not args.no_progress,
         **reading,
     )
     a, b = (file.state_dict for file in files)
+    by_itself = isinstance(module, LightningModule)
+    measured = partial(
+        measure_barrier,
+        module,
+        dataloader=data.validate,
+        loss=None if by_itself else metrics.cross_entropy,
+    )
+    if args.metric:
+        # One batch says what is measured at all, before everything is.
+        measured(a, b, points=3, limit_batches=1).midpoint(args.metric)
     curves = {}
     for label, (start, end) in {
         "naive": (a, b),
         **_matched(args, module, a, b, data),
     }.items():
-        curves[label] = measure_barrier(
-            module,
+        curves[label] = measured(
             start,
             end,
-            data.validate,
             points=args.points,
-            loss=None
-            if isinstance(module, LightningModule)
-            else metrics.cross_entropy,
             batch_norm=data.train if batch_norms(module) else None,
             limit_batches=args.limit,
             progress=not args.no_progress,
@@ -135,28 +144,14 @@ def _matched(
     args: argparse.Namespace, module: Any, a: Any, b: Any, data: datasets.Data
 ) -> dict[str, Any]:
     """Both ends after matching, if asked for: other kinds than permutations are compared in canonical gauge."""
-    from lightning_rebasin.checkpoints.align import example_input
-    from lightning_rebasin.symmetry import (
-        PermutationSpec,
-        Transform,
-        infer_spec,
-    )
+    from lightning_rebasin.symmetry import Transform
 
     if args.permutation:
         found = Transform.load(args.permutation)
         return {"permuted": (found.spec.canonicalise(a), found.apply(b))}
     if not args.match and not args.method:
         return {}
-    if args.spec:
-        spec = PermutationSpec.load(args.spec)
-    else:
-        spec = infer_spec(
-            module,
-            *example_input(
-                module, common.load_example(args, module), data.train
-            ),
-            kinds=common.kinds_of(args),
-        )
+    spec = common.load_spec(args, module, data.train)
     ends = (spec.canonicalise(a), spec.canonicalise(b))
     found = _permutation(args, module, spec, ends, data)
     return {"matched": (ends[0], found.apply(ends[1]))}
@@ -184,9 +179,8 @@ def _permutation(
         return found["weight"]
     batches = list(data.train)
     pair = _pair(module, ends, batches)
-    for method in methods:
-        if method != "weight":
-            found[method] = pair.match(spec, batches, method)
+    by_activations = [method for method in methods if method != "weight"]
+    found |= pair.match(spec, batches, by_activations)
     if len(found) == 1:
         return found[methods[0]]
     return _best(found, pair.distances(found, batches))
@@ -241,23 +235,6 @@ def _print(curves: dict[str, Any]) -> None:
     print(
         "the last columns are the barriers: worst point against the mean of both ends"
     )
-
-
-def _check_format(path: Path) -> None:
-    """Raise before anything is measured if nothing can write a file of this name."""
-    if path.suffix in ("", ".json", ".csv"):
-        return
-    from lightning_rebasin.errors import ConfigurationError
-    from lightning_rebasin.plotting import require_matplotlib
-
-    require_matplotlib()
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    known = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix.lstrip(".").lower() not in known:
-        raise ConfigurationError(
-            f"cannot write {path}: the name must end in .csv, .json or a format of pictures ({', '.join(known)})"
-        )
 
 
 def _write(args: argparse.Namespace, curves: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lightning_rebasin.checkpoints import Checkpoint
+    from lightning_rebasin.symmetry import PermutationSpec
 
 
 def add_model_arguments(
@@ -49,7 +50,9 @@ def add_kinds_argument(parser: argparse.ArgumentParser) -> None:
 
 def kinds_of(args: argparse.Namespace) -> str | tuple[str, ...]:
     """The kinds that were asked for, as :func:`~lightning_rebasin.infer_spec` takes them."""
-    return "all" if "all" in args.kinds else tuple(args.kinds)
+    # Not every command has the option.
+    kinds = getattr(args, "kinds", ("permutation",))
+    return "all" if "all" in kinds else tuple(kinds)
 
 
 def add_file_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +146,34 @@ def load_example(args: argparse.Namespace, module: nn.Module | None) -> Any:
     )
 
 
+def load_spec(
+    args: argparse.Namespace, module: nn.Module | None, batches: Any
+) -> PermutationSpec:
+    """The spec of ``--spec``, or the one that is inferred from the network.
+
+    Args:
+        args: Parsed options.
+        module: The network, ``None`` if there is none.
+        batches: Training batches, or ``None``: an example input may be taken from them.
+
+    Raises:
+        ConfigurationError: There is neither a spec nor a network.
+        SpecError: The file of the spec cannot be read.
+    """
+    from lightning_rebasin.checkpoints.align import example_input
+    from lightning_rebasin.symmetry import PermutationSpec, infer_spec
+
+    if args.spec:
+        return PermutationSpec.load(args.spec)
+    if module is None:
+        raise ConfigurationError(
+            "say what the network is: --module, --config or --spec"
+        )
+    example = load_example(args, module)
+    inputs = example_input(module, example, batches)
+    return infer_spec(module, *inputs, kinds=kinds_of(args))
+
+
 def load_object(place: str) -> Any:
     """Import ``package.module.Name``; the working folder is searched too.
 
@@ -168,6 +199,27 @@ def write_json(path: Path, content: Any) -> None:
     from lightning_rebasin.files import atomic_write_text
 
     atomic_write_text(path, json.dumps(content, indent=1, default=str) + "\n")
+
+
+def check_format(path: Path) -> None:
+    """Raise before anything is measured if nothing can write a file of this name.
+
+    Raises:
+        ConfigurationError: It is not the name of a picture, a .csv or a .json file.
+        MissingExtraError: It is a picture, and matplotlib is not installed.
+    """
+    if path.suffix in ("", ".json", ".csv"):
+        return
+    from lightning_rebasin.plotting import require_matplotlib
+
+    require_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in known:
+        raise ConfigurationError(
+            f"cannot write {path}: the name must end in .csv, .json or a format of pictures ({', '.join(known)})"
+        )
 
 
 def search_here() -> None:

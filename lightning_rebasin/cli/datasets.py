@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,11 +30,13 @@ class Data:
         train: Some training batches, kept in memory; empty if there are none.
         validate: A loader to evaluate on, ``None`` if there is none.
         sources: Where they came from.
+        loader: All training batches, for commands that train; ``None`` if there are none.
     """
 
     train: Sequence[Any] = ()
     validate: Iterable[Any] | None = None
     sources: tuple[str, ...] = ()
+    loader: Iterable[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,10 @@ def _read(made: Any, name: str, count: int) -> Data:
     batches = list(islice(train, count)) if train is not None else []
     if not batches:
         raise DataError(f"{name} gives no training batch")
-    return Data(batches, validate, (name,))
+    if validate is train and isinstance(train, Iterator):
+        # It can be gone through only once, and that was now.
+        validate = batches
+    return Data(batches, validate, (name,), train)
 
 
 def _union(parts: Sequence[Data]) -> Data:
@@ -191,15 +197,24 @@ def _loaders(
     made: Any, place: str
 ) -> tuple[Iterable[Any] | None, Iterable[Any] | None]:
     """Training and validation batches of whatever the user gave."""
+    from lightning_rebasin.symmetry.run.lightning import has_own_method
+
     if hasattr(made, "train_dataloader"):
         try:
             made.prepare_data()
             made.setup("fit")
-            return made.train_dataloader(), made.val_dataloader()
+            train = made.train_dataloader()
+            if has_own_method(made, "val_dataloader"):
+                return train, made.val_dataloader()
         except Exception as error:  # the user's own code may raise anything
             raise DataError(
                 f"{place}: {type(error).__name__}: {error}"
             ) from error
+        print(
+            f"warning: {place} has no val_dataloader: networks are evaluated on its training data",
+            file=sys.stderr,
+        )
+        return train, train
     if (
         isinstance(made, tuple)
         and len(made) == 2

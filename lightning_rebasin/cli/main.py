@@ -1,7 +1,8 @@
 """The command line: finds the command, turns errors into one line each.
 
 Every command is a file of this folder with ``HELP``, ``add_arguments(parser)`` and ``run(args) -> int``.  Only the file
-of the command that was asked for is imported.
+of the command that was asked for is imported.  A folder in it is a group of commands, ``landscape curve`` and so on:
+its ``__init__`` has ``HELP``, ``DESCRIPTION`` and ``COMMANDS``.
 """
 
 from __future__ import annotations
@@ -10,16 +11,73 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, final
 
 from lightning_rebasin.errors import RebasinError, RebasinWarning
 
 #: In the order in which a newcomer needs them.
-COMMANDS = ("demo", "spec", "match", "apply", "merge", "barrier")
+COMMANDS = (
+    "demo",
+    "spec",
+    "match",
+    "apply",
+    "merge",
+    "barrier",
+    "landscape",
+    "inputs",
+)
 _DESCRIPTION = (
     "Linear mode connectivity: find the permutation symmetries of a network, bring checkpoints into one basin, measure "
     "the loss barrier between them, merge them."
+)
+
+
+@final
+@dataclass(frozen=True)
+class Group:
+    """Commands behind one name.
+
+    Args:
+        program: What is typed before the command.
+        package: Where its files are.
+        commands: Their names, in the order of the overview.
+        description: What they are for.
+    """
+
+    program: str
+    package: str
+    commands: tuple[str, ...]
+    description: str
+
+    def find(self, name: str) -> Any:
+        """The module of a command."""
+        return import_module(f"{self.package}.{name}")
+
+    def overview(self) -> str:
+        """Every command in one line."""
+        lines = [
+            self.description,
+            "",
+            f"usage: {self.program} COMMAND [options]",
+            "",
+            "commands:",
+        ]
+        width = max(len(name) for name in self.commands)
+        for name in self.commands:
+            lines.append(f"  {name:<{width}}  {self.find(name).HELP}")
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"{self.program} COMMAND --help explains a command's options.",
+            ]
+        )
+
+
+_TOP = Group(
+    "lightning-rebasin", "lightning_rebasin.cli", COMMANDS, _DESCRIPTION
 )
 
 
@@ -43,25 +101,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 2 if the arguments, the files or the data were at fault, or 130 if interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0] if arguments else "--help"
-    if name in ("-V", "--version"):
+    if arguments and arguments[0] in ("-V", "--version"):
         from lightning_rebasin import __version__
 
         print(f"lightning-rebasin {__version__}")
         return 0
+    return _choose(_TOP, arguments)
+
+
+def _choose(group: Group, arguments: list[str]) -> int:
+    """Run the command that the first argument names."""
+    name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print(_overview())
+        print(group.overview())
         return 0 if arguments else 2
-    if name not in COMMANDS:
+    if name not in group.commands:
         print(
-            f"lightning-rebasin: error: there is no command {name!r}; choose from {', '.join(COMMANDS)}",
+            f"{group.program}: error: there is no command {name!r}; choose from {', '.join(group.commands)}",
             file=sys.stderr,
         )
         return 2
-    command = import_module(f"lightning_rebasin.cli.{name}")
+    command = group.find(name)
+    program = f"{group.program} {name}"
+    if hasattr(command, "COMMANDS"):
+        inner = Group(
+            program, command.__name__, command.COMMANDS, command.DESCRIPTION
+        )
+        return _choose(inner, arguments[1:])
     parser = Parser(
-        prog=f"lightning-rebasin {name}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=program, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     command.add_arguments(parser)
     args = parser.parse_args(arguments[1:])
@@ -97,26 +165,6 @@ def _show_warning(  # noqa: PLR0917
     del filename, lineno, file, line
     if issubclass(category, RebasinWarning):
         print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def _overview() -> str:
-    lines = [
-        _DESCRIPTION,
-        "",
-        "usage: lightning-rebasin COMMAND [options]",
-        "",
-        "commands:",
-    ]
-    for name in COMMANDS:
-        command = import_module(f"lightning_rebasin.cli.{name}")
-        lines.append(f"  {name:<9} {command.HELP}")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "lightning-rebasin COMMAND --help explains a command's options.",
-        ]
-    )
 
 
 if __name__ == "__main__":

@@ -51,34 +51,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Match, write the permutation, and print the report."""
     from lightning_rebasin.checkpoints.align import (
-        example_input,
         match_by_activations,
         prove,
     )
+    from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
     from lightning_rebasin.checkpoints.inputs import read_inputs
     from lightning_rebasin.checkpoints.write import check_target
-    from lightning_rebasin.errors import ConfigurationError
     from lightning_rebasin.matching import match_weights
-    from lightning_rebasin.symmetry import PermutationSpec, infer_spec
 
     check_target(args.output, force=args.force)
+    if args.report:
+        # A report may be written again.
+        check_target(args.report, force=True)
     reading = common.reading_options(args)
     reference = read_inputs([args.reference], **reading)[0]
     module = common.load_module(args, reference)
     example = common.load_example(args, module)
     data = datasets.load_data(args).train or None
-    if args.spec:
-        spec = PermutationSpec.load(args.spec)
-    elif module is not None:
-        inputs = example_input(module, example, data)
-        spec = infer_spec(module, *inputs, kinds=common.kinds_of(args))
-    else:
-        raise ConfigurationError(
-            "say what the network is: --module, --config or --spec"
-        )
+    spec = common.load_spec(args, module, data)
     files = read_inputs(
         [args.reference, args.source],
         spec.tensors,
+        fallbacks=fallbacks_of(module, spec),
         progress=not args.no_progress,
         **reading,
     )
@@ -86,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
         spec.check_state(file.state_dict, str(file.path), finite=True)
     states = [file.state_dict for file in files]
     if args.method == "activation":
-        match = match_by_activations(spec, module, states[0], states[1], data)
+        match = match_by_activations(spec, module, states[0], states[1], data)[
+            "inner_product"
+        ]
     else:
         match = match_weights(
             spec,

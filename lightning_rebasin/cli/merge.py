@@ -129,6 +129,9 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.dry_run:
         check_target(args.output, force=args.force)
+    if args.report:
+        # A report may be written again.
+        check_target(args.report, force=True)
     reading = common.reading_options(args)
     module = common.load_module(
         args, read_checkpoint(args.files[0], **reading)

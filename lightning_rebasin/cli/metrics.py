@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, final
 
 from lightning_rebasin.cli.datasets import Data
+from lightning_rebasin.errors import DataError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,11 +30,12 @@ def held_out_loss(
         if not _is_classification(data.train):
             return None
         return _cross_entropy
+    logged_loss = _LoggedLoss(module)
     try:
-        first = _logged_loss(module, data.train[0])
+        first = logged_loss(module, data.train[0])
     except Exception:  # noqa: BLE001 - the user's step may not take training batches, and raise anything
         return None
-    return None if math.isnan(first) else _logged_loss
+    return None if math.isnan(first) else logged_loss
 
 
 def _cross_entropy(network: nn.Module, batch: Any) -> float:
@@ -44,26 +46,46 @@ def _cross_entropy(network: nn.Module, batch: Any) -> float:
     return float(loss.detach())
 
 
-def _logged_loss(network: nn.Module, batch: Any) -> float:
-    """The first loss that ``validation_step`` logs on a batch, without a trainer; NaN if it logs none."""
-    import torch
-    from torch.utils._pytree import tree_map
+@final
+class _LoggedLoss:
+    """The first loss that ``validation_step`` logs on a batch, without a trainer; NaN if it logs none.
 
-    from lightning_rebasin.merging.statistics import copied, moved_to
-    from lightning_rebasin.symmetry.run.examples import Example
-    from lightning_rebasin.symmetry.run.lightning import call, silence
+    Args:
+        module: The architecture.
+    """
 
-    copy = copied(network)
-    logged = silence(copy, network)
-    placed = tree_map(lambda leaf: moved_to(copy, leaf), batch)
-    with torch.no_grad(), warnings.catch_warnings():
-        # A few held-out samples hold too few classes for some metrics, which say so every time.
-        warnings.simplefilter("ignore")
-        call(copy, Example((placed,), method="validation_step"), logged)
-    for name, value in logged.items():
-        if "loss" in name.lower():
-            return float(value)
-    return math.nan
+    def __init__(self, module: nn.Module) -> None:
+        from lightning_rebasin.merging.statistics import copied
+        from lightning_rebasin.symmetry.run.lightning import silence
+
+        self._copy = copied(module)
+        self._logged = silence(self._copy, module)
+
+    def __call__(self, network: nn.Module, batch: Any) -> float:
+        """The loss of a network of that architecture."""
+        import torch
+        from torch.utils._pytree import tree_map
+
+        from lightning_rebasin.merging.statistics import moved_to
+        from lightning_rebasin.symmetry.run.examples import Example
+        from lightning_rebasin.symmetry.run.lightning import call
+
+        copy = self._copy
+        # The network's own tensors, so that there is no second set of weights.
+        copy.load_state_dict(network.state_dict(), assign=True)
+        placed = tree_map(lambda leaf: moved_to(copy, leaf), batch)
+        with torch.no_grad(), warnings.catch_warnings():
+            # A few held-out samples hold too few classes for some metrics, which say so every time.
+            warnings.simplefilter("ignore")
+            call(
+                copy,
+                Example((placed,), method="validation_step"),
+                self._logged,
+            )
+        for name, value in self._logged.items():
+            if "loss" in name.lower():
+                return float(value)
+        return math.nan
 
 
 def evaluator(
@@ -72,9 +94,13 @@ def evaluator(
     """Metrics of a network: what its ``validation_step`` logs, or accuracy and cross-entropy of a classifier.
 
     Returns ``None`` if there is nothing to evaluate on, or no known way to.
+
+    Raises:
+        DataError: The validation loader gives no batch, or gives its batches only once.
     """
     if module is None or data.validate is None:
         return None
+    check_loader(data.validate)
     from lightning.pytorch import LightningModule
 
     loader = data.validate
@@ -85,6 +111,21 @@ def evaluator(
         if _is_classification(loader)
         else None
     )
+
+
+def check_loader(loader: Iterable[Any]) -> None:
+    """Raise early unless networks can be evaluated on a loader, one after the other.
+
+    Raises:
+        DataError: It gives no batch, or gives its batches only once.
+    """
+    if isinstance(loader, Iterator):
+        raise DataError(
+            "the validation data can be gone through only once, but several networks are evaluated on them: give a "
+            "DataLoader or a list of batches"
+        )
+    if next(iter(loader), None) is None:
+        raise DataError("the validation data have no batch to evaluate on")
 
 
 def cross_entropy(module: nn.Module, batch: Any) -> Any:

@@ -45,6 +45,7 @@ def copy_module(module: nn.Module) -> nn.Module:
 @contextmanager
 def isolated_rng() -> Iterator[None]:
     """Give the global generators back as they were; CUDA's only once CUDA is in use, so as not to start it."""
+    # PyTorch leaves this function without annotations.
     cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     with isolate_rng(include_cuda=cuda):
         yield

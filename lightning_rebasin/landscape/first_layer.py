@@ -3,7 +3,8 @@
 A linear layer is affine in its weights: for one input ``x`` and coefficients that sum to 1,
 ``W(c)x + b(c) = Σ_i c_i (W_i x + b_i)``.  The first linear layer of a multilayer perceptron sees the data themselves,
 which do not depend on the weights, so its outputs between the anchors are mixtures of outputs that are known already.
-That saves nearly half of the arithmetic of an MNIST network.
+That saves nearly half of the arithmetic of an MNIST network.  An anchor that is not among the points, such as the bend
+of a Bézier curve, is asked for its first layer alone.
 
 Nothing is assumed: the input is compared, number by number, with the one at the first anchor, and a layer whose input
 differs (there is something trainable before it) is computed as usual.
@@ -35,11 +36,14 @@ class FirstLayer:
         #: Outputs at the anchors, with the anchors, which are told apart by identity.
         self._known: dict[int, tuple[State, Tensor]] = {}
         self._own: dict[nn.Linear, tuple[Tensor, ...]] = {}
+        self._names: dict[nn.Linear, str] = {}
         self._versions: dict[nn.Linear, list[int]] = {}
-        for layer in module.modules():
+        for name, layer in module.named_modules():
             if type(layer) is nn.Linear and _is_affine(layer):
+                self._names[layer] = f"{name}." if name else ""
                 self._own[layer] = tuple(layer.parameters())
-                layer.forward = partial(self._forward, layer)  # type: ignore[method-assign]
+                # Of this one layer; the class keeps its own.
+                vars(layer)["forward"] = partial(self._forward, layer)
 
     def start(self, point: Point) -> None:
         """The next evaluation is at this point; the anchors must come before the points between them."""
@@ -70,20 +74,35 @@ class FirstLayer:
     def _mixed(
         self, point: Point, layer: nn.Linear, x: Tensor
     ) -> Tensor | None:
-        """The output between the anchors, if it is known at all of them for this input."""
+        """The output between the anchors, if it can be known at all of them for this input."""
         if point.anchor is not None or not self._seen(layer, x):
             return None
         outputs = []
         for anchor, _ in point.parts:
-            known = self._known.get(id(anchor))
+            known = self._at_anchor(anchor, layer, x)
             if known is None:
                 return None
-            outputs.append(known[1])
+            outputs.append(known)
         result = torch.empty_like(outputs[0])
         combine_into(
             result, outputs, [coefficient for _, coefficient in point.parts]
         )
         return result
+
+    def _at_anchor(
+        self, anchor: State, layer: nn.Linear, x: Tensor
+    ) -> Tensor | None:
+        """The output at an anchor: remembered, or made now if nobody asked for this anchor before."""
+        known = self._known.get(id(anchor))
+        if known is None:
+            given = _parameters_at(anchor, layer, self._names[layer])
+            if given is None:
+                return None
+            output = functional.linear(x, *given)
+            if output.dtype != layer.weight.dtype:
+                return None
+            known = self._known[id(anchor)] = (anchor, output)
+        return known[1]
 
     def _remember(
         self, point: Point, layer: nn.Linear, x: Tensor, output: Tensor
@@ -116,6 +135,23 @@ class FirstLayer:
         if self._input is None or self._input[0] is not layer:
             return False
         return torch.equal(self._input[1], x)
+
+
+def _parameters_at(
+    anchor: State, layer: nn.Linear, prefix: str
+) -> list[Tensor] | None:
+    """Weight and bias of a layer at an anchor, ``None`` if they are not there in the layer's own dtype and place."""
+    found = []
+    for name, own in layer.named_parameters():
+        tensor = anchor.get(f"{prefix}{name}")
+        if (
+            tensor is None
+            or tensor.dtype != own.dtype
+            or tensor.device != own.device
+        ):
+            return None
+        found.append(tensor)
+    return found
 
 
 def _is_affine(layer: nn.Linear) -> bool:

@@ -15,7 +15,6 @@ was read, so that schedule and sizes here are our own).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -38,6 +37,7 @@ from lightning_rebasin.landscape.divergence import (
     jensen_shannon,
     log_probabilities,
 )
+from lightning_rebasin.landscape.geodesic_values import Geodesic
 from lightning_rebasin.landscape.paths.line import Line
 from lightning_rebasin.landscape.paths.polygon import Polygon
 from lightning_rebasin.landscape.points import State, WeightPath
@@ -49,23 +49,6 @@ from lightning_rebasin.landscape.weights import (
     weights_of,
 )
 from lightning_rebasin.merging.statistics import averaging, batch_norms
-
-
-@dataclass(frozen=True)
-class Geodesic:
-    """A chain of networks, and how its energy fell.
-
-    Args:
-        path: The chain; its anchors are the networks, the first and the last of which are the ends.
-        energies: ``Σ_k JS_k`` on the batch of every step.
-    """
-
-    path: Polygon
-    energies: tuple[float, ...]
-
-    def __repr__(self) -> str:
-        fell = f"{self.energies[0]:.4g} to {self.energies[-1]:.4g}"
-        return f"Geodesic({len(self.path.anchors)} networks, energy {fell} in {len(self.energies)} steps)"
 
 
 def geodesic_path(
@@ -98,7 +81,7 @@ def geodesic_path(
         pieces: Number of straight pieces: ``pieces − 1`` networks are trained, and each costs a forward and backward
             pass per step, and three times its parameters of memory.
         steps: Steps of Adam.
-        lr: Learning rate.
+        lr: Learning rate; a tenth of the default for a matched start, which the first steps would throw off.
         permutation: Applied to ``b`` first: the matched start.
         start: Another path to start on than the segment; its ends are the ends.
         output: ``output(module, batch)`` returning logits, classes along the second axis.
@@ -159,7 +142,7 @@ def _descend(
         optimizer.zero_grad()
         energy = chain.energy(batch)
         energies.append(_finite(energy, len(energies)))
-        energy.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(energy)
         optimizer.step()
         schedule.step()
     return tuple(energies)

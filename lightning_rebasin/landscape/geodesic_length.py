@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,59 +17,12 @@ from lightning_rebasin.landscape.divergence import (
     jensen_shannon,
     log_probabilities,
 )
+from lightning_rebasin.landscape.geodesic_values import GeodesicLength
 from lightning_rebasin.landscape.lengths import corners
 from lightning_rebasin.landscape.measure import Loaders, run_probe
 from lightning_rebasin.landscape.path_curve import as_path
 from lightning_rebasin.landscape.points import Point, State, WeightPath
 from lightning_rebasin.landscape.probe import Context, Place, Probe
-from lightning_rebasin.landscape.tables import write_csv
-
-
-@dataclass(frozen=True)
-class GeodesicLength:
-    """Jensen–Shannon divergences of consecutive outputs along a path.
-
-    Args:
-        ts: Where the outputs were compared.
-        divergences: JS between each and the next, averaged over samples, in nats.
-        ends: JS between the first and the last.
-        samples: Over how many samples.
-
-    Example:
-        >>> length = GeodesicLength((0.0, 0.5, 1.0), (0.02, 0.02), 0.02)
-        >>> round(length.energy, 9), round(length.length, 9), round(length.normalised_length, 9)
-        (0.04, 0.8, 2.0)
-    """
-
-    ts: tuple[float, ...]
-    divergences: tuple[float, ...]
-    ends: float
-    samples: int = 0
-
-    @property
-    def energy(self) -> float:
-        """``Σ_k JS_k``: what a geodesic makes small.  It shrinks with finer steps; the length does not."""
-        return math.fsum(self.divergences)
-
-    @property
-    def length(self) -> float:
-        """``Σ_k √(8·JS_k)``, the length of Fisher and Rao where the steps are fine."""
-        return math.fsum(math.sqrt(8.0 * js) for js in self.divergences)
-
-    @property
-    def normalised_length(self) -> float:
-        """``Σ_k √JS_k / √JS(first, last) ≥ 1``: √JS is a metric.  NaN if the ends compute the same."""
-        straight = math.sqrt(8.0 * self.ends)
-        return self.length / straight if straight else math.nan
-
-    def to_csv(self, path: str | Path) -> None:
-        """Write one row per step, atomically.
-
-        Raises:
-            OutputError: The folder does not exist or cannot be written.
-        """
-        rows = zip(self.ts, self.ts[1:], self.divergences, strict=False)
-        write_csv(path, ["from", "to", "js"], list(rows))
 
 
 def geodesic_length(

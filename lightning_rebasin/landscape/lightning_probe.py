@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -90,13 +91,9 @@ class LightningProbe(Probe):
         return rows
 
     def transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Move a batch with the module's own transfer hooks, in the order in which a Trainer calls them."""
+        """Move a batch as a Trainer does."""
         module = cast(LightningModule, self.module)
-        batch = module.on_before_batch_transfer(batch, dataloader_idx)
-        batch = module.transfer_batch_to_device(
-            batch, self.device, dataloader_idx
-        )
-        return module.on_after_batch_transfer(batch, dataloader_idx)
+        return move_batch(module, batch, self.device, dataloader_idx)
 
     def higher_is_better(self) -> dict[str, bool]:
         """What the logged torchmetrics say."""
@@ -135,17 +132,39 @@ def make_probe(
     Raises:
         ConfigurationError: There is nothing to measure with, or the module cannot be copied.
     """
+    check_measurable(module, loss)
     if loss is not None:
         return FunctionProbe(module, points, loss)
+    return LightningProbe(cast(LightningModule, uncompiled(module)), points)
+
+
+def check_measurable(module: nn.Module, loss: LossFunction | None) -> None:
+    """Refuse a module of which nothing says how good it is.
+
+    Raises:
+        ConfigurationError: There is neither ``loss`` nor a ``validation_step``.
+    """
     inner = uncompiled(module)
-    if not isinstance(inner, LightningModule) or not is_overridden(
+    measures_itself = isinstance(inner, LightningModule) and is_overridden(
         "validation_step", inner
-    ):
+    )
+    if loss is None and not measures_itself:
         raise ConfigurationError(
             f"{type(inner).__name__} has no validation_step of its own; pass loss=, a function loss(module, batch) "
             "that returns the mean loss of the batch or a dict of such means"
         )
-    return LightningProbe(inner, points)
+
+
+def move_batch(
+    module: LightningModule,
+    batch: Any,
+    device: torch.device,
+    dataloader_idx: int = 0,
+) -> Any:
+    """Move a batch with the module's own transfer hooks, in the order in which a Trainer calls them."""
+    batch = module.on_before_batch_transfer(batch, dataloader_idx)
+    batch = module.transfer_batch_to_device(batch, device, dataloader_idx)
+    return module.on_after_batch_transfer(batch, dataloader_idx)
 
 
 def copy_with_trainer(module: LightningModule) -> LightningModule:
@@ -173,6 +192,9 @@ def _redirect(module: LightningModule, record: Callable[..., None]) -> None:
     def quiet(_self: object, *_args: Any, **_kwargs: Any) -> None:
         """Print nothing."""
 
+    # Modules that learn paths have redirected their network's own already, on the instance.
+    for name in ("log", "log_dict"):
+        vars(module).pop(name, None)
     # log_dict stays: it calls log for every entry.
     replace_methods(
         module,

@@ -31,8 +31,10 @@ from lightning_rebasin.landscape.batches import clone_batch
 from lightning_rebasin.landscape.copies import copy_module, isolated_rng
 from lightning_rebasin.landscape.paths.line import Line
 from lightning_rebasin.landscape.weights import weights_of
-from lightning_rebasin.matching import match_activations
-from lightning_rebasin.matching.activation import STATISTICS
+from lightning_rebasin.matching.activation import (
+    STATISTICS,
+    match_by_statistics,
+)
 from lightning_rebasin.merging.refit.choose import distances
 from lightning_rebasin.merging.refit.fitting import Ends
 from lightning_rebasin.merging.statistics import (
@@ -119,6 +121,7 @@ class BatchNetwork(nn.Module):
                 f"activations needs: {type(error).__name__}: {error}; match by weights instead"
             ) from error
 
+    # PyTorch declares three overloads, of which one is enough here.
     @override
     def state_dict(  # type: ignore[override]
         self, *_: Any, **__: Any
@@ -170,20 +173,24 @@ class Pair:
         self._processes = processes or Processes()
 
     def match(
-        self, spec: PermutationSpec, batches: Sequence[Any], method: str
-    ) -> Transform:
-        """Match by activations; collective.
+        self,
+        spec: PermutationSpec,
+        batches: Sequence[Any],
+        methods: Sequence[str],
+    ) -> dict[str, Transform]:
+        """Match by activations, once for each method; collective.
 
         Args:
             spec: What may be permuted, and where units can be seen.
             batches: Batches of this process.
-            method: ``"activation"`` or ``"correlation"``.
+            methods: Of ``"activation"`` and ``"correlation"``; the networks run once for both.
 
         Raises:
             RebasinError: The matching failed, on every process.
         """
         if not spec.groups:
-            return Transform.identity(spec)
+            return dict.fromkeys(methods, Transform.identity(spec))
+        statistics = [STATISTICS[method] for method in methods]
         for network, state in zip(self._networks, self._states, strict=True):
             network.load_state_dict(state)
         agreed = False
@@ -197,17 +204,19 @@ class Pair:
             return self._processes.total(tensor)
 
         try:
-            return match_activations(
+            found = match_by_statistics(
                 spec,
                 *self._networks,
                 _named(batches),
-                statistic=STATISTICS[method],
+                statistics,
                 total=total,
-            ).transform
+            )
         except RebasinError as error:
             if not agreed:
                 self._processes.agree(error)
             raise
+        pairs = zip(methods, statistics, strict=True)
+        return {m: found[statistic].transform for m, statistic in pairs}
 
     def distances(
         self, rivals: Mapping[Name, Transform], batches: Sequence[Any]

@@ -127,6 +127,11 @@ def combine_into(
             torch.lerp(first, second, lam, out=target)
         else:
             target.copy_(interpolate({"": first}, {"": second}, lam)[""])
+    elif plain and same and len(tensors) == 3 and min(coefficients) > 0:
+        # Two passes over the memory instead of three: between the first two, then towards the third.
+        a, b, c = coefficients
+        torch.lerp(tensors[0], tensors[1], b / (a + b), out=target)
+        target.lerp_(tensors[2], c)
     elif plain and same:
         torch.mul(tensors[0], coefficients[0], out=target)
         for tensor, coefficient in zip(

@@ -78,6 +78,17 @@ class Probe(abc.ABC):
     def step(self, point: int, batch: Any, place: Place) -> None:
         """Evaluate one batch with the weights that are loaded, and remember the result under ``point``."""
 
+    def give_statistics(
+        self, number: int, statistics: Mapping[str, Tensor]
+    ) -> None:
+        """Set the batch-norm statistics of a point that were re-estimated elsewhere.
+
+        Args:
+            number: Which of the points.
+            statistics: Buffers by name.
+        """
+        self._statistics[number] = dict(statistics)
+
     def load(self, point: Point, number: int | None = None) -> None:
         """Write the weights of a point into the probe, with its batch-norm statistics if they were re-estimated.
 

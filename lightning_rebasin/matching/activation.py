@@ -204,11 +204,51 @@ def match_activations(
     References:
         Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023, section 3.1 (arXiv 2209.04836).
     """
+    found = match_by_statistics(
+        spec,
+        reference_module,
+        source_module,
+        batches,
+        (statistic,),
+        total=total,
+        solver=solver,
+        progress=progress,
+    )
+    return found[statistic]
+
+
+def match_by_statistics(
+    spec: PermutationSpec,
+    reference_module: nn.Module,
+    source_module: nn.Module,
+    batches: Iterable[Any],
+    statistics: Sequence[Statistic],
+    *,
+    total: Callable[[Tensor], Tensor] | None = None,
+    solver: str = "auto",
+    progress: bool = False,
+) -> dict[Statistic, MatchResult]:
+    """:func:`match_activations` for several statistics: the networks run once for all of them.
+
+    Args:
+        spec: As there, like everything that is not listed here.
+        reference_module: Network A.
+        source_module: Network B.
+        batches: Batches, read once.
+        statistics: The statistics.
+        total: Sums a tensor over processes.
+        solver: Assignment solver.
+        progress: Show a progress bar over the batches.
+
+    Returns:
+        The result for each statistic; the seconds of the common run are in all of them.
+    """
     begin = time.perf_counter()
-    if statistic not in get_args(Statistic):
-        raise ConfigurationError(
-            f"statistic={statistic!r} is unknown; choose one of {get_args(Statistic)}"
-        )
+    for statistic in statistics:
+        if statistic not in get_args(Statistic):
+            raise ConfigurationError(
+                f"statistic={statistic!r} is unknown; choose one of {get_args(Statistic)}"
+            )
     spec = spec.pin_identical_buffers(
         reference_module.state_dict(), source_module.state_dict()
     )
@@ -235,16 +275,32 @@ def match_activations(
     for site in moments.values():
         if total is not None:
             site.reduce(total)
-    scores = _scores(spec, moments, statistic)
-    method = f"activations, {statistic.replace('_', ' ')}"
-    if not _only_permutations(spec):
-        weights = _state(reference_module), _state(source_module)
-        found = _best_transform(
-            spec, scores, weights, canonical, checked_solver(solver)
+    mixed = not _only_permutations(spec)
+    weights = _state(reference_module), _state(source_module)
+    found = {}
+    for statistic in statistics:
+        scores = _scores(spec, moments, statistic)
+        chosen = checked_solver(solver)
+        if mixed:
+            result = _best_transform(spec, scores, weights, canonical, chosen)
+        else:
+            result = _match(spec, moments, scores, chosen)
+        found[statistic] = replace(
+            result,
+            seconds=time.perf_counter() - begin,
+            method=f"activations, {statistic.replace('_', ' ')}",
         )
-        seconds = time.perf_counter() - begin
-        return replace(found, seconds=seconds, method=method)
-    permutation = best_permutation(spec, scores, checked_solver(solver))
+    return found
+
+
+def _match(
+    spec: PermutationSpec,
+    moments: Mapping[ActivationAddress, CrossMoments],
+    scores: Mapping[str, Tensor],
+    solver: Solver,
+) -> MatchResult:
+    """The best permutation for one statistic of what was seen."""
+    permutation = best_permutation(spec, scores, solver)
     ends = Permutation.identity(spec), permutation
     before, after = (
         {g: _pairs(score, p.flat(g)) for g, score in scores.items()}
@@ -258,8 +314,6 @@ def match_activations(
         ),
         similarity=_mean_correlations(spec, moments, permutation),
         identity_similarity=_mean_correlations(spec, moments, ends[0]),
-        seconds=time.perf_counter() - begin,
-        method=method,
     )
 
 

@@ -98,6 +98,20 @@ def average(
     return _tensorwise(states, mean.of)
 
 
+def mixed(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """What :func:`average` makes of one tensor of each set.
+
+    Args:
+        tensors: Tensors of one shape.
+        shares: Share of each; they sum to 1.
+
+    Example:
+        >>> mixed([torch.tensor([1.0]), torch.tensor([4.0])], [0.75, 0.25]).tolist()
+        [1.75]
+    """
+    return _Mean(shares).of(tensors)
+
+
 class _Mean:
     """The weighted mean of tensors, in double precision."""
 

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lightning_rebasin.errors import DataError
+from lightning_rebasin.merging.processes import Total, alone, total_number
 from lightning_rebasin.merging.statistics import outputs
 
 _LAYERS = (_ConvNd, nn.Linear)
@@ -49,6 +50,15 @@ class Moments:
                 + gap.square() * (self.count * count / total)
             )
         self.count = total
+
+    def reduce(self, total: Total) -> None:
+        """Take in what other processes have seen."""
+        own, count = self.mean, self.count
+        self.count = round(total_number(total, count, own.device))
+        self.mean = total(own * count) / max(self.count, 1)
+        # Deviations from the own mean, and of that from the common one.
+        gap = own - self.mean
+        self._squares = total(self._squares + count * gap.square())
 
     @property
     def variance(self) -> Tensor:
@@ -215,9 +225,13 @@ def _shared_parameters(module: nn.Module) -> set[int]:
 
 
 def measure(
-    module: nn.Module, layers: Iterable[Layer], batches: Iterable[Any]
+    module: nn.Module,
+    layers: Iterable[Layer],
+    batches: Iterable[Any],
+    *,
+    total: Total = alone,
 ) -> dict[str, Moments]:
-    """Mean and variance per channel of the output of every layer, over all batches."""
+    """Mean and variance per channel of the output of every layer, over all batches of all processes."""
     moments = {layer.name: Moments() for layer in layers}
 
     def watch(layer: Layer, output: Tensor) -> None:
@@ -226,6 +240,8 @@ def measure(
     with watching(layers, watch), torch.no_grad():
         for _ in outputs(module, batches):
             pass
+    for seen in moments.values():
+        seen.reduce(total)
     return moments
 
 

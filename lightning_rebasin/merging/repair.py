@@ -30,12 +30,14 @@ from lightning_rebasin.merging.layers import (
     measure,
     watching,
 )
+from lightning_rebasin.merging.processes import Total, alone
 from lightning_rebasin.merging.statistics import (
     Module,
     averaging,
     batch_norms,
     copied,
     outputs,
+    share_statistics,
 )
 
 #: A channel that varies less than this, relative to the layer's typical channel, is dead: it is shifted, not scaled.
@@ -84,6 +86,7 @@ def repair(
     batches: Iterable[Any],
     *,
     weights: Sequence[float] | None = None,
+    total: Total = alone,
 ) -> Repair[Module]:
     """Merge aligned networks and correct the statistics of the merged activations.
 
@@ -99,6 +102,7 @@ def repair(
         states: Aligned weights of the ends: ``[a, permutation.apply(b)]``.
         batches: Training inputs as for :func:`reset_batch_norm`; iterated ``len(states) + 4`` times.
         weights: Share of each end; equal if omitted.
+        total: Sums a tensor over processes, if each of them has its own batches.
 
     Returns:
         The repaired network with the variance ratios.
@@ -133,31 +137,32 @@ def repair(
     ends = []
     for state, share in zip(states, shares, strict=True):
         if share:
-            ends.append(_moments(network, state, layers, batches))
+            network.load_state_dict(state)
+            ends.append(measure(network, layers, batches, total=total))
     network.load_state_dict(average(states, shares))
-    before = measure(network, layers, batches)
+    before = measure(network, layers, batches, total=total)
     wanted = {}
     for layer in layers:
         wanted[layer.name] = _wanted(given, [end[layer.name] for end in ends])
     _set_batch_norms(layers, wanted)
-    _correct(network, layers, wanted, batches)
-    after = measure(network, layers, batches)
-    variances = []
+    _correct(network, layers, wanted, batches, total)
+    after = measure(network, layers, batches, total=total)
+    return Repair(network, _variances(layers, wanted, before, after))
+
+
+def _variances(
+    layers: Sequence[Layer],
+    wanted: Mapping[str, tuple[Tensor, Tensor]],
+    before: Mapping[str, Moments],
+    after: Mapping[str, Moments],
+) -> tuple[LayerVariance, ...]:
+    """How much of the wanted variance each layer had and has."""
+    found = []
     for layer in layers:
         name, (_, spread) = layer.name, wanted[layer.name]
         ratios = [_ratio(moments[name], spread) for moments in (before, after)]
-        variances.append(LayerVariance(name, *ratios))
-    return Repair(network, tuple(variances))
-
-
-def _moments(
-    network: nn.Module,
-    state: Mapping[str, Tensor],
-    layers: Sequence[Layer],
-    batches: Iterable[Any],
-) -> dict[str, Moments]:
-    network.load_state_dict(state)
-    return measure(network, layers, batches)
+        found.append(LayerVariance(name, *ratios))
+    return tuple(found)
 
 
 def _wanted(
@@ -197,8 +202,10 @@ def _correct(
     layers: Sequence[Layer],
     wanted: Mapping[str, tuple[Tensor, Tensor]],
     batches: Iterable[Any],
+    total: Total,
 ) -> None:
     """One pass with outputs corrected on the fly, batch norms re-estimated in the same pass, then fold."""
+    norms = batch_norms(network).values()
     seen = {layer.name: Moments() for layer in layers}
 
     def adjust(layer: Layer, output: Tensor) -> Tensor | None:
@@ -213,13 +220,14 @@ def _correct(
 
     with (
         watching(layers, adjust),
-        averaging(batch_norms(network).values()),
+        averaging(norms),
         torch.no_grad(),
     ):
-        for _ in outputs(network, batches):
-            pass
+        count = sum(1 for _ in outputs(network, batches))
+    share_statistics(norms, count, total)
     for layer in layers:
         if not layer.is_batch_norm:
+            seen[layer.name].reduce(total)
             layer.fold(
                 *_correction(layer, seen[layer.name], *wanted[layer.name])
             )

@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_rebasin.errors import ConfigurationError, DataError
+from lightning_rebasin.merging.processes import Total, alone, total_number
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def reset_batch_norm(module: Module, batches: Iterable[Any]) -> Module:
+def reset_batch_norm(
+    module: Module, batches: Iterable[Any], *, total: Total = alone
+) -> Module:
     """Estimate the running statistics of all batch norms anew, in a copy.
 
     With ``m_k``, ``v_k`` the mean and unbiased variance of the k-th batch, the new statistics are
@@ -32,6 +35,7 @@ def reset_batch_norm(module: Module, batches: Iterable[Any]) -> Module:
         module: The network; left exactly as it was.
         batches: Training inputs, ideally a few thousand samples in batches of 100 or more.  A batch is a tensor, a
             tuple or list whose first item is the input, or a dict of keyword arguments of ``forward``.
+        total: Sums a tensor over processes, if each of them has its own batches; ``K`` counts those of all.
 
     Returns:
         A copy in eval mode with the new statistics.  A network without batch norms comes back as a plain copy.
@@ -58,6 +62,7 @@ def reset_batch_norm(module: Module, batches: Iterable[Any]) -> Module:
             raise DataError(
                 "no batches given to estimate batch-norm statistics on"
             )
+        share_statistics(norms.values(), count, total)
     return fresh
 
 
@@ -116,6 +121,21 @@ def averaging(norms: Iterable[_BatchNorm]) -> Iterator[None]:
             norm.momentum = momentum
             norm.eval()
             norm.__dict__.pop("forward", None)
+
+
+def share_statistics(
+    norms: Iterable[_BatchNorm], count: int, total: Total
+) -> None:
+    """Statistics that were averaged over ``count`` batches become those over the batches of all processes."""
+    for norm in norms:
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert variance is not None
+        batches = total_number(total, count, mean.device)
+        for statistic in (mean, variance):
+            statistic.copy_(total(statistic.double() * count) / batches)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.fill_(round(batches))
 
 
 def _can_synchronise(norm: nn.SyncBatchNorm) -> bool:

@@ -10,11 +10,13 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from lightning_rebasin.landscape.copies import isolated_rng
 from lightning_rebasin.matching.search.weight import match_weights
 from lightning_rebasin.modules.examples import ExampleInputs
 from lightning_rebasin.modules.fixed_ends import packed, unpacked
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.infer import infer_spec
+from lightning_rebasin.symmetry.proof.gate import check_equivalence
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
@@ -45,6 +47,7 @@ class Aligner:
             if isinstance(spec, str | Path)
             else spec
         )
+        self._proved = False
 
     @property
     def spec(self) -> PermutationSpec:
@@ -72,6 +75,10 @@ class Aligner:
             reference: Stays.
             source: Is permuted.
             start: Where to begin; ``None`` tries several starts.
+
+        Raises:
+            ConfigurationError: There are no example inputs to infer the spec from.
+            EquivalenceError: The network computes something else under a permutation of the spec.
         """
         if self._spec is None:
             self._examples.look_at_data(trainer)
@@ -85,9 +92,23 @@ class Aligner:
                 result = match_weights(
                     self.spec, reference, source, seed=self._seed, init=start
                 )
+                self._prove(result.permutation)
                 found = packed(result.permutation)
         received: Any = trainer.strategy.broadcast(found)
         return unpacked(received)
+
+    def _prove(self, permutation: Permutation) -> None:
+        """Refuse a spec that changes the function; what proves it once proves it for all matchings.
+
+        A given spec without example inputs is taken on trust: there is nothing to run.
+        """
+        if self._proved or permutation.is_identity:
+            return
+        if self._examples.known:
+            args, kwargs = self._examples.arguments
+            with isolated_rng():
+                check_equivalence(self._model, permutation, *args, **kwargs)
+        self._proved = True
 
 
 def _device(state: Mapping[str, Tensor]) -> str:

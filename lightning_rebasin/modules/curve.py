@@ -24,8 +24,14 @@ from torch import Tensor, nn
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.paths import Bezier, Chain, Line, Polygon
 from lightning_rebasin.landscape.points import Point
+from lightning_rebasin.landscape.probe import LossFunction as MeasuredLoss
 from lightning_rebasin.merging.interpolate import interpolate
 from lightning_rebasin.modules.alignment import Aligner
+from lightning_rebasin.modules.curve_report import (
+    CurveReport,
+    Route,
+    measure_curve,
+)
 from lightning_rebasin.modules.inner import LossFunction
 from lightning_rebasin.modules.path_module import DRAWING, PathModule
 from lightning_rebasin.modules.path_options import PathOptions, Sampling
@@ -171,12 +177,78 @@ class CurveModule(PathModule):
         """
         if not 0 <= t <= 1:
             raise ConfigurationError(f"t={t} lies outside [0, 1]")
-        if self._matched and not self._begun:
-            raise ConfigurationError(
-                "the ends are matched when training starts: call trainer.fit(curve_module, ...) first"
-            )
+        self._check_begun()
         self.place()
         return self.state_at(self.path.at(t), batches)
+
+    def bend_state_dict(
+        self, number: int = 0, batches: Iterable[Any] | None = None
+    ) -> dict[str, Tensor]:
+        """A learned bend's weights on the CPU, with batch-norm statistics estimated there.
+
+        Args:
+            number: Which bend, counted from the first end.  The bend of a Bézier curve does not lie on the curve.
+            batches: As for :meth:`state_dict_at`.
+
+        Raises:
+            ConfigurationError: There is no such bend, or there are no batches for the statistics.
+        """
+        if not 0 <= number < len(self.free):
+            raise ConfigurationError(
+                f"bend {number} does not exist: the curve has {len(self.free)}"
+            )
+        self.place()
+        bend = Point((self.anchors[number],), (1.0,))
+        return self.state_at(bend, batches)
+
+    def report(
+        self,
+        dataloader: Iterable[Any],
+        *,
+        points: int | Sequence[float] = 61,
+        loss: MeasuredLoss | None = None,
+        batch_norm: Iterable[Any] | None = None,
+        limit_batches: int | None = None,
+        progress: bool = False,
+    ) -> CurveReport:
+        """The metrics along the curve, and beside it along the straight way from end to end.
+
+        Measured is everything that the network's own ``validation_step`` logs; the loss that is learned by, in eval
+        mode, if it has none.
+
+        Args:
+            dataloader: Held-out batches; iterated once for every path.
+            points: Evenly spaced t, or the t themselves; 0, ½, 1 and corners are added.
+            loss: ``loss(module, batch)``, measured instead: a mean over the batch, or several of them by name.
+            batch_norm: Training batches for the statistics of every point; needed with batch norm.
+            limit_batches: Use only the first so many batches.
+            progress: Show progress bars.
+
+        Returns:
+            ``"naive"``, ``"matched"`` (if the ends were matched) and ``"curve"``.
+
+        Raises:
+            ConfigurationError: Batch norms without ``batch_norm``, or matching is still to come.
+        """
+        self._check_begun()
+        self.prepare_report(batch_norm)
+        ends = range(len(self.ends))
+        routes: dict[str, Route] = {
+            "naive": [self.ends.original(number) for number in ends]
+        }
+        if self._matched:
+            routes["matched"] = self.ends.states
+        routes["curve"] = self.path
+        return measure_curve(
+            self.inner,
+            routes,
+            dataloader,
+            points=points,
+            loss=loss,
+            batch_norm=batch_norm,
+            limit_batches=limit_batches,
+            progress=progress,
+        )
 
     def begin(self) -> None:
         """Match every end to the one before it if asked to, and put the bends on the segments."""
@@ -213,6 +285,12 @@ class CurveModule(PathModule):
         """Evenly spaced points from end to end."""
         path = self.path
         return [(f"t={t:.2f}", path.at(t)) for t in self.options.val_grid]
+
+    def _check_begun(self) -> None:
+        if self._matched and not self._begun:
+            raise ConfigurationError(
+                "the ends are matched when training starts: call trainer.fit(curve_module, ...) first"
+            )
 
     def _to_the_segment(self) -> None:
         for number in range(len(self.free)):

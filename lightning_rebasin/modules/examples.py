@@ -33,6 +33,11 @@ class ExampleInputs:
         self._found: Arguments | None = example_inputs(model)
 
     @property
+    def known(self) -> bool:
+        """Whether there are any."""
+        return self._found is not None
+
+    @property
     def arguments(self) -> Arguments:
         """Arguments of the network's forward, or a batch for its ``validation_step`` or ``training_step``.
 

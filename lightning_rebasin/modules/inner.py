@@ -69,10 +69,25 @@ class InnerModel(nn.Module):
         Raises:
             ConfigurationError: The user's code returned something else than a loss.
         """
+        return self.loss_of(self.model, batch, batch_idx)
+
+    def loss_of(
+        self, network: nn.Module, batch: Any, batch_idx: int = 0
+    ) -> Tensor:
+        """The same for a copy of the network.
+
+        Args:
+            network: The network inside, or a copy of it.
+            batch: What the data loader gave.
+            batch_idx: Its number.
+
+        Raises:
+            ConfigurationError: The user's code returned something else than a loss.
+        """
         if self._loss is not None:
-            output: Any = self._loss(self.model, batch)
+            output: Any = self._loss(network, batch)
         else:
-            step: Any = self.model.training_step
+            step: Any = network.training_step
             output = step(batch, batch_idx)
         value = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(value, Tensor) or value.numel() != 1:

@@ -66,9 +66,14 @@ class OuterModule(LightningModule):
         return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer and scheduler that were asked for, over what is learned."""
+        """The optimizer and scheduler that were asked for, over what is learned.
+
+        Raises:
+            ConfigurationError: The optimizer holds other parameters.
+        """
         make = self._optimizer or self.default_optimizer
         optimizer = make(self.learned())
+        _check_held(optimizer, self.learned())
         if self._lr_scheduler is None:
             return optimizer
         scheduler = self._lr_scheduler(optimizer)
@@ -133,3 +138,16 @@ class OuterModule(LightningModule):
                 value.to(self.device), reduce_op="sum"
             )
         )
+
+
+def _check_held(
+    optimizer: torch.optim.Optimizer, learned: list[nn.Parameter]
+) -> None:
+    """Refuse an optimizer over the network's own parameters, which would learn nothing and say nothing."""
+    known = {id(parameter) for parameter in learned}
+    for group in optimizer.param_groups:
+        if any(id(parameter) not in known for parameter in group["params"]):
+            raise ConfigurationError(
+                "the optimizer holds parameters that are not learned here: it must be made from the parameters that "
+                "the callable is given, as functools.partial(torch.optim.SGD, lr=0.1) does"
+            )

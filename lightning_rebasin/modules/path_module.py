@@ -20,9 +20,11 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_rebasin.callbacks.trainer import object_gatherer
 from lightning_rebasin.errors import (
     BarrierWarning,
     ConfigurationError,
+    DataError,
 )
 from lightning_rebasin.landscape.batches import (
     batch_size,
@@ -30,17 +32,15 @@ from lightning_rebasin.landscape.batches import (
     on_device,
 )
 from lightning_rebasin.landscape.points import Point
+from lightning_rebasin.landscape.probe import Place
 from lightning_rebasin.modules.endpoints import Weights
 from lightning_rebasin.modules.fixed_ends import FixedEnds
 from lightning_rebasin.modules.inner import LossFunction
 from lightning_rebasin.modules.outer import OuterModule
 from lightning_rebasin.modules.path_checkpoint import load_path, save_path
 from lightning_rebasin.modules.path_options import PathOptions
-from lightning_rebasin.modules.path_scores import (
-    PathScores,
-    statistics_at,
-    weights_at,
-)
+from lightning_rebasin.modules.path_scores import statistics_at, weights_at
+from lightning_rebasin.modules.path_validation import PathValidation
 from lightning_rebasin.modules.tensors import TensorNames, check_built
 from lightning_rebasin.modules.trainable import trainable_point
 from lightning_rebasin.symmetry.actions.permutation import Permutation
@@ -90,7 +90,7 @@ class PathModule(OuterModule):
         self._recent: deque[Any] = deque(
             maxlen=options.batch_norm_batches if self.names.statistics else 0
         )
-        self._scores: PathScores | None = None
+        self._validation: PathValidation | None = None
         self._stepping = False
         #: Whether the learned weights are where training starts, or beyond.
         self._begun = False
@@ -158,6 +158,18 @@ class PathModule(OuterModule):
         """Put the ends where the trainer put the network."""
         self.place()
 
+    def on_fit_end(self) -> None:
+        """Say so if there was nothing to learn from.
+
+        Raises:
+            DataError: The training loader is empty.
+        """
+        wanted = self.trainer.limit_train_batches != 0
+        if wanted and self.trainer.num_training_batches == 0:
+            raise DataError(
+                "the training loader gave no batch, so nothing was learned"
+            )
+
     def on_validation_start(self) -> None:
         """The same, for ``trainer.validate`` alone."""
         if self.trainer.state.fn != "fit":
@@ -200,43 +212,38 @@ class PathModule(OuterModule):
         unseen = self.names.statistics and not self._recent
         if unseen and not self.trainer.sanity_checking:
             warnings.warn(_UNSEEN, BarrierWarning, stacklevel=2)
-        points = [point for _, point in self.validation_points()]
+        labelled = self.validation_points()
         statistics = []
-        for point in points:
+        for _, point in labelled:
             own = self._statistics(point, self._recent)
             # Of the counts of batches, integers, any will do.
             for name, tensor in own.items():
                 if tensor.is_floating_point():
                     own[name] = self.mean_over_processes(tensor)
             statistics.append(own)
-        self._scores = PathScores(
-            self.inner, points, statistics, self.names.callable
+        self._validation = PathValidation(
+            self.inner, labelled, statistics, self.names.callable
         )
 
     def validation_step(
-        self,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,  # noqa: ARG002
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Add one held-out batch to the loss of every point."""
-        assert self._scores is not None
-        self._scores.update(batch, batch_idx)
+        """Add one held-out batch to the loss and the metrics of every point."""
+        assert self._validation is not None
+        loaders = len(self.trainer.num_val_batches)
+        place = Place(batch_idx, dataloader_idx, loaders)
+        self._validation.update(batch, place)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the losses; they are the same on every process already."""
-        assert self._scores is not None
-        losses = self._scores.finish(self.sum_over_processes)
-        self._scores = None
-        labels = [label for label, _ in self.validation_points()]
-        worst: dict[str, float] = {}
-        for label, loss in zip(labels, losses, strict=True):
-            worst[label] = max(worst.get(label, loss), loss)
-        mean = sum(losses) / len(losses)
-        self.log(f"val_{self.word}_loss", mean, prog_bar=True)
-        self.log(f"val_{self.word}_max", max(losses))
-        for label, loss in worst.items():
-            self.log(f"val_{self.word}/{label}", loss)
+        """Log what was found; it is the same on every process already."""
+        assert self._validation is not None
+        found = self._validation.finish(
+            self.sum_over_processes, object_gatherer(self.trainer)
+        )
+        self._validation = None
+        for name, value in found.items():
+            in_bar = name == "_loss"
+            self.log(f"val_{self.word}{name}", value, prog_bar=in_bar)
 
     def state_at(
         self, point: Point, batches: Iterable[Any] | None
@@ -263,6 +270,22 @@ class PathModule(OuterModule):
         here = [on_device(batch, device) for batch in batches]
         state = point.state() | self._statistics(point, here)
         return {name: tensor.detach().cpu() for name, tensor in state.items()}
+
+    def prepare_report(self, batch_norm: Iterable[Any] | None) -> None:
+        """Before a measurement of everything.
+
+        Args:
+            batch_norm: Training batches for the statistics of every point.
+
+        Raises:
+            ConfigurationError: There are batch norms, and no batches.
+        """
+        self.place()
+        if self.names.statistics and batch_norm is None:
+            raise ConfigurationError(
+                "this network has batch norms, whose statistics are estimated anew at every point: pass "
+                "batch_norm=loader (training data)"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the names of what is learned and the permutations of the ends."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.paths import Star
 from lightning_rebasin.landscape.points import Point
+from lightning_rebasin.landscape.probe import LossFunction as MeasuredLoss
 from lightning_rebasin.merging.interpolate import check_alike
 from lightning_rebasin.modules.alignment import Aligner
 from lightning_rebasin.modules.endpoints import read_weights
@@ -187,16 +188,23 @@ class StarModule(PathModule):
         dataloader: Iterable[Any],
         *,
         points: int = 11,
+        loss: MeasuredLoss | None = None,
         batch_norm: Iterable[Any] | None = None,
+        limit_batches: int | None = None,
+        progress: bool = False,
     ) -> StarReport:
         """Every barrier between the centre and an end, and beside it those between the ends.
 
-        The loss is the one that is learned by, in eval mode.
+        Measured is everything that the network's own ``validation_step`` logs; the loss that is learned by, in eval
+        mode, if it has none.
 
         Args:
             dataloader: Held-out batches; iterated once for every line.
             points: Evenly spaced points of every line.
+            loss: ``loss(module, batch)``, measured instead: a mean over the batch, or several of them by name.
             batch_norm: Training batches for the statistics of every point; needed with batch norm.
+            limit_batches: Use only the first so many batches.
+            progress: Show progress bars.
 
         Returns:
             Curves, barriers and geodesic lengths.
@@ -204,19 +212,17 @@ class StarModule(PathModule):
         Raises:
             ConfigurationError: Batch norms without ``batch_norm``.
         """
-        self.place()
-        if self.names.statistics and batch_norm is None:
-            raise ConfigurationError(
-                "this network has batch norms, whose statistics are estimated anew at every point: pass "
-                "batch_norm=loader (training data)"
-            )
+        self.prepare_report(batch_norm)
         return measure_star(
             self.inner,
             self.star,
             self.names.trained,
             dataloader,
             points=points,
+            loss=loss,
             batch_norm=batch_norm,
+            limit_batches=limit_batches,
+            progress=progress,
         )
 
     def begin(self) -> None:

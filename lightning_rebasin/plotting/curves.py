@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_rebasin.errors import DataError
 from lightning_rebasin.landscape.barrier import BarrierCurve
 from lightning_rebasin.landscape.matrix import BarrierMatrix
+from lightning_rebasin.landscape.path_curve import PathCurve
 from lightning_rebasin.plotting.style import (
     cycle,
     finish,
@@ -69,7 +70,8 @@ def plot_barriers(
                 color=colour,
                 label=text,
             )
-        axes.set_xlabel("λ")
+        along = all(isinstance(c, PathCurve) for c in curves.values())
+        axes.set_xlabel("t" if along else "λ")
         axes.set_ylabel(name)
         finish(axes)
     return save(figure, path, title)

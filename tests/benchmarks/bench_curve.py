@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_rebasin import CurveModule
+from lightning_rebasin import CurveModule, measure_barrier, measure_path
 from lightning_rebasin.modules.trainable import trainable_point
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
@@ -137,13 +137,104 @@ def test_memory_is_two_ends_and_one_point():
     assert sets < 4.1
 
 
-def _made(network, loss):
-    """In a function of its own: Lightning looks at the locals of all callers, and Python 3.11 keeps what it saw."""
-    ends = [
+class Counting(Net):
+    """Counts the tensors that live when the loss of the third step is computed: momenta are there by then."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if batch_idx == 2:
+            gc.collect()
+            COUNTED.append(_elements())
+        return loss
+
+
+COUNTED = []
+
+
+@pytest.mark.parametrize("bends", [1, 2, 3])
+def test_memory_above_plain_training(bends, tmp_path: Path):
+    """Sets of weights above plain training: two ends, a point, and for each further bend itself and its momentum.
+
+    Gradients are gone when a step begins, in both.
+    """
+    loader = random_data((784,), 8)
+    network = mlp(784, 512, 512, 512, 10)
+    size = sum(p.numel() for p in network.parameters())
+    above = []
+    for make in (
+        lambda: Counting(network),
+        lambda: CurveModule(
+            Counting(network),
+            _two(Net(network)),
+            bends=bends,
+            optimizer=SGD,
+        ),
+    ):
+        gc.collect()
+        before = _elements()
+        module = make()
+        seconds(module, loader, tmp_path)
+        above.append((COUNTED.pop() - before) / size)
+        del module
+    plain, curve = above
+    print(
+        f"\n{bends} bends: plain {plain:.2f} sets of weights beside the network's own, curve {curve:.2f}; "
+        f"{curve - plain:.2f} more, {(curve - plain - 2) / bends:.2f} a bend without the two ends (wanted: 2)"
+    )
+
+
+def _two(network):
+    """Two ends."""
+    return [
         {n: torch.randn_like(t) for n, t in network.state_dict().items()}
         for _ in range(2)
     ]
-    return CurveModule(network, ends, loss=loss)
+
+
+class Scored(Net):
+    """Measured by its own step."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("loss", cross_entropy(self.network(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "shape", "batch"),
+    [
+        ("MLP 784-512³-10", lambda: mlp(784, 512, 512, 512, 10), (784,), 250),
+        ("ResNet-20", ResNet20, (3, 32, 32), 32),
+    ],
+)
+def test_what_a_measured_point_costs(name, make, shape, batch):
+    """A point of a learned curve against one of ``measure_barrier``: three anchors instead of two."""
+    data = list(random_data(shape, batch))[:6]
+    module = Scored(make()).eval()
+    ends = [copy.deepcopy(Scored(make()).state_dict()) for _ in range(2)]
+    path = CurveModule(module, ends, optimizer=SGD).path
+    grid = [k / 8 for k in range(9)]
+    line, curve = [], []
+    for _ in range(TURNS):
+        line.append(
+            _clocked(lambda: measure_barrier(module, *ends, data, points=grid))
+        )
+        curve.append(_clocked(lambda: measure_path(module, path, data, grid)))
+    ratio = statistics.median(c / b for c, b in zip(curve, line, strict=True))
+    per_point = 1e3 / len(grid) / len(data)
+    print(
+        f"\n{name}, batch {batch}: measure_barrier {per_point * statistics.median(line):.1f} ms a point and batch, "
+        f"curve {per_point * statistics.median(curve):.1f} ms, ratio {ratio:.2f} (wanted: 1.1)"
+    )
+
+
+def _clocked(run):
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin
+
+
+def _made(network, loss):
+    """In a function of its own: Lightning looks at the locals of all callers, and Python 3.11 keeps what it saw."""
+    return CurveModule(network, _two(network), loss=loss)
 
 
 def _elements():

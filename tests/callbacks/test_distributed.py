@@ -62,7 +62,7 @@ def fitted(module, reference, *, attach):
             LossBarrier(reference, "both", spec=module.spec(), points=3),
             LossBarrier("previous", "none", points=2, prefix="barrier_previous"),
             LossBarrier(reference, "auto", points=3, prefix="barrier_auto"),
-            CheckpointSnapshot(folder / "snapshots", every_n_steps=2),
+            CheckpointSnapshot(folder / "snapshots", every_n_train_steps=2),
         ]
     trainer = trainer_in(folder / f"attach-{{attach}}", callbacks=own, **strategy)
     loader = DataLoader(blobs(48, 1), batch_size=16 // devices)

@@ -51,7 +51,7 @@ def callbacks(folder, attach, matching="both"):
     return [
         LossBarrier("init", matching, spec=spec, points=3),
         LossBarrier("previous", "none", points=2, prefix="barrier_previous"),
-        CheckpointSnapshot(folder / "snapshots", every_n_steps=3),
+        CheckpointSnapshot(folder / "snapshots", every_n_train_steps=3),
     ]
 
 

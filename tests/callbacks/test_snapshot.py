@@ -35,11 +35,14 @@ def steps(folder):
     [
         ({}, [0, 4, 8, 12]),
         ({"every_n_epochs": 2}, [0, 8]),
-        ({"every_n_steps": 5}, [0, 5, 10]),
+        ({"every_n_train_steps": 5}, [0, 5, 10]),
         ({"at_steps": [7, 2, 2, 99]}, [2, 7]),
         ({"at_steps": [0]}, [0]),
         ({"per_decade": 3}, [0, 1, 2, 5, 10]),
-        ({"every_n_steps": 5, "every_n_epochs": 1}, [0, 4, 5, 8, 10, 12]),
+        (
+            {"every_n_train_steps": 5, "every_n_epochs": 1},
+            [0, 4, 5, 8, 10, 12],
+        ),
     ],
 )
 def test_schedules(tmp_path, schedule, expected):
@@ -51,7 +54,7 @@ def test_schedules(tmp_path, schedule, expected):
 def test_accumulation_counts_optimizer_steps(tmp_path):
     fit(
         tmp_path,
-        CheckpointSnapshot(tmp_path / "s", every_n_steps=1),
+        CheckpointSnapshot(tmp_path / "s", every_n_train_steps=1),
         max_epochs=2,
         accumulate_grad_batches=2,
     )
@@ -70,7 +73,7 @@ def test_a_snapshot_is_the_state_at_its_step_and_loads_everywhere(tmp_path):
     fit(
         tmp_path,
         Witness(),
-        CheckpointSnapshot(tmp_path / "s", every_n_steps=3),
+        CheckpointSnapshot(tmp_path / "s", every_n_train_steps=3),
     )
     snapshots = {s.step: s for s in load_trajectory(tmp_path / "s")}
     for step in (3, 6):
@@ -121,7 +124,7 @@ def test_default_folder_is_beside_the_logs(tmp_path):
 )
 def test_disk_use_is_bounded(tmp_path, keep, expected):
     callback = CheckpointSnapshot(
-        tmp_path / "s", every_n_steps=1, limit=3, keep=keep
+        tmp_path / "s", every_n_train_steps=1, limit=3, keep=keep
     )
     fit(tmp_path, callback, max_epochs=3)
     assert len(list((tmp_path / "s").glob("*.ckpt"))) == 3
@@ -145,13 +148,13 @@ def test_resuming_fills_no_gap_twice_and_leaves_none(tmp_path):
     )
     with pytest.raises(RuntimeError, match="crash"):
         fit(
-            tmp_path / "1", CheckpointSnapshot(folder, every_n_steps=3), saver, Crash(),
+            tmp_path / "1", CheckpointSnapshot(folder, every_n_train_steps=3), saver, Crash(),
             max_epochs=4, enable_checkpointing=True,
         )  # fmt: skip
     assert steps(folder) == [0, 3, 6, 9]
     before = {s.step: s.state_dict() for s in load_trajectory(folder)}
     resumed = [
-        CheckpointSnapshot(folder, every_n_steps=3),
+        CheckpointSnapshot(folder, every_n_train_steps=3),
         ModelCheckpoint(tmp_path / "ckpt", filename="last"),
     ]
     fit(
@@ -193,7 +196,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 def test_two_callbacks_need_two_folders(tmp_path):
     one = CheckpointSnapshot(tmp_path / "a", every_n_epochs=1)
-    two = CheckpointSnapshot(tmp_path / "b", every_n_steps=2)
+    two = CheckpointSnapshot(tmp_path / "b", every_n_train_steps=2)
     fit(tmp_path, one, two)
     assert one.state_key != two.state_key
     assert (steps(tmp_path / "a"), steps(tmp_path / "b")) == (
@@ -212,7 +215,7 @@ def test_missing_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"every_n_steps": 0},
+        {"every_n_train_steps": 0},
         {"every_n_epochs": -1},
         {"per_decade": 0},
         {"limit": 0},

@@ -82,7 +82,7 @@ def callbacks(tmp_path, module, **kwargs):
         LossBarrier("init", **{**options, **kwargs}),
         LossBarrier("previous", "none", points=2, prefix="barrier_previous"),
         CheckpointSnapshot(
-            tmp_path / "snapshots", every_n_steps=2, every_n_epochs=1
+            tmp_path / "snapshots", every_n_train_steps=2, every_n_epochs=1
         ),
     ]
 

@@ -23,6 +23,7 @@ from lightning_rebasin.checkpoints.align import (
 )
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.merging import average
+from lightning_rebasin.merging.interpolate import normalised_weights
 from lightning_rebasin.symmetry import Example, Permutation
 
 
@@ -293,6 +294,19 @@ def test_a_weighted_mean_of_moved_models() -> None:
     assert list(found) == list(expected)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor)
+
+
+def test_shares_are_taken_as_they_are() -> None:
+    """Divided by their sum once more, which is not quite 1, they would give other numbers than :func:`average`."""
+    shares = normalised_weights(6, None)
+    assert sum(shares) != 1
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        {"w": torch.randn(50, dtype=torch.float64, generator=generator)}
+        for _ in shares
+    ]
+    found = average_aligned(states, [None] * 6, shares)
+    assert torch.equal(found["w"], average(states)["w"])
 
 
 def test_weights_tied_in_one_model_only_are_averaged_apart() -> None:

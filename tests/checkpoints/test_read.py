@@ -159,13 +159,13 @@ def _saved_as_cuda(payload):
 
 
 def test_large_zip_files_are_mapped_not_read(tmp_path, state, monkeypatch):
-    from lightning_rebasin.checkpoints import read
+    from lightning_rebasin.checkpoints import read_file
 
     seen = []
     original = torch.load
-    monkeypatch.setattr(read, "_MAP_FROM_BYTES", 1)
+    monkeypatch.setattr(read_file, "_MAP_FROM_BYTES", 1)
     monkeypatch.setattr(
-        read.torch,
+        read_file.torch,
         "load",
         lambda *a, **k: (seen.append(k["mmap"]), original(*a, **k))[1],
     )

@@ -31,6 +31,7 @@ def test_a_report_is_plain_json_and_says_the_same() -> None:
         "sha256": "abc",
         "format": "torch",
         "weight": 0.5,
+        "filled": [],
     }
     assert back["output"] == "out.pt"
     assert back["cosines"] == [[0.1, 0.9]]

@@ -35,6 +35,12 @@ class Plain(Classifier):
     def validation_step(self, batch, batch_idx):
         self.log('val_loss', cross_entropy(self(batch[0]), batch[1]))
 
+class Scored(Classifier):
+    def validation_step(self, batch, batch_idx):
+        logits = self(batch[0])
+        self.log('val_loss', cross_entropy(logits, batch[1]))
+        self.log('val_acc', (logits.argmax(1) == batch[1]).float().mean())
+
 def network():
     return Classifier(hidden=6, batch_norm=True).net
 

@@ -90,6 +90,11 @@ class Prepared(LightningDataModule):
         return NUMBERS[:1]
 
 
+class Unvalidated(LightningDataModule):
+    def train_dataloader(self) -> list[Tensor]:
+        return NUMBERS
+
+
 class Offline(Prepared):
     def prepare_data(self) -> None:
         raise OSError("no network")
@@ -135,8 +140,20 @@ def test_a_data_module_is_prepared_first() -> None:
     assert numbers(data.validate) == [0]
 
 
+def test_without_validation_data_training_data_have_to_do(
+    capsys: Capture,
+) -> None:
+    data = load("--data own_data.Unvalidated --batches 2")
+    assert numbers(data.train) == [0, 1]
+    assert data.validate is NUMBERS
+    assert "Unvalidated has no val_dataloader" in capsys.readouterr().err
+
+
 def test_no_more_batches_are_drawn_than_asked_for() -> None:
-    assert len(load("--data own_data.forever --batches 4").train) == 4
+    data = load("--data own_data.forever --batches 4")
+    assert len(data.train) == 4
+    # Evaluating on the rest would never end, or find nothing left.
+    assert data.validate is data.train
 
 
 @pytest.mark.parametrize("count", [0, -1])

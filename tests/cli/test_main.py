@@ -14,14 +14,20 @@ import pytest
 from helpers.commands import MODULE, Files, half_written, one_line, run
 
 from lightning_rebasin import __version__
-from lightning_rebasin.cli import spec
+from lightning_rebasin.cli import landscape, spec
 from lightning_rebasin.cli.main import COMMANDS, main
 from lightning_rebasin.errors import DataError, RebasinWarning
 
 Capture = pytest.CaptureFixture[str]
+#: Commands with options of their own, those of groups by both names, and the groups.
+GROUPS = {"landscape": landscape.COMMANDS}
+SINGLE = [
+    *(name for name in COMMANDS if name not in GROUPS),
+    *(f"{group} {name}" for group in GROUPS for name in GROUPS[group]),
+]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", SINGLE)
 def test_help_of_each_command(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
         run(command, "--help")
@@ -37,6 +43,20 @@ def test_overview_and_version(capsys: Capture) -> None:
     assert all(f"  {command} " in out for command in COMMANDS)
     assert run() == 2
     assert run("--version") == 0
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_lists_its_commands(group: str, capsys: Capture) -> None:
+    assert run(group, "--help") == 0
+    out = capsys.readouterr().out
+    assert f"usage: lightning-rebasin {group} COMMAND" in out
+    assert all(f"  {command} " in out for command in GROUPS[group])
+    assert run(group) == 2
+    capsys.readouterr()
+    assert run(group, "bogus") == 2
+    line = one_line(capsys)
+    assert line.startswith(f"lightning-rebasin {group}: error: there is no")
+    assert GROUPS[group][0] in line
 
 
 AVERAGE = "merge a.ckpt b.ckpt -o x.ckpt --method average"
@@ -138,7 +158,11 @@ def test_interrupted_while_writing_leaves_nothing(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--help"], *([command, "--help"] for command in COMMANDS)],
+    [
+        [],
+        ["--help"],
+        *([*command.split(), "--help"] for command in (*GROUPS, *SINGLE)),
+    ],
     ids=" ".join,
 )
 def test_help_does_not_wait_for_heavy_libraries(arguments: list[str]) -> None:

@@ -46,6 +46,15 @@ def test_merge_from_lightning_files(
     assert "dropped: hyper_parameters.x" in out
 
 
+def test_a_report_that_cannot_be_written_stops_the_merge(
+    files: Files, tmp_path: Path, capsys: Capture
+) -> None:
+    code = run(f"{MERGE} --module {MODULE} --report nowhere/r.json")
+    assert code == 2
+    assert "the folder nowhere does not exist" in one_line(capsys)
+    assert not (tmp_path / "out.ckpt").exists()
+
+
 @pytest.mark.parametrize("data", ["pair", "Blobs"])
 def test_statistics_from_a_function_or_a_data_module(
     files: Files, data: str, capsys: Capture

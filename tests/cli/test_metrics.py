@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from helpers.classifier import Classifier, blobs, val_loader
+from helpers.models import randomise
 from torch import nn
 
 from lightning_rebasin.cli import metrics
 from lightning_rebasin.cli.datasets import Data
+from lightning_rebasin.errors import DataError
 
 
 def by_hand(network: nn.Module) -> tuple[float, float]:
@@ -79,8 +82,12 @@ def test_other_batches_are_no_classification(batch: object) -> None:
     assert metrics.evaluator(nn.ReLU(), Data(validate=[batch])) is None
 
 
-def test_no_batch_is_no_classification() -> None:
-    assert metrics.evaluator(nn.ReLU(), Data(validate=[])) is None
+@pytest.mark.parametrize("network", [nn.Linear(6, 3), Classifier()])
+def test_data_that_cannot_evaluate_are_an_error(network: nn.Module) -> None:
+    with pytest.raises(DataError, match="no batch to evaluate on"):
+        metrics.evaluator(network, Data(validate=[]))
+    with pytest.raises(DataError, match="only once"):
+        metrics.evaluator(network, Data(validate=iter(val_loader())))
 
 
 def test_the_loss_that_decides_is_what_validation_logs() -> None:
@@ -92,6 +99,25 @@ def test_the_loss_that_decides_is_what_validation_logs() -> None:
         logits = module.eval()(batch[0])
     expected = nn.functional.cross_entropy(logits, batch[1])
     assert loss(module, batch) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_loss_is_that_of_the_network_it_is_given() -> None:
+    """One copy of the module takes the weights of every network in turn, and changes none of them."""
+    modules = [randomise(Classifier(hidden=6), seed) for seed in (1, 2)]
+    batch = next(iter(val_loader()))
+    loss = metrics.held_out_loss(modules[0], Data([batch]))
+    assert loss is not None
+    before = [copy.deepcopy(module.state_dict()) for module in modules]
+    found = [loss(module, batch) for module in modules]
+    for module, value in zip(modules, found, strict=True):
+        with torch.no_grad():
+            expected = nn.functional.cross_entropy(
+                module.eval()(batch[0]), batch[1]
+            )
+        assert value == pytest.approx(float(expected), rel=1e-5)
+    for module, state in zip(modules, before, strict=True):
+        for name, tensor in module.state_dict().items():
+            assert torch.equal(tensor, state[name])
 
 
 def test_a_plain_classifier_is_judged_by_its_cross_entropy() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import run_spec, words
+from helpers.commands import assert_spec_refuses, run_spec, words
 from helpers.towers import Exemplary, Reader, Tower
 from torch import Tensor, nn
 
@@ -117,7 +117,7 @@ BAD: list[tuple[str, type[RebasinError], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD)
-def test_bad_options_are_named_and_nothing_is_written(
+def test_bad_descriptions_of_the_network_are_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: str,
@@ -125,9 +125,7 @@ def test_bad_options_are_named_and_nothing_is_written(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=message):
-        run_spec(arguments, f"--output {tmp_path}/spec.json")
-    assert list(tmp_path.iterdir()) == []
+    assert_spec_refuses(tmp_path, arguments, error, message)
 
 
 @pytest.mark.parametrize("text", ["3", "trainer: 1\nmodel: 3", ": :", "[1]"])

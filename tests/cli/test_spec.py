@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.commands import run_spec
+from helpers.commands import assert_spec_refuses, run_spec
 
 from lightning_rebasin.errors import (
     ConfigurationError,
@@ -81,7 +81,7 @@ BAD: list[tuple[str, type[RebasinError], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD)
-def test_bad_options_are_named_and_nothing_is_written(
+def test_bad_requests_are_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: str,
@@ -89,9 +89,7 @@ def test_bad_options_are_named_and_nothing_is_written(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=message):
-        run_spec(arguments, f"--output {tmp_path}/spec.json")
-    assert list(tmp_path.iterdir()) == []
+    assert_spec_refuses(tmp_path, arguments, error, message)
 
 
 def test_unwritable_output(tmp_path: Path) -> None:

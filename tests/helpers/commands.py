@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_rebasin.cli import spec
 from lightning_rebasin.cli.main import main
+from lightning_rebasin.errors import RebasinError
 
 MODULE = "helpers.classifier.Classifier"
 
@@ -42,6 +43,15 @@ def run_spec(*parts: object) -> int:
     return spec.run(parser.parse_args(words(*parts)))
 
 
+def assert_spec_refuses(
+    folder: Path, arguments: str, error: type[RebasinError], message: str
+) -> None:
+    """The ``spec`` command, run in an empty folder, raises and leaves nothing behind."""
+    with pytest.raises(error, match=message):
+        run_spec(arguments, f"--output {folder}/spec.json")
+    assert list(folder.iterdir()) == []
+
+
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     """The only line on stderr, progress bars apart."""
     lines = [
@@ -59,6 +69,7 @@ import signal, sys, time, torch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from lightning_rebasin.checkpoints import write
 from lightning_rebasin.cli.main import main
+from lightning_rebasin.errors import RebasinError
 save = torch.save
 def slow(payload, file):
     save(payload, file)

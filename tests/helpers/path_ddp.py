@@ -71,6 +71,12 @@ def run(out: Path, devices: int, size: int) -> None:
                 if p.requires_grad
             ],
             "loss": float(trainer.callback_metrics[f"val_{module.word}_loss"]),
+            # Logged by the network's validation_step: averages, and torchmetrics with a state.
+            "metrics": {
+                name: float(value)
+                for name, value in trainer.callback_metrics.items()
+                if name.endswith(("/mean", "/worst"))
+            },
         }
     torch.save(kept, out / f"{devices}-{trainer.global_rank}.pt")
 

@@ -8,6 +8,8 @@ from helpers.models import mlp
 from torch import nn
 
 from lightning_rebasin.landscape.measure import measure_barrier
+from lightning_rebasin.landscape.path_curve import measure_path
+from lightning_rebasin.landscape.paths import Bezier
 
 
 def ends(module, seed=0):
@@ -162,6 +164,38 @@ def test_values_are_those_of_the_plain_network(make, saves, monkeypatch):
     )
     assert curve.values["loss"] == pytest.approx(expected, rel=1e-12)
     assert len(counts) == 3 * (5 * 2 - (3 if saves else 0))
+
+
+def test_a_bend_that_is_no_point_is_asked_for_its_first_layer_alone(
+    monkeypatch,
+):
+    """Of two layers at five points and in two batches: both at the ends, the second between, the first at the bend."""
+    module = mlp(3, 5, 2).double()
+    a, b = ends(module)
+    bend, _ = ends(module, seed=1)
+    batches = [torch.randn(4, 3, dtype=torch.double) for _ in range(2)]
+    grid = (0.0, 0.2, 0.5, 0.8, 1.0)
+    expected = []
+    for t in grid:
+        mixed = {
+            k: (1 - t) ** 2 * a[k] + 2 * t * (1 - t) * bend[k] + t**2 * b[k]
+            for k in a
+        }
+        outputs = [
+            torch.func.functional_call(module, mixed, x) for x in batches
+        ]
+        expected.append(float(torch.stack(outputs).square().mean().detach()))
+    counts = calls_of(monkeypatch)
+    curve = measure_path(
+        module,
+        Bezier((a, bend, b)),
+        batches,
+        grid,
+        loss=lambda m, x: m(x).square().mean(),
+    )
+    assert curve.values["loss"] == pytest.approx(expected, rel=1e-12)
+    assert counts.count((5, 3)) == 2 * (2 + 1)
+    assert counts.count((2, 5)) == 2 * 5
 
 
 def test_autocast_is_computed_as_usual(monkeypatch):

@@ -15,7 +15,6 @@ from torch import nn
 
 from lightning_rebasin import geodesic_length
 from lightning_rebasin.errors import ConfigurationError, DataError
-from lightning_rebasin.landscape.geodesic_length import GeodesicLength
 from lightning_rebasin.landscape.paths import Line
 
 
@@ -93,14 +92,6 @@ def test_statistics_are_re_estimated_and_output_chooses():
         net, [a, b], images, 3, output=lambda m, x: 5 * m(x)
     )
     assert sharp.length > plain.length
-
-
-def test_files_and_texts(tmp_path):
-    length = GeodesicLength((0.0, 0.5, 1.0), (0.02, 0.01), 0.02)
-    length.to_csv(tmp_path / "g.csv")
-    assert (tmp_path / "g.csv").read_text() == (
-        "from,to,js\n0.0,0.5,0.02\n0.5,1.0,0.01\n"
-    )
 
 
 def test_the_module_is_left_alone():

@@ -127,16 +127,18 @@ def test_statistics_are_summed_over_processes(method):
     module, a, b = two(hidden=32)
     spec, data = infer_spec(module), batches()
     (group,) = spec.groups
-    whole = Pair(module, a, b).match(spec, data, method)[group]
+    whole = Pair(module, a, b).match(spec, data, [method])[method][group]
     halves = [
-        Pair(module, a, b).match(spec, data[i::2], method)[group]
+        Pair(module, a, b).match(spec, data[i::2], [method])[method][group]
         for i in (0, 1)
     ]
     assert not torch.equal(halves[1], whole)
     first = Recording()
-    Pair(module, a, b, processes=first).match(spec, data[::2], method)
+    Pair(module, a, b, processes=first).match(spec, data[::2], [method])
     second = Pair(module, a, b, processes=Adding(first.sums))
-    assert torch.equal(second.match(spec, data[1::2], method)[group], whole)
+    assert torch.equal(
+        second.match(spec, data[1::2], [method])[method][group], whole
+    )
     assert first.said == [None]
 
 
@@ -148,7 +150,7 @@ def test_a_failure_is_told_once_and_that_of_another_process_ends_this_one():
     with pytest.raises(
         TraceError, match=r"forward does not run .* by weights"
     ):
-        Pair(module, a, b, processes=told).match(spec, wrong, "activation")
+        Pair(module, a, b, processes=told).match(spec, wrong, ["activation"])
     assert [type(error) for error in told.said] == [TraceError]
 
     class Failing(Processes):
@@ -157,7 +159,7 @@ def test_a_failure_is_told_once_and_that_of_another_process_ends_this_one():
 
     pair = Pair(module, a, b, processes=Failing())
     with pytest.raises(RebasinError, match="the other one"):
-        pair.match(spec, batches(), "activation")
+        pair.match(spec, batches(), ["activation"])
     with pytest.raises(RebasinError, match="the other one"):
         pair.distances({"weight": Permutation.identity(spec)}, batches())
 
@@ -167,7 +169,11 @@ def test_without_groups_nothing_runs():
     spec = infer_spec(module)
     for group in list(spec.groups):
         spec = pin_group(spec, group)
-    assert Pair(module, a, b).match(spec, [object()], "activation").is_identity
+    assert (
+        Pair(module, a, b)
+        .match(spec, [object()], ["activation"])["activation"]
+        .is_identity
+    )
 
 
 def test_outputs_that_change_their_shape_cannot_be_averaged():

@@ -22,8 +22,10 @@ from lightning_rebasin.errors import (
 )
 from lightning_rebasin.matching import match_activations, match_weights
 from lightning_rebasin.matching.activation import (
+    STATISTICS,
     CrossMoments,
     best_permutation,
+    match_by_statistics,
     model_inputs,
 )
 from lightning_rebasin.merging import interpolate
@@ -83,6 +85,18 @@ def test_equals_explicit_statistics_over_all_samples_at_once(
         objective += score[rows, columns].sum()
     assert result.objective == pytest.approx(objective, rel=1e-6)
     assert result.method == f"activations, {statistic.replace('_', ' ')}"
+
+
+def test_several_statistics_share_one_run() -> None:
+    a, b, spec = pair()
+    batches = iter(data())  # can be read only once
+    found = match_by_statistics(spec, a, b, batches, list(STATISTICS.values()))
+    assert list(found) == ["inner_product", "correlation"]
+    for statistic, result in found.items():
+        alone = match_activations(spec, a, b, data(), statistic=statistic)
+        assert result.permutation == alone.permutation
+        assert result.objective == alone.objective
+        assert result.similarity == alone.similarity
 
 
 @pytest.mark.parametrize("statistic", ["inner_product", "correlation"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.classifier import CLASSES, FEATURES, Classifier, blobs
+from helpers.ends import held_out, states, train_data
 from helpers.quiet import fit_quietly, quiet_trainer
 from helpers.valleys import Valley, nothing
 from lightning.pytorch import LightningModule, Trainer, seed_everything
@@ -22,37 +23,21 @@ from torch.utils.data import DataLoader
 from lightning_rebasin import (
     CurveModule,
     Permutation,
+    StarModule,
     infer_spec,
     interpolate,
     reset_batch_norm,
 )
 from lightning_rebasin.errors import (
     ConfigurationError,
+    DataError,
+    EquivalenceError,
     NonFiniteError,
     StateDictError,
 )
 
 State = dict[str, Tensor]
 A, B = {"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])}
-
-
-def train_data(batch_size: int = 32) -> DataLoader[tuple[Tensor, ...]]:
-    return DataLoader(blobs(192, 0), batch_size=batch_size)
-
-
-def held_out() -> DataLoader[tuple[Tensor, ...]]:
-    """The last batch is smaller than the others."""
-    return DataLoader(blobs(50, 1), batch_size=16)
-
-
-def states(count: int = 2, **options: Any) -> list[State]:
-    """Untrained weights: what a curve does with them is the same."""
-    found = []
-    for seed in range(count):
-        torch.manual_seed(seed)
-        model = Classifier(hidden=16, **options)
-        found.append(copy.deepcopy(model.state_dict()))
-    return found
 
 
 def make(ends: list[Any], **options: Any) -> CurveModule:
@@ -72,7 +57,8 @@ def fit(
     **options: Any,
 ) -> Trainer:
     trainer = quiet_trainer(folder, **options)
-    train, val = train or train_data(), val or held_out()
+    train = train_data() if train is None else train
+    val = held_out() if val is None else val
     return fit_quietly(trainer, module, train, val, ckpt_path)
 
 
@@ -140,7 +126,7 @@ def test_the_gradient_of_the_bend_is_its_share_of_the_gradient_at_the_point(
 
 def test_the_published_protocol_by_hand(tmp_path: Path) -> None:
     """``dnn-mode-connectivity``: SGD with momentum on the bend, L2 of the interpolated weights in the loss."""
-    ends, decay = states(), 0.01
+    ends, decay = states(2), 0.01
     module = make(ends, weight_decay=decay, seed=7)
     draw = module.options
     model = Classifier(hidden=16)
@@ -172,7 +158,7 @@ def test_the_published_protocol_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_start_is_the_segment_whatever_the_curve() -> None:
-    ends = states()
+    ends = states(2)
     for options in ({}, {"bends": 3}, {"curve": "polygon", "bends": 2}):
         module = make(ends, **options)
         for t in (0.2, 0.7):
@@ -205,7 +191,7 @@ def test_ends_and_the_users_model_stay_bitwise(tmp_path: Path) -> None:
 def test_same_seed_same_result_other_seed_another(tmp_path: Path) -> None:
     found = []
     for seed in (5, 5, 6):
-        module = make(states(), seed=seed)
+        module = make(states(2), seed=seed)
         fit(module, tmp_path)
         found.append(module.free[0][0].detach())
     assert torch.equal(found[0], found[1])
@@ -214,9 +200,9 @@ def test_same_seed_same_result_other_seed_another(tmp_path: Path) -> None:
 
 def test_resuming_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     options = {"bends": 2, "start": "matched"}
-    whole = make(states(), **options)
+    whole = make(states(2), **options)
     fit(whole, tmp_path, max_epochs=4)
-    first = make(states(), **options)
+    first = make(states(2), **options)
     saving = ModelCheckpoint(tmp_path, filename="half")
     fit(
         first,
@@ -225,7 +211,7 @@ def test_resuming_equals_an_uninterrupted_run(tmp_path: Path) -> None:
         enable_checkpointing=True,
         callbacks=[saving],
     )
-    resumed = make(states(), **options)
+    resumed = make(states(2), **options)
     fit(resumed, tmp_path, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
     for mine, theirs in zip(
         resumed.parameters(), whole.parameters(), strict=True
@@ -235,7 +221,7 @@ def test_resuming_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     content = torch.load(tmp_path / "half.ckpt", weights_only=True)
     assert not any("inner" in name for name in content["state_dict"])
     loaded = CurveModule.load_from_checkpoint(
-        tmp_path / "half.ckpt", model=Classifier(hidden=16), ends=states()
+        tmp_path / "half.ckpt", model=Classifier(hidden=16), ends=states(2)
     )
     assert loaded.permutations[1] == first.permutations[1]
     for t in (0.3, 1.0):
@@ -261,7 +247,7 @@ def test_a_matched_start_undoes_a_planted_permutation(tmp_path: Path) -> None:
 
 
 def test_what_the_network_logs_is_passed_on(tmp_path: Path) -> None:
-    trainer = fit(make(states()), tmp_path, max_epochs=1)
+    trainer = fit(make(states(2)), tmp_path, max_epochs=1)
     logged = trainer.callback_metrics
     assert torch.equal(logged["curve/train_loss"], logged["curve_loss"])
     assert {"curve_loss", "val_curve/t=0.25", "val_curve_max"} <= set(logged)
@@ -270,7 +256,7 @@ def test_what_the_network_logs_is_passed_on(tmp_path: Path) -> None:
 def test_validation_is_the_held_out_loss_along_the_path(
     tmp_path: Path,
 ) -> None:
-    module = make(states(), val_points=3)
+    module = make(states(2), val_points=3)
     trainer = fit(module, tmp_path)
     x, y = blobs(50, 1).tensors
     losses = []
@@ -284,6 +270,132 @@ def test_validation_is_the_held_out_loss_along_the_path(
     logged = trainer.callback_metrics
     assert float(logged["val_curve_max"]) == pytest.approx(max(losses))
     assert float(logged["val_curve_loss"]) == pytest.approx(sum(losses) / 3)
+
+
+def test_metrics_of_the_own_validation_step_are_validated_and_reported(
+    tmp_path: Path,
+) -> None:
+    ends = states(2)
+    module = make(ends, val_points=3, start="matched")
+    with pytest.raises(ConfigurationError, match=r"trainer\.fit"):
+        module.report(held_out())
+    trainer = fit(module, tmp_path, max_epochs=1)
+    x, y = blobs(50, 1).tensors
+    accuracies = []
+    for t in (0.0, 0.5, 1.0):
+        model = Classifier(hidden=16)
+        model.load_state_dict(module.state_dict_at(t))
+        with torch.no_grad():
+            right = model(x).argmax(1) == y
+        accuracies.append(float(right.double().mean()))
+    logged = trainer.callback_metrics
+    mean, worst = (
+        float(logged[f"val_curve/val_acc/{name}"])
+        for name in ("mean", "worst")
+    )
+    assert mean == pytest.approx(sum(accuracies) / 3)
+    assert worst == pytest.approx(min(accuracies))
+    # Not a metric of a batch but of all of them: AUROC of the last point alone, by torchmetrics.
+    assert "val_curve/val_auroc/worst" in logged
+    report = module.report(held_out(), points=3)
+    assert list(report.curves) == ["naive", "matched", "curve"]
+    found = report.curves["curve"]
+    assert found.values["val_acc"] == pytest.approx(accuracies)
+    ends_of = {
+        name: (c.values["val_acc"][0], c.values["val_acc"][-1])
+        for name, c in report.curves.items()
+    }
+    assert len(set(ends_of.values())) == 1
+    assert report.curves["naive"].normalised_length == pytest.approx(1)
+    assert found.straight < report.curves["naive"].straight
+    alone = module.report(
+        held_out(),
+        points=3,
+        loss=lambda net, batch: {
+            "mine": cross_entropy(net(batch[0]), batch[1])
+        },
+    )
+    mine = alone.curves["curve"].values
+    assert list(mine) == ["mine"]
+    assert mine["mine"] == pytest.approx(found.values["val_loss"], rel=1e-5)
+
+
+def test_the_bend_is_what_was_learned(tmp_path: Path) -> None:
+    module = make(states(2), curve="polygon", bends=1)
+    fit(module, tmp_path, max_epochs=1)
+    for name, tensor in module.state_dict_at(0.5).items():
+        torch.testing.assert_close(module.bend_state_dict()[name], tensor)
+    with pytest.raises(ConfigurationError, match="bend 1 does not exist"):
+        module.bend_state_dict(1)
+
+
+@pytest.mark.parametrize("kind", [CurveModule, StarModule])
+def test_mixed_precision(kind: Any, tmp_path: Path) -> None:
+    """The forward pass rounds to bfloat16, what is learned and the ends do not; the run is near to the exact one."""
+    found = []
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    for precision in ("bf16-mixed", "32-true"):
+        module = kind(Classifier(16), states(2), optimizer=sgd)
+        trainer = fit(module, tmp_path, precision=precision, max_epochs=2)
+        learned = torch.cat([p.detach().flatten() for p in module.free[0]])
+        assert learned.dtype == torch.float32
+        loss = float(trainer.callback_metrics[f"val_{module.word}_loss"])
+        found.append((learned, loss))
+    (mixed, mixed_loss), (exact, exact_loss) = found
+    assert not torch.equal(mixed, exact)
+    start = torch.cat(
+        [p.flatten() for p in kind(Classifier(16), states(2)).free[0]]
+    )
+    assert (mixed - exact).norm() < 0.05 * (exact - start).norm()
+    assert mixed_loss == pytest.approx(exact_loss, rel=0.01)
+
+
+def test_an_optimizer_of_other_parameters_and_no_batch(
+    tmp_path: Path,
+) -> None:
+    other = Classifier(16)
+    module = make(
+        states(2),
+        optimizer=lambda _: torch.optim.SGD(other.parameters(), lr=0.1),
+    )
+    with pytest.raises(ConfigurationError, match="not learned here"):
+        fit(module, tmp_path)
+    with (
+        pytest.warns(UserWarning, match="is zero"),
+        pytest.raises(DataError, match="no batch"),
+    ):
+        fit(make(states(2)), tmp_path, train=Empty())
+    # Asked for, no training at all is not a mistake.
+    fit(make(states(2)), tmp_path, limit_train_batches=0)
+
+
+class Empty:
+    """A loader without batches."""
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+class OwnRandomNumbers(Classifier):
+    """A forward that nobody can make again: its noise comes from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(16)
+        self.source = torch.Generator()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x + torch.rand(x.shape, generator=self.source))
+
+
+def test_what_no_permutation_leaves_alone_is_not_matched(
+    tmp_path: Path,
+) -> None:
+    module = CurveModule(OwnRandomNumbers(), states(2), start="matched")
+    with pytest.raises(EquivalenceError, match="not deterministic"):
+        fit(module, tmp_path)
 
 
 class Noisy(Classifier):
@@ -301,7 +413,7 @@ def test_validation_leaves_no_trace_in_training(tmp_path: Path) -> None:
     found = []
     for limit in (0, 1.0):
         seed_everything(5, verbose=False)
-        module = CurveModule(Noisy(16), states())
+        module = CurveModule(Noisy(16), states(2))
         torch.manual_seed(6)
         # Lightning draws a seed for the loader from the global generator, unless it has one of its own.
         own = torch.Generator()
@@ -312,7 +424,7 @@ def test_validation_leaves_no_trace_in_training(tmp_path: Path) -> None:
 
 
 def test_batch_norm_statistics_are_those_of_the_point(tmp_path: Path) -> None:
-    ends = states(batch_norm=True)
+    ends = states(2, batch_norm=True)
     model = Classifier(hidden=16, batch_norm=True)
     module = CurveModule(model, ends, batch_norm_batches=4)
     with pytest.raises(ConfigurationError, match="batches=loader"):
@@ -342,7 +454,7 @@ def test_validating_batch_norms_without_training_warns(
     tmp_path: Path,
 ) -> None:
     model = Classifier(hidden=16, batch_norm=True)
-    module = CurveModule(model, states(batch_norm=True))
+    module = CurveModule(model, states(2, batch_norm=True))
     trainer = quiet_trainer(tmp_path)
     with pytest.warns(UserWarning, match="interpolated"):
         trainer.validate(module, held_out(), verbose=False)
@@ -351,7 +463,7 @@ def test_validating_batch_norms_without_training_warns(
 def test_frozen_parameters_stay_on_the_segment(tmp_path: Path) -> None:
     model = Classifier(hidden=16)
     model.net.fc1.requires_grad_(requires_grad=False)
-    ends = states()
+    ends = states(2)
     module = CurveModule(model, ends)
     fit(module, tmp_path)
     found, straight = module.state_dict_at(0.3), interpolate(*ends, 0.3)
@@ -407,22 +519,22 @@ def test_ends_may_be_files_and_any_module_has_a_curve(tmp_path: Path) -> None:
 
 
 def test_double_precision_and_refused_half_precision(tmp_path: Path) -> None:
-    module = make(states())
+    module = make(states(2))
     fit(module, tmp_path, precision="64-true", max_epochs=1)
     assert module.state_dict_at(0.5)["net.fc1.bias"].dtype == torch.float64
     with pytest.raises(ConfigurationError, match="bf16-mixed"):
-        fit(make(states()), tmp_path, precision="bf16-true")
+        fit(make(states(2)), tmp_path, precision="bf16-true")
 
 
 def test_the_network_shares_the_memory_of_the_first_end() -> None:
-    module = make(states())
+    module = make(states(2))
     for name, parameter in module.inner.model.named_parameters():
         end = module.ends.states[0][name]
         assert parameter.data_ptr() == end.data_ptr()
 
 
 def test_wrong_input_is_a_clear_error(tmp_path: Path) -> None:
-    a, b = states()
+    a, b = states(2)
     other = copy.deepcopy(Classifier(hidden=4).state_dict())
     broken = {**b, "net.fc1.bias": b["net.fc1.bias"] * torch.nan}
     for ends, error, words in (

@@ -2,39 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-TESTS = Path(__file__).resolve().parents[1]
-
-
-def launch(out: Path, devices: int, size: int) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [
-        sys.executable,
-        str(TESTS / "helpers" / "merge_ddp.py"),
-        str(out),
-        str(devices),
-        str(size),
-    ]
-    done = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+from helpers.launch import launch
 
 
 @pytest.mark.timeout(600)
@@ -43,8 +15,8 @@ def launch(out: Path, devices: int, size: int) -> None:
     reason="torch was built without distributed",
 )
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    launch(tmp_path, 2, 8)
-    launch(tmp_path, 1, 16)
+    launch("merge_ddp", tmp_path, 2, 8)
+    launch("merge_ddp", tmp_path, 1, 16)
     one, first, second = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True)
         for name in ("1-0", "2-0", "2-1")

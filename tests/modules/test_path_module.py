@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.classifier import Classifier, blobs
+from helpers.launch import launch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
-
-TESTS = Path(__file__).resolve().parents[1]
-
-
-def launch(out: Path, devices: int, size: int) -> None:
-    places = f"{TESTS}{os.pathsep}{TESTS.parent}"
-    script = TESTS / "helpers" / "path_ddp.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(out), str(devices), str(size)],
-        env={**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=580,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.timeout(900)
@@ -38,8 +20,8 @@ def launch(out: Path, devices: int, size: int) -> None:
     reason="torch was built without distributed",
 )
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    launch(tmp_path, 2, 8)
-    launch(tmp_path, 1, 16)
+    launch("path_ddp", tmp_path, 2, 8)
+    launch("path_ddp", tmp_path, 1, 16)
     one, first, second = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True)
         for name in ("1-0", "2-0", "2-1")
@@ -47,6 +29,13 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     for word in ("curve", "star"):
         mine, theirs, alone = first[word], second[word], one[word]
         assert mine["loss"] == theirs["loss"]
+        assert mine["metrics"] == theirs["metrics"]
+        for metric in ("val_loss", "val_acc", "val_auroc"):
+            for name in ("mean", "worst"):
+                key = f"val_{word}/{metric}/{name}"
+                assert mine["metrics"][key] == pytest.approx(
+                    alone["metrics"][key], rel=1e-6
+                )
         assert mine["loss"] == pytest.approx(alone["loss"], rel=1e-9)
         for a, b, c in zip(
             mine["learned"], theirs["learned"], alone["learned"], strict=True

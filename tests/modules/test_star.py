@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.classifier import FEATURES, Classifier, blobs
+from helpers.ends import held_out, states, train_data
 from helpers.quiet import fit_quietly, quiet_trainer
 from helpers.valleys import TwoLayers, nothing
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_rebasin import (
     Permutation,
@@ -32,23 +32,6 @@ E1, E2 = torch.eye(2)
 #: Two minima of ``(u·v − 1)²`` that mirror each other, and one orthogonal to both.
 PLUS, MINUS = {"u": E1, "v": E1}, {"u": -E1, "v": -E1}
 ACROSS = {"u": E2, "v": E2}
-
-
-def train_data() -> DataLoader[tuple[Tensor, ...]]:
-    return DataLoader(blobs(192, 0), batch_size=32)
-
-
-def held_out() -> DataLoader[tuple[Tensor, ...]]:
-    return DataLoader(blobs(50, 1), batch_size=16)
-
-
-def states(count: int = 3, **options: Any) -> list[State]:
-    found = []
-    for seed in range(count):
-        torch.manual_seed(seed)
-        model = Classifier(hidden=16, **options)
-        found.append(copy.deepcopy(model.state_dict()))
-    return found
 
 
 def make(ends: list[Any], **options: Any) -> StarModule:
@@ -78,7 +61,7 @@ def test_a_centre_at_a_minimum_has_the_integral_of_the_closed_form() -> None:
     # On a ray it is (1 − t)² + t², at the middle ½.
     assert report.center_barriers == (pytest.approx(0.25),) * 2
     assert report.lengths[0, 1] == pytest.approx(2**0.5)
-    assert report.largest(0, 1) == (
+    assert report.worst(0, 1) == (
         pytest.approx(1.0),
         pytest.approx(0.25),
     )
@@ -111,7 +94,7 @@ def test_the_learned_centre_has_the_least_integral(tmp_path: Path) -> None:
 
 def test_one_step_by_hand(tmp_path: Path) -> None:
     """One end, three t's, the mean of their losses and λ‖θ − θ_i‖²; t = 0 is the centre."""
-    ends, pull = states(), 0.01
+    ends, pull = states(3), 0.01
     sgd = partial(torch.optim.SGD, lr=0.5)
     module = make(ends, proximity=pull, optimizer=sgd, seed=4)
     generator = module.options.generator(0, 0)
@@ -137,7 +120,7 @@ def test_one_step_by_hand(tmp_path: Path) -> None:
 
 
 def test_ends_stay_bitwise_and_the_seed_decides(tmp_path: Path) -> None:
-    ends = states()
+    ends = states(3)
     kept = copy.deepcopy(ends)
     found = []
     for seed in (5, 5, 6):
@@ -153,7 +136,7 @@ def test_ends_stay_bitwise_and_the_seed_decides(tmp_path: Path) -> None:
 
 
 def test_every_end_is_drawn_and_each_of_them_once_a_step() -> None:
-    module = make(states(), ends_per_step=2, ts_per_step=2)
+    module = make(states(3), ends_per_step=2, ts_per_step=2)
     seen = set()
     for step in range(20):
         points = module.draw(module.options.generator(step, 0))
@@ -166,7 +149,7 @@ def test_every_end_is_drawn_and_each_of_them_once_a_step() -> None:
 def test_sources_are_matched_to_the_centre_once_per_epoch(
     tmp_path: Path,
 ) -> None:
-    module = make(states(), match="epoch")
+    module = make(states(3), match="epoch")
     epochs: list[State] = []
     real = module.on_train_epoch_start
 
@@ -176,10 +159,10 @@ def test_sources_are_matched_to_the_centre_once_per_epoch(
         real()
         for number, start in enumerate(before):
             expected = match_weights(
-                module._aligner.spec, centre, states()[number], init=start
+                module._aligner.spec, centre, states(3)[number], init=start
             ).permutation
             assert module.permutations[number] == expected
-            moved = expected.apply(states()[number])
+            moved = expected.apply(states(3)[number])
             for name, tensor in moved.items():
                 assert torch.equal(tensor, module.ends.states[number][name])
         epochs.append(centre)
@@ -213,7 +196,7 @@ def test_matching_at_the_start_finds_planted_copies(tmp_path: Path) -> None:
 
 
 def test_resuming_equals_an_uninterrupted_run(tmp_path: Path) -> None:
-    whole, first, resumed = (make(states(), match="epoch") for _ in range(3))
+    whole, first, resumed = (make(states(3), match="epoch") for _ in range(3))
     fit(whole, tmp_path, max_epochs=4)
     saving = ModelCheckpoint(tmp_path, filename="half")
     fit(
@@ -231,7 +214,7 @@ def test_resuming_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     for name, tensor in resumed.center_state_dict().items():
         assert torch.equal(tensor, expected[name])
     loaded = StarModule.load_from_checkpoint(
-        half, model=Classifier(hidden=16), ends=states()
+        half, model=Classifier(hidden=16), ends=states(3)
     )
     assert loaded.permutations == first.permutations
     assert torch.load(half, weights_only=True)["hyper_parameters"] == {
@@ -248,31 +231,44 @@ def test_resuming_equals_an_uninterrupted_run(tmp_path: Path) -> None:
 
 
 def test_logs_and_report_agree_with_measured_barriers(tmp_path: Path) -> None:
-    module = make(states(), val_points=3)
+    module = make(states(3), val_points=3)
     trainer = fit(module, tmp_path)
     logged = trainer.callback_metrics
     assert "star/train_loss" in logged
     report = module.report(held_out(), points=3)
     centre = module.center_state_dict()
-    model = Classifier(hidden=16)
-    loss = lambda net, batch: torch.nn.functional.cross_entropy(
-        net(batch[0]), batch[1]
-    )
-    for number, end in enumerate(states()):
+    losses, accuracies = [], []
+    for number, end in enumerate(states(3)):
         curve = measure_barrier(
-            model, centre, end, held_out(), points=3, loss=loss
+            trainer.model.inner.model, centre, end, held_out(), points=3
         )
-        ray = report.rays[number].values["loss"]
-        assert ray == pytest.approx(curve.values["loss"], rel=1e-5)
-        assert float(logged[f"val_star/end {number}"]) == pytest.approx(
-            max(ray[1:]), rel=1e-5
-        )
-    assert float(logged["val_star/center"]) == pytest.approx(ray[0], rel=1e-5)
+        ray = report.rays[number]
+        assert ray.values.keys() == curve.values.keys()
+        assert ray.values["val_acc"] == pytest.approx(curve.values["val_acc"])
+        loss = ray.values["val_loss"]
+        assert loss == pytest.approx(curve.values["val_loss"], rel=1e-5)
+        worst = float(logged[f"val_star/end {number}"])
+        assert worst == pytest.approx(max(loss[1:]), rel=1e-5)
+        first = 1 if number else 0
+        losses += loss[first:]
+        accuracies += ray.values["val_acc"][first:]
+    assert float(logged["val_star/center"]) == pytest.approx(
+        losses[0], rel=1e-5
+    )
+    # Of seven points: the centre, and two on each ray.
+    found = {
+        name: float(logged[f"val_star/val_acc/{name}"])
+        for name in ("mean", "worst")
+    }
+    assert found["mean"] == pytest.approx(sum(accuracies) / 7)
+    assert found["worst"] == pytest.approx(min(accuracies))
+    worst = float(logged["val_star/val_loss/worst"])
+    assert worst == pytest.approx(max(losses), rel=1e-5)
     assert set(report.pairs) == {(0, 1), (0, 2), (1, 2)}
 
 
 def test_batch_norm_statistics_of_the_centre(tmp_path: Path) -> None:
-    ends = states(batch_norm=True)
+    ends = states(3, batch_norm=True)
     model = Classifier(hidden=16, batch_norm=True)
     module = StarModule(model, ends, batch_norm_batches=3)
     fit(module, tmp_path, max_epochs=1)
@@ -289,9 +285,8 @@ def test_batch_norm_statistics_of_the_centre(tmp_path: Path) -> None:
     x, y = blobs(50, 1).tensors
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(model.eval()(x), y)
-    assert report.rays[0].values["loss"][0] == pytest.approx(
-        float(loss), rel=1e-5
-    )
+    found = report.rays[0].values["val_loss"][0]
+    assert found == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_wrong_input_is_a_clear_error() -> None:

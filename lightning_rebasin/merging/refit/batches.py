@@ -52,7 +52,7 @@ class Batches:
         #: Samples in all batches together.
         self.samples = 0
         for batch in self._source:
-            self._prints.append(_fingerprint(batch))
+            self._prints.append(fingerprint(batch))
             self.samples += max(batch_size(batch), 1)
         if not self._prints:
             raise DataError("no batches given to fit a merged network on")
@@ -82,7 +82,7 @@ class Batches:
         for k, batch in enumerate(self._source):
             count += 1
             same = k < len(self._prints)
-            if not same or _fingerprint(batch) != self._prints[k]:
+            if not same or fingerprint(batch) != self._prints[k]:
                 raise DataError(
                     f"batch {k} of a second pass is not that of the first one: the loader shuffles or augments; "
                     "give one with shuffle=False, or a list of batches"
@@ -137,12 +137,14 @@ def batch_size(batch: Any) -> int:
     return 0
 
 
-def _fingerprint(batch: Any) -> float:
+def fingerprint(batch: Any) -> float:
     """One number that another batch, or another order, hardly has."""
     total = 0.0
     for leaf in tree_flatten(batch)[0]:
         if isinstance(leaf, Tensor) and leaf.numel():
-            flat = leaf.detach().reshape(-1)[:4096].double().nan_to_num()
+            flat = leaf.detach().reshape(-1)[:4096].double()
+            # Finite, so that the sum is a number and equals itself.
+            flat = flat.nan_to_num(0.0, 1.0, -1.0)
             weights = torch.arange(1, len(flat) + 1, dtype=torch.float64)
             total += float((flat * weights.to(flat.device)).sum())
     return total

@@ -6,6 +6,9 @@ more.  So the values that are still alive when a layer is about to run are kept 
 through the same operations without computing them: a value that was kept is handed out, and any other one, which
 nobody can ask for any more, is a blank of the same shape.
 
+It earns its lines: the refit of two ResNet-20s with 1000 images took 26.5 CPU seconds with it and 38.6 without
+(medians of three, alternately, the three rivals included), with the same result to the last bit.
+
 Operations on the weights alone (a transposition, a cast) are always computed: the weights of the next layers change.
 
 What is alive is read off weak references, and the program of the network runs as it always does.  An operation behind

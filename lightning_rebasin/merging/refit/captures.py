@@ -1,7 +1,8 @@
 """Samples of what layers see and return, taken while a network runs.
 
 The rows at which a layer is looked at are drawn anew for every batch, from a generator that depends on the layer and
-the batch only: the ends and the merged network are looked at in the same places, on any device.
+on what is in the batch: the ends and the merged network are looked at in the same places, whatever the device, the
+process and the order of the batches.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Capture:
 
     Args:
         layer: The layer.
-        number: Its number among the layers, and the batch's number: they decide which rows are drawn.
+        seed: Decides which rows are drawn.
         samples: Size of the batch.
         positions: How many positions of a sample are looked at, at most.
         inputs: Whether the layer's inputs are wanted.
@@ -42,7 +43,7 @@ class Capture:
     def __init__(
         self,
         layer: FittedLayer,
-        number: tuple[int, int],
+        seed: int,
         samples: int,
         positions: int,
         *,
@@ -50,7 +51,7 @@ class Capture:
     ) -> None:
         self._positions = positions
         self._layer = layer
-        self._number = number
+        self._seed = seed
         self._samples = samples
         self._wants_inputs = inputs
         self._trail: Trail | None = None
@@ -67,7 +68,7 @@ class Capture:
         def start(given: Mapping[str, Any], result: Tensor) -> None:
             system = layer.system
             samples, positions = system.counts(result, self._samples)
-            rows = draw(samples, positions, self._positions, self._number).to(
+            rows = draw(samples, positions, self._positions, self._seed).to(
                 result.device
             )
             self.rows = rows
@@ -102,13 +103,11 @@ class Capture:
         self.outputs = self._layer.system.outputs(back, self.rows)
 
 
-def draw(
-    samples: int, positions: int, wanted: int, number: tuple[int, int]
-) -> Rows:
+def draw(samples: int, positions: int, wanted: int, seed: int) -> Rows:
     """Draw rows: at most ``wanted`` positions of each sample, each sample its own.
 
     Example:
-        >>> draw(2, 3, 3, (0, 0)).flat.tolist()
+        >>> draw(2, 3, 3, 0).flat.tolist()
         [0, 1, 2, 3, 4, 5]
     """
     count = min(positions, wanted)
@@ -116,9 +115,7 @@ def draw(
     if count == positions:
         chosen = torch.arange(positions).expand(samples, count)
     else:
-        generator = torch.Generator().manual_seed(
-            number[0] * 1_000_003 + number[1]
-        )
+        generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(samples, positions, generator=generator)
         chosen = noise.topk(count, dim=1).indices
     return Rows(every.reshape(-1), chosen.reshape(-1), positions)

@@ -19,6 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import DataError
+from lightning_rebasin.merging.processes import (
+    Total,
+    alone,
+    device_of,
+    total_number,
+)
 from lightning_rebasin.merging.refit.batches import Batches, batch_size
 from lightning_rebasin.merging.refit.fitting import Ends
 from lightning_rebasin.merging.statistics import outputs
@@ -33,9 +39,13 @@ _CONSTANT = 1e-12
 
 
 def losses(
-    candidates: Mapping[Name, nn.Module], batches: Batches, loss: Loss
+    candidates: Mapping[Name, nn.Module],
+    batches: Batches,
+    loss: Loss,
+    *,
+    total: Total = alone,
 ) -> dict[Name, float]:
-    """Mean loss of each candidate over the samples."""
+    """Mean loss of each candidate over the samples of all processes."""
     totals = dict.fromkeys(candidates, 0.0)
     samples = 0
     with torch.no_grad():
@@ -44,13 +54,28 @@ def losses(
             samples += size
             for name, module in candidates.items():
                 totals[name] += size * float(loss(module, batch))
-    return {name: total / max(samples, 1) for name, total in totals.items()}
+    device = _device(candidates)
+    every = max(total_number(total, samples, device), 1.0)
+    return {
+        name: total_number(total, own, device) / every
+        for name, own in totals.items()
+    }
 
 
 def distances(
-    candidates: Mapping[Name, nn.Module], batches: Iterable[Any], ends: Ends
+    candidates: Mapping[Name, nn.Module],
+    batches: Iterable[Any],
+    ends: Ends,
+    *,
+    total: Total = alone,
 ) -> dict[Name, float]:
     """Distance of each candidate's outputs to the mean of the ends' outputs, relative to that mean's variance.
+
+    Args:
+        candidates: The networks.
+        batches: Batches of this process.
+        ends: What they are compared with.
+        total: Sums a tensor over processes, each of which has a batch.
 
     Raises:
         DataError: The outputs have another shape in another batch, so that they have no common mean.
@@ -72,14 +97,23 @@ def distances(
             for name, module in candidates.items():
                 missing = _flat_output(module, batch) - wanted
                 totals[name] += float(missing.square().mean(0).sum())
-    if not count:
+    device = _device(candidates)
+    every = total_number(total, count, device)
+    if not every:
         return dict.fromkeys(candidates, math.nan)
-    mean, square = sums[0] / count, sums[1] / count
+    mean, square = total(sums[0]) / every, total(sums[1]) / every
     spread = float((square - mean.square()).clamp_min(0).sum())
     level = float(square.sum())
     # The spread of a constant output is rounding error: its square takes the place.
     scale = spread if spread > _CONSTANT * level else level or 1.0
-    return {name: total / count / scale for name, total in totals.items()}
+    return {
+        name: total_number(total, own, device) / every / scale
+        for name, own in totals.items()
+    }
+
+
+def _device(candidates: Mapping[Name, nn.Module]) -> torch.device:
+    return device_of(next(iter(candidates.values())))
 
 
 def best(scores: Mapping[Name, float]) -> Name:

@@ -37,8 +37,6 @@ class FittedLayer:
         target: Where it is judged; its own place if there are no steps.
         joins: Whether it is judged after an addition to a stream.
         positions: Positions per sample.
-        also: Further uses of the same weight in one pass; what they see and return counts as well.
-        only_corrected: Whether it gets the mean and standard deviation of its target and nothing more.
     """
 
     name: str
@@ -52,8 +50,6 @@ class FittedLayer:
     steps: tuple[Place, ...]
     joins: bool
     positions: int
-    also: tuple[FittedLayer, ...] = ()
-    only_corrected: bool = False
 
     @property
     def target(self) -> Place:
@@ -64,11 +60,6 @@ class FittedLayer:
     def intercept(self) -> bool:
         """Whether something can take up a shift of the output."""
         return self.bias is not None or self.norm is not None
-
-    @property
-    def uses(self) -> tuple[FittedLayer, ...]:
-        """This use of the weight and the further ones."""
-        return (self, *self.also)
 
     @property
     def written(self) -> set[str]:

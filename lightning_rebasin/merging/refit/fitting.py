@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 from torch import Tensor, nn
 
-from lightning_rebasin.merging.refit.batches import Batches, batch_size
+from lightning_rebasin.merging.processes import (
+    Total,
+    alone,
+    device_of,
+    total_number,
+)
+from lightning_rebasin.merging.refit.batches import (
+    Batches,
+    batch_size,
+    fingerprint,
+)
 from lightning_rebasin.merging.refit.beginnings import Beginning
 from lightning_rebasin.merging.refit.captures import Capture, look
 from lightning_rebasin.merging.refit.fitted import FittedLayer
@@ -60,6 +69,7 @@ class Fitter:
         batches: Batches,
         *,
         plain: bool,
+        total: Total = alone,
         ridges: Sequence[float] = RIDGES,
     ) -> None:
         self._merged = merged
@@ -67,14 +77,18 @@ class Fitter:
         self._ends = ends
         self._batches = batches
         self._plain = plain
+        self._total = total
         self._ridges = ridges
-        count = sum(1 for _ in batches)
+        #: What each batch is known by: rows are drawn by it.
+        self._prints = [fingerprint(batch) for batch in batches]
+        count = len(self._prints)
         # The layers are fitted in the order in which they run, each of them before the next one is looked at.
         self._beginnings = [
             Beginning(_KEPT_BYTES // count, self._state.values())
             for _ in range(count)
         ]
-        per_sample = _ROWS // max(batches.samples, 1)
+        samples = total_number(total, batches.samples, device_of(merged))
+        per_sample = _ROWS // max(round(samples), 1)
         self._positions = min(max(per_sample, 1), _POSITIONS)
 
     def fit_all(
@@ -96,9 +110,7 @@ class Fitter:
         kept = 0
         for number, layer in enumerate(layers):
             outputs = layer.weight.index[:, 0].numel()
-            positions = sum(
-                min(use.positions, self._positions) for use in layer.uses
-            )
+            positions = min(layer.positions, self._positions)
             size = 4 * outputs * positions * self._batches.samples
             if not groups or kept + size > _TARGET_BYTES:
                 groups.append({})
@@ -109,9 +121,9 @@ class Fitter:
 
     def targets(
         self, layers: Mapping[int, FittedLayer]
-    ) -> dict[int, list[list[Tensor]]]:
-        """What the ends return where the layers are judged: their mean, by batch and by use of the layer."""
-        found: dict[int, list[list[Tensor]]] = {n: [] for n in layers}
+    ) -> dict[int, list[Tensor]]:
+        """What the ends return where the layers are judged: their mean, batch by batch."""
+        found: dict[int, list[Tensor]] = {n: [] for n in layers}
         mixed = zip(self._ends.states, self._ends.shares, strict=True)
         for state, share in mixed:
             if share:
@@ -121,7 +133,7 @@ class Fitter:
 
     def _add_targets(
         self,
-        found: Mapping[int, list[list[Tensor]]],
+        found: Mapping[int, list[Tensor]],
         layers: Mapping[int, FittedLayer],
         share: float,
     ) -> None:
@@ -129,19 +141,18 @@ class Fitter:
         for k, batch in enumerate(self._batches):
             captures = {}
             for number, layer in layers.items():
-                captures[number] = self._captures(number, layer, k, batch)
-            every = [c for several in captures.values() for c in several]
+                captures[number] = self._capture(number, layer, k, batch)
+            every = list(captures.values())
             look(self._ends.module, batch, every, plain=self._plain)
-            for number, several in captures.items():
-                parts = [_returned(capture) * share for capture in several]
+            for number, capture in captures.items():
+                part = _returned(capture) * share
                 kept = found[number]
                 if k == len(kept):
-                    kept.append(parts)
+                    kept.append(part)
                 else:
-                    for total, part in zip(kept[k], parts, strict=True):
-                        total.add_(part)
+                    kept[k].add_(part)
 
-    def _captures(
+    def _capture(
         self,
         number: int,
         layer: FittedLayer,
@@ -149,26 +160,26 @@ class Fitter:
         batch: Any,
         *,
         inputs: bool = False,
-    ) -> list[Capture]:
-        """Who looks at a layer on batch ``k``, one for each use."""
+    ) -> Capture:
+        """Who looks at a layer on batch ``k``."""
         size, most = batch_size(batch), self._positions
-        return [
-            Capture(use, (number, k), size, most, inputs=inputs)
-            for use in layer.uses
-        ]
+        # Numbers are hashed alike in every run and in every process.
+        seed = hash((number, self._prints[k]))
+        return Capture(layer, seed, size, most, inputs=inputs)
 
     def fit(
         self,
         number: int,
         layer: FittedLayer,
-        targets: Sequence[Sequence[Tensor]],
+        targets: Sequence[Tensor],
     ) -> tuple[Solution, int]:
         """Solve one layer and write the solution; also says how many rows it had."""
         weight, bias = effective(layer, self._state)
         fit, held_out = self._sums(number, layer, weight, targets)
+        for sums in (fit, held_out):
+            sums.reduce(self._total)
         problem = Problem(fit, held_out, weight, layer.intercept)
-        ridges = (math.inf,) if layer.only_corrected else self._ridges
-        solution = solve(problem, ridges)
+        solution = solve(problem, self._ridges)
         write(
             layer,
             self._state,
@@ -176,10 +187,6 @@ class Fitter:
             bias + solution.shift,
             fit + held_out,
         )
-        if layer.only_corrected:
-            # It may have run on a constant before, which no target asks for.
-            for beginning in self._beginnings:
-                beginning.forget()
         return solution, fit.count + held_out.count
 
     def _sums(
@@ -187,7 +194,7 @@ class Fitter:
         number: int,
         layer: FittedLayer,
         weight: Tensor,
-        targets: Sequence[Sequence[Tensor]],
+        targets: Sequence[Tensor],
     ) -> tuple[Sums, Sums]:
         """Sums over the rows that are fitted, and over those that judge."""
         groups, inputs, outputs = weight.shape
@@ -195,28 +202,24 @@ class Fitter:
         held_out = Sums(groups, inputs, outputs, weight.device)
         before = 0
         for k, batch in enumerate(self._batches):
-            captures = self._captures(number, layer, k, batch, inputs=True)
+            capture = self._capture(number, layer, k, batch, inputs=True)
             look(
                 self._merged,
                 batch,
-                captures,
+                [capture],
                 plain=self._plain,
                 beginning=self._beginnings[k],
-                until=None if layer.only_corrected else layer.place,
+                until=layer.place,
             )
-            last = 0
-            for capture, target in zip(captures, targets[k], strict=True):
-                x, rows = capture.inputs, capture.rows
-                own = capture.outputs
-                assert x is not None
-                assert own is not None
-                assert rows is not None
-                missing = target.to(own.device) - own
-                judges = (rows.sample + before) % _JUDGES == _JUDGES - 1
-                held_out.update(x[judges], missing[judges])
-                fit.update(x[~judges], missing[~judges])
-                last = int(rows.sample.max())
-            before += last + 1
+            x, rows, own = capture.inputs, capture.rows, capture.outputs
+            assert x is not None
+            assert own is not None
+            assert rows is not None
+            missing = targets[k].to(own.device) - own
+            judges = (rows.sample + before) % _JUDGES == _JUDGES - 1
+            held_out.update(x[judges], missing[judges])
+            fit.update(x[~judges], missing[~judges])
+            before += int(rows.sample.max()) + 1
         return fit, held_out
 
 

@@ -46,7 +46,6 @@ class Follower:
         position: Where the layer runs.
         system: How it is read as a linear system.
         weight: Its weight as it stands in the operation.
-        alone: Whether its operands have no other use in the pass.
     """
 
     def __init__(
@@ -55,15 +54,12 @@ class Follower:
         position: int,
         system: System,
         weight: Slots,
-        *,
-        alone: bool = True,
     ) -> None:
         self._flow = flow
         self._position = position
         self._node = flow.live[position]
         self._system = system
         self._weight = weight
-        self._alone = alone
         self._value = self._node.outputs[0]
         self._shape = flow.shape(self._value)
         #: Where each element of the present value stood in the layer's output; None: nothing was moved.
@@ -95,14 +91,6 @@ class Follower:
         self._norm = norm
         return self._finished()
 
-    def unfollowed(self, offset: Slots | None = None) -> FittedLayer:
-        """The layer judged where it stands, for a weight with several uses that end in several places."""
-        if isinstance(self._system, Scaling):
-            self._take_offset(offset)
-        else:
-            self._take_own_bias()
-        return self._finished()
-
     def _take_offset(self, offset: Slots | None) -> None:
         """The offset of a norm, one number for each of its channels."""
         if offset is not None:
@@ -114,9 +102,7 @@ class Follower:
         if argument is None:
             return
         second = self._node.op == "aten.convolution"
-        self._bias = self._per_output(
-            argument, channels_second=second, exclusive=self._alone
-        )
+        self._bias = self._per_output(argument, channels_second=second)
         self._shifted = self._bias is None
 
     def _finished(self) -> FittedLayer:

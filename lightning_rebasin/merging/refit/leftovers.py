@@ -10,9 +10,6 @@ from lightning_rebasin.merging.refit.flow import Flow
 from lightning_rebasin.merging.refit.slots import Slots, StateUses
 from lightning_rebasin.symmetry.trace.contractions import CONTRACTIONS
 
-#: Said of a weight that is not solved, but not left alone either.
-CORRECTED = "corrected by mean and standard deviation"
-
 
 @final
 class Reasons:
@@ -21,9 +18,9 @@ class Reasons:
     Example:
         >>> reasons = Reasons()
         >>> reasons.add("a", "it is used twice")
-        >>> reasons.add("a", "corrected")
+        >>> reasons.add("a", "it is a table")
         >>> reasons.left()
-        (LeftLayer(name='a', reason='it is used twice; corrected'),)
+        (LeftLayer(name='a', reason='it is used twice; it is a table'),)
     """
 
     def __init__(self) -> None:

@@ -17,49 +17,30 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Generic
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_rebasin.errors import ConfigurationError
-from lightning_rebasin.merging.interpolate import (
-    average,
-    check_alike,
-    normalised_weights,
-)
-from lightning_rebasin.merging.refit.batches import Batches, batch_size
-from lightning_rebasin.merging.refit.choose import (
-    Loss,
-    best,
-    distances,
-    losses,
-)
+from lightning_rebasin.merging.processes import Total, alone
+from lightning_rebasin.merging.refit.batches import batch_size
+from lightning_rebasin.merging.refit.choose import Loss, best
+from lightning_rebasin.merging.refit.contest import Contest
 from lightning_rebasin.merging.refit.fitted import FittedLayer, Plan
-from lightning_rebasin.merging.refit.fitting import Ends, Fitter
+from lightning_rebasin.merging.refit.fitting import Fitter
 from lightning_rebasin.merging.refit.places import operation_names
 from lightning_rebasin.merging.refit.plan import make_plan
 from lightning_rebasin.merging.refit.report import (
-    Criterion,
     LayerFit,
     Method,
     Refit,
 )
 from lightning_rebasin.merging.refit.squares import RIDGES, Solution
-from lightning_rebasin.merging.repair import repair
-from lightning_rebasin.merging.statistics import (
-    Module,
-    batch_norms,
-    copied,
-    moved_to,
-    reset_batch_norm,
-)
+from lightning_rebasin.merging.statistics import Module, moved_to
 from lightning_rebasin.symmetry.run.examples import Example
 from lightning_rebasin.symmetry.trace.record import record
-
-#: Samples that REPAIR gets while it is only a candidate.
-_REPAIR_SAMPLES = 512
 
 
 def refit(
@@ -70,6 +51,7 @@ def refit(
     shares: Sequence[float] | None = None,
     ridge: float | None = None,
     loss: Loss | None = None,
+    total: Total = alone,
     progress: bool = False,
 ) -> Refit[Module]:
     """Merge aligned networks by solving the merged network's layers.
@@ -82,6 +64,10 @@ def refit(
         shares: Share of each end; equal if omitted.
         ridge: Strength of the pull towards the rescaled average.  Chosen for each layer on held-out rows if omitted.
         loss: Given a network and a batch, the mean loss; judges instead of the distance to the ends' mean outputs.
+        total: Sums a tensor over processes, if each of them has its own batches (at least one):
+            ``lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum")``.  All of them get the network that one
+            process would get on all batches, but for rounding; which samples judge a layer is decided by their number
+            in each process, so that this holds where each has a multiple of 8 to fit.
         progress: Show a progress bar over the layers.
 
     Returns:
@@ -107,117 +93,49 @@ def refit(
         Nasery et al., "PLeaS: Merging Models with Permutations and Least Squares", CVPR 2025 (arXiv 2407.02447), for
         least squares per layer; Jin et al., "RegMean", ICLR 2023 (arXiv 2212.09849), for its closed form.
     """
+    contest = Contest(
+        module, states, batches, shares=shares, loss=loss, total=total
+    )
+    return refit_in(contest, ridge=ridge, progress=progress)
+
+
+def refit_in(
+    contest: Contest[Module],
+    *,
+    ridge: float | None = None,
+    progress: bool = False,
+) -> Refit[Module]:
+    """:func:`refit` in a contest of which the rivals may have been scored already.
+
+    Args:
+        contest: The ends, the data, and what a refit has to beat.
+        ridge: As for :func:`refit`.
+        progress: As for :func:`refit`.
+    """
     ridges = _ridges(ridge)
-    contest = _Contest(module, states, batches, shares, loss)
     merged = copy.deepcopy(contest.naive)
     plan, plain = _plan(merged, contest.everything.example())
     fitter = Fitter(
-        merged, contest.ends, contest.fitted_part, plain=plain, ridges=ridges
+        merged,
+        contest.ends,
+        contest.fitted_part,
+        plain=plain,
+        ridges=ridges,
+        total=contest.total,
     )
     with torch.no_grad():
         fits = _fit(fitter, plan, progress=progress)
-    candidates = contest.rivals()
-    candidates["refit"] = merged
-    scores = contest.scores(candidates)
+    scores = contest.scores_with(merged)
     method: Method = best(scores)
     return Refit(
-        contest.made(method, candidates),
+        merged if method == "refit" else contest.made(method),
         method,
         scores,
         contest.criterion,
         tuple(fits),
         plan.left,
-        (contest.fitted_part.samples, contest.held_out.samples),
+        contest.samples(),
     )
-
-
-def score_rivals(
-    module: nn.Module,
-    states: Sequence[Mapping[str, Tensor]],
-    batches: Iterable[Any],
-    *,
-    shares: Sequence[float] | None = None,
-    loss: Loss | None = None,
-) -> dict[Method, float]:
-    """Held-out scores of what a refit has to beat: the naive average, reset and REPAIR; as :func:`refit` has them.
-
-    They take a small part of the time of a refit, and say which of several alignments deserves one.
-
-    Args:
-        module: The architecture.
-        states: Aligned weights of the ends.
-        batches: As for :func:`refit`.
-        shares: Share of each end; equal if omitted.
-        loss: As for :func:`refit`.
-
-    Returns:
-        Score by method, lower is better.
-    """
-    contest = _Contest(module, states, batches, shares, loss)
-    return contest.scores(contest.rivals())
-
-
-class _Contest(Generic[Module]):
-    """Ways to merge the same aligned ends, judged on the same held-out samples."""
-
-    def __init__(
-        self,
-        module: Module,
-        states: Sequence[Mapping[str, Tensor]],
-        batches: Iterable[Any],
-        shares: Sequence[float] | None,
-        loss: Loss | None,
-    ) -> None:
-        self._loss = loss
-        self._states = states
-        self._shares = normalised_weights(len(states), shares)
-        self.naive = copied(module)
-        own = self.naive.state_dict()
-        names = [f"model {i + 1}" for i in range(len(states))]
-        check_alike((own, *states), ("the module", *names))
-        self.everything = Batches(batches)
-        self.fitted_part = self.everything.part("fit")
-        self.held_out = self.everything.part("held out")
-        if not self.held_out.samples or not self.fitted_part.samples:
-            # Too few to judge: what was fitted has to judge itself.
-            self.fitted_part = self.held_out = self.everything
-        self.ends = Ends(copy.deepcopy(self.naive), states, self._shares)
-        self.naive.load_state_dict(average(states, self._shares))
-
-    @property
-    def criterion(self) -> Criterion:
-        """What the scores are."""
-        return "distance" if self._loss is None else "loss"
-
-    def rivals(self) -> dict[Method, Module]:
-        """What a refit has to beat: the average as it is, reset, and repaired."""
-        found: dict[Method, Module] = {"naive": self.naive}
-        if batch_norms(self.naive):
-            found["reset"] = reset_batch_norm(self.naive, self.fitted_part)
-        few = self.fitted_part.first(_REPAIR_SAMPLES)
-        found["repair"] = self._repaired(few)
-        return found
-
-    def scores(
-        self, candidates: Mapping[Method, Module]
-    ) -> dict[Method, float]:
-        """Score of each candidate on the held-out samples."""
-        if self._loss is None:
-            return distances(candidates, self.held_out, self.ends)
-        return losses(candidates, self.held_out, self._loss)
-
-    def made(
-        self, method: Method, candidates: Mapping[Method, Module]
-    ) -> Module:
-        """The winner; REPAIR, which competed on few samples, is done once more on all."""
-        if method == "repair":
-            return self._repaired(self.fitted_part)
-        return candidates[method]
-
-    def _repaired(self, batches: Iterable[Any]) -> Module:
-        return repair(
-            self.naive, self._states, batches, weights=self._shares
-        ).module
 
 
 def _ridges(ridge: float | None) -> Sequence[float]:
@@ -257,9 +175,7 @@ def _fit(fitter: Fitter, plan: Plan, *, progress: bool) -> list[LayerFit]:
         total=len(plan.fitted), desc="refit", disable=not progress
     ) as bar:
         for layer, solution, rows in fitter.fit_all(plan.fitted):
-            # Those are named among the left ones.
-            if not layer.only_corrected:
-                fits.append(_report(layer, solution, rows))
+            fits.append(_report(layer, solution, rows))
             bar.update()
     return fits
 

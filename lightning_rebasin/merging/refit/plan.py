@@ -6,17 +6,14 @@ the addition, so it can repair what the stream got wrong before.  No architectur
 
 What cannot be solved keeps its average and is named with the reason.  A weight with several uses in one pass, or in a
 recurrent cell, has no target of its own that one could solve for at once, since each use changes what the next one
-sees; all its uses together still get the mean and standard deviation of theirs.
+sees.  (To give all its uses together the mean and standard deviation of theirs did more harm than good, as
+docs/merging.md tells.)
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
-from collections.abc import Sequence
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.merging.refit.fitted import (
@@ -27,7 +24,6 @@ from lightning_rebasin.merging.refit.flow import Flow
 from lightning_rebasin.merging.refit.follow import Follower
 from lightning_rebasin.merging.refit.gains import Gain, find_gain
 from lightning_rebasin.merging.refit.leftovers import (
-    CORRECTED,
     Reasons,
     reason_of_use,
 )
@@ -39,7 +35,7 @@ from lightning_rebasin.merging.refit.systems import (
 )
 from lightning_rebasin.symmetry.trace.contractions import CONTRACTIONS
 from lightning_rebasin.symmetry.trace.record import known_tensors
-from lightning_rebasin.symmetry.trace.tape import Node, Ref, Tape
+from lightning_rebasin.symmetry.trace.tape import Node, Tape
 
 _RECURRENT = "it belongs to a recurrent cell"
 _PRODUCTS = frozenset(("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"))
@@ -73,10 +69,6 @@ class _Planner:
         #: Operations that belong to the layer in front of them.
         self._absorbed: set[int] = set()
         self._fitted: dict[int, FittedLayer] = {}
-        #: Uses of weights that cannot be solved, by the name of the weight.
-        self._unsolved: dict[str, dict[int, FittedLayer]] = {}
-        #: How often a weight meets a constant, as it does the first hidden state of a recurrent cell.
-        self._idle: Counter[str] = Counter()
         self._reasons = Reasons()
 
     def plan(self) -> Plan:
@@ -87,7 +79,6 @@ class _Planner:
                 self._embedding(node)
             elif position not in self._absorbed:
                 self._gain(position, node)
-        self._correct_together()
         fitted = [layer for _, layer in sorted(self._fitted.items())]
         for name in self._parameters:
             if name.rpartition(".")[0] in self._recurrent:
@@ -101,7 +92,6 @@ class _Planner:
         refs = [node.arguments[name] for name in names]
         of_data = [bool(self._flow.from_data[ref.value]) for ref in refs]
         if sum(of_data) != 1:
-            self._count_idle(refs)
             return
         side = of_data.index(False)
         weight = self._flow.uses.slots(refs[side])
@@ -117,19 +107,10 @@ class _Planner:
         system = _system(node, names, side, index, merged=merged)
         if system is None:
             self._reasons.add(weight.name, f"{node.op} is not solved")
-        elif not self._may_solve(weight):
-            self._keep(position, system, weight, None)
-        else:
+        elif self._may_solve(weight):
             follower = Follower(self._flow, position, system, weight)
             self._fitted[position] = follower.layer()
             self._absorbed.update(follower.passed)
-
-    def _count_idle(self, refs: Sequence[Ref]) -> None:
-        """Such a use says nothing of the weight, and a change of the weight does no harm there."""
-        found = [self._flow.uses.slots(ref) for ref in refs]
-        names = [slots.name for slots in found if slots is not None]
-        if len(names) == 1:
-            self._idle[names[0]] += 1
 
     def _embedding(self, node: Node) -> None:
         table = self._flow.uses.slots(node.arguments["weight"])
@@ -146,7 +127,6 @@ class _Planner:
         if found is None or found.gain.name not in self._parameters:
             return
         if not self._may_solve(found.gain):
-            self._keep(position, found.system, found.gain, found.offset)
             return
         follower = Follower(self._flow, position, found.system, found.gain)
         layer = follower.scaling(self._own_offset(found), found.norm)
@@ -173,50 +153,6 @@ class _Planner:
         if weight.name.rpartition(".")[0] in self._recurrent:
             return _RECURRENT
         return reason_of_use(self._flow.uses, weight)
-
-    def _keep(
-        self,
-        position: int,
-        system: System,
-        weight: Slots,
-        offset: Slots | None,
-    ) -> None:
-        """Remember one use of a weight that cannot be solved."""
-        if weight.name not in self._parameters:
-            return
-        follower = Follower(self._flow, position, system, weight, alone=False)
-        uses = self._unsolved.setdefault(weight.name, {})
-        uses[position] = follower.unfollowed(offset)
-
-    def _correct_together(self) -> None:
-        """Weights that cannot be solved get the mean and standard deviation of what their uses should return."""
-        for name, found in self._unsolved.items():
-            first, *others = found.values()
-            if self._belong_together([first, *others]):
-                self._fitted[min(found)] = dataclasses.replace(
-                    first, also=tuple(others), only_corrected=True
-                )
-                self._reasons.add(name, CORRECTED)
-
-    def _belong_together(self, uses: Sequence[FittedLayer]) -> bool:
-        """Whether the uses are all there are, and read the same weight and bias in the same way."""
-        counts = self._flow.uses
-        first, *others = uses
-        for other in others:
-            if not torch.equal(other.weight.index, first.weight.index):
-                return False
-            if not _same(other.bias, first.bias):
-                return False
-        slots = [first.weight, *([first.bias] if first.bias else [])]
-        every = len(uses) + self._idle[first.name]
-        return all(counts.every_use(slot, every) for slot in slots)
-
-
-def _same(first: Slots | None, second: Slots | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    same_name = first.name == second.name
-    return same_name and torch.equal(first.index, second.index)
 
 
 def _all_the_same(index: Tensor) -> bool:

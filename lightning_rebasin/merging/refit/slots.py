@@ -100,18 +100,14 @@ class StateUses:
 
     def exclusive(self, slots: Slots) -> bool:
         """Whether each element is used once in the whole pass, and stands in ``slots`` once."""
-        return self.every_use(slots, 1)
+        elements = slots.index.reshape(-1)
+        if len(torch.unique(elements)) < len(elements):
+            return False
+        return bool((self._counts[slots.name][elements] == 1).all())
 
     def uses(self, slots: Slots) -> int:
         """How often the most used of the elements is used."""
         return int(self._counts[slots.name][slots.index.reshape(-1)].max())
-
-    def every_use(self, slots: Slots, count: int) -> bool:
-        """Whether each element is used exactly so many times, and stands in ``slots`` once."""
-        elements = slots.index.reshape(-1)
-        if len(torch.unique(elements)) < len(elements):
-            return False
-        return bool((self._counts[slots.name][elements] == count).all())
 
     def operations(self, name: str) -> set[str]:
         """Names of the operations that see a tensor, moves aside."""

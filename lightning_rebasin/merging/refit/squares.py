@@ -24,12 +24,16 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lightning_rebasin.merging.processes import Total, total_number
+
 #: What is tried for the ridge.
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, math.inf)
 #: An output that varies less than this, relative to the typical one, is dead: it is shifted, not scaled.
 _DEAD = 1e-6
 #: A variance this small, relative to the square, is that of a constant in float32.
 _CONSTANT = 1e-12
+#: What :class:`Sums` holds beside the number of rows.
+_PARTS = ("x", "r", "xx", "xr", "rr")
 #: Largest factor by which the fallback rescales an output.
 _LARGEST_SCALE = 1e3
 
@@ -93,10 +97,16 @@ class Sums:
         groups, inputs, outputs = self.xr.shape
         total = Sums(groups, inputs, outputs, self.x.device)
         total.count = self.count + other.count
-        for name in ("x", "r", "xx", "xr", "rr"):
+        for name in _PARTS:
             both = getattr(self, name) + getattr(other, name)
             setattr(total, name, both)
         return total
+
+    def reduce(self, total: Total) -> None:
+        """Replace every sum by its total over processes."""
+        self.count = round(total_number(total, self.count, self.x.device))
+        for name in _PARTS:
+            setattr(self, name, total(getattr(self, name)))
 
     def error(self, change: Tensor, shift: Tensor) -> float:
         """Mean over rows of ``‖r − x·change − shift‖²``."""

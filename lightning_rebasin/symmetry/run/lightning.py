@@ -169,8 +169,8 @@ def few(batch: Any, count: int) -> Any:
     )
 
 
-def has_own_method(module: nn.Module, name: str) -> bool:
-    """Whether a method was written for this module, and not inherited as a placeholder."""
+def has_own_method(module: object, name: str) -> bool:
+    """Whether a method was written for this (data) module, and not inherited as a placeholder."""
     method = getattr(type(module), name, None)
     return callable(method) and not str(
         getattr(method, "__module__", "")

@@ -97,8 +97,9 @@ def test_a_second_pass_that_differs_is_noticed(
 
 
 def test_a_batch_that_is_not_a_number_equals_itself() -> None:
-    batches = Batches([torch.tensor([float("nan"), 1.0])])
-    assert len(list(batches)) == 1
+    nan, inf = float("nan"), float("inf")
+    batches = Batches([torch.tensor([nan, 1.0]), torch.tensor([inf, -inf])])
+    assert len(list(batches)) == 2
 
 
 def test_no_batch_is_an_error() -> None:

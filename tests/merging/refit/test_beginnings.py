@@ -172,7 +172,7 @@ def test_another_path_is_noticed_and_gone_in_full() -> None:
     passes(net, x, beginning, place, place)
     net.other = True
     plan = make_plan(net, record(net, Example((x,))), 5)
-    capture = Capture(plan.fitted[1], (0, 0), 5, 9, inputs=True)
+    capture = Capture(plan.fitted[1], 0, 5, 9, inputs=True)
     look(net, x, [capture], plain=False, beginning=beginning, until=place)
     assert capture.inputs is not None
     with torch.no_grad():

@@ -45,9 +45,3 @@ def test_the_written_tensors_are_those_of_layer_and_norm() -> None:
     layer = dataclasses.replace(PLAIN, bias=Slots("b", ONE), norm=norm)
     assert PLAIN.written == {"w"}
     assert layer.written == {"w", "b", "m", "v", "g"}
-
-
-def test_the_uses_begin_with_the_layer_itself() -> None:
-    other = dataclasses.replace(PLAIN, place=Place("aten.mm", 1))
-    layer = dataclasses.replace(PLAIN, also=(other,))
-    assert layer.uses == (layer, other)

@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import numpy as np
 import torch
+from helpers.layers import Stack, layers_of, normal
 from helpers.models import randomise
 from torch import Tensor, nn
 
 from lightning_rebasin.merging.refit.batches import Batches
-from lightning_rebasin.merging.refit.fitted import FittedLayer
 from lightning_rebasin.merging.refit.fitting import (
     Ends,
     Fitter,
 )
-from lightning_rebasin.merging.refit.plan import make_plan
-from lightning_rebasin.symmetry.run.examples import Example
-from lightning_rebasin.symmetry.trace.record import record
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
-
-
-def layers_of(module: nn.Module, x: Tensor) -> tuple[FittedLayer, ...]:
-    tape = record(module, Example((x[:4],)))
-    return make_plan(module, tape, 4).fitted
-
-
-class Stack(nn.Module):
-    """A linear layer, a gain or norm behind it, and a nonlinearity."""
-
-    def __init__(self, behind: nn.Module, *, bias: bool = True) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 3, bias=bias)
-        self.behind = behind
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.behind(self.linear(x)))
 
 
 def fitter(
@@ -71,7 +45,7 @@ def test_targets_are_the_mean_of_what_the_ends_return() -> None:
         module.load_state_dict(state)
         with torch.no_grad():
             total += module.behind(module.linear(x)) / 2
-    parts = [parts[0][:, 0].double() for parts in found[0]]
+    parts = [part[:, 0].double() for part in found[0]]
     torch.testing.assert_close(torch.cat(parts), total, rtol=1e-5, atol=1e-5)
 
 
@@ -93,44 +67,3 @@ def test_a_second_layer_is_solved_for_the_merged_networks_own_inputs() -> None:
     design = np.c_[hidden.numpy(), np.ones(400)]
     solution = np.linalg.lstsq(design, target.numpy(), rcond=None)[0]
     np.testing.assert_allclose(found, design @ solution, atol=1e-5)
-
-
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.shared = nn.Linear(4, 5), nn.Linear(5, 5)
-
-    def pieces(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        seen = torch.tanh(self.first(x))
-        once = self.shared(seen)
-        return seen, once, self.shared(torch.tanh(once))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pieces(x)[2]
-
-
-def test_a_shared_weight_gets_mean_and_deviation_of_all_its_uses() -> None:
-    """Of the outputs that it has for the inputs of before the correction: each use changes those of the next."""
-    module = randomise(Twice()).double()
-    states, x = two_states(module), normal(400, 4)
-    layers = layers_of(module, x)
-    (shared,) = [layer for layer in layers if layer.only_corrected]
-    work = fitter(module, states, x, 0.0)
-    with torch.no_grad():
-        seen, once, _ = module.pieces(x)
-        inputs = torch.cat([seen, torch.tanh(once)])
-        work.fit(1, shared, work.targets({1: shared})[1])
-        corrected = module.shared(inputs)
-    wanted = torch.zeros_like(corrected)
-    for state in states:
-        end = copy.deepcopy(module)
-        end.load_state_dict(state)
-        with torch.no_grad():
-            wanted += torch.cat(end.pieces(x)[1:]) / 2
-    torch.testing.assert_close(
-        corrected.mean(0), wanted.mean(0), rtol=1e-4, atol=1e-5
-    )
-    torch.testing.assert_close(
-        corrected.std(0), wanted.std(0), rtol=1e-4, atol=1e-5
-    )
-    assert math.isfinite(float(corrected.sum()))

@@ -10,10 +10,10 @@ def test_each_name_comes_once_with_all_its_reasons_in_order() -> None:
     reasons = Reasons()
     reasons.add("b", "it is used twice")
     reasons.add("a", "it is a buffer")
-    reasons.add("b", "corrected")
+    reasons.add("b", "it is a table")
     reasons.add("b", "it is used twice")
     assert reasons.left() == (
-        LeftLayer("b", "it is used twice; corrected"),
+        LeftLayer("b", "it is used twice; it is a table"),
         LeftLayer("a", "it is a buffer"),
     )
 

@@ -33,7 +33,7 @@ def test_two_identical_ends_give_the_end_itself(build, shape):
     expected = outputs(net, state, x)
     with torch.no_grad():
         torch.testing.assert_close(
-            found.module(x), expected, atol=1e-4, rtol=1e-4
+            found.module(x), expected, atol=1e-5, rtol=1e-5
         )
 
 
@@ -50,7 +50,7 @@ def test_a_linear_layer_is_the_least_squares_solution():
     expected = torch.from_numpy(design @ solution).float()
     with torch.no_grad():
         torch.testing.assert_close(
-            found.module(x), expected, atol=1e-4, rtol=1e-4
+            found.module(x), expected, atol=1e-5, rtol=1e-5
         )
 
 
@@ -64,7 +64,7 @@ def test_a_planted_permutation_gives_the_end_itself():
     found = refit(net, [a, aligned], list(x.split(64)))
     with torch.no_grad():
         torch.testing.assert_close(
-            found.module(x), outputs(net, a, x), atol=1e-4, rtol=1e-4
+            found.module(x), outputs(net, a, x), atol=1e-5, rtol=1e-5
         )
 
 

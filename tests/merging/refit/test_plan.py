@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_rebasin.merging.refit.fitted import Plan
-from lightning_rebasin.merging.refit.leftovers import CORRECTED
 from lightning_rebasin.merging.refit.plan import make_plan
 from lightning_rebasin.symmetry.run.examples import Example
 from lightning_rebasin.symmetry.trace.record import record
@@ -79,7 +78,7 @@ class Use(nn.Module):
         return self.use(self, x)
 
 
-TIED = f"its weight is used 2 times in one pass; {CORRECTED}"
+TIED = "its weight is used 2 times in one pass"
 LEFT: dict[str, tuple[Callable[[Use, Tensor], Tensor], dict[str, str]]] = {
     "tied": (
         lambda m, x: m.b(torch.relu(m.b(x))) * m.gain,
@@ -88,8 +87,7 @@ LEFT: dict[str, tuple[Callable[[Use, Tensor], Tensor], dict[str, str]]] = {
     "tied as embedding and head": (
         lambda m, x: m.table(x.argmax(1)) @ m.table.weight.t(),
         {
-            "table.weight": "the average of the tables returns the average of the ends; "
-            "its weight is used 2 times in one pass"
+            "table.weight": f"the average of the tables returns the average of the ends; {TIED}"
         },
     ),
     "buffer": (
@@ -138,7 +136,7 @@ def test_every_parameter_is_fitted_or_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
-def test_a_recurrent_cell_is_corrected_with_all_its_steps(
+def test_a_recurrent_cell_is_left_and_the_head_behind_it_is_solved(
     cell: type[nn.RNNBase],
 ) -> None:
     class Net(nn.Module):
@@ -151,33 +149,20 @@ def test_a_recurrent_cell_is_corrected_with_all_its_steps(
             return self.head(self.cell(x)[0])
 
     plan = plan_of(Net(), torch.randn(3, 6, 4))
-    layers = {layer.name: layer for layer in plan.fitted}
-    assert not layers["head.weight"].only_corrected
-    hidden = layers["cell.weight_hh_l0"]
-    assert hidden.only_corrected
-    # the first of six steps starts from zeros, of which nothing can be learnt
-    assert len(hidden.uses) == 5
+    assert [layer.name for layer in plan.fitted] == ["head.weight"]
     found = reasons(plan)
-    recurrent = "it belongs to a recurrent cell"
-    assert found["cell.weight_hh_l0"] == f"{recurrent}; {CORRECTED}"
-    assert found["cell.bias_ih_l0"] == recurrent
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    for name in names:
+        assert found[f"cell.{name}"] == "it belongs to a recurrent cell"
 
 
-def test_a_tied_layer_is_corrected_where_it_runs_first() -> None:
+def test_between_the_uses_of_a_tied_layer_others_are_solved() -> None:
     plan = plan_of(
         Use(lambda m, x: m.a(torch.tanh(m.b(torch.tanh(m.a(x)))))),
         torch.randn(3, 4),
     )
-    names = [(x.name, x.only_corrected, len(x.uses)) for x in plan.fitted]
-    assert names == [("a.weight", True, 2), ("b.weight", False, 1)]
-    assert plan.fitted[0].bias is not None
-
-
-def test_uses_that_read_a_weight_differently_are_not_corrected() -> None:
-    use: Callable[[Use, Tensor], Tensor]
-    use = lambda m, x: torch.tanh(x @ m.b.weight) @ m.b.weight.t()
-    found = reasons(plan_of(Use(use), torch.randn(3, 4)))
-    assert found["b.weight"] == "its weight is used 2 times in one pass"
+    assert [layer.name for layer in plan.fitted] == ["b.weight"]
+    assert reasons(plan)["a.weight"] == TIED
 
 
 def test_data_times_data_is_no_layer() -> None:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.layers import normal
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,11 +21,6 @@ from lightning_rebasin.merging.refit.squares import (
 
 CPU = torch.device("cpu")
 GROUPS, INPUTS, OUTPUTS = 2, 5, 3
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def summed(x: Tensor, r: Tensor) -> Sums:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.layers import normal
 from torch import nn
 
 from lightning_rebasin import refit
@@ -9,12 +10,6 @@ from lightning_rebasin.merging.refit.systems import (
     Convolution,
     Rows,
 )
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
-
 
 CONVOLUTIONS = {
     "1d": (nn.Conv1d(4, 6, 3), (9,)),

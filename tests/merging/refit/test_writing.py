@@ -6,37 +6,12 @@ import copy
 
 import pytest
 import torch
+from helpers.layers import Stack, layers_of, normal
 from helpers.models import randomise
 from torch import Tensor, nn
 
-from lightning_rebasin.merging.refit.fitted import FittedLayer
-from lightning_rebasin.merging.refit.plan import make_plan
 from lightning_rebasin.merging.refit.squares import Sums
 from lightning_rebasin.merging.refit.writing import effective, write
-from lightning_rebasin.symmetry.run.examples import Example
-from lightning_rebasin.symmetry.trace.record import record
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
-
-
-def layers_of(module: nn.Module, x: Tensor) -> tuple[FittedLayer, ...]:
-    tape = record(module, Example((x[:4],)))
-    return make_plan(module, tape, 4).fitted
-
-
-class Stack(nn.Module):
-    """A linear layer, a gain or norm behind it, and a nonlinearity."""
-
-    def __init__(self, behind: nn.Module, *, bias: bool = True) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 3, bias=bias)
-        self.behind = behind
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.behind(self.linear(x)))
 
 
 class Gain(nn.Module):

@@ -8,8 +8,9 @@ Run from the repository with the shared data beside it (or REBASIN_SHARED set):
 trains pairs of ensembles that differ in their seed (quantile → normal features, Adam 1e-3, batches of 512, 50 epochs,
 256 trees), aligns the second to the first, and measures by how many points the accuracy on the test part dips between
 them (25 λ): as they are, with the trees reordered, and with everything that their kind allows.  A perceptron
-with as many layers stands beside them.  Every run is a row of examples/results/soft_trees/rows.json; rows that are there are
-kept, so a study can go on where it stopped.  Writes table.md and barriers.png beside it.  A pair takes 10 to 60 seconds.
+with as many layers stands beside them.  Every run is a row of examples/results/soft_trees/rows.json; rows that are
+there are kept, so a study can go on where it stopped.  Writes table.md and barriers.png beside it.  A pair takes 10 to
+60 seconds.
 """
 
 from __future__ import annotations
@@ -235,6 +236,7 @@ def run(data: Data, key: Key) -> Row:
         barriers,
         curves,
         seconds,
+        rate,
     )
 
 
@@ -340,6 +342,9 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         for k, depth in enumerate(depths):
             axes = grid[i][k]
             here = [r for r in own if (r.data, r.depth) == (name, depth)]
+            if not here:
+                axes.set_axis_off()
+                continue
             for way, colour in zip(WAYS[:3], cycle(3), strict=True):
                 for row in here:
                     label = way if row is here[0] else None

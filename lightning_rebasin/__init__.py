@@ -66,16 +66,21 @@ if TYPE_CHECKING:
     from lightning_rebasin.modules import CurveModule as CurveModule
     from lightning_rebasin.modules import CurveReport as CurveReport
     from lightning_rebasin.modules import MergeModule as MergeModule
+    from lightning_rebasin.modules import SoftTreeModule as SoftTreeModule
     from lightning_rebasin.modules import StarModule as StarModule
     from lightning_rebasin.modules import StarReport as StarReport
     from lightning_rebasin.symmetry import Example as Example
     from lightning_rebasin.symmetry import Permutation as Permutation
     from lightning_rebasin.symmetry import PermutationSpec as PermutationSpec
+    from lightning_rebasin.symmetry import Transform as Transform
     from lightning_rebasin.symmetry import (
         check_equivalence as check_equivalence,
     )
+    from lightning_rebasin.symmetry import declare as declare
     from lightning_rebasin.symmetry import infer_spec as infer_spec
     from lightning_rebasin.symmetry import infer_spec_many as infer_spec_many
+    from lightning_rebasin.symmetry import on as on
+    from lightning_rebasin.trees import SoftTreeEnsemble as SoftTreeEnsemble
 
 _HOMES = {
     "assignment": ("solve_assignment",),
@@ -128,6 +133,7 @@ _HOMES = {
         "CurveModule",
         "CurveReport",
         "MergeModule",
+        "SoftTreeModule",
         "StarModule",
         "StarReport",
     ),
@@ -135,10 +141,14 @@ _HOMES = {
         "Example",
         "Permutation",
         "PermutationSpec",
+        "Transform",
         "check_equivalence",
+        "declare",
         "infer_spec",
         "infer_spec_many",
+        "on",
     ),
+    "trees": ("SoftTreeEnsemble",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604  the names are those of _HOMES

@@ -73,6 +73,10 @@ class UntracedWarning(RebasinWarning):
     """A parameter was not touched by the traced forward pass, or an operation has no rule; it stays pinned."""
 
 
+class DeclarationWarning(RebasinWarning):
+    """A module declares a symmetry that its function does not have, or that cannot be proved; it stays pinned."""
+
+
 class UnsafeLoadWarning(RebasinWarning):
     """A file was read with full unpickling because the user asked for it."""
 

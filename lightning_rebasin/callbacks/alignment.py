@@ -198,11 +198,9 @@ class Aligner:
         if self.needs_batches:
             pair = self._pair(trainer, module, reference)
             by_activations = [m for m in self._methods if m != "weight"]
-            matched = pair.match(spec, batches, by_activations)
-            for name, transform in matched.items():
-                # The spec has permutations only.
-                assert isinstance(transform, Permutation)
-                found[name] = transform
+            matches = pair.match(spec, batches, by_activations)
+            for method, transform in matches.items():
+                found[method] = Permutation(spec, transform.elements)
             found = _of_process_zero(trainer, spec, found)
             if len(found) > 1:
                 scores = pair.distances(found, batches)

@@ -36,6 +36,7 @@ from lightning_rebasin.errors import (
     NonFiniteError,
 )
 from lightning_rebasin.matching.result import MatchResult
+from lightning_rebasin.matching.search.general import complete
 from lightning_rebasin.matching.steps.nested import best_elements
 from lightning_rebasin.matching.steps.permutation import (
     families_of,
@@ -169,7 +170,8 @@ def match_activations(
 ) -> MatchResult:
     """Find the permutation of the source whose units respond most like the reference's.
 
-    Maximises ``Σ_groups Σ_i S[i, p[i]]`` exactly; a group seen at several places sums their statistics.
+    Maximises ``Σ_groups Σ_i S[i, p[i]]`` exactly; a group seen at several places sums their statistics.  What is
+    seen nowhere (a flip inside a tree does not change what the tree says) is chosen by weights, with all else as it is.
 
     Args:
         spec: What may be permuted, made by :func:`~lightning_rebasin.infer_spec` (it knows where units can be seen).
@@ -250,11 +252,11 @@ def match_by_statistics(
     spec = spec.pin_identical_buffers(
         reference_module.state_dict(), source_module.state_dict()
     )
-    if spec.groups and not spec.activations:
+    if spec.groups and not any(spec.activations.values()):
         raise ConfigurationError(
             "this spec does not say where units can be seen: make it with infer_spec(module, ...)"
         )
-    canonical = None
+    canonical = Transform.identity(spec)
     if not _only_permutations(spec):
         # Units may only be compared in one gauge: private copies get canonical weights.
         canonical = balancing(spec, fold(spec, _state(source_module)))
@@ -273,11 +275,20 @@ def match_by_statistics(
     for site in moments.values():
         if total is not None:
             site.reduce(total)
-    chosen = checked_solver(solver)
+    mixed = not _only_permutations(spec)
+    weights = _state(reference_module), _state(source_module)
     found = {}
     for statistic in statistics:
-        found[statistic] = _match(
-            spec, moments, statistic, canonical, solver=chosen, begin=begin
+        scores = _scores(spec, moments, statistic)
+        chosen = checked_solver(solver)
+        if mixed:
+            result = _best_transform(spec, scores, weights, canonical, chosen)
+        else:
+            result = _match(spec, moments, scores, chosen)
+        found[statistic] = replace(
+            result,
+            seconds=time.perf_counter() - begin,
+            method=f"activations, {statistic.replace('_', ' ')}",
         )
     return found
 
@@ -285,22 +296,10 @@ def match_by_statistics(
 def _match(
     spec: PermutationSpec,
     moments: Mapping[ActivationAddress, CrossMoments],
-    statistic: Statistic,
-    canonical: Transform | None,
-    *,
+    scores: Mapping[str, Tensor],
     solver: Solver,
-    begin: float,
 ) -> MatchResult:
-    """The best transform for one statistic of what was seen.
-
-    Where there are other kinds than permutations, ``canonical`` made the source canonical before it was run.
-    """
-    scores = _scores(spec, moments, statistic)
-    method = f"activations, {statistic.replace('_', ' ')}"
-    if canonical is not None:
-        best = _best_transform(spec, scores, canonical, solver)
-        seconds = time.perf_counter() - begin
-        return replace(best, seconds=seconds, method=method)
+    """The best permutation for one statistic of what was seen."""
     permutation = best_permutation(spec, scores, solver)
     ends = Permutation.identity(spec), permutation
     before, after = (
@@ -315,8 +314,6 @@ def _match(
         ),
         similarity=_mean_correlations(spec, moments, permutation),
         identity_similarity=_mean_correlations(spec, moments, ends[0]),
-        seconds=time.perf_counter() - begin,
-        method=method,
     )
 
 
@@ -341,16 +338,21 @@ def _with_weights(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 def _best_transform(
     spec: PermutationSpec,
     scores: Mapping[str, Tensor],
+    weights: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
     canonical: Transform,
     solver: Solver,
 ) -> MatchResult:
     """The elements with the highest total score, family by family, behind the transform that made the source canonical.
 
-    Units with a sign or a scale of their own are seen where their permutation is: their pairs are its pairs.
+    Units with a sign or a scale of their own are seen where their permutation is: their pairs are its pairs.  Groups
+    that are seen nowhere are chosen by weights, with all others as they are.
     """
+    unseen = {name for name, seen in spec.activations.items() if not seen}
     costs = dict(scores)
     for group in spec.groups.values():
         outer = group.parent
+        if group.id in unseen:
+            continue
         if group.size == 1 and outer is not None and outer.id in scores:
             costs[group.id] = scores[outer.id]
             costs.pop(outer.id, None)
@@ -358,6 +360,9 @@ def _best_transform(
     for family in families_of(spec):
         elements |= best_elements(family.groups, costs, solver)
     best = Transform.of(spec, elements)
+    if unseen:
+        decided = {n: e for n, e in elements.items() if n not in unseen}
+        best = complete(spec, *weights, decided, solver)
     identity = Transform.identity(spec)
     return MatchResult(
         transform=best.compose(canonical),
@@ -495,6 +500,8 @@ def _scores(
 ) -> dict[str, Tensor]:
     scores = {}
     for group, sites in spec.activations.items():
+        if not sites:
+            continue
         found = [getattr(moments[site], statistic)() for site in sites]
         scores[group] = (
             torch.stack(found).sum(0) if len(found) > 1 else found[0]

@@ -12,6 +12,7 @@ Rooms, from the bottom up; each may import only from those above it in this list
 - ``actions/``: what one element of a group does to weights, one file per kind; the only dispatch on ``Group.kind``.
 - ``trace/``: one forward pass written down as a tape; the table of contractions.
 - ``permutations/``: from tapes to permutation groups; ``permutations/rules/`` has one rule per ATen operation.
+- ``declared/``: symmetries that modules declare (``symmetry_spec``): collected, put into the spec, proved.
 - ``edit/``: changing a spec by hand, and expressing a transform in a changed spec.
 - ``proof/``: the gate, which runs the network before and after, and finds the culprit if they differ.
 - ``observe.py``: handing over the activations in which the units of a group can be seen.
@@ -23,6 +24,7 @@ Where is what?
 - Which operations let units move (``relu``, ``matmul``, ``view``, ...): ``permutations/rules/``, by family.
 - Where a permutation meets a weight: ``actions/permutation.py`` and ``actions/gather.py``.
 - Where a new kind of symmetry goes: an action in ``actions/``, a step in ``matching/steps/``.
+- How a module declares a symmetry that no trace can find: ``declared/``.
 - Where a spec becomes a file, and is read with distrust: ``spec/json.py``.
 
 Glossary, in the order of the way:
@@ -67,6 +69,8 @@ Specs (``spec/``)
     *alias*: another name of a tied tensor.
     *pin*: a dimension, or some positions of it, that stays, with the reason.
     *note*: a warning of the inference that travels with the spec.
+    *declaration*: what a module says about its own symmetries, in its own names.
+    *importance*: how much entries of a tensor count in the matching objective.
     *activation address*: an operand of a contraction where units can be observed: the operation, which of its runs, and
     which argument.
 
@@ -83,6 +87,7 @@ Acting and proving (``actions/``, ``proof/``)
 """
 
 from lightning_rebasin.symmetry.actions import Permutation, Transform
+from lightning_rebasin.symmetry.declared import declare, on
 from lightning_rebasin.symmetry.edit.override import (
     free_group,
     pin_tensor,
@@ -101,6 +106,7 @@ from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
     Component,
     Group,
+    Importance,
     Pin,
     TensorInfo,
 )
@@ -111,16 +117,19 @@ __all__ = [
     "Equivalence",
     "Example",
     "Group",
+    "Importance",
     "Permutation",
     "PermutationSpec",
     "Pin",
     "TensorInfo",
     "Transform",
     "check_equivalence",
+    "declare",
     "free_group",
     "infer_spec",
     "infer_spec_many",
     "measure_equivalence",
+    "on",
     "pin_group",
     "pin_tensor",
     "tie_groups",

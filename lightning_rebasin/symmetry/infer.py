@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError, UntracedWarning
 from lightning_rebasin.symmetry.actions.kinds import PERMUTATION, chosen_kinds
+from lightning_rebasin.symmetry.declared.prove import add_declared
 from lightning_rebasin.symmetry.kinds import FirstAnalysis, with_kinds
 from lightning_rebasin.symmetry.permutations.build_spec import (
     Assembly,
@@ -59,7 +60,8 @@ def infer_spec(
         **kwargs: Keyword example inputs.
 
     Returns:
-        The spec, with what is pinned and why.
+        The spec, with what is pinned and why.  Submodules that define ``symmetry_spec`` declare symmetries of their
+        own (``lightning_rebasin.symmetry.declared``), which are proved on the example.
 
     Raises:
         TraceError: The model does not run on the example input, or there is none.
@@ -118,10 +120,10 @@ def infer_spec_many(
     for note in notes:
         warnings.warn(note, UntracedWarning, stacklevel=3)
     spec = _spec(module, assembly, notes, parameters)
-    if wanted == {PERMUTATION} or assembly.named is None:
-        return spec
-    first = FirstAnalysis(assembly.named, found.passes)
-    return with_kinds(module, inputs, spec, first, wanted)
+    if wanted != {PERMUTATION} and assembly.named is not None:
+        first = FirstAnalysis(assembly.named, found.passes)
+        spec = with_kinds(module, inputs, spec, first, wanted)
+    return add_declared(module, spec, inputs, wanted)
 
 
 def _pinned(

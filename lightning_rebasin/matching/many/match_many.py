@@ -25,14 +25,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, final
 
 import torch
 from tqdm import tqdm
 
-from lightning_rebasin.errors import ConfigurationError
+from lightning_rebasin.assignment.solve import checked_solver
+from lightning_rebasin.errors import ConfigurationError, PermutationError
+from lightning_rebasin.matching.importance import weighted
 from lightning_rebasin.matching.many.frank_wolfe import frank_wolfe
+from lightning_rebasin.matching.many.general import match_transforms
 from lightning_rebasin.matching.many.joint_anneal import joint_anneal
 from lightning_rebasin.matching.many.soft import SoftNetworks
 from lightning_rebasin.matching.many.universe import State, Universe
@@ -40,6 +44,7 @@ from lightning_rebasin.matching.search.anneal import FAST, SLOW
 from lightning_rebasin.matching.search.policy import OBVIOUS, SAME_BASIN
 from lightning_rebasin.matching.search.threads import few_threads
 from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 Method = Literal["merge_many", "cycle_consistent"]
@@ -59,7 +64,8 @@ class ManyMatchResult:
     """One permutation per network into the frame of the first.
 
     Args:
-        permutations: π_i; ``permutations[i].apply(states[i])`` are all near one another.
+        transforms: What brings each network into the common frame: ``transforms[i].apply(states[i])`` are all near one
+            another.
         weights: Weight of each network, summing to 1.
         objectives: ``Σ_{i<j} w_i w_j ⟨π_i(Θ_i), π_j(Θ_j)⟩`` of the best start and after each sweep from there, in
             float64.
@@ -69,13 +75,29 @@ class ManyMatchResult:
         seconds: Wall-clock time.
     """
 
-    permutations: tuple[Permutation, ...]
+    transforms: tuple[Transform, ...]
     weights: tuple[float, ...]
     objectives: tuple[float, ...]
     starts: Mapping[str, float]
     identity_objective: float
     method: Method
     seconds: float
+
+    @property
+    def permutations(self) -> tuple[Permutation, ...]:
+        """π_i, where the spec permits nothing but permutations.
+
+        Raises:
+            PermutationError: The spec has groups of other kinds: use ``transforms``.
+        """
+        found = []
+        for transform in self.transforms:
+            if not isinstance(transform, Permutation):
+                raise PermutationError(
+                    "these matches are not permutations, their spec has other kinds of groups: use match.transforms"
+                )
+            found.append(transform)
+        return tuple(found)
 
     @property
     def objective(self) -> float:
@@ -87,20 +109,17 @@ class ManyMatchResult:
         """Objective above doing nothing."""
         return self.objective - self.identity_objective
 
-    def pairwise(self, reference: int, source: int) -> Permutation:
-        """The permutation that brings network ``source`` near network ``reference``, as it stands.
+    def pairwise(self, reference: int, source: int) -> Transform:
+        """What brings network ``source`` near network ``reference``, as it stands: a permutation if nothing else is.
 
         For all ``a, b, c``: ``pairwise(a, b).compose(pairwise(b, c)) == pairwise(a, c)``.
         """
-        return (
-            self.permutations[reference]
-            .inverse()
-            .compose(self.permutations[source])
-        )
+        home = self.transforms[reference].inverse()
+        return home.compose(self.transforms[source])
 
     def __repr__(self) -> str:
         return (
-            f"ManyMatchResult({len(self.permutations)} networks by {self.method}, objective {self.objective:.6g}, "
+            f"ManyMatchResult({len(self.transforms)} networks by {self.method}, objective {self.objective:.6g}, "
             f"{self.gain:+.4g} over the identity, {self.seconds:.2f} s)"
         )
 
@@ -112,7 +131,7 @@ class ManyMatchResult:
             "objectives": list(self.objectives),
             "starts": dict(self.starts),
             "identity_objective": self.identity_objective,
-            "moved": [dict(p.moved) for p in self.permutations],
+            "moved": [dict(transform.moved) for transform in self.transforms],
             "seconds": self.seconds,
         }
 
@@ -142,7 +161,8 @@ def match_many(
         progress: Show a progress bar.
 
     Returns:
-        The permutations; the first is the identity.
+        The permutations; the first is the identity.  A spec with other kinds of groups is matched by ``"merge_many"``
+        whatever the method, and the result holds ``transforms``.
 
     Raises:
         StateDictError: A network does not fit the spec.
@@ -163,9 +183,28 @@ def match_many(
             f"method must be 'merge_many' or 'cycle_consistent', not {method!r}"
         )
     spec = spec.pin_identical_buffers(*states)
-    universe = Universe(
-        spec, states, _normalised(weights, len(states)), solver
-    )
+    shares = _normalised(weights, len(states))
+    states = _weighted(spec, states)
+    if any(group.kind != "permutation" for group in spec.groups.values()):
+        many = match_transforms(
+            spec,
+            states,
+            shares,
+            seed=seed,
+            max_sweeps=max_sweeps,
+            solver=checked_solver(solver),
+            progress=progress,
+        )
+        return ManyMatchResult(
+            many.transforms,
+            shares,
+            many.objectives,
+            many.starts,
+            many.identity_objective,
+            "merge_many",
+            time.perf_counter() - begin,
+        )
+    universe = Universe(spec, states, shares, solver)
     identity_objective = universe.objective
     search = _Search(universe, seed, max_sweeps, identity_objective)
     with (
@@ -296,6 +335,19 @@ class _Search:
         if objectives[-1] > self.best.objectives[-1]:
             self.best = _Trace(tuple(self._u.permutations), tuple(objectives))
         bar.update()
+
+
+def _weighted(
+    spec: PermutationSpec, states: Sequence[State | Callable[[], State]]
+) -> Sequence[State | Callable[[], State]]:
+    """The networks with what is important made longer, loaded as late as before."""
+    if not any(info.importance for info in spec.tensors.values()):
+        return states
+
+    def load(entry: State | Callable[[], State]) -> State:
+        return weighted(spec, entry() if callable(entry) else entry)
+
+    return [partial(load, entry) for entry in states]
 
 
 def _normalised(

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from lightning_rebasin.assignment.solve import Solver
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.matching.costs.blocks import objective_tensors
+from lightning_rebasin.matching.importance import weighted
 from lightning_rebasin.matching.result import Descent, MatchResult
 from lightning_rebasin.matching.steps.nested import best_elements
 from lightning_rebasin.matching.steps.permutation import Family, families_of
@@ -44,6 +45,8 @@ Sweeps = Iterator[Sequence[int]]
 GeneralInit = Literal["identity", "random", "bases"] | Transform
 #: A gain below this share of the objective is rounding.
 _NOISE = 1e-12
+#: Most sweeps where nobody says how many.
+_MOST_SWEEPS = 100
 #: Rotations approach their best slowly: a sweep that gains a smaller share than this is the last one.
 _ENOUGH = 1e-4
 
@@ -57,6 +60,7 @@ class GeneralMatcher:
         reference: Weights A.
         source: Weights B.
         solver: Assignment solver, for groups that permute.
+        fixed: Elements of groups that are not to be chosen.
 
     Raises:
         StateDictError: A tensor is missing, extra or has another shape.
@@ -69,12 +73,16 @@ class GeneralMatcher:
         reference: State,
         source: State,
         solver: Solver = "auto",
+        fixed: Mapping[str, Tensor] | None = None,
     ) -> None:
         spec.check_state(reference, "reference", finite=True)
         spec.check_state(source, "source", finite=True)
         self._spec = spec
         self._families = families_of(spec)
+        #: Whether one step finds the optimum, so that neither further sweeps nor other starts can gain.
+        self.exact = _one_step(spec, self._families)
         self._solver = solver
+        self._fixed = fixed
         self._enough = _ENOUGH if _mixes(spec) else _NOISE
         names = objective_tensors(spec)
         self._reference = {
@@ -109,7 +117,7 @@ class GeneralMatcher:
             inits, "weight matching", unit="descent", disable=not progress
         ):
             start = self._start(init, generator)
-            found, descent = self._descend(start, sweeps(), name=_name(init))
+            found, descent = self.descend(start, sweeps(), name=_name(init))
             descents.append(descent)
             if descent.objective > objective:
                 best, objective = found, descent.objective
@@ -179,9 +187,16 @@ class GeneralMatcher:
                     found.append(name)
         return found
 
-    def _descend(
-        self, start: Transform, sweeps: Sweeps, name: str
+    def descend(
+        self, start: Transform, sweeps: Sweeps, name: str = "given"
     ) -> tuple[Transform, Descent]:
+        """Visit family after family until a sweep gains nothing.
+
+        Args:
+            start: Where to start.
+            sweeps: The orders of the visits.
+            name: What the start is called in the report.
+        """
         begin = time.perf_counter()
         current = start
         values = self._products(start, self._reference)
@@ -193,7 +208,8 @@ class GeneralMatcher:
                     self._families[number], current, values
                 )
             value = sum(values.values())
-            converged = value - objectives[-1] <= self._enough * abs(value)
+            gained = value - objectives[-1] > self._enough * abs(value)
+            converged = self.exact or not gained
             objectives.append(value)
             if converged:
                 break
@@ -208,7 +224,7 @@ class GeneralMatcher:
         costs = self._costs(family, current, touched)
         elements = {
             **current.elements,
-            **best_elements(family.groups, costs, self._solver),
+            **best_elements(family.groups, costs, self._solver, self._fixed),
         }
         proposed = Transform.of(self._spec, elements)
         after = {**values, **self._products(proposed, touched)}
@@ -229,10 +245,13 @@ class GeneralMatcher:
 
     def _costs(
         self, family: Family, current: Transform, names: Iterable[str]
-    ) -> dict[str, Tensor]:
-        """For each group of a family ``⟨A_i, B_j⟩`` between all its members, with the other groups in place."""
+    ) -> dict[str, dict[int, Tensor]]:
+        """For each group of a family ``⟨A_i, B_j⟩`` between all its members, with the other groups in place.
+
+        Kinds that act on several sets of things have such products for each set, by the number of its units.
+        """
         own = {group.id for group in family.groups}
-        costs: dict[str, Tensor] = {}
+        costs: dict[str, dict[int, Tensor]] = {}
         for name in names:
             tensor = self._reference[name]
             axis_map = self._spec.maps.get(name)
@@ -245,10 +264,11 @@ class GeneralMatcher:
                 others = _without(axis_map, component, own)
                 source = current.apply_map(self._source[name], others)
                 product = _row_products(tensor, source, axis_map, component)
-                known = costs.get(component.group)
-                costs[component.group] = (
-                    product if known is None else known + product
-                )
+                group = self._spec.groups[component.group]
+                units = component.units(group)
+                of_group = costs.setdefault(group.id, {})
+                known = of_group.get(units)
+                of_group[units] = product if known is None else known + product
         return costs
 
 
@@ -271,7 +291,7 @@ def match_generally(
         reference: Weights A.
         source: Weights B.
         init: Where to start; ``None`` for the identity and random starts.
-        restarts: Number of descents, by default 3, or one if ``init`` is given.
+        restarts: Number of descents, by default 3, or one if ``init`` is given or a single step finds the optimum.
         sweeps: Makes the orders of the visits of one descent.
         seed: Seeds every random choice.
         solver: Assignment solver.
@@ -299,13 +319,16 @@ def match_generally(
     if isinstance(init, Transform):
         # The matcher starts from the balanced source, the caller's transform from the source itself.
         init = init.compose(canonical.inverse())
-    inits = _inits(spec, init, restarts)
     matcher = GeneralMatcher(
         spec,
         spec.canonicalise(reference),
         canonical.apply(source),
         solver,
     )
+    if init is None and restarts is None and matcher.exact:
+        # One step finds the best, wherever it starts.
+        restarts = 1
+    inits = _inits(spec, init, restarts)
     found = matcher.match(
         inits, lambda: sweeps(generator), generator, progress=progress
     )
@@ -333,6 +356,42 @@ def _inits(
 def _mixes(spec: PermutationSpec) -> bool:
     """Whether units of some group are mixed."""
     return any(group.kind in MIXING for group in spec.groups.values())
+
+
+def complete(
+    spec: PermutationSpec,
+    reference: State,
+    source: State,
+    decided: Mapping[str, Tensor],
+    solver: Solver = "auto",
+) -> Transform:
+    """Choose by weights what is left to choose when some groups are decided.
+
+    Args:
+        spec: What may be changed.
+        reference: Weights A.
+        source: Weights B.
+        decided: Elements of the groups that are decided, for example by activations.
+        solver: Assignment solver.
+    """
+    matcher = GeneralMatcher(
+        spec,
+        weighted(spec, reference),
+        weighted(spec, source),
+        solver,
+        decided,
+    )
+    roots = sum(group.parent is None for group in spec.groups.values())
+    start = Transform.of(spec, decided)
+    sweeps = [range(roots)] * _MOST_SWEEPS
+    return matcher.descend(start, iter(sweeps))[0]
+
+
+def _one_step(spec: PermutationSpec, families: Sequence[Family]) -> bool:
+    """Whether there is one family only, which no tensor meets at two places: then its step is exact."""
+    if len(families) != 1:
+        return False
+    return all(len(m.clusters) == 1 for m in spec.maps.values())
 
 
 def _without(

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_rebasin.assignment.solve import checked_solver
+from lightning_rebasin.matching.importance import weighted
 from lightning_rebasin.matching.result import MatchResult, MatchState
 from lightning_rebasin.matching.search.anneal import SLOW
 from lightning_rebasin.matching.search.general import (
@@ -83,6 +84,7 @@ def match_weights(
         ([1, 2, 0], 91.0, 85.0)
     """
     pinned = spec.pin_identical_buffers(reference, source)
+    reference, source = weighted(pinned, reference), weighted(pinned, source)
     if any(group.kind != "permutation" for group in pinned.groups.values()):
         # Other kinds have a slower engine, which knows nothing about any of them.
         check_options(pinned, None, restarts, max_sweeps, None)

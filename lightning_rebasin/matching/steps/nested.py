@@ -17,18 +17,24 @@ from lightning_rebasin.matching.steps.step import step_of
 from lightning_rebasin.symmetry.actions.action import action_of
 from lightning_rebasin.symmetry.spec.values import Group
 
+#: The costs of a group, or of each set of things that it acts on, by the number of its units.
+GroupCosts = Tensor | Mapping[int, Tensor]
+
 
 def best_elements(
     groups: Sequence[Group],
-    costs: Mapping[str, Tensor],
+    costs: Mapping[str, GroupCosts],
     solver: Solver = "auto",
+    fixed: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Best elements of a root group and everything inside it, jointly.
 
     Args:
         groups: The family, parents before children.
         costs: For each group float64 ``(members, members)``, ``⟨A_i, B_j⟩``; groups left out gain nothing themselves.
+            For kinds that act on several sets of things, one such matrix for each set, by the units of an instance.
         solver: Assignment solver.
+        fixed: Elements of groups that are decided already; a group inside one that is not has no place to be fixed to.
 
     Returns:
         The element of each group.
@@ -36,30 +42,56 @@ def best_elements(
     Raises:
         ConfigurationError: The matching knows no step for a group's kind.
     """
-    total: dict[str, Tensor] = {}
-    for group in groups:
-        nothing = torch.zeros(
-            group.members, group.members, dtype=torch.float64
-        )
-        total[group.id] = costs.get(group.id, nothing)
+    total = {group.id: _by_set(group, costs) for group in groups}
     candidates: dict[str, Tensor] = {}
     for group in reversed(groups):
-        count, size = group.instances, group.size
-        blocks = (
-            total[group.id].reshape(count, size, count, size).transpose(1, 2)
-        )
-        problems = blocks.reshape(count * count, size, size)
-        if action_of(group).cost == "diagonal":
-            problems = problems.diagonal(dim1=-2, dim2=-1)
-        elements, values = step_of(group).best(problems, solver)
+        count = group.instances
+        if fixed is not None and group.id in fixed:
+            # Whichever old instance comes to a place: its element is that of the place.
+            own = fixed[group.id].reshape(count, 1, -1)
+            everywhere = own.expand(count, count, -1)
+            candidates[group.id] = everywhere
+            continue
+        problems = {}
+        for size, matrix in total[group.id].items():
+            problems[size] = _problems(group, matrix, size)
+        elements, values = step_of(group).best_of(group, problems, solver)
         candidates[group.id] = elements.reshape(
             count, count, *elements.shape[1:]
         )
         if group.parent is not None:
-            total[group.parent.id] = total[group.parent.id] + values.reshape(
-                count, count
-            )
+            outer = total[group.parent.id]
+            size = group.parent.size
+            outer[size] = outer[size] + values.reshape(count, count)
     return _choose(groups, candidates)
+
+
+def _by_set(
+    group: Group, costs: Mapping[str, GroupCosts]
+) -> dict[int, Tensor]:
+    """The costs of a group for each set of things that it acts on; those of its units are always there."""
+    given = costs.get(group.id, {})
+    by_set: dict[int, Tensor] = {}
+    if isinstance(given, Tensor):
+        by_set[group.size] = given
+    else:
+        by_set.update(given)
+    if group.size not in by_set:
+        members = group.members
+        nothing = torch.zeros(members, members, dtype=torch.float64)
+        by_set[group.size] = nothing
+    return by_set
+
+
+def _problems(group: Group, matrix: Tensor, size: int) -> Tensor:
+    """One problem for every pair of instances: ``(pairs, size, size)``, or the diagonals of these."""
+    count = group.instances
+    blocks = matrix.reshape(count, size, count, size)
+    pairs = blocks.transpose(1, 2)
+    problems = pairs.reshape(-1, size, size)
+    if action_of(group).cost == "diagonal":
+        return problems.diagonal(dim1=-2, dim2=-1)
+    return problems
 
 
 def _choose(

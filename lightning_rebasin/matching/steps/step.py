@@ -7,7 +7,7 @@ members, because how well head ``h`` fits head ``h'`` depends on the best elemen
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -36,6 +36,18 @@ class Step(ABC):
         Returns:
             The element of each problem, ``(problems, …)``, and the inner product that it reaches, ``(problems,)``.
         """
+
+    def best_of(
+        self, group: Group, costs: Mapping[int, Tensor], solver: Solver
+    ) -> tuple[Tensor, Tensor]:
+        """The same for a kind that acts on several sets of things, such as the rules and the leaves of a tree.
+
+        Args:
+            group: The group.
+            costs: For each set that counts its costs, by the number of its units.
+            solver: Assignment solver.
+        """
+        return self.best(costs[group.size], solver)
 
 
 _STEPS: dict[str, Step] = {}

@@ -12,6 +12,7 @@ from lightning_rebasin.symmetry.actions.action import (
     register_action,
     registered_action,
 )
+from lightning_rebasin.symmetry.actions.flips import FlipAction
 from lightning_rebasin.symmetry.actions.linear import LinearAction
 from lightning_rebasin.symmetry.actions.orthogonal import (
     MeanFixingAction,
@@ -21,10 +22,12 @@ from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.actions.plane import PlaneAction
 from lightning_rebasin.symmetry.actions.scale import ScaleAction
 from lightning_rebasin.symmetry.actions.sign import SignAction
+from lightning_rebasin.symmetry.actions.splits import SplitAction
 from lightning_rebasin.symmetry.actions.transform import Transform
 
 __all__ = [
     "Action",
+    "FlipAction",
     "LinearAction",
     "MeanFixingAction",
     "OrthogonalAction",
@@ -32,6 +35,7 @@ __all__ = [
     "PlaneAction",
     "ScaleAction",
     "SignAction",
+    "SplitAction",
     "Transform",
     "action_of",
     "register_action",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.errors import SpecError, TransformError
-from lightning_rebasin.symmetry.spec.values import Group
+from lightning_rebasin.symmetry.spec.values import Group, count_kind
 
 #: What a step must know to choose an element: ``⟨A_i, B_j⟩`` for all units of an instance, or only for ``i = j``.
 Cost = Literal["matrix", "diagonal"]
@@ -78,7 +78,8 @@ class Action(ABC):
         Args:
             group: The group.
             element: An element of it.
-            units: ``(instances, size, rest)``: what each unit finds in the tensor, any dtype and device.
+            units: ``(instances, size, rest)``: what each unit finds in the tensor, any dtype and device.  Kinds that
+                act on several sets of things tell by the second number which set these are.
             power: +1 where units are written; −1 where they are read by a map that must undo the change (a scale s is
                 divided out).  Kinds that are their own contragredient (permutations, signs, rotations) ignore it.
 
@@ -89,6 +90,11 @@ class Action(ABC):
     def far(self, group: Group) -> Tensor:
         """An element far from the identity, always the same: the gate's negative control."""
         return self.random(group, torch.Generator().manual_seed(0))
+
+    def log10_elements(self, size: int) -> float:
+        """``log10`` of the number of elements of one instance of ``size`` units; 0 for kinds that are not finite."""
+        del size
+        return 0.0
 
     def trivial(self, group: Group) -> bool:
         """Whether the identity is the only element of the group."""
@@ -149,6 +155,7 @@ def register_action(action: Action) -> Action:
     if action.kind in _ACTIONS:
         raise SpecError(f"the kind {action.kind!r} has an action already")
     _ACTIONS[action.kind] = action
+    count_kind(action.kind, action.log10_elements)
     return action
 
 

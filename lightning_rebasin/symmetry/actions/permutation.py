@@ -11,6 +11,7 @@ because flat permutations compose and invert like ordinary ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, final
 
@@ -101,6 +102,10 @@ class PermutationAction(Action):
     def trivial(self, group: Group) -> bool:
         """One unit has nowhere to go."""
         return group.size < 2
+
+    def log10_elements(self, size: int) -> float:
+        """``log10(size!)``."""
+        return math.lgamma(size + 1) / math.log(10)
 
     def distance(self, group: Group, element: Tensor) -> float:
         """Fraction of the units that leave their place within their instance."""

@@ -20,6 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast, final
@@ -333,7 +334,8 @@ class MixedTransform(Transform):
 
     def apply_map(self, tensor: Tensor, axis_map: AxisMap) -> Tensor:
         """Gather by all permutations, then let the other kinds act in the new order."""
-        gathered = gather_units(tensor, axis_map, self.flat)
+        carried = _carried(axis_map, self.spec.groups)
+        gathered = gather_units(tensor, carried, self.flat)
         return act(self.spec, self.elements, gathered, axis_map)
 
 
@@ -380,12 +382,30 @@ def _act_on(
     index = index.to(tensor.device)
     # The usual case needs no copy: the units are all positions, in their order.
     chosen = rows if whole else rows.index_select(0, index)
-    units = chosen.reshape(group.instances, group.size, -1)
+    units = chosen.reshape(group.instances, component.units(group), -1)
     changed = action_of(group).apply(group, element, units, component.power)
     changed = changed.reshape(len(index), -1)
     rows = changed if whole else rows.index_copy(0, index, changed)
     found = rows.reshape(front.shape).movedim(leading, sites)
     return found.reshape(tensor.shape)
+
+
+def _carried(axis_map: AxisMap, groups: Mapping[str, Group]) -> AxisMap:
+    """The map as permutations see it: what lies inside a unit, whatever its kind, moves along with the unit.
+
+    Three positions of a sign group in each of two units are two units of three positions.
+    """
+    carried = []
+    for component in axis_map.components:
+        group = groups[component.group]
+        if action_of(group).rearranges:
+            carried.append(component)
+        elif group.parent is not None:
+            index = component.index.reshape(group.parent.members, -1)
+            carried.append(
+                replace(component, group=group.parent.id, index=index)
+            )
+    return replace(axis_map, components=tuple(carried))
 
 
 def _instances(group: Group, element: Tensor, order: Tensor | None) -> Tensor:

@@ -169,7 +169,12 @@ def simplify(axis_map: AxisMap) -> AxisMap:
     (2, 4) that one component covers becomes one site of 8.
     """
     shape, dims = axis_map.site_shape, axis_map.site_dims
-    components = [_without_idle_sites(c, shape) for c in axis_map.components]
+    components: list[Component] = []
+    for component in axis_map.components:
+        smaller = _without_idle_sites(component, shape)
+        # Two dimensions that are ordered separately inside each unit say the same thing about the unit twice.
+        if not any(_same(smaller, other) for other in components):
+            components.append(smaller)
     number: dict[int, int] = {}
     # Each dimension of the tensor keeps its sites, joined or not.
     sites: list[list[int]] = [[] for _ in axis_map.sites]
@@ -184,6 +189,13 @@ def simplify(axis_map: AxisMap) -> AxisMap:
         joined.append(replace(component, sites=fewer))
     factors = tuple(map(tuple, sites))
     return replace(axis_map, sites=factors, components=tuple(joined))
+
+
+def _same(a: Component, b: Component) -> bool:
+    """Whether two components say the same."""
+    if a.group != b.group or a.sites != b.sites:
+        return False
+    return torch.equal(a.index, b.index)
 
 
 def _runs_of_sites(

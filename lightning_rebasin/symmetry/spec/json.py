@@ -31,6 +31,7 @@ from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
     Component,
     Group,
+    Importance,
     Pin,
     TensorInfo,
 )
@@ -67,7 +68,7 @@ def spec_to_dict(spec: SpecFields) -> dict[str, Any]:
         ]
     tensors = {}
     for name, info in spec.tensors.items():
-        tensors[name] = {"shape": list(info.shape), "kind": info.kind}
+        tensors[name] = _info_to_dict(info)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -124,9 +125,7 @@ def _read(data: Mapping[str, Any]) -> SpecArguments:
         groups[group.id] = group
     tensors = {}
     for name, entry in data["tensors"].items():
-        tensors[name] = TensorInfo(
-            tuple(_whole(n) for n in entry["shape"]), entry["kind"]
-        )
+        tensors[name] = _info_from_dict(entry)
     maps = {}
     for name, entry in data["maps"].items():
         maps[name] = _map_from_dict(name, entry, groups, tensors[name])
@@ -153,6 +152,25 @@ def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise SpecError(f"malformed permutation spec: {value!r} is not a size")
     return value
+
+
+def _info_to_dict(info: TensorInfo) -> dict[str, Any]:
+    data: dict[str, Any] = {"shape": list(info.shape), "kind": info.kind}
+    if info.importance is not None:
+        # Only where entries do not count alike, so that other files stay as they were.
+        weights = list(info.importance.weights)
+        data["importance"] = {"dim": info.importance.dim, "weights": weights}
+    return data
+
+
+def _info_from_dict(data: Mapping[str, Any]) -> TensorInfo:
+    shape = tuple(_whole(n) for n in data["shape"])
+    importance = None
+    if "importance" in data:
+        given = data["importance"]
+        weights = tuple(float(weight) for weight in given["weights"])
+        importance = Importance(_whole(given["dim"]), weights)
+    return TensorInfo(shape, data["kind"], importance)
 
 
 def _group_to_dict(group: Group) -> dict[str, Any]:
@@ -185,12 +203,16 @@ def _map_to_dict(
 def _component_to_dict(
     component: Component, groups: Mapping[str, Group]
 ) -> dict[str, Any]:
-    index = _encode_index(component.index, groups[component.group].shape)
+    group = groups[component.group]
+    units = component.units(group)
+    index = _encode_index(component.index, (*group.shape[:-1], units))
     data = {
         "group": component.group,
         "sites": list(component.sites),
         "index": index,
     }
+    if units != group.size:
+        data["units"] = units
     # Only kinds that act differently on readers have a power, so that files of permutations stay as they were.
     return data if component.power == 1 else {**data, "power": component.power}
 
@@ -222,7 +244,8 @@ def _component_from_dict(
             f"tensor {name!r} is mapped to the unknown group {group!r}"
         )
     # A few numbers may ask for any amount of memory, so they are counted before the index is unfolded.
-    shape = groups[group].shape
+    units = _whole(data.get("units", groups[group].size))
+    shape = (*groups[group].shape[:-1], units)
     if _count(data["index"], shape) > math.prod(info.shape):
         raise SpecError(
             f"tensor {name!r}: the index of group {group!r} has more positions than the tensor"

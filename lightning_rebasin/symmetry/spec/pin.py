@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -69,6 +69,30 @@ def pin_group(spec: S, group: str, reason: str = BY_USER) -> S:
     touched = set(tensors_of(spec, group))
     changed = replace(spec, activations=watched)
     return rebuilt(changed, groups, maps, touched, reason)
+
+
+def pin_other_kinds(spec: S, kinds: Collection[str]) -> S:
+    """The symmetries of some kinds only.
+
+    Args:
+        spec: The spec to change.
+        kinds: Groups of other kinds are pinned; what they moved inside a unit moves with the unit.
+
+    Returns:
+        The spec itself if there are no others.
+
+    Example:
+        >>> from lightning_rebasin import PermutationSpec
+        >>> spec = PermutationSpec.from_table({"w": ("a", None)}, {"w": (3, 2)})
+        >>> list(pin_other_kinds(spec, {"sign"}).groups)
+        []
+    """
+    # Children first, so that what they moved goes to parents that are still there.
+    for group in reversed(tuple(spec.groups.values())):
+        if group.kind not in kinds and group.id in spec.groups:
+            reason = f"symmetries of the kind {group.kind!r} are left out"
+            spec = pin_group(spec, group.id, reason)
+    return spec
 
 
 def watch(
@@ -139,7 +163,8 @@ def _split(
     # Rows of the index count through the shape of the group; the pinned group is one axis of it.
     level = len(gone.shape) - 1
     copies = c.index.shape[1]
-    grid = c.index.reshape(*spec.groups[c.group].shape, copies)
+    group = spec.groups[c.group]
+    grid = c.index.reshape(*group.shape[:-1], c.units(group), copies)
     parts = []
     for i, name in enumerate(pieces[c.group]):
         rows = grid.select(level, i)
@@ -166,4 +191,11 @@ def rebuilt(
                 stay = size - after
                 pins[name, dim] = Pin(name, dim, stay, size, reason)
     kept = {name: m for name, m in maps.items() if m.components}
-    return replace(spec, groups=groups, maps=kept, pinned=tuple(pins.values()))
+    limits = {name: why for name, why in spec.limits.items() if name in groups}
+    return replace(
+        spec,
+        groups=groups,
+        maps=kept,
+        pinned=tuple(pins.values()),
+        limits=limits,
+    )

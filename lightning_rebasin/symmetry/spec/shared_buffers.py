@@ -132,7 +132,8 @@ def _to_pin(spec: SpecFields, name: str, tensor: Tensor) -> str | None:
         rows = rows_of_units(tensor.reshape(axis_map.site_shape), component)
         group: Group | None = spec.groups[component.group]
         assert group is not None
-        values = rows.reshape(*group.shape, -1)
+        units = component.units(group)
+        values = rows.reshape(*group.shape[:-1], units, -1)
         level = len(group.shape) - 1
         while group is not None:
             # all units of the group hold the same

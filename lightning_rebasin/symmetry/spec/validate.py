@@ -16,6 +16,7 @@ from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
     Component,
     Group,
+    TensorInfo,
 )
 
 
@@ -34,6 +35,7 @@ def validate_spec(spec: SpecFields) -> None:
             raise SpecError(
                 f"tensor {name!r} has the unknown kind {info.kind!r}"
             )
+        _check_importance(name, info)
     for name, axis_map in spec.maps.items():
         shape = spec.tensors[name].shape if name in spec.tensors else None
         if shape != axis_map.shape:
@@ -46,6 +48,19 @@ def validate_spec(spec: SpecFields) -> None:
     for name, origin in spec.aliases.items():
         _check_alias(spec, name, origin)
     check_gauge(spec)
+
+
+def _check_importance(name: str, info: TensorInfo) -> None:
+    """One positive number for each position along a dimension that the tensor has."""
+    if info.importance is None:
+        return
+    dim, weights = info.importance.dim, info.importance.weights
+    fits = 0 <= dim < len(info.shape) and info.shape[dim] == len(weights)
+    if not fits or not all(0.0 < weight < math.inf for weight in weights):
+        raise SpecError(
+            f"tensor {name!r} of shape {info.shape}: the importance along dimension {dim} must be one positive "
+            "number for each position"
+        )
 
 
 def _check_alias(spec: SpecFields, name: str, origin: str) -> None:
@@ -103,7 +118,11 @@ def _check_component(
             f"tensor {name!r}: sites {c.sites} are not ascending site numbers"
         )
     members, shape = group.members, tuple(c.index.shape)
-    if len(shape) != 2 or shape[0] != members:
+    fits = len(shape) == 2 and shape[0] == members
+    if len(shape) == 2 and group.kind != "permutation":
+        # Other kinds may act on several sets of things, so the number of rows is checked by their actions.
+        fits = shape[0] > 0 and shape[0] % group.instances == 0
+    if not fits:
         raise SpecError(
             f"tensor {name!r}: index of group {c.group!r} has shape {shape}, expected ({members}, copies)"
         )

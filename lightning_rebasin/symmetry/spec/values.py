@@ -19,6 +19,7 @@ Whole axes, flatten blocks, concatenations, grouped convolutions, tied axes and 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -30,6 +31,18 @@ from lightning_rebasin.errors import TraceError
 
 #: What a tensor is to the matching objective: parameters count, buffers are only carried along with their units.
 TensorKind = Literal["parameter", "buffer"]
+#: ``log10`` of the number of elements of one instance, by kind and size; kinds that are not finite are not listed.
+_COUNTED: dict[str, Callable[[int], float]] = {}
+
+
+def count_kind(kind: str, log10_elements: Callable[[int], float]) -> None:
+    """Make known how many elements a finite kind has.
+
+    Args:
+        kind: Name of the kind, as in ``Group.kind``.
+        log10_elements: ``log10`` of the number of elements of one instance, from the size of the group.
+    """
+    _COUNTED[kind] = log10_elements
 
 
 @dataclass(frozen=True)
@@ -76,10 +89,11 @@ class Group:
 
     @property
     def log10_symmetries(self) -> float:
-        """``instances · log10(size!)`` for permutations; other kinds, perhaps continuous, are not counted."""
-        if self.kind != "permutation":
+        """``instances · log10(size!)`` for permutations, likewise for other finite kinds; continuous ones count 0."""
+        log10_elements = _COUNTED.get(self.kind)
+        if log10_elements is None:
             return 0.0
-        return self.instances * math.lgamma(self.size + 1) / math.log(10)
+        return self.instances * log10_elements(self.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +105,18 @@ class Component:
         sites: Numbers of the sites, ascending.
         index: LongTensor ``(members, copies)``; row ``m`` lists the flat positions over ``sites`` that move with unit
             ``m``.  Column ``c`` is the same role for every unit (``[x, −x]`` gives two columns, a flatten block 16).
+            Kinds that act on several sets of things (a flip moves the inner nodes of a tree, and its leaves) may have
+            another number of rows for each instance; the number says which set it is.
     """
 
     group: str
     sites: tuple[int, ...]
     index: Tensor
     power: int = 1
+
+    def units(self, group: Group) -> int:
+        """How many units of each instance of ``group`` lie here: its size, or the size of another set it acts on."""
+        return len(self.index) // group.instances
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,11 +223,34 @@ class Pin:
 
 
 @dataclass(frozen=True)
+class Importance:
+    """How much the entries along one dimension count when two networks are compared.
+
+    The inner product of the matching objective is ``Σ weight · a · b``.  Symmetries must not move units of one weight
+    onto units of another.
+
+    Args:
+        dim: A dimension of the tensor.
+        weights: A positive number for each position along it.
+    """
+
+    dim: int
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class TensorInfo:
-    """Shape of a tensor of the state dict and what it is to the matching objective."""
+    """Shape of a tensor of the state dict and what it is to the matching objective.
+
+    Args:
+        shape: Its shape.
+        kind: Whether it counts in the objective.
+        importance: How much its entries count, if not all alike.
+    """
 
     shape: tuple[int, ...]
     kind: TensorKind = "parameter"
+    importance: Importance | None = None
 
 
 #: How the runs of contractions are counted: per operation, or (format version 1) all of them together.

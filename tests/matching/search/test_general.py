@@ -190,11 +190,20 @@ def test_descents_that_were_asked_for() -> None:
         result = matched(spec, a, b, init, restarts)
         return [descent.start for descent in result.descents]
 
-    assert starts(None) == ["identity", "random", "random"]
+    # one step finds the best of one layer, so other starts are of no use
+    assert starts(None) == ["identity"]
+    assert starts(None, 3) == ["identity", "random", "random"]
     assert starts(None, 1) == ["identity"]
     assert starts("random") == ["random"]
     assert starts("identity", 2) == ["identity"] * 2
     assert starts(Permutation.identity(spec)) == ["given"]
+
+
+def test_several_layers_are_descended_from_several_starts() -> None:
+    table, a, b = chain((6, 20, 15, 4), 0, torch.float64)
+    spec = PermutationSpec.from_table(table, a)
+    names = [descent.start for descent in matched(spec, a, b).descents]
+    assert names == ["identity", "random", "random"]
 
 
 def test_a_descent_starts_where_it_is_told_to() -> None:

@@ -101,21 +101,37 @@ def matrix_balance(plus: Tensor, minus: Tensor) -> Tensor:
         >>> round(a[0, 0, 0].item() ** 4, 6)
         2.25
     """
-    plus, minus = above_floor(plus), above_floor(minus)
+    plus, minus = _above_floor(plus), _above_floor(minus)
     root = _power(plus, 0.5)
     inverse_root = _power(plus, -0.5)
     inner = _power(root @ minus @ root, 0.5)
     return _power(inverse_root @ inner @ inverse_root, 0.5)
 
 
-def above_floor(gram: Tensor) -> Tensor:
-    """A Gram matrix with a little of its mean length in every direction."""
+def number_balance(plus: Tensor, minus: Tensor) -> Tensor:
+    """One number for each unit, ``(H / G)^¼``; 1 where a unit is dead on either side.
+
+    Args:
+        plus: Square lengths G of what is written.
+        minus: Square lengths H of what is read.
+
+    Example:
+        >>> number_balance(torch.tensor([1.0, 0.0]), torch.tensor([16.0, 1.0])).tolist()
+        [2.0, 1.0]
+    """
+    alive = (plus > _FLOOR * plus.mean()) & (minus > _FLOOR * minus.mean())
+    ratio = torch.where(alive, minus / plus, torch.ones_like(plus))
+    return ratio**0.25
+
+
+def _above_floor(gram: Tensor) -> Tensor:
+    """Gram matrices with a little of the mean length of all of them in every direction."""
     size = gram.shape[-1]
-    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean()
     eye = torch.eye(size, dtype=gram.dtype)
-    # A tensor of zeros everywhere has no length of its own.
-    floor = (_FLOOR * mean).clamp(min=torch.finfo(torch.float64).tiny)
-    return gram + floor[:, None, None] * eye
+    # Zeros everywhere have no length of their own.
+    floor = max(float(_FLOOR * mean), torch.finfo(torch.float64).tiny)
+    return gram + floor * eye
 
 
 def _power(matrices: Tensor, exponent: float) -> Tensor:

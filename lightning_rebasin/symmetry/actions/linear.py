@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_rebasin.symmetry.actions.action import register_action
 from lightning_rebasin.symmetry.actions.arithmetic import (
     matrix_balance,
+    number_balance,
     random_rotations,
 )
 from lightning_rebasin.symmetry.actions.matrices import MatrixAction
@@ -72,7 +73,12 @@ class LinearAction(MatrixAction):
 
     def balance(self, group: Group, plus: Tensor, minus: Tensor) -> Tensor:
         """The geometric mean, see :func:`~lightning_rebasin.symmetry.actions.arithmetic.matrix_balance`."""
-        found = matrix_balance(plus, minus)
+        alone = group.size == 1
+        found = (
+            number_balance(plus, minus)
+            if alone
+            else matrix_balance(plus, minus)
+        )
         return found.reshape(*group.shape, group.size)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_rebasin.errors import TransformError
 from lightning_rebasin.symmetry.actions.action import Action, register_action
 from lightning_rebasin.symmetry.actions.arithmetic import (
-    above_floor,
+    number_balance,
     wide,
     with_precision_of,
 )
@@ -106,14 +106,11 @@ class PlaneAction(Action):
 
     def balance(self, group: Group, plus: Tensor, minus: Tensor) -> Tensor:
         """Real factors: ``(H / G)^¼``, with the lengths of both units of a pair together."""
-        g, h = (
-            above_floor(gram)
-            .diagonal(dim1=-2, dim2=-1)
-            .reshape(*_shape(group))
-            .sum(-1)
-            for gram in (plus, minus)
-        )
-        lengths = (h / g) ** 0.25
+        sides = []
+        for gram in (plus, minus):
+            pairs = gram.diagonal(dim1=-2, dim2=-1).reshape(_shape(group))
+            sides.append(pairs.sum(-1))
+        lengths = number_balance(*sides)
         return torch.stack([lengths, torch.zeros_like(lengths)], -1)
 
     def distance(self, group: Group, element: Tensor) -> float:

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from helpers.planted import joint_objective, planted_networks
-from helpers.specs import grouped_spec, nested_spec, random_state
+from helpers.specs import nested_spec, random_state
 
 from lightning_rebasin.matching.many.frank_wolfe import (
     _FrankWolfe,

@@ -30,9 +30,16 @@ class SignAction(Action):
         return torch.ones(group.shape, dtype=torch.float64)
 
     def random(self, group: Group, generator: torch.Generator) -> Tensor:
-        """Fair coins."""
+        """Fair coins, thrown again for one of them if none would flip anything."""
         coins = torch.randint(2, group.shape, generator=generator)
-        return coins.double() * 2 - 1
+        signs = coins.double() * 2 - 1
+        if bool((signs > 0).all()):
+            # The gate would take the identity for a proof.
+            flipped = int(
+                torch.randint(signs.numel(), (), generator=generator)
+            )
+            signs.view(-1)[flipped] = -1
+        return signs
 
     def far(self, group: Group) -> Tensor:
         """All signs −1."""

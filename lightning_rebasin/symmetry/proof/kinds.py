@@ -74,7 +74,11 @@ class KindsGate:
             drawn = Transform.random(spec, generator).only(groups)
             if self.error(drawn) >= self.tolerance:
                 return False
-        return True
+        # Few units may be drawn all but unmoved: the element that moves every one of them decides, too.
+        far = {
+            g: action_of(spec.groups[g]).far(spec.groups[g]) for g in groups
+        }
+        return self.error(Transform.of(spec, far)) < self.tolerance
 
     def sees(self, spec: PermutationSpec, group: str) -> bool:
         """Whether one tensor, transformed alone by an element of a group, changes the function."""

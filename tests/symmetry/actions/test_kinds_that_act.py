@@ -94,9 +94,7 @@ def test_elements_are_a_group_that_acts(
 def test_readers_undo_what_writers_do(kind: str) -> None:
     spec = spec_of(kind, nested=True)
     state = weights(spec)
-    if kind == "plane":
-        # Of complex pairs the real part of q·k̄ stays, which is the sum over both units.
-        product = state["reader"] @ state["writer"]
+    # Of complex pairs the real part of q·k̄ stays, which is the sum over both units as well.
     product = state["reader"] @ state["writer"]
     moved = drawn(spec, 3).apply(state)
     assert close(moved["reader"] @ moved["writer"], product)
@@ -193,3 +191,12 @@ def test_a_plane_is_a_complex_factor() -> None:
     assert complex(*key.tolist()) == pytest.approx(
         (2 + 3j) / factor.conjugate()
     )
+
+
+def test_random_signs_are_never_the_identity() -> None:
+    group = Group("g", 1, None, "sign")
+    for seed in range(20):
+        drawn = action_of(group).random(
+            group, torch.Generator().manual_seed(seed)
+        )
+        assert drawn.tolist() == [-1]

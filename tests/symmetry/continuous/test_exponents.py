@@ -12,9 +12,7 @@ from lightning_rebasin import infer_spec
 
 def between(activation: nn.Module) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(3, 6), activation, nn.Linear(6, 2)
-    ).double()
+    return nn.Sequential(nn.Linear(3, 6), activation, nn.Linear(6, 2)).double()
 
 
 ROWS = torch.randn(

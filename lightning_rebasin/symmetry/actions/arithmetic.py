@@ -24,6 +24,22 @@ def with_precision_of(units: Tensor, changed: Tensor) -> Tensor:
     return changed.to(units.dtype)
 
 
+def are_real_numbers(element: object, shape: tuple[int, ...]) -> bool:
+    """Whether something is a tensor of integers or floating-point numbers in a shape.
+
+    Args:
+        element: Anything that somebody gave.
+        shape: What it must have.
+
+    Example:
+        >>> are_real_numbers(torch.ones(2), (2,)), are_real_numbers(torch.ones(2) > 0, (2,))
+        (True, False)
+    """
+    if not isinstance(element, Tensor) or element.shape != shape:
+        return False
+    return not element.is_complex() and element.dtype != torch.bool
+
+
 def random_rotations(
     count: int, size: int, generator: torch.Generator
 ) -> Tensor:

@@ -16,6 +16,7 @@ from lightning_rebasin.errors import TransformError
 from lightning_rebasin.symmetry.actions.action import Action, register_action
 from lightning_rebasin.symmetry.actions.arithmetic import (
     above_floor,
+    are_real_numbers,
     wide,
     with_precision_of,
 )
@@ -56,13 +57,13 @@ class ScaleAction(Action):
         Raises:
             TransformError: Not positive numbers of moderate size in the group's shape.
         """
-        fits = isinstance(element, Tensor) and element.shape == group.shape
+        fits = are_real_numbers(element, group.shape)
         if not fits or not _moderate(element):
             raise TransformError(
                 f"group {group.id!r}: scales must be positive, between {1 / LARGEST:g} and {LARGEST:g}, in the shape "
                 f"{group.shape}"
             )
-        return element.detach().cpu().double()
+        return element.detach().cpu().double().clone()
 
     def compose(self, group: Group, after: Tensor, before: Tensor) -> Tensor:
         """The product."""

@@ -77,7 +77,8 @@ class ScaleAction(Action):
         self, group: Group, element: Tensor, units: Tensor, power: int
     ) -> Tensor:
         """Units times ``element ** power``."""
-        factor = element.reshape(group.instances, group.size, 1) ** power
+        scales = element.reshape(group.instances, group.size, 1)
+        factor = scales.to(units.device) ** power
         return with_precision_of(units, wide(units, factor) * factor)
 
     def latent(self, group: Group) -> Tensor:

@@ -68,8 +68,8 @@ class LinearAction(MatrixAction):
     def from_latent(self, group: Group, latent: Tensor) -> Tensor:
         """The matrix exponential, kept well conditioned.
 
-        With S the symmetric part of a latent L, the condition of ``exp L`` is at most ``exp(λ_max(S) − λ_min(S))``, which
-        is at most ``exp(√2 ‖S‖)``; the skew part only turns.
+        With S the symmetric part of a latent L, the condition of ``exp L`` is at most ``exp(λ_max(S) − λ_min(S))`` and
+        so at most ``exp(√2 ‖S‖)``; the skew part only turns.
         """
         del group
         turning = skew(latent)

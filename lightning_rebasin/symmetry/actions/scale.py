@@ -15,8 +15,8 @@ from torch import Tensor
 from lightning_rebasin.errors import TransformError
 from lightning_rebasin.symmetry.actions.action import Action, register_action
 from lightning_rebasin.symmetry.actions.arithmetic import (
-    above_floor,
     are_real_numbers,
+    length_balance,
     wide,
     with_precision_of,
 )
@@ -91,11 +91,8 @@ class ScaleAction(Action):
 
     def balance(self, group: Group, plus: Tensor, minus: Tensor) -> Tensor:
         """``(H_ii / G_ii)^¼``."""
-        g, h = (
-            above_floor(gram).diagonal(dim1=-2, dim2=-1)
-            for gram in (plus, minus)
-        )
-        return ((h / g) ** 0.25).reshape(group.shape)
+        g, h = (gram.diagonal(dim1=-2, dim2=-1) for gram in (plus, minus))
+        return length_balance(g, h).reshape(group.shape)
 
     def distance(self, group: Group, element: Tensor) -> float:
         """Mean of ``|tanh(log c)|``."""

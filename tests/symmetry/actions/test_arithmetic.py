@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from lightning_rebasin.symmetry.actions.arithmetic import (
-    above_floor,
     are_real_numbers,
     cayley,
+    length_balance,
     matrix_balance,
     mean_free_basis,
     random_rotations,
@@ -104,13 +104,14 @@ def test_balanced_sides_stay(size: int, seed: int) -> None:
     close(matrix_balance(gram, gram), eye(size)[None], rtol=1e-7, atol=1e-7)
 
 
-def test_the_floor_is_a_share_of_the_mean_length() -> None:
-    gram = torch.diag(torch.tensor([4.0, 0.0])).double()[None]
-    raised = above_floor(gram)[0]
-    assert raised[1, 1].item() == pytest.approx(2e-8)
-    assert raised[0, 1].item() == 0
-    nothing = above_floor(torch.zeros(1, 2, 2).double())
-    assert bool((nothing.diagonal(dim1=1, dim2=2) > 0).all())
+def test_dead_directions_stay_and_the_others_are_balanced() -> None:
+    """Written: directions 0 and 1; read: 1 and 2.  Only direction 1 is both."""
+    written = torch.diag(torch.tensor([4.0, 1.0, 0.0])).double()[None]
+    read = torch.diag(torch.tensor([0.0, 16.0, 9.0])).double()[None]
+    expected = torch.diag(torch.tensor([1.0, 2.0, 1.0])).double()[None]
+    close(matrix_balance(written, read), expected)
+    lengths = [gram.diagonal(dim1=1, dim2=2) for gram in (written, read)]
+    close(length_balance(*lengths), expected.diagonal(dim1=1, dim2=2))
 
 
 def test_precision_is_that_of_the_finer_and_comes_back() -> None:

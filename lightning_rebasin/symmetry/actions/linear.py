@@ -90,7 +90,8 @@ class LinearAction(MatrixAction):
 def _shortened(matrices: Tensor, longest: float) -> Tensor:
     """Matrices of at most some Frobenius norm, in their own directions."""
     norm = torch.linalg.matrix_norm(matrices, keepdim=True)
-    return matrices * (longest / norm.clamp(min=longest))
+    shortened: Tensor = matrices * (longest / norm.clamp(min=longest))
+    return shortened
 
 
 LINEAR = register_action(LinearAction())

@@ -48,9 +48,11 @@ def best_elements(
         count = group.instances
         if fixed is not None and group.id in fixed:
             # Whichever old instance comes to a place: its element is that of the place.
-            own = fixed[group.id].reshape(count, 1, -1)
-            everywhere = own.expand(count, count, -1)
-            candidates[group.id] = everywhere
+            decided = fixed[group.id]
+            # An order of 8 units inside each of 4 heads has the inner shape (8,), a rotation of them (8, 8).
+            inner = decided.shape[len(group.shape) - 1 :]
+            own = decided.reshape(count, 1, *inner)
+            candidates[group.id] = own.expand(count, count, *inner)
             continue
         problems = {}
         for size, matrix in total[group.id].items():

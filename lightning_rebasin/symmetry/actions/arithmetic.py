@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Share of the mean length that balancing adds to both sides, so that dead units stay where they are.
+#: Squared lengths below this share of their mean count as 0: what is dead on one side cannot be balanced and stays.
 _FLOOR = 1e-8
+#: How far from 1 the mean of two projectors may be on a direction that is in both ranges.
+_SHARED = 1e-6
 
 
 def wide(units: Tensor, element: Tensor) -> Tensor:
@@ -22,6 +24,22 @@ def wide(units: Tensor, element: Tensor) -> Tensor:
 def with_precision_of(units: Tensor, changed: Tensor) -> Tensor:
     """The result in the dtype in which the units came: rounded once, at the end."""
     return changed.to(units.dtype)
+
+
+def are_real_numbers(element: object, shape: tuple[int, ...]) -> bool:
+    """Whether something is a tensor of integers or floating-point numbers in a shape.
+
+    Args:
+        element: Anything that somebody gave.
+        shape: What it must have.
+
+    Example:
+        >>> are_real_numbers(torch.ones(2), (2,)), are_real_numbers(torch.ones(2) > 0, (2,))
+        (True, False)
+    """
+    if not isinstance(element, Tensor) or element.shape != shape:
+        return False
+    return not element.is_complex() and element.dtype != torch.bool
 
 
 def random_rotations(
@@ -101,37 +119,55 @@ def matrix_balance(plus: Tensor, minus: Tensor) -> Tensor:
         >>> round(a[0, 0, 0].item() ** 4, 6)
         2.25
     """
-    plus, minus = _above_floor(plus), _above_floor(minus)
+    common = _common_range(plus, minus)
+    eye = torch.eye(plus.shape[-1], dtype=plus.dtype)
+    # Both are 1 outside what is written and read, so that the mean is 1 there: dead directions stay.
+    plus, minus = (
+        common @ gram @ common + (eye - common) for gram in (plus, minus)
+    )
     root = _power(plus, 0.5)
     inverse_root = _power(plus, -0.5)
     inner = _power(root @ minus @ root, 0.5)
     return _power(inverse_root @ inner @ inverse_root, 0.5)
 
 
-def number_balance(plus: Tensor, minus: Tensor) -> Tensor:
-    """One number for each unit, ``(H / G)^¼``; 1 where a unit is dead on either side.
+def length_balance(plus: Tensor, minus: Tensor) -> Tensor:
+    """Factors ``(H / G)^¼``; 1 for what is dead on one side.
 
     Args:
-        plus: Square lengths G of what is written.
-        minus: Square lengths H of what is read.
+        plus: Squared lengths G of what is written, float64 ``(count, size)``.
+        minus: Squared lengths H of what is read.
 
     Example:
-        >>> number_balance(torch.tensor([1.0, 0.0]), torch.tensor([16.0, 1.0])).tolist()
-        [2.0, 1.0]
+        >>> length_balance(torch.tensor([[1.0, 0.0]]), torch.tensor([[16.0, 16.0]])).tolist()
+        [[2.0, 1.0]]
     """
-    alive = (plus > _FLOOR * plus.mean()) & (minus > _FLOOR * minus.mean())
-    ratio = torch.where(alive, minus / plus, torch.ones_like(plus))
+    alive = _above_floor(plus) & _above_floor(minus)
+    ratio = torch.where(alive, minus, 1.0) / torch.where(alive, plus, 1.0)
     return ratio**0.25
 
 
-def _above_floor(gram: Tensor) -> Tensor:
-    """Gram matrices with a little of the mean length of all of them in every direction."""
-    size = gram.shape[-1]
-    mean = gram.diagonal(dim1=-2, dim2=-1).mean()
-    eye = torch.eye(size, dtype=gram.dtype)
-    # Zeros everywhere have no length of their own.
-    floor = max(float(_FLOOR * mean), torch.finfo(torch.float64).tiny)
-    return gram + floor * eye
+def _above_floor(lengths: Tensor) -> Tensor:
+    """Which squared lengths are not 0 beside the others of their instance."""
+    return lengths > _FLOOR * lengths.mean(-1, keepdim=True)
+
+
+def _common_range(plus: Tensor, minus: Tensor) -> Tensor:
+    """Projectors onto the directions that are both written and read."""
+    both = (_range(plus) + _range(minus)) / 2
+    values, vectors = torch.linalg.eigh(both)
+    # A direction that lies in both ranges has the eigenvalue 1.
+    inside = (values > 1 - _SHARED).to(both.dtype)
+    found: Tensor = (vectors * inside.unsqueeze(-2)) @ vectors.mT
+    return found
+
+
+def _range(gram: Tensor) -> Tensor:
+    """Projectors onto the ranges of Gram matrices."""
+    values, vectors = torch.linalg.eigh(gram)
+    inside = _above_floor(values).to(gram.dtype)
+    found: Tensor = (vectors * inside.unsqueeze(-2)) @ vectors.mT
+    return found
 
 
 def _power(matrices: Tensor, exponent: float) -> Tensor:

@@ -14,16 +14,18 @@ from torch import Tensor
 from lightning_rebasin.symmetry.actions.action import register_action
 from lightning_rebasin.symmetry.actions.arithmetic import (
     matrix_balance,
-    number_balance,
     random_rotations,
+    skew,
 )
 from lightning_rebasin.symmetry.actions.matrices import MatrixAction
 from lightning_rebasin.symmetry.spec.values import Group
 
 #: Largest ratio of singular values: beyond it float32 weights would lose most of their digits.
 LARGEST_CONDITION = 1e6
-#: Logarithms of the singular values of random elements, and of learned ones.
-_SPREAD, _LEARNED_SPREAD = 1.0, 3.0
+#: Logarithms of the singular values of random elements.
+_SPREAD = 1.0
+#: Largest Frobenius norm of the symmetric part of what is learned: a condition of ``exp(9 √2) = 3e5`` at most.
+_LEARNED_STRETCH = 9.0
 
 
 @final
@@ -64,22 +66,32 @@ class LinearAction(MatrixAction):
         return (stretched @ right).reshape(*group.shape, group.size)
 
     def from_latent(self, group: Group, latent: Tensor) -> Tensor:
-        """The matrix exponential; latents of a large norm are shortened, so that it stays well conditioned."""
-        norm = torch.linalg.matrix_norm(latent, keepdim=True)
-        limit = _LEARNED_SPREAD * group.size**0.5
-        shortened = latent * (limit / norm.clamp(min=limit))
-        found: Tensor = torch.linalg.matrix_exp(shortened)
+        """The matrix exponential, kept well conditioned.
+
+        With S the symmetric part of a latent L, the condition of ``exp L`` is at most ``exp(λ_max(S) − λ_min(S))`` and
+        so at most ``exp(√2 ‖S‖)``; the skew part only turns.
+        """
+        del group
+        turning = skew(latent)
+        stretching = _shortened(latent - turning, _LEARNED_STRETCH)
+        # Turns by more than π in every plane add nothing but rounding.
+        most = torch.pi * latent.shape[-1] ** 0.5
+        found: Tensor = torch.linalg.matrix_exp(
+            stretching + _shortened(turning, most)
+        )
         return found
 
     def balance(self, group: Group, plus: Tensor, minus: Tensor) -> Tensor:
         """The geometric mean, see :func:`~lightning_rebasin.symmetry.actions.arithmetic.matrix_balance`."""
-        alone = group.size == 1
-        found = (
-            number_balance(plus, minus)
-            if alone
-            else matrix_balance(plus, minus)
-        )
+        found = matrix_balance(plus, minus)
         return found.reshape(*group.shape, group.size)
+
+
+def _shortened(matrices: Tensor, longest: float) -> Tensor:
+    """Matrices of at most some Frobenius norm, in their own directions."""
+    norm = torch.linalg.matrix_norm(matrices, keepdim=True)
+    shortened: Tensor = matrices * (longest / norm.clamp(min=longest))
+    return shortened
 
 
 LINEAR = register_action(LinearAction())

@@ -18,7 +18,8 @@ from torch import Tensor
 from lightning_rebasin.errors import TransformError
 from lightning_rebasin.symmetry.actions.action import Action, register_action
 from lightning_rebasin.symmetry.actions.arithmetic import (
-    number_balance,
+    are_real_numbers,
+    length_balance,
     wide,
     with_precision_of,
 )
@@ -57,13 +58,13 @@ class PlaneAction(Action):
         Raises:
             TransformError: Not complex factors of moderate size in the shape that the group needs.
         """
-        fits = isinstance(element, Tensor) and element.shape == _shape(group)
-        lengths = element.norm(dim=-1) if fits else torch.zeros(1)
+        fits = are_real_numbers(element, _shape(group))
+        lengths = element.double().norm(dim=-1) if fits else torch.zeros(1)
         if not bool(((lengths > 1 / LARGEST) & (lengths < LARGEST)).all()):
             raise TransformError(
                 f"group {group.id!r}: factors must be complex numbers, not 0, as a tensor of the shape {_shape(group)}"
             )
-        return element.detach().cpu().double()
+        return element.detach().cpu().double().clone()
 
     def compose(self, group: Group, after: Tensor, before: Tensor) -> Tensor:
         """The product of the factors."""
@@ -106,11 +107,12 @@ class PlaneAction(Action):
 
     def balance(self, group: Group, plus: Tensor, minus: Tensor) -> Tensor:
         """Real factors: ``(H / G)^¼``, with the lengths of both units of a pair together."""
-        sides = []
-        for gram in (plus, minus):
-            pairs = gram.diagonal(dim1=-2, dim2=-1).reshape(_shape(group))
-            sides.append(pairs.sum(-1))
-        lengths = number_balance(*sides)
+        pairs = (group.instances, group.size // 2, 2)
+        g, h = (
+            gram.diagonal(dim1=-2, dim2=-1).reshape(pairs).sum(-1)
+            for gram in (plus, minus)
+        )
+        lengths = length_balance(g, h).reshape(_shape(group)[:-1])
         return torch.stack([lengths, torch.zeros_like(lengths)], -1)
 
     def distance(self, group: Group, element: Tensor) -> float:

@@ -15,7 +15,8 @@ from torch import Tensor
 from lightning_rebasin.errors import TransformError
 from lightning_rebasin.symmetry.actions.action import Action, register_action
 from lightning_rebasin.symmetry.actions.arithmetic import (
-    number_balance,
+    are_real_numbers,
+    length_balance,
     wide,
     with_precision_of,
 )
@@ -56,13 +57,13 @@ class ScaleAction(Action):
         Raises:
             TransformError: Not positive numbers of moderate size in the group's shape.
         """
-        fits = isinstance(element, Tensor) and element.shape == group.shape
+        fits = are_real_numbers(element, group.shape)
         if not fits or not _moderate(element):
             raise TransformError(
                 f"group {group.id!r}: scales must be positive, between {1 / LARGEST:g} and {LARGEST:g}, in the shape "
                 f"{group.shape}"
             )
-        return element.detach().cpu().double()
+        return element.detach().cpu().double().clone()
 
     def compose(self, group: Group, after: Tensor, before: Tensor) -> Tensor:
         """The product."""
@@ -76,7 +77,8 @@ class ScaleAction(Action):
         self, group: Group, element: Tensor, units: Tensor, power: int
     ) -> Tensor:
         """Units times ``element ** power``."""
-        factor = element.reshape(group.instances, group.size, 1) ** power
+        scales = element.reshape(group.instances, group.size, 1)
+        factor = scales.to(units.device) ** power
         return with_precision_of(units, wide(units, factor) * factor)
 
     def latent(self, group: Group) -> Tensor:
@@ -90,7 +92,7 @@ class ScaleAction(Action):
     def balance(self, group: Group, plus: Tensor, minus: Tensor) -> Tensor:
         """``(H_ii / G_ii)^¼``."""
         g, h = (gram.diagonal(dim1=-2, dim2=-1) for gram in (plus, minus))
-        return number_balance(g, h).reshape(group.shape)
+        return length_balance(g, h).reshape(group.shape)
 
     def distance(self, group: Group, element: Tensor) -> float:
         """Mean of ``|tanh(log c)|``."""

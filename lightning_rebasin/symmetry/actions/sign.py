@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_rebasin.errors import TransformError
 from lightning_rebasin.symmetry.actions.action import Action, register_action
+from lightning_rebasin.symmetry.actions.arithmetic import are_real_numbers
 from lightning_rebasin.symmetry.spec.values import Group
 
 
@@ -51,12 +52,12 @@ class SignAction(Action):
         Raises:
             TransformError: Not ±1 in the group's shape.
         """
-        fits = isinstance(element, Tensor) and element.shape == group.shape
+        fits = are_real_numbers(element, group.shape)
         if not fits or not bool((element.abs() == 1).all()):
             raise TransformError(
                 f"group {group.id!r}: signs must be ±1 in the shape {group.shape}"
             )
-        return element.detach().cpu().double()
+        return element.detach().cpu().double().clone()
 
     def compose(self, group: Group, after: Tensor, before: Tensor) -> Tensor:
         """The product."""

@@ -17,6 +17,7 @@ of the groups and is registered from above with :func:`register_gauge`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import UnionType
 from typing import Any
 
 import torch
@@ -161,8 +162,20 @@ def folds_from_dict(data: Mapping[str, Any]) -> tuple[Fold, ...]:
     found = []
     for entry in data.get("folds", ()):
         readers = tuple(Reader(**reader) for reader in entry["readers"])
+        for reader in readers:
+            _require(str, reader.weight)
+            _require(int, reader.dim)
+            _require(str | None, reader.bias)
+        _require(str, entry["gain"])
+        _require(str | None, entry["shift"])
         found.append(Fold(entry["gain"], entry["shift"], readers))
     return tuple(found)
+
+
+def _require(kind: type | UnionType, value: object) -> None:
+    """Raise unless a value from a file is of a type."""
+    if not isinstance(value, kind):
+        raise SpecError(f"the gauge cannot hold {value!r}")
 
 
 def centres_from_dict(data: Mapping[str, Any]) -> tuple[Centre, ...]:
@@ -192,10 +205,21 @@ def check_gauge(spec: SpecFields) -> None:
                     f"the gain {one.gain!r} does not fit dimension {reader.dim} of {reader.weight!r}"
                 )
             if reader.bias is not None:
-                _size(spec, reader.bias, 0)
+                _check_bias(spec, reader, reader.bias)
     for centre in spec.centres:
         for name, dim in centre.tensors:
             _size(spec, name, dim)
+
+
+def _check_bias(spec: SpecFields, reader: Reader, bias: str) -> None:
+    """Raise unless a bias has one entry for each row of what its reader gives."""
+    size = _size(spec, bias, 0)
+    shape = spec.tensors[reader.weight].shape
+    rows = (*shape[: reader.dim], *shape[reader.dim + 1 :])
+    if rows != (size,):
+        raise SpecError(
+            f"the bias {bias!r} does not fit what {reader.weight!r} gives"
+        )
 
 
 def _size(spec: SpecFields, name: str, dim: int) -> int:

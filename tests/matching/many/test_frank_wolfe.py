@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from helpers.planted import joint_objective, planted_networks
-from helpers.specs import nested_spec, random_state
+from helpers.specs import grouped_spec, nested_spec, random_state
 
 from lightning_rebasin.matching.many.frank_wolfe import (
     _FrankWolfe,
@@ -144,3 +144,24 @@ def test_nested_groups_are_found() -> None:
         assert begin < end <= bound * (1 + 1e-9)
         reached += end == pytest.approx(bound)
     assert reached >= 9
+
+
+def test_groups_on_joint_axes_stay_where_they_are() -> None:
+    spec = grouped_spec()
+    states = [random_state(spec, seed) for seed in range(3)]
+    universe = Universe(spec, states, THIRDS, "auto")
+    generator = torch.Generator().manual_seed(0)
+    start = [Permutation.random(spec, generator) for _ in states]
+    universe.move(start)
+    before = universe.objective
+    assert frank_wolfe(universe) == before
+    assert universe.permutations == start
+
+
+def test_one_unit() -> None:
+    spec = PermutationSpec.from_table({"w": ("h", None)}, {"w": (1, 2)})
+    states = [random_state(spec, seed) for seed in range(3)]
+    universe = Universe(spec, states, THIRDS, "auto")
+    before = universe.objective
+    assert frank_wolfe(universe) == before
+    assert all(p.is_identity for p in universe.permutations)

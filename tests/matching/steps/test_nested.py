@@ -8,12 +8,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from helpers.elements import drawn, inside
 from helpers.signs import SignAction, known_signs
 from torch import Tensor
 
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.matching.steps.nested import best_elements
-from lightning_rebasin.symmetry.actions.action import registered_action
+from lightning_rebasin.symmetry.actions.action import (
+    action_of,
+    registered_action,
+)
 from lightning_rebasin.symmetry.spec.values import Group
 
 UNITS = Group("units", 3)
@@ -125,3 +129,18 @@ def test_a_kind_without_a_step_is_named() -> None:
         pytest.raises(ConfigurationError, match=message),
     ):
         best_elements([group], {})
+
+
+def test_decided_elements_that_are_matrices_come_back_as_matrices() -> None:
+    """A rotation in each of three units stays where it was put, whichever old unit comes there."""
+    rotations = inside("orthogonal", 2, 3)
+    units = rotations.parent
+    assert units is not None
+    (fixed,) = drawn(action_of(rotations), rotations, 1, 0)
+    cost = random_cost(units, 0)
+    found = best_elements(
+        [units, rotations],
+        {units.id: cost, rotations.id: random_cost(rotations, 1)},
+        fixed={rotations.id: fixed},
+    )
+    assert torch.equal(found[rotations.id], fixed)

@@ -26,6 +26,7 @@ class LowRank(nn.Module):
         self.b = nn.Linear(3, 5, bias=False)
 
     def forward(self, x):
+        """Compute the sum of both paths."""
         return self.dense(x) + self.b(self.a(x))
 
 

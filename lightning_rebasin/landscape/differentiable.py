@@ -272,7 +272,7 @@ def derivative(
     Example:
         >>> w = torch.tensor(3.0, requires_grad=True)
         >>> (first,) = derivative(w**2, [w], graph=True)
-        >>> float(first), float(derivative(first, [w])[0])
+        >>> float(first.detach()), float(derivative(first, [w])[0])
         (6.0, 2.0)
     """
     if not value.requires_grad:

@@ -12,11 +12,13 @@ Rooms, from the bottom up; each may import only from those above it in this list
 - ``actions/``: what one element of a group does to weights, one file per kind; the only dispatch on ``Group.kind``.
 - ``trace/``: one forward pass written down as a tape; the table of contractions.
 - ``permutations/``: from tapes to permutation groups; ``permutations/rules/`` has one rule per ATen operation.
+- ``continuous/``: a second analysis of the same tape: which groups may be scaled, signed, rotated or mixed.
 - ``declared/``: symmetries that modules declare (``symmetry_spec``): collected, put into the spec, proved.
 - ``edit/``: changing a spec by hand, and expressing a transform in a changed spec.
 - ``proof/``: the gate, which runs the network before and after, and finds the culprit if they differ.
 - ``observe.py``: handing over the activations in which the units of a group can be seen.
 - ``infer.py``: :func:`infer_spec`, the way above from end to end.
+- ``kinds.py``: proposals of ``continuous/`` tried by the gate; what holds goes into the spec.
 - ``override.py``: the old home of ``edit/override.py``; it warns.
 
 Where is what?
@@ -57,6 +59,15 @@ Cells (``permutations/colouring.py``, ``cells.py``)
     *class*: elements that equalities connect: one unit of the network.
     *colour*: what elements or classes look like to the constraints so far; refined until nothing new is seen.
     *cell*: the classes of one colour; only they can change places.
+
+Kinds beyond permutations (``continuous/``)
+    *vector*: the units of a group taken as coordinates, on their way through the tape.
+    *parity*: whether a tensor writes a vector (+1) or reads it (−1, and gets the contragredient).
+    *exponent*: how often a number inside each unit multiplies a tensor; an operation is an equation between exponents.
+    *candidate*: one larger kind that is proposed for a group; only the gate makes it more than a proposal.
+    *fold*: a gain that is multiplied into what reads it, and is 1 from then on.
+    *gauge*: one choice among all weights that compute the same function; the *canonical gauge* is the one in which
+    two networks may be compared.
 
 Specs (``spec/``)
     *spec*: the groups of a network, where they act, what is pinned and why.

@@ -6,7 +6,7 @@ random elements of it; if it refuses one, the next is tried, and at last the gro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import final
@@ -125,24 +125,40 @@ def _numbers(
     wanted: tuple[NumberKind, ...] = ("scale", "sign")
     for kind in wanted:
         if kind in kinds:
-            solutions = ExponentWalk(group, kind).walk(tapes)
-            usable = [_whole(solution) for solution in solutions]
-            usable = [powers for powers in usable if powers]
-            if usable:
-                # Of several the one that moves most: signs of a whole stream before those of one norm's gain.
-                exponents[kind] = max(usable, key=len)
+            powers = _exponents(group, tapes, kind)
+            if powers:
+                exponents[kind] = powers
     found = []
-    both = set(exponents) == {"scale", "sign"} and "linear" in kinds
-    if both and _odd(exponents["scale"]) == set(exponents["sign"]):
-        # A scale and a sign with the same exponents are a number other than 0.
-        found.append(
-            Candidate(group.id, "linear", exponents["scale"], inside=True)
-        )
+    if "linear" in kinds and _is_any_number(exponents):
+        powers = exponents["scale"]
+        number = Candidate(group.id, "linear", powers, inside=True)
+        found.append(number)
     # Of several the one that moves most tensors; they cannot stand in one place together.
     by_support = sorted(exponents.items(), key=lambda item: -len(item[1]))
     for name, powers in by_support:
-        found.append(Candidate(group.id, name, powers, inside=True))
-    return [c for c in found if c.kind != "linear" or _simple(c.powers)]
+        candidate = Candidate(group.id, name, powers, inside=True)
+        found.append(candidate)
+    return found
+
+
+def _exponents(group: Group, tapes: Tapes, kind: NumberKind) -> dict[str, int]:
+    """How often a number inside each unit acts on each tensor; empty if there is none."""
+    best: dict[str, int] = {}
+    walk = ExponentWalk(group, kind)
+    for solution in walk.walk(tapes):
+        powers = _whole(solution)
+        # Of several the one that moves most: signs of a whole stream before those of one norm's gain.
+        if len(powers) > len(best):
+            best = powers
+    return best
+
+
+def _is_any_number(exponents: Mapping[str, dict[str, int]]) -> bool:
+    """Whether scale and sign have the same exponents: together they are a number other than 0."""
+    scale, sign = exponents.get("scale"), exponents.get("sign")
+    if not scale or not sign:
+        return False
+    return _simple(scale) and _odd(scale) == set(sign)
 
 
 def _whole(solution: dict[str, Fraction]) -> dict[str, int]:

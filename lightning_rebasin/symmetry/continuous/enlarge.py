@@ -44,17 +44,7 @@ def enlarge(
         Limit: A gain does not stand in the order of its readers.
     """
     chosen = {candidate.group: candidate for candidate in candidates}
-    groups: dict[str, Group] = {}
-    for group in spec.groups.values():
-        found = chosen.get(group.id)
-        if found is None:
-            groups[group.id] = group
-        elif found.inside:
-            inner = inner_name(found)
-            groups[group.id] = group
-            groups[inner] = Group(inner, 1, group, found.kind)
-        else:
-            groups[group.id] = replace(group, kind=found.kind)
+    groups = _larger_groups(spec, chosen)
     folds: list[Fold] = []
     centres: list[Centre] = []
     for one in chosen.values():
@@ -82,6 +72,25 @@ def enlarge(
         centres=tuple(centres),
         limits=kept,
     )
+
+
+def _larger_groups(
+    spec: PermutationSpec, chosen: Mapping[str, Candidate]
+) -> dict[str, Group]:
+    """The groups with their new kinds, and the new groups inside units."""
+    groups: dict[str, Group] = {}
+    for group in spec.groups.values():
+        found = chosen.get(group.id)
+        if found is None:
+            groups[group.id] = group
+        elif found.inside:
+            inner = inner_name(found)
+            groups[group.id] = group
+            groups[inner] = Group(inner, 1, group, found.kind)
+        else:
+            larger = replace(group, kind=found.kind)
+            groups[group.id] = larger
+    return groups
 
 
 def inner_name(candidate: Candidate) -> str:
@@ -142,11 +151,12 @@ def _centres(spec: PermutationSpec, candidate: Candidate) -> list[Centre]:
     for name in spec.tensors_of(candidate.group):
         if name in gains:
             continue
-        dims = spec.maps[name].dims_of(candidate.group)
-        fits = len(dims) == 1 and stands_in_order(
-            spec.maps[name], candidate.group, dims[0]
-        )
-        if not fits:
+        axis_map = spec.maps[name]
+        dims = axis_map.dims_of(candidate.group)
+        if len(dims) != 1:
             return []
-        pairs.append((name, dims[0]))
+        dim = dims[0]
+        if not stands_in_order(axis_map, candidate.group, dim):
+            return []
+        pairs.append((name, dim))
     return [Centre(tuple(pairs))]

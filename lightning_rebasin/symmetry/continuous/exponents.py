@@ -43,6 +43,10 @@ POWERS = {
 }
 
 
+#: Coefficients of exponents that add up to 0.
+Row = dict[Key, int | Fraction]
+
+
 @final
 class ExponentWalk:
     """One group on its way through all tapes.
@@ -84,16 +88,18 @@ class ExponentWalk:
         return (step.number, value)
 
     def _meet(self, step: Step) -> None:
-        op = step.node.op
-        if any(not self._whole(step, value) for value in step.carriers):
-            self._nothing(step)
-            return
+        op = step.op
+        for value in step.carriers:
+            if not self._whole(step, value):
+                self._nothing(step)
+                return
+        keeping = ODD if self._sign else HOMOGENEOUS
         handler = _HANDLERS.get(op)
         if handler is not None:
             handler(self, step)
         elif op in POWERS or op == "aten.pow":
             self._raised(step)
-        elif op in (ODD if self._sign else HOMOGENEOUS):
+        elif op in keeping:
             self._kept(step)
         elif self._sign and op in EVEN:
             # Whatever the sign was, it is gone.
@@ -130,7 +136,7 @@ class ExponentWalk:
         self._equal(step, (*step.carriers, *step.results))
 
     def _added(self, step: Step) -> None:
-        beside = step.others and step.node.op not in ("aten.cat", "aten.stack")
+        beside = step.others and step.op not in ("aten.cat", "aten.stack")
         if beside or step.has_added_number():
             self._nothing(step)
             return
@@ -138,65 +144,76 @@ class ExponentWalk:
 
     def _multiplied(self, step: Step) -> None:
         """Exponents add; those of a divisor are subtracted."""
-        row: dict[Key, int | Fraction] = {}
-        divisor = step.ref("other") if step.node.op == "aten.div" else None
-        first = step.ref("self")
-        for value in (first, step.ref("other")):
-            if value is None or step.seat(value) is None:
-                continue
-            key = self._key(step, value)
-            sign = -1 if value == divisor and value != first else 1
-            row[key] = row.get(key, 0) + sign
+        first, second = step.carried("self"), step.carried("other")
+        row: Row = {}
+        if first is not None:
+            self._count(row, step, first, 1)
+        if second is not None:
+            divides = step.op == "aten.div" and second != first
+            sign = -1 if divides else 1
+            self._count(row, step, second, sign)
+        self._results_have(step, row)
+
+    def _count(
+        self, row: Row, step: Step, value: int, coefficient: int
+    ) -> None:
+        """Add a value's exponent to a row."""
+        key = self._key(step, value)
+        before = row.get(key, 0)
+        row[key] = before + coefficient
+
+    def _results_have(self, step: Step, row: Row) -> None:
+        """Every result has the exponent that a row adds up to."""
         for value in step.results:
-            self._equations.add({**row, self._key(step, value): -1})
+            key = self._key(step, value)
+            self._equations.add({**row, key: -1})
 
     def _raised(self, step: Step) -> None:
-        exponent = POWERS.get(step.node.op)
+        exponent = POWERS.get(step.op)
         if exponent is None:
             given = step.number_argument("exponent", 0)
-            whole = (
-                isinstance(given, int | float) and float(given).is_integer()
-            )
-            exponent = Fraction(int(given)) if whole and given else None
-        odd_denominator = exponent is None or exponent.denominator % 2
-        if exponent is None or (self._sign and not odd_denominator):
+            exponent = _whole_power(given)
+        if exponent is None:
             self._nothing(step)
             return
-        key = self._key(step, step.carriers[0])
-        for value in step.results:
-            self._equations.add({key: exponent, self._key(step, value): -1})
+        # A square root has no sign.
+        even_root = exponent.denominator % 2 == 0
+        if self._sign and even_root:
+            self._nothing(step)
+            return
+        base = step.carriers[0]
+        key = self._key(step, base)
+        self._results_have(step, {key: exponent})
 
     def _contracted(self, step: Step) -> None:
-        left, right, added = ops.CONTRACTED[step.node.op]
-        pair = [
-            self._key(step, value)
-            for value in (step.carried(left), step.carried(right))
-            if value is not None
-        ]
-        addend = step.carried(added)
-        row: dict[Key, int | Fraction] = {}
-        for key in pair:
-            row[key] = row.get(key, 0) + 1
+        left, right, added = ops.CONTRACTED[step.op]
+        row = self._product(step, (left, right))
         if not step.results:
             self._equations.add(row)
             return
-        plain_addend = step.ref(added) is not None and addend is None
-        if plain_addend:
+        addend = step.carried(added)
+        given = step.ref(added)
+        if given is not None and addend is None:
+            # A bias that does not change beside a product that does.
             self._nothing(step)
             return
-        for value in step.results:
-            self._equations.add({**row, self._key(step, value): -1})
+        self._results_have(step, row)
         if addend is not None:
             self._equal(step, (addend, *step.results))
 
-    def _attended(self, step: Step) -> None:
-        pair = [step.carried("query"), step.carried("key")]
-        row: dict[Key, int | Fraction] = {}
-        for value in pair:
+    def _product(self, step: Step, arguments: Sequence[str]) -> Row:
+        """The exponents of some arguments, added up."""
+        row: Row = {}
+        for name in arguments:
+            value = step.carried(name)
             if value is not None:
-                key = self._key(step, value)
-                row[key] = row.get(key, 0) + 1
-        self._equations.add(row)
+                self._count(row, step, value, 1)
+        return row
+
+    def _attended(self, step: Step) -> None:
+        scores = self._product(step, ("query", "key"))
+        # A softmax follows: they must not change.
+        self._equations.add(scores)
         given = step.carried("value")
         if given is None:
             self._zero(step, step.results)
@@ -205,19 +222,36 @@ class ExponentWalk:
 
     def _batch_normed(self, step: Step) -> None:
         """ε stands beside the variance, so the input must not change; the affine part may."""
-        value = step.carried("input")
-        affine = [step.carried(name) for name in ("weight", "bias")]
-        written = [number for number in affine if number is not None]
-        fixed = [n for n in step.carriers if n not in written]
-        self._zero(step, fixed)
-        # Behind the first result stand statistics.
-        result = [n for n in step.results if n == step.node.outputs[0]]
-        rest = [n for n in step.results if n not in result]
-        self._zero(step, rest)
-        if value is None or len(written) < 2:
-            self._zero(step, (*written, *result))
-            return
-        self._equal(step, (*written, *result))
+        gain, shift = step.carried("weight"), step.carried("bias")
+        affine = {gain, shift}
+        for value in step.carriers:
+            if value not in affine:
+                self._zero(step, (value,))
+        output = step.node.outputs[0]
+        scaled = []
+        for value in step.results:
+            if value == output:
+                scaled.append(value)
+            else:
+                # Behind the first result stand statistics.
+                self._zero(step, (value,))
+        written = [value for value in (gain, shift) if value is not None]
+        changing = (*written, *scaled)
+        normalised = step.carried("input") is not None
+        if normalised and len(written) == 2:
+            self._equal(step, changing)
+        else:
+            self._zero(step, changing)
+
+
+def _whole_power(given: object) -> Fraction | None:
+    """An exponent as a whole number other than 0; ``None`` if it is something else."""
+    if not isinstance(given, int | float):
+        return None
+    number = float(given)
+    if not number.is_integer() or number == 0:
+        return None
+    return Fraction(int(number))
 
 
 Handler = Callable[[ExponentWalk, Step], None]

@@ -98,8 +98,12 @@ class Step:
 
     def ref(self, argument: str) -> int | None:
         """The value of a tensor argument; ``None`` if it is not there or not a tensor."""
-        given = self.node.arguments.get(argument) if argument else None
-        return given.value if isinstance(given, Ref) else None
+        if not argument:
+            return None
+        given = self.node.arguments.get(argument)
+        if isinstance(given, Ref):
+            return given.value
+        return None
 
     def carried(self, argument: str) -> int | None:
         """The value of a tensor argument that carries the group."""
@@ -138,6 +142,11 @@ class Step:
         return bool(self.carriers or self.results)
 
     @property
+    def op(self) -> str:
+        """Which operation it is."""
+        return self.node.op
+
+    @property
     def name(self) -> str:
         """The operation and where it ran, for messages."""
         return self.node.where
@@ -158,20 +167,24 @@ class Step:
         if seat is None or not seat.whole:
             return False
         shape = self.value(value).shape
-        dims = self._reduced_dims(len(shape))
-        inside = [dim for dim in dims if dim in seat.dims]
-        return math.prod(shape[dim] for dim in inside) == self.size
+        reduced = self._reduced_dims(len(shape))
+        count = 1
+        for dim in reduced:
+            if dim in seat.dims:
+                count *= shape[dim]
+        return count == self.size
 
     def normalises_whole_instances(self, value: int) -> bool:
         """Whether the last dimensions that a layer norm looks at are the units of one instance."""
         seat = self.seat(value)
+        if seat is None or not seat.whole:
+            return False
         shape: Sequence[int] = self.node.arguments["normalized_shape"]
-        return (
-            seat is not None
-            and seat.whole
-            and math.prod(shape) == self.size
-            and self.value(value).shape[-len(shape) :] == tuple(shape)
-        )
+        if math.prod(shape) != self.size:
+            return False
+        own_shape = self.value(value).shape
+        last = own_shape[-len(shape) :]
+        return last == tuple(shape)
 
     def _reduced_dims(self, ndim: int) -> list[int]:
         given = self.node.arguments.get("dim")

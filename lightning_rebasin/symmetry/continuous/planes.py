@@ -67,25 +67,36 @@ def find_planes(
     if not passes:
         return found
     tape = passes[0].tape
-    makers = {v: node for node in tape.nodes for v in node.outputs}
-    for node in tape.live_nodes()[0]:
-        if node.op not in ops.ATTENTION:
-            continue
-        size = tape.values[node.arguments["query"].value].shape[-1]
-        queries = _weights_behind(tape, makers, node.arguments["query"])
-        keys = _weights_behind(tape, makers, node.arguments["key"])
-        if size % 2 or not queries or not keys:
-            continue
-        parent = _shared_heads(spec, keys, size)
-        if not _fits(spec, parent, size, queries, keys):
-            continue
-        name = f"{keys[0].rpartition('.')[0] or keys[0]}/plane"
-        layouts = _layouts(size)
-        found[name] = [
-            Planes(name, parent, size, queries, keys, layout)
-            for layout in layouts
-        ]
+    makers: dict[int, Node] = {}
+    for node in tape.nodes:
+        makers.update(dict.fromkeys(node.outputs, node))
+    live = tape.live_nodes()[0]
+    for node in live:
+        if node.op in ops.ATTENTION:
+            proposals = _of_attention(spec, tape, makers, node)
+            for planes in proposals:
+                found.setdefault(planes.id, []).append(planes)
     return found
+
+
+def _of_attention(
+    spec: PermutationSpec, tape: Tape, makers: dict[int, Node], node: Node
+) -> Iterator[Planes]:
+    """The pairs of one attention, in both layouts; none if its heads do not consist of pairs."""
+    query, key = node.arguments["query"], node.arguments["key"]
+    size = tape.values[query.value].shape[-1]
+    queries = _weights_behind(tape, makers, query)
+    keys = _weights_behind(tape, makers, key)
+    if size % 2 or not queries or not keys:
+        return
+    parent = _shared_heads(spec, keys, size)
+    if not _fits(spec, parent, size, queries, keys):
+        return
+    first = keys[0]
+    module = first.rpartition(".")[0]
+    name = f"{module or first}/plane"
+    for layout in _layouts(size):
+        yield Planes(name, parent, size, queries, keys, layout)
 
 
 def _layouts(size: int) -> Iterator[Tensor]:
@@ -107,19 +118,26 @@ def _weights_behind(
         node = makers.get(value)
         if node is None:
             continue
-        behind = [ref.value for ref in references(node.arguments)]
         if node.op in ops.CONTRACTED:
-            _, right, added = ops.CONTRACTED[node.op]
-            for name in (right, added):
-                given = node.arguments.get(name) if name else None
-                if isinstance(given, Ref):
-                    found.update(_state_behind(tape, makers, given.value))
+            for factor in _factors(node):
+                weight = _state_behind(tape, makers, factor)
+                found.update(weight)
             continue
-        for other in behind:
+        for ref in references(node.arguments):
+            other = ref.value
             if other not in seen:
                 seen.add(other)
                 pending.append(other)
     return tuple(found)
+
+
+def _factors(node: Node) -> Iterator[int]:
+    """What a product multiplies its input with, and what it adds."""
+    _, right, added = ops.CONTRACTED[node.op]
+    for name in (right, added):
+        given = node.arguments.get(name)
+        if isinstance(given, Ref):
+            yield given.value
 
 
 def _state_behind(
@@ -175,14 +193,17 @@ def _blocks_of(axis_map: AxisMap | None, size: int) -> Component | None:
     """The component that orders blocks of ``size`` rows, if they stand in order along the whole first dimension."""
     if axis_map is None or len(axis_map.sites[0]) != 1:
         return None
+    rows = axis_map.shape[0]
     for component in axis_map.components:
-        if component.sites == (0,):
-            in_order = torch.arange(component.index.numel())
-            whole = component.index.numel() == axis_map.shape[0]
-            blocks = component.index.shape[1] == size
-            if whole and blocks:
-                found = torch.equal(component.index.reshape(-1), in_order)
-                return component if found else None
+        if component.sites != (0,):
+            continue
+        index = component.index
+        whole = index.numel() == rows
+        blocks = index.shape[1] == size
+        if whole and blocks:
+            flat = index.reshape(-1)
+            in_order = torch.equal(flat, torch.arange(rows))
+            return component if in_order else None
     return None
 
 
@@ -212,31 +233,44 @@ def _with_rows(
 ) -> AxisMap:
     """The map of a tensor whose rows are key heads × queries of each × units."""
     shape = spec.tensors[name].shape
+    size = planes.size
     heads = 1
     if planes.parent is not None:
         heads = spec.groups[planes.parent].members
-    each = shape[0] // (heads * planes.size)
-    factors = (heads, each, planes.size)
+    each = shape[0] // (heads * size)
+    factors = (heads, each, size)
     own = tuple(factor for factor in factors if factor > 1)
     # Sites of the rows: heads first, units last; the queries of a head stand between them.
     last = len(own) - 1
     over = (0, last) if heads > 1 else (last,)
-    grid = torch.arange(heads * planes.size).reshape(heads, planes.size)
-    index = grid[:, planes.layout].reshape(-1, 1)
+    places = torch.arange(heads * size)
+    grid = places.reshape(heads, size)
+    in_layout = grid[:, planes.layout]
+    index = in_layout.reshape(-1, 1)
     pairs = Component(planes.id, over, index, power)
     old = spec.maps.get(name)
     if old is None:
-        rest = tuple((size,) for size in shape[1:])
+        rest = tuple((count,) for count in shape[1:])
         return AxisMap(name, (own, *rest), (pairs,))
     shift = len(own) - 1
-    components = []
+    components = [pairs]
     for component in old.components:
         if component.sites != (0,):
             moved = tuple(site + shift for site in component.sites)
-            components.append(replace(component, sites=moved))
+            kept = replace(component, sites=moved)
+            components.append(kept)
         elif component.group != planes.parent and each > 1:
-            # The order of the queries of each key head stays a group of its own.
-            both = torch.arange(heads * each)[:, None]
-            sites = (0, 1) if heads > 1 else (0,)
-            components.append(replace(component, sites=sites, index=both))
-    return AxisMap(name, (own, *old.sites[1:]), (pairs, *components))
+            kept = _queries_of_heads(component, heads, each)
+            components.append(kept)
+    sites = (own, *old.sites[1:])
+    return AxisMap(name, sites, tuple(components))
+
+
+def _queries_of_heads(
+    component: Component, heads: int, each: int
+) -> Component:
+    """The order of the queries of each key head stays a group of its own."""
+    places = torch.arange(heads * each)
+    index = places[:, None]
+    sites = (0, 1) if heads > 1 else (0,)
+    return replace(component, sites=sites, index=index)

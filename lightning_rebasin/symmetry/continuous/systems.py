@@ -60,7 +60,7 @@ class Equations:
         >>> system.add({"in": 1, "out": 1})  # what is written times c, what is read divided by c
         >>> system.add({"bias": 1, "in": -1})
         >>> system.solutions(["in", "bias", "out"])
-        [{'in': Fraction(-1, 1), 'bias': Fraction(-1, 1), 'out': Fraction(1, 1)}]
+        [{'in': Fraction(1, 1), 'bias': Fraction(1, 1), 'out': Fraction(-1, 1)}]
     """
 
     def __init__(self, modulo: int = 0) -> None:

@@ -106,16 +106,23 @@ class VectorWalk:
         Raises:
             Limit: An operation allows no mixing.
         """
-        for step in steps_of(tapes, self._group.id, self._group.size):
+        group = self._group
+        for step in steps_of(tapes, group.id, group.size):
             self._check_seats(step)
-            _HANDLERS.get(step.node.op, VectorWalk._other)(self, step)
+            handler = _HANDLERS.get(step.op, VectorWalk._other)
+            handler(self, step)
         self._check_uses()
         folds = []
         for name, gain in self._gains.items():
             readers = tuple(gain.readers.values())
-            folds.append(Fold(name, gain.shift or None, readers))
+            shift = gain.shift or None
+            fold = Fold(name, shift, readers)
+            folds.append(fold)
         return Mixing(
-            self._kind(), self._powers(), tuple(folds), self._centred(folds)
+            kind=self._kind(),
+            powers=self._powers(),
+            folds=tuple(folds),
+            centred=self._centred(folds),
         )
 
     def _kind(self) -> str:
@@ -128,15 +135,22 @@ class VectorWalk:
         first: dict[Key, int] = {}
         found = {}
         for key, vector in self._known.items():
-            if not (isinstance(key, str) and vector.weight):
+            of_state = isinstance(key, str) and vector.weight
+            if not of_state:
                 continue
             root, sign = self._parities.root(key)
-            found[vector.weight] = sign * first.setdefault(root, sign)
+            reference = first.setdefault(root, sign)
+            found[vector.weight] = sign * reference
         return found
 
     def _centred(self, folds: Iterable[Fold]) -> bool:
-        shifts_stay = any(f.shift and not f.absorbs_shift for f in folds)
-        return self._keeps_mean and not self._read_plainly and not shifts_stay
+        if not self._keeps_mean or self._read_plainly:
+            return False
+        for fold in folds:
+            stays = fold.shift and not fold.absorbs_shift
+            if stays:
+                return False
+        return True
 
     # ---- states
 
@@ -165,8 +179,10 @@ class VectorWalk:
 
     def _use(self, vector: Vector, where: str, gain: str = "") -> None:
         """A tensor of the state is used, plainly or as a reader of a gain."""
-        if vector.weight:
-            self._uses.setdefault(vector.weight, {}).setdefault(gain, where)
+        if not vector.weight:
+            return
+        uses = self._uses.setdefault(vector.weight, {})
+        uses.setdefault(gain, where)
 
     def _check_seats(self, step: Step) -> None:
         for value in (*step.carriers, *step.results):
@@ -200,42 +216,55 @@ class VectorWalk:
     def _copied(self, step: Step) -> None:
         if not step.carriers or not step.results:
             raise Limit(f"its units are taken apart at {step.name}")
-        vector = self._vector(step, step.carriers[-1])
+        last = step.carriers[-1]
+        vector = self._vector(step, last)
         looked_up = len(step.operands) < _count_tensors(step)
+        weight = vector.weight
         if looked_up:
             # A table: the rows that come out are data.
             self._use(vector, step.name)
-        self._give(step, vector, weight="" if looked_up else vector.weight)
+            weight = ""
+        self._give(step, vector, weight=weight)
 
     def _added(self, step: Step) -> None:
-        vectors = [self._vector(step, value) for value in step.carriers]
         if step.others or step.has_added_number():
-            if step.node.op not in _ADDITIONS:
-                raise Limit(f"its units stand beside others at {step.name}")
-            self._keeps_mean = True
-        if any(vector.square for vector in vectors):
-            raise Limit(
-                f"something is added to squares of its units at {step.name}"
-            )
-        gained = [vector for vector in vectors if vector.gain]
-        plain = [vector for vector in vectors if not vector.gain]
+            self._same_for_all(step)
+        gained: list[Vector] = []
+        plain: list[Vector] = []
+        for value in step.carriers:
+            vector = self._vector(step, value)
+            if vector.square:
+                raise Limit(
+                    f"something is added to squares of its units at {step.name}"
+                )
+            kind = gained if vector.gain else plain
+            kind.append(vector)
         if gained:
             self._shifted(step, gained, plain)
             return
+        first = plain[0]
         for vector in plain:
             self._use(vector, step.name)
-            self._tie(vector.key, plain[0].key, 1)
-        self._give(step, plain[0])
+            self._tie(vector.key, first.key, 1)
+        self._give(step, first)
+
+    def _same_for_all(self, step: Step) -> None:
+        """What does not carry the units is added to all of them alike."""
+        if step.op not in _ADDITIONS:
+            raise Limit(f"its units stand beside others at {step.name}")
+        self._keeps_mean = True
 
     def _shifted(
         self, step: Step, gained: list[Vector], plain: list[Vector]
     ) -> None:
         """A shift behind a gain: the only thing that may be added there."""
         one = gained[0]
-        first = len(gained) == 1 and not one.shift and len(plain) == 1
-        if not first or not plain[0].weight:
+        alone = len(gained) == 1 and len(plain) == 1
+        if not alone or one.shift:
             raise self._unfolded(step, one)
         shift = plain[0]
+        if not shift.weight:
+            raise self._unfolded(step, one)
         self._gains[one.gain].shift = shift.weight
         self._use(shift, step.name, one.gain)
         self._tie(shift.key, one.key, 1)
@@ -247,17 +276,25 @@ class VectorWalk:
         )
 
     def _multiplied(self, step: Step) -> None:
-        values = list(step.carriers)
-        if step.node.op == "aten.div" and step.carried("other") is not None:
+        divides = step.op == "aten.div"
+        if divides and step.carried("other") is not None:
             raise Limit(f"{step.name} divides by its units")
-        if len(values) == 1:
-            vector = self._vector(step, values[0])
-            self._use(vector, step.name)
-            self._give(step, vector)
+        vectors = [self._vector(step, value) for value in step.carriers]
+        first = vectors[0]
+        if len(vectors) == 1:
+            self._use(first, step.name)
+            self._give(step, first)
             return
-        first, second = (self._vector(step, value) for value in values)
-        if values[0] == values[1] and not first.gain and not first.square:
-            self._give(step, replace(first, square=True))
+        self._multiplied_together(step, first, vectors[1])
+
+    def _multiplied_together(
+        self, step: Step, first: Vector, second: Vector
+    ) -> None:
+        """Two vectors, coordinate by coordinate: a square, or a gain."""
+        plain = not first.gain and not first.square
+        if first.key == second.key and plain:
+            squares = replace(first, square=True)
+            self._give(step, squares)
         elif second.weight and not first.weight:
             self._gained(step, first, second)
         elif first.weight and not second.weight:
@@ -327,33 +364,39 @@ class VectorWalk:
         vector = self._vector(step, value)
         if vector.gain or vector.square:
             raise self._unfolded(step, vector)
-        gain, shift = step.carried("weight"), step.carried("bias")
         found = replace(vector, weight="")
+        gain = step.carried("weight")
         if gain is not None:
             name = step.value(gain).name
             if not name or name in self._gains:
                 raise Limit(f"the gain of {step.name} is used twice")
             self._gains[name] = _Gain()
             found = replace(found, gain=name)
+        shift = step.carried("bias")
         if shift is not None:
-            of_shift = self._vector(step, shift)
-            if not of_shift.weight or not found.gain:
-                raise Limit(f"the shift of {step.name} is not a weight")
-            self._gains[found.gain].shift = of_shift.weight
-            self._use(of_shift, step.name, found.gain)
-            self._tie(of_shift.key, vector.key, 1)
-            found = replace(found, shift=of_shift.weight)
+            found = self._normed_shift(step, found, vector, shift)
         self._give(step, found)
 
+    def _normed_shift(
+        self, step: Step, found: Vector, vector: Vector, value: int
+    ) -> Vector:
+        """What a norm adds behind its gain."""
+        shift = self._vector(step, value)
+        name = shift.weight
+        if not name or not found.gain:
+            raise Limit(f"the shift of {step.name} is not a weight")
+        gain = self._gains[found.gain]
+        gain.shift = name
+        self._use(shift, step.name, found.gain)
+        self._tie(shift.key, vector.key, 1)
+        return replace(found, shift=name)
+
     def _contracted(self, step: Step) -> None:
-        left, right, added = ops.CONTRACTED[step.node.op]
-        pair = [
-            self._vector(step, value)
-            for value in (step.carried(left), step.carried(right))
-            if value is not None
-        ]
-        if any(vector.square for vector in pair):
-            raise Limit(f"{step.name} contracts squares of its units")
+        left, right, added = ops.CONTRACTED[step.op]
+        pair = self._carried(step, (left, right))
+        for vector in pair:
+            if vector.square:
+                raise Limit(f"{step.name} contracts squares of its units")
         addend = step.carried(added)
         if step.results:
             if len(pair) != 1:
@@ -363,6 +406,16 @@ class VectorWalk:
         if len(pair) != 2:
             raise Limit(f"{step.name} sums its units with weights of its own")
         self._joined(step, pair[0], pair[1], step.ref(added))
+
+    def _carried(self, step: Step, arguments: Iterable[str]) -> list[Vector]:
+        """The arguments among these that carry the group."""
+        found = []
+        for name in arguments:
+            value = step.carried(name)
+            if value is not None:
+                vector = self._vector(step, value)
+                found.append(vector)
+        return found
 
     def _passed(self, step: Step, vector: Vector, addend: int | None) -> None:
         """Another dimension is contracted: the result is the same vector, with a bias perhaps."""
@@ -390,11 +443,14 @@ class VectorWalk:
             raise self._unfolded(step, vector)
         self._use(weight, step.name, vector.gain)
         bias = None
-        if addend is not None and step.value(addend).origin == "state":
-            bias = step.value(addend).name
-        dim = self._dim_of(step, weight.weight)
-        reader = Reader(weight.weight, dim, bias)
-        self._gains[vector.gain].readers[weight.weight] = reader
+        if addend is not None:
+            added = step.value(addend)
+            if added.origin == "state":
+                bias = added.name
+        name = weight.weight
+        dim = self._dim_of(step, name)
+        readers = self._gains[vector.gain].readers
+        readers[name] = Reader(name, dim, bias)
 
     def _dim_of(self, step: Step, weight: str) -> int:
         """The dimension of a tensor of the state along which the group stands."""
@@ -410,21 +466,25 @@ class VectorWalk:
         for mask in ("attn_mask", "attn_bias"):
             if step.carried(mask) is not None:
                 raise Limit(f"{step.name} masks its units")
-        pair = [step.carried(name) for name in ("query", "key")]
-        meeting = [self._vector(step, v) for v in pair if v is not None]
-        if any(vector.gain or vector.square for vector in meeting):
-            raise self._unfolded(step, meeting[0])
-        if len(meeting) == 1:
-            raise Limit(f"{step.name} sums its units with others")
-        if meeting:
-            self._tie(meeting[0].key, meeting[1].key, -1)
-            self._read_plainly = True
-        value = step.carried("value")
-        if value is not None:
-            vector = self._vector(step, value)
+        self._met(step, self._carried(step, ("query", "key")))
+        for vector in self._carried(step, ("value",)):
             if not step.results:
                 raise Limit(f"{step.name} takes its units apart")
-            self._give(step, replace(vector, weight=""))
+            mean = replace(vector, weight="")
+            self._give(step, mean)
+
+    def _met(self, step: Step, meeting: Sequence[Vector]) -> None:
+        """Queries and keys: a writer and a reader, or neither."""
+        if not meeting:
+            return
+        for vector in meeting:
+            if vector.gain or vector.square:
+                raise self._unfolded(step, vector)
+        if len(meeting) == 1:
+            raise Limit(f"{step.name} sums its units with others")
+        query, key = meeting
+        self._tie(query.key, key.key, -1)
+        self._read_plainly = True
 
 
 def _count_tensors(step: Step) -> int:

@@ -12,4 +12,6 @@
 - ``moved.py``: which positions of a tensor some group moves.
 - ``pin.py``: taking a group's symmetries away.
 - ``shared_buffers.py``: pinning what would move a buffer that several models have in common.
+- ``folds.py``: gains that are folded into their readers, and what is centred.
+- ``gauge.py``: the same function in canonical gauge.
 """

@@ -128,15 +128,22 @@ def test_the_best_there_is_stays() -> None:
 
 
 def test_nested_groups_are_found() -> None:
+    """From most starts: the search is local, and which start misses depends on the machine's rounding."""
     spec = nested_spec()
     base = random_state(spec)
-    generator = torch.Generator().manual_seed(0)
-    states = [
-        Permutation.random(spec, generator).apply(base) for _ in range(3)
-    ]
-    universe = Universe(spec, states, THIRDS, "auto")
-    assert universe.objective < 0.9 * universe.bound
-    assert frank_wolfe(universe) == pytest.approx(universe.bound)
+    reached = 0
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        states = [
+            Permutation.random(spec, generator).apply(base) for _ in range(3)
+        ]
+        universe = Universe(spec, states, THIRDS, "auto")
+        begin, bound = universe.objective, universe.bound
+        assert begin < 0.9 * bound
+        end = frank_wolfe(universe)
+        assert begin < end <= bound * (1 + 1e-9)
+        reached += end == pytest.approx(bound)
+    assert reached >= 9
 
 
 def test_groups_on_joint_axes_stay_where_they_are() -> None:

@@ -1,0 +1,111 @@
+"""Learned elements stay in their groups, never end worse than their best start, resume, and load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.kinds import LENGTH, VOCABULARY, Transformer, networks
+from helpers.quiet import fit_quietly, quiet_trainer
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_rebasin import MergeModule, infer_spec
+from lightning_rebasin.landscape.copies import isolated_rng
+from lightning_rebasin.modules.elements import LearnedElements
+from lightning_rebasin.symmetry import Transform
+
+
+class Language(LightningModule):
+    """Predicts the next token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Transformer()
+        self.example_input_array = torch.zeros(2, LENGTH, dtype=torch.long)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net(tokens)
+
+    def _loss(self, tokens: Tensor) -> Tensor:
+        logits = self(tokens)[:, :-1].flatten(0, 1)
+        return torch.nn.functional.cross_entropy(
+            logits, tokens[:, 1:].flatten()
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self._loss(batch[0])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self._loss(batch[0]))
+
+
+def loader(seed: int) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(VOCABULARY, (32, LENGTH), generator=generator)
+    return DataLoader(TensorDataset(tokens), batch_size=16)
+
+
+def language(seed: int) -> Language:
+    with isolated_rng():
+        torch.manual_seed(seed)
+        return Language()
+
+
+def fitted(
+    folder: Path, epochs: int = 2, checkpoint: Path | None = None
+) -> MergeModule:
+    a, b = language(1).state_dict(), language(2).state_dict()
+    module = MergeModule(language(0), a, b, kinds="all")
+    trainer = quiet_trainer(folder, max_epochs=epochs)
+    fit_quietly(trainer, module, loader(1), loader(2), checkpoint)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return module
+
+
+@pytest.mark.parametrize("name", ["layer norm", "rotary", "relu", "low rank"])
+def test_elements_stay_in_their_groups(name: str) -> None:
+    """Random latents far from 0: rotations stay orthogonal, the function of the source stays the same."""
+    module, batch = networks(name)
+    spec = infer_spec(module, batch, kinds="all")
+    learned = LearnedElements(spec, Transform.identity(spec))
+    with torch.no_grad():
+        for latent in learned.latents:
+            latent.normal_(std=0.3)
+    for group, element in learned.elements().items():
+        if spec.groups[group].kind.startswith("orthogonal"):
+            identity = torch.eye(element.shape[-1])
+            product = element @ element.mT
+            error = (product - identity).abs().max()
+            assert error < 1e-5
+    started = spec.canonicalise(module.state_dict())
+    aligned = learned.transform().apply(started)
+    outputs = torch.func.functional_call(module, aligned, (batch,))
+    torch.testing.assert_close(outputs, module(batch), rtol=0, atol=1e-9)
+
+
+def test_the_first_step_is_the_start() -> None:
+    module, batch = networks("layer norm")
+    spec = infer_spec(module, batch, kinds="all")
+    start = Transform.random(spec, torch.Generator().manual_seed(0))
+    found = LearnedElements(spec, start).transform()
+    state = spec.canonicalise(module.state_dict())
+    wanted = start.apply(state)
+    for key, tensor in found.apply(state).items():
+        torch.testing.assert_close(tensor, wanted[key], rtol=0, atol=1e-9)
+
+
+def test_learning_is_deterministic_resumes_and_loads(tmp_path: Path) -> None:
+    for folder in ("once", "again", "half"):
+        (tmp_path / folder).mkdir()
+    once = fitted(tmp_path / "once").merged_state_dict()
+    again = fitted(tmp_path / "again").merged_state_dict()
+    fitted(tmp_path / "half", epochs=1)
+    resumed = fitted(tmp_path / "half", 2, tmp_path / "half" / "last.ckpt")
+    for key, tensor in once.items():
+        assert torch.equal(again[key], tensor), key
+        torch.testing.assert_close(resumed.merged_state_dict()[key], tensor)
+    language(0).load_state_dict(once, strict=True)

@@ -37,3 +37,10 @@ def test_merge_two_models():
     assert min(ends) > 96
     assert naive[0] < min(ends) - 2
     assert merged[0] > max(ends) - 2
+
+
+def test_infer_kinds():
+    lines = run("infer_kinds.py").splitlines()
+    assert "| tanh MLP | permutation 1, sign 1 |" in lines
+    page = (EXAMPLES.parent / "docs" / "symmetry.md").read_text()
+    assert "\n".join(lines) in page

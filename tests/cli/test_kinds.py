@@ -1,0 +1,114 @@
+"""The commands with ``--kinds all`` on a tiny transformer that was turned by a random element."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.commands import one_line, run
+from helpers.kinds import LENGTH, VOCABULARY, Transformer
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_rebasin import infer_spec, merge_checkpoints
+from lightning_rebasin.symmetry import Transform
+
+Capture = pytest.CaptureFixture[str]
+MODULE = "--module test_kinds.Language --kinds all"
+
+
+class Language(LightningModule):
+    """A transformer that knows its example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Transformer()
+        tokens = torch.arange(2 * LENGTH).remainder(VOCABULARY)
+        self.example_input_array = tokens.reshape(2, LENGTH)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net(tokens)
+
+
+@pytest.fixture
+def state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Tensor]:
+    """The canonical weights of a.ckpt; b.ckpt is a turned copy."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    torch.manual_seed(0)
+    net = Language()
+    spec = infer_spec(net, net.example_input_array, kinds="all")
+    found = spec.canonicalise(net.state_dict())
+    element = Transform.random(spec, torch.Generator().manual_seed(1))
+    common = {"pytorch-lightning_version": "2.6.6", "hyper_parameters": {}}
+    torch.save({**common, "state_dict": found}, "a.ckpt")
+    torch.save({**common, "state_dict": element.apply(found)}, "b.ckpt")
+    return found
+
+
+def test_spec_names_the_kinds(
+    state: dict[str, Tensor], capsys: Capture
+) -> None:
+    assert run("spec", MODULE, "-o s.json") == 0
+    printed = capsys.readouterr().out
+    assert "orthogonal_mean" in printed
+    assert "linear" in printed
+
+
+def test_match_recovers_the_element(state: dict[str, Tensor]) -> None:
+    assert run("match a.ckpt b.ckpt -o p.perm --no-progress", MODULE) == 0
+    b = torch.load("b.ckpt", weights_only=False)["state_dict"]
+    aligned = Transform.load("p.perm").apply(b)
+    for key, tensor in state.items():
+        torch.testing.assert_close(aligned[key], tensor, rtol=0, atol=1e-4)
+
+
+def test_merge_gives_the_weights_back(state: dict[str, Tensor]) -> None:
+    assert (
+        run(
+            "merge a.ckpt b.ckpt -o m.ckpt --report r.json --no-progress",
+            MODULE,
+        )
+        == 0
+    )
+    merged = torch.load("m.ckpt", weights_only=False)
+    Language().load_state_dict(merged["state_dict"], strict=True)
+    for key, tensor in state.items():
+        found = merged["state_dict"][key]
+        torch.testing.assert_close(found, tensor, rtol=0, atol=1e-4)
+    assert json.loads(Path("r.json").read_text())
+
+
+def test_a_spec_of_all_kinds_merges(state: dict[str, Tensor]) -> None:
+    net = Language()
+    spec = infer_spec(net, net.example_input_array, kinds="all")
+    merge_checkpoints(["a.ckpt", "b.ckpt"], "m.ckpt", spec=spec)
+    merged = torch.load("m.ckpt", weights_only=False)["state_dict"]
+    net.load_state_dict(merged, strict=True)
+    for key, tensor in state.items():
+        torch.testing.assert_close(merged[key], tensor, rtol=0, atol=1e-4)
+
+
+def test_heads_side_by_side_go_with_permutations_only(
+    state: dict[str, Tensor], capsys: Capture
+) -> None:
+    assert (
+        run(
+            "merge a.ckpt b.ckpt -o m.ckpt --heads concatenate --no-progress",
+            MODULE,
+        )
+        == 2
+    )
+    assert "permutations only" in one_line(capsys)
+    assert not Path("m.ckpt").exists()
+
+
+def test_an_unknown_kind_is_named(
+    state: dict[str, Tensor], capsys: Capture
+) -> None:
+    assert run("spec --module test_kinds.Language --kinds turns") == 2
+    assert "'turns'" in one_line(capsys)

@@ -160,9 +160,11 @@ def check_metric(job: Job, metric: str | None) -> None:
 
     if metric is None:
         return
+    first, second, *_ = job.states
     curve = measure_barrier(
         job.module,
-        *job.states[:2],
+        first,
+        second,
         job.held_out,
         points=3,
         loss=job.loss,

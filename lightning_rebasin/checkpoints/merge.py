@@ -36,7 +36,7 @@ from lightning_rebasin.checkpoints.correct import (
     own_weights,
 )
 from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
-from lightning_rebasin.checkpoints.inputs import sha256
+from lightning_rebasin.checkpoints.inputs import sha256, with_names
 from lightning_rebasin.checkpoints.job import Job
 from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.provenance import cosines, provenance
@@ -117,6 +117,7 @@ def merge_checkpoints(
     job = replace(job, fallbacks=fallbacks_of(job.network, spec))
     job.give_room()
     files = job.read(paths, spec)
+    job, spec = job.with_untied(spec)
     states = job.mixed_states(files, shares)
     spec = None if spec is None else spec.pin_identical_buffers(*states)
     states = job.in_gauge(spec, states)
@@ -137,9 +138,15 @@ def merge_checkpoints(
     dropped: tuple[str, ...] = ()
     if not asked.dry_run:
         history = provenance(
-            inputs, method, done, aligned, spec, heads=job.heads
+            inputs,
+            method,
+            done,
+            aligned,
+            spec,
+            heads=job.heads,
+            untied=job.untied,
         )
-        dropped = _write(target, files[0], merged, history, force=asked.force)
+        dropped = _write(target, files[0], merged, history, job)
     report = MergeReport(
         inputs=inputs,
         output=None if asked.dry_run else target,
@@ -158,6 +165,7 @@ def merge_checkpoints(
         seconds=time.perf_counter() - begin,
         data=asked.sources,
         heads=job.heads,
+        untied=job.untied,
     )
     if choice is not None:
         report = _with_choice(report, choice)
@@ -272,14 +280,20 @@ def _inputs(
 
 def _write(
     target: Path,
-    like: Checkpoint,
+    first: Checkpoint,
     merged: Mapping[str, Tensor],
     history: Mapping[str, Any],
-    *,
-    force: bool,
+    job: Job,
 ) -> tuple[str, ...]:
     """Write the output in the names and format of the first file; returns what of its metadata was dropped."""
+    # Files may lack the second name of a tied weight; an untied one is written under both.
+    like = with_names(first, job.untied, job.fallbacks)
     kept = {name: t for name, t in merged.items() if name in like.names}
     return write_checkpoint(
-        target, kept, like=like, provenance=history, force=force
+        target,
+        kept,
+        like=like,
+        provenance=history,
+        force=job.options.force,
+        untied=bool(job.untied),
     )

@@ -33,6 +33,7 @@ from lightning_rebasin.errors import (
     OutputError,
 )
 from lightning_rebasin.files import atomic_path
+from lightning_rebasin.symmetry.run.untie import TIED_SETTING
 
 #: Where provenance is kept: a key of the checkpoint, an attribute of a bare state dict, a header entry of safetensors.
 PROVENANCE_KEY = "lightning_rebasin"
@@ -74,6 +75,7 @@ def write_checkpoint(
     provenance: Mapping[str, Any] | None = None,
     run_state: Mapping[str, Any] | None = None,
     force: bool = False,
+    untied: bool = False,
 ) -> tuple[str, ...]:
     """Write weights as a checkpoint, atomically.
 
@@ -88,6 +90,8 @@ def write_checkpoint(
         provenance: How the weights were made: plain values and tensors.
         run_state: Entries of a training run that hold for these weights too, such as permuted optimizer states.
         force: Overwrite an existing file.
+        untied: The weights have tensors of their own where the network of ``like`` has a tied one; the configuration of
+            a model folder says so.
 
     Returns:
         Names of metadata that were dropped because ``weights_only=True`` would refuse them (a loss function among the
@@ -108,7 +112,7 @@ def write_checkpoint(
     )
     dropped: list[str] = []
     if kind == "folder" and like is not None:
-        _save_folder(path, weights, like, provenance or {})
+        _save_folder(path, weights, like, provenance or {}, untied=untied)
         return ()
     with atomic_path(path) as temporary:
         if kind == "safetensors":
@@ -251,6 +255,8 @@ def _save_folder(
     weights: Mapping[str, Tensor],
     like: Checkpoint,
     provenance: Mapping[str, Any],
+    *,
+    untied: bool,
 ) -> None:
     """A folder in the layout of the one that ``like`` was read from."""
     model = find_model_folder(like.path)
@@ -269,7 +275,8 @@ def _save_folder(
         else:
             _save(dict(tensors), file)
 
-    write_folder(path, weights, model, write_file, history)
+    settings = {TIED_SETTING: False} if untied else {}
+    write_folder(path, weights, model, write_file, history, settings=settings)
 
 
 def _save(payload: Any, path: Path) -> None:

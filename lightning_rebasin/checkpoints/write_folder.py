@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_rebasin.checkpoints.folder import ModelFolder
+from lightning_rebasin.checkpoints.folder import CONFIG, ModelFolder
 from lightning_rebasin.errors import OutputError
 
 #: Writes one file of weights.
@@ -27,6 +27,8 @@ def write_folder(
     like: ModelFolder,
     write_file: WriteFile,
     history: tuple[str, Mapping[str, Any]] | None,
+    *,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights as a model folder.
 
@@ -36,6 +38,7 @@ def write_folder(
         like: Take the division into files, the configuration and the tokenizer from this folder.
         write_file: Writes one file of weights in the format of ``like``.
         history: Name of a JSON file and what to keep in it, how the weights were made.
+        settings: Entries of ``config.json`` that hold for these weights and not for those of ``like``.
 
     Raises:
         OutputError: The folder exists or cannot be written.
@@ -54,6 +57,9 @@ def write_folder(
         ) from error
     try:
         _fill(temporary, weights, like, write_file)
+        config = temporary / CONFIG
+        if settings and config.is_file():
+            _change_config(config, settings)
         if history is not None:
             name, content = history
             (temporary / name).write_text(json.dumps(content, indent=1))
@@ -66,6 +72,24 @@ def write_folder(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _change_config(file: Path, settings: Mapping[str, Any]) -> None:
+    """Set entries of a configuration, and of the configurations inside it that have them too."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    _set_inside(config, settings)
+    config.update(settings)
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def _set_inside(config: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Models of text and images keep one configuration for each part."""
+    for part in config.values():
+        if isinstance(part, dict):
+            known = part.keys() & settings.keys()
+            part.update({name: settings[name] for name in known})
+            _set_inside(part, settings)
 
 
 def _fill(

@@ -81,6 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common.add_kinds_argument(parser)
     parser.add_argument(
+        "--untie",
+        action="store_true",
+        help="with --kinds: give a tied head that stands in the way of larger symmetries weights of its own; OUT then "
+        "needs an untied network (the config.json of a Hugging Face folder says so)",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="do everything but write OUT"
     )
     parser.add_argument(
@@ -146,6 +152,7 @@ def run(args: argparse.Namespace) -> int:
         statistics=args.statistics,
         heads=args.heads,
         kinds=_kinds(args),
+        untie=args.untie,
         select=reading["weights"],
         prefix=reading["prefix"],
         unsafe=reading["unsafe"],

@@ -28,6 +28,6 @@ def refuse_other_lightning(thing: object) -> None:
         if package == _OTHER:
             raise ConfigurationError(
                 f"{type(thing).__name__} comes from the package pytorch_lightning, and lightning_rebasin works with "
-                "the package lightning: import lightning.pytorch as pl instead of pytorch_lightning, everywhere; the code is "
-                "the same, and checkpoints stay valid"
+                "the package lightning: import lightning.pytorch as pl instead of pytorch_lightning; the code "
+                "is the same, and checkpoints stay valid"
             )

@@ -19,10 +19,15 @@ from lightning_rebasin.symmetry.continuous.enlarge import (
     inner_name,
 )
 from lightning_rebasin.symmetry.continuous.operations import Limit
+from lightning_rebasin.symmetry.continuous.plane_maps import (
+    check_planes,
+    with_planes,
+    with_refusals,
+)
 from lightning_rebasin.symmetry.continuous.planes import (
     KIND,
+    FoundPlanes,
     find_planes,
-    with_planes,
 )
 from lightning_rebasin.symmetry.permutations.named_groups import NamedGroups
 from lightning_rebasin.symmetry.permutations.rules.base import Context
@@ -77,11 +82,15 @@ def with_kinds(
     """
     found = propose(spec, first.named, first.passes, kinds)
     _drop_disordered(spec, found)
-    planes = find_planes(spec, first.passes) if "plane" in kinds else {}
+    turned = FoundPlanes()
+    if KIND in kinds:
+        turned = check_planes(spec, find_planes(spec, first.passes))
+    planes = turned.planes
     proposals = {g: [c.kind for c in cs] for g, cs in found.candidates.items()}
-    proposals |= {name: [KIND] * len(pair) for name, pair in planes.items()}
+    proposals |= {name: [KIND] for name in planes}
     if not proposals:
         limited = replace(spec, limits=found.limits)
+        limited = with_refusals(limited, turned.refused)
         return WithKinds(limited, found.blocked)
 
     def build(choices: Mapping[str, int]) -> PermutationSpec:
@@ -91,9 +100,9 @@ def with_kinds(
             if name in found.candidates
         ]
         enlarged = enlarge(spec, chosen, found.limits)
-        for name, number in choices.items():
+        for name in choices:
             if name in planes:
-                enlarged = with_planes(enlarged, planes[name][number])
+                enlarged = with_planes(enlarged, planes[name])
         return enlarged
 
     def own_group(name: str, number: int) -> str:
@@ -110,6 +119,10 @@ def with_kinds(
     proved = build(choices)
     why = {g: reason for g, reason in refused.items() if g in proved.groups}
     limited = replace(proved, limits={**proved.limits, **why})
+    for name, reason in refused.items():
+        if name in planes:
+            turned.refuse(planes[name], reason)
+    limited = with_refusals(limited, turned.refused)
     return WithKinds(limited, found.blocked)
 
 

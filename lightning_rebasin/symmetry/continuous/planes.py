@@ -1,276 +1,324 @@
 """Pairs of query and key units under rotary positions.
 
 Rotary positions turn pairs of coordinates of each query and each key by an angle, so the first analysis pins these
-coordinates: their order matters.  Complex factors on the pairs commute with the turns all the same.  Which coordinates
-are a pair depends on the layout, halves ``(i, i + d/2)`` or neighbours ``(2i, 2i + 1)``; both are proposed, and the
-gate knows.
-
-The weights are found by walking back from the operands of the product ``q·k`` to the products that made them.  With
-grouped queries all queries of a key head share its factors.
+coordinates: their order matters.  Complex factors on the pairs commute with the turns all the same.  Which units are a
+pair is found by following the projections to the product of queries and keys (:mod:`.turns`).  With grouped queries all
+queries of a key head share its factors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
 from torch import Tensor
 
 from lightning_rebasin.symmetry.continuous import operations as ops
+from lightning_rebasin.symmetry.continuous.operations import Limit
+from lightning_rebasin.symmetry.continuous.turns import (
+    Follower,
+    Origins,
+    Rows,
+    codes,
+)
 from lightning_rebasin.symmetry.permutations.rules.base import Context
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
-from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group
-from lightning_rebasin.symmetry.trace.tape import Node, Ref, Tape, references
+from lightning_rebasin.symmetry.spec.values import Group
+from lightning_rebasin.symmetry.trace.tape import Node, Ref, Tape
 
 KIND = "plane"
 
 
 @final
 @dataclass(frozen=True)
-class Planes:
-    """Rotary pairs of one attention.
+class Place:
+    """Where the pairs stand in one tensor.
 
     Args:
-        id: Name of the new group.
-        parent: The key heads; ``None`` for a single head.
-        size: Units in a head.
-        queries: Tensors that make queries, whose rows are heads × units.
-        keys: Tensors that make keys.
-        layout: Unit 2p and 2p + 1 of the group are these rows of a head.
+        tensor: Its name.
+        dim: Its dimension.
+        index: ``(members of the group, copies)``: positions along the dimension.
+        power: +1 for queries, −1 for keys.
     """
 
-    id: str
-    parent: str | None
-    size: int
-    queries: tuple[str, ...]
-    keys: tuple[str, ...]
-    layout: Tensor
+    tensor: str
+    dim: int
+    index: Tensor
+    power: int
 
-    def group(self, spec: PermutationSpec) -> Group:
-        """The new group."""
-        parent = None if self.parent is None else spec.groups[self.parent]
-        return Group(self.id, self.size, parent, KIND)
+
+@final
+@dataclass(frozen=True)
+class Planes:
+    """Rotary pairs of one attention: units 2p and 2p + 1 of a head are pair p.
+
+    Args:
+        group: The new group, inside the key heads if they are one.
+        places: Where it acts.
+    """
+
+    group: Group
+    places: tuple[Place, ...]
+
+
+@final
+@dataclass
+class FoundPlanes:
+    """Proposals by the name of the new group, and for tensors whose pairs cannot be multiplied why."""
+
+    planes: dict[str, Planes] = field(default_factory=dict)
+    refused: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def refuse(self, planes: Planes, why: str) -> None:
+        """Say for all tensors of a proposal why it does not hold."""
+        for place in planes.places:
+            reason = f"no complex factor for each rotary pair: {why}"
+            self.refused[(place.tensor, place.dim)] = reason
 
 
 def find_planes(
     spec: PermutationSpec, passes: Sequence[Context]
-) -> dict[str, list[Planes]]:
-    """Proposals by the name of the new group: for each attention both layouts.
+) -> FoundPlanes:
+    """Look for rotary pairs in every product of queries and keys.
 
     Args:
         spec: Permutations only.
         passes: The last pass of the first analysis over each tape; the first one decides.
     """
-    found: dict[str, list[Planes]] = {}
+    found = FoundPlanes()
     if not passes:
         return found
     tape = passes[0].tape
-    makers: dict[int, Node] = {}
-    for node in tape.nodes:
-        makers.update(dict.fromkeys(node.outputs, node))
-    live = tape.live_nodes()[0]
-    for node in live:
-        if node.op in ops.ATTENTION:
-            proposals = _of_attention(spec, tape, makers, node)
-            for planes in proposals:
-                found.setdefault(planes.id, []).append(planes)
+    follower = Follower(tape)
+    for node in tape.live_nodes()[0]:
+        operands = _queries_and_keys(node)
+        if operands is None:
+            continue
+        if not all(map(follower.reaches_projections_only, operands)):
+            continue
+        _look_at(spec, _Meeting(tape, node, *operands), follower, found)
     return found
 
 
-def _of_attention(
-    spec: PermutationSpec, tape: Tape, makers: dict[int, Node], node: Node
-) -> Iterator[Planes]:
-    """The pairs of one attention, in both layouts; none if its heads do not consist of pairs."""
-    query, key = node.arguments["query"], node.arguments["key"]
-    size = tape.values[query.value].shape[-1]
-    queries = _weights_behind(tape, makers, query)
-    keys = _weights_behind(tape, makers, key)
-    if size % 2 or not queries or not keys:
-        return
-    parent = _shared_heads(spec, keys, size)
-    if not _fits(spec, parent, size, queries, keys):
-        return
-    first = keys[0]
-    module = first.rpartition(".")[0]
-    name = f"{module or first}/plane"
-    for layout in _layouts(size):
-        yield Planes(name, parent, size, queries, keys, layout)
+@final
+@dataclass(frozen=True)
+class _Meeting:
+    """A product of queries and keys."""
+
+    tape: Tape
+    node: Node
+    query: int
+    key: int
 
 
-def _layouts(size: int) -> Iterator[Tensor]:
-    """Halves, and neighbours."""
-    order = torch.arange(size)
-    yield order.reshape(2, -1).T.reshape(-1)
-    yield order
-
-
-def _weights_behind(
-    tape: Tape, makers: dict[int, Node], operand: Ref
-) -> tuple[str, ...]:
-    """The tensors of the products that made an operand, their biases included; empty if there are none."""
-    pending = [operand.value]
-    seen = set(pending)
-    found: dict[str, None] = {}
-    while pending:
-        value = pending.pop()
-        node = makers.get(value)
-        if node is None:
-            continue
-        if node.op in ops.CONTRACTED:
-            for factor in _factors(node):
-                weight = _state_behind(tape, makers, factor)
-                found.update(weight)
-            continue
-        for ref in references(node.arguments):
-            other = ref.value
-            if other not in seen:
-                seen.add(other)
-                pending.append(other)
-    return tuple(found)
-
-
-def _factors(node: Node) -> Iterator[int]:
-    """What a product multiplies its input with, and what it adds."""
-    _, right, added = ops.CONTRACTED[node.op]
-    for name in (right, added):
-        given = node.arguments.get(name)
-        if isinstance(given, Ref):
-            yield given.value
-
-
-def _state_behind(
-    tape: Tape, makers: dict[int, Node], value: int
-) -> dict[str, None]:
-    """The tensor of the state that a value is, perhaps transposed."""
-    while tape.values[value].origin != "state":
-        node = makers.get(value)
-        if node is None or node.op not in ops.COPIES:
-            return {}
-        behind = [ref.value for ref in references(node.arguments)]
-        value = behind[0]
-    return {tape.values[value].name: None}
-
-
-def _shared_heads(
-    spec: PermutationSpec, keys: Sequence[str], size: int
-) -> str | None:
-    """The group of key heads: it orders blocks of ``size`` rows of the weight that makes keys."""
-    axis_map = spec.maps.get(keys[0])
-    for component in axis_map.components if axis_map is not None else ():
-        if component.sites == (0,) and component.index.shape[1] == size:
-            return component.group
-    return None
-
-
-def _fits(
-    spec: PermutationSpec,
-    parent: str | None,
-    size: int,
-    queries: Sequence[str],
-    keys: Sequence[str],
-) -> bool:
-    """Whether all rows of all these tensors are heads × units."""
-    if parent is None:
-        # A single head, or heads whose order matters: only the former is one set of units.
-        rows = [spec.tensors[name].shape[0] for name in (*queries, *keys)]
-        return all(count == size for count in rows)
-    heads = spec.groups[parent].members
-    for name in (*queries, *keys):
-        count = spec.tensors[name].shape[0]
-        component = _blocks_of(spec.maps.get(name), size)
-        if component is None or count % (heads * size):
-            return False
-        group = spec.groups[component.group]
-        own = group if group.id == parent else group.parent
-        if own is None or own.id != parent:
-            return False
-    return True
-
-
-def _blocks_of(axis_map: AxisMap | None, size: int) -> Component | None:
-    """The component that orders blocks of ``size`` rows, if they stand in order along the whole first dimension."""
-    if axis_map is None or len(axis_map.sites[0]) != 1:
+def _queries_and_keys(node: Node) -> tuple[int, int] | None:
+    """The operands of an operation that may be a product of queries and keys."""
+    if node.op in ops.ATTENTION:
+        names = ("query", "key")
+    elif node.op in ("aten.bmm", "aten.baddbmm", "aten.mm"):
+        names = ops.CONTRACTED[node.op][:2]
+    else:
         return None
-    rows = axis_map.shape[0]
-    for component in axis_map.components:
-        if component.sites != (0,):
-            continue
-        index = component.index
-        whole = index.numel() == rows
-        blocks = index.shape[1] == size
-        if whole and blocks:
-            flat = index.reshape(-1)
-            in_order = torch.equal(flat, torch.arange(rows))
-            return component if in_order else None
+    query, key = (node.arguments.get(name) for name in names)
+    if isinstance(query, Ref) and isinstance(key, Ref):
+        return query.value, key.value
     return None
 
 
-def with_planes(spec: PermutationSpec, planes: Planes) -> PermutationSpec:
-    """The spec with the pairs of one attention.
+def _look_at(
+    spec: PermutationSpec,
+    meeting: _Meeting,
+    follower: Follower,
+    found: FoundPlanes,
+) -> None:
+    """Add what one product of queries and keys allows, or why it allows nothing."""
+    rows: list[Rows] = []
+    try:
+        query, key = follower.of(meeting.query), follower.of(meeting.key)
+        if query is None or key is None:
+            return
+        rows = [*query.rows, *key.rows]
+        heads = _pairs(meeting, query, key)
+        if heads is None or _are_free(spec, key.rows[0], heads.keys):
+            return
+        planes = _planes(spec, query, key, heads)
+        found.planes.setdefault(planes.group.id, planes)
+    except Limit as limit:
+        why = f"no complex factor for each rotary pair: {limit}"
+        for one in rows or follower.projections(meeting.query, meeting.key):
+            found.refused.setdefault((one.tensor, one.dim), why)
+
+
+@final
+@dataclass(frozen=True)
+class _Heads:
+    """Columns of projections, a row for each head and for each pair of units two entries.
 
     Args:
-        spec: Any spec in which the heads are permutations.
-        planes: What to add.
+        keys: Columns of the keys, each key head once.
+        queries: For each key head the columns of its queries: ``(key heads, queries, units)``.
     """
-    group = planes.group(spec)
-    maps = dict(spec.maps)
-    for names, power in ((planes.queries, 1), (planes.keys, -1)):
-        for name in names:
-            maps[name] = _with_rows(spec, name, planes, power)
-    groups: dict[str, Group] = {}
-    for known in spec.groups.values():
-        groups[known.id] = known
-        if known.id == planes.parent:
-            groups[group.id] = group
-    groups.setdefault(group.id, group)
-    return replace(spec, groups=groups, maps=maps)
+
+    keys: Tensor
+    queries: Tensor
 
 
-def _with_rows(
-    spec: PermutationSpec, name: str, planes: Planes, power: int
-) -> AxisMap:
-    """The map of a tensor whose rows are key heads × queries of each × units."""
-    shape = spec.tensors[name].shape
-    size = planes.size
-    heads = 1
-    if planes.parent is not None:
-        heads = spec.groups[planes.parent].members
-    each = shape[0] // (heads * size)
-    factors = (heads, each, size)
-    own = tuple(factor for factor in factors if factor > 1)
-    # Sites of the rows: heads first, units last; the queries of a head stand between them.
-    last = len(own) - 1
-    over = (0, last) if heads > 1 else (last,)
-    places = torch.arange(heads * size)
-    grid = places.reshape(heads, size)
-    in_layout = grid[:, planes.layout]
-    index = in_layout.reshape(-1, 1)
-    pairs = Component(planes.id, over, index, power)
-    old = spec.maps.get(name)
-    if old is None:
-        rest = tuple((count,) for count in shape[1:])
-        return AxisMap(name, (own, *rest), (pairs,))
-    shift = len(own) - 1
-    components = [pairs]
-    for component in old.components:
-        if component.sites != (0,):
-            moved = tuple(site + shift for site in component.sites)
-            kept = replace(component, sites=moved)
-            components.append(kept)
-        elif component.group != planes.parent and each > 1:
-            kept = _queries_of_heads(component, heads, each)
-            components.append(kept)
-    sites = (own, *old.sites[1:])
-    return AxisMap(name, sites, tuple(components))
+def _pairs(
+    meeting: _Meeting, query: Origins, key: Origins
+) -> _Heads | None:
+    """The pairs of each key head and of its queries; ``None`` if nothing is turned.
+
+    Raises:
+        Limit: What is turned are no pairs.
+    """
+    if query.is_plain and key.is_plain:
+        return None
+    both = [_by_head(meeting, origins, side) for side, origins in enumerate((query, key))]
+    (low_q, high_q), (low_k, high_k) = both
+    low_q, high_q, low_k, high_k = (
+        t.reshape(-1, t.shape[-1])
+        for t in torch.broadcast_tensors(low_q, high_q, low_k, high_k)
+    )
+    found: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+    for row in range(len(low_k)):
+        order = _paired(low_k[row].tolist(), high_k[row].tolist(), meeting.node)
+        keys = _units(low_k[row], high_k[row], order)
+        queries = _units(low_q[row], high_q[row], order)
+        if len(set(queries)) < len(queries):
+            raise Limit(f"queries and keys are not turned alike at {meeting.node.where}")
+        found.setdefault(keys, {})[queries] = None
+    if len({len(queries) for queries in found.values()}) != 1:
+        raise Limit("key heads have different numbers of queries")
+    keys_of = torch.tensor(list(found))
+    queries_of = torch.tensor([list(queries) for queries in found.values()])
+    return _Heads(keys_of, queries_of)
 
 
-def _queries_of_heads(
-    component: Component, heads: int, each: int
-) -> Component:
-    """The order of the queries of each key head stays a group of its own."""
-    places = torch.arange(heads * each)
-    index = places[:, None]
-    sites = (0, 1) if heads > 1 else (0,)
-    return replace(component, sites=sites, index=index)
+def _by_head(
+    meeting: _Meeting, origins: Origins, side: int
+) -> tuple[Tensor, Tensor]:
+    """First and last column for each coordinate, which is the last dimension; other dimensions are heads."""
+    places = [origins.low, origins.high, origins.code]
+    shape = list(meeting.tape.values[(meeting.query, meeting.key)[side]].shape)
+    attention = meeting.node.op in ops.ATTENTION
+    if side and not attention:
+        places = [p.transpose(-1, -2) for p in places]
+        shape[-1], shape[-2] = shape[-2], shape[-1]
+    if places[0].shape[-2] != 1:
+        raise Limit(f"positions are not alike at {meeting.node.where}")
+    places = [p.expand(*p.shape[:-1], shape[-1]) for p in places]
+    if attention:
+        places = [_for_all_queries(meeting, p) for p in places]
+    low, high, code = torch.broadcast_tensors(*places)
+    numbers = codes(int(high.max()) + 1)
+    _check_two(low, high, code, numbers, meeting.node)
+    return low, high
+
+
+def _for_all_queries(meeting: _Meeting, places: Tensor) -> Tensor:
+    """Heads of grouped keys as often as they have queries."""
+    queries = meeting.tape.values[meeting.query].shape[-3]
+    heads = places.shape[-3]
+    if heads in (1, queries) or queries % heads:
+        return places
+    return places.repeat_interleave(queries // heads, -3)
+
+
+def _check_two(
+    low: Tensor, high: Tensor, code: Tensor, numbers: Tensor, node: Node
+) -> None:
+    """Raise unless each coordinate comes from one unit or from two, each once."""
+    one = numbers[low]
+    expected = torch.where(low == high, one, one + numbers[high])
+    if not torch.allclose(code, expected, rtol=0, atol=1e-9):
+        raise Limit(f"more than two units are mixed before {node.where}")
+
+
+def _paired(low: list[int], high: list[int], node: Node) -> list[int]:
+    """For each pair of units, in order, one coordinate that is made of it."""
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, pair in enumerate(zip(low, high, strict=True)):
+        if pair[0] != pair[1]:
+            places.setdefault(pair, []).append(place)
+    units = [unit for pair in places for unit in pair]
+    alone = len(set(units)) < len(units)
+    if alone or any(len(two) != 2 for two in places.values()):
+        width = len(low)
+        odd = f": a head has the odd width {width}" if width % 2 else ""
+        raise Limit(f"the units that are turned before {node.where} are no pairs{odd}")
+    return [two[0] for _, two in sorted(places.items())]
+
+
+def _units(low: Tensor, high: Tensor, order: list[int]) -> tuple[int, ...]:
+    """The units of all pairs, one pair after the other."""
+    both = torch.stack([low[order], high[order]], -1)
+    return tuple(both.reshape(-1).tolist())
+
+
+def _are_free(spec: PermutationSpec, rows: Rows, keys: Tensor) -> bool:
+    """Whether the units of a head may be rearranged already: then they are not turned by positions."""
+    pair = rows.places[keys[0, :2]]
+    for _, member_of in _members(spec, rows):
+        first, second = member_of[pair].tolist()
+        if first != second and first >= 0 and second >= 0:
+            return True
+    return False
+
+
+def _members(
+    spec: PermutationSpec, rows: Rows
+) -> Iterator[tuple[str, Tensor]]:
+    """For each group along a dimension of a tensor, to which member each position belongs; −1 for none."""
+    axis_map = spec.maps.get(rows.tensor)
+    if axis_map is None or len(axis_map.sites[rows.dim]) != 1:
+        return
+    site = axis_map.site_dims.index(rows.dim)
+    found: dict[str, Tensor] = {}
+    for component in axis_map.components:
+        if component.sites != (site,):
+            continue
+        known = found.setdefault(
+            component.group, torch.full((axis_map.shape[rows.dim],), -1)
+        )
+        numbers = torch.arange(len(component.index))[:, None]
+        known[component.index] = numbers.expand(component.index.shape)
+    yield from found.items()
+
+
+def _planes(
+    spec: PermutationSpec, query: Origins, key: Origins, heads: _Heads
+) -> Planes:
+    """The new group and where it acts."""
+    module = key.rows[0].tensor.rpartition(".")[0]
+    name = f"{module or key.rows[0].tensor}/plane"
+    parent, order = _parent(spec, key.rows[0], heads.keys)
+    keys, queries = heads.keys[order], heads.queries[order]
+    count, size = keys.shape
+    if parent is None:
+        group = Group(name, count * size, None, KIND)
+    else:
+        group = Group(name, size, spec.groups[parent], KIND)
+    places = []
+    # (key heads, queries, units) → a row for each unit of each key head, a column for each query
+    of_queries = queries.transpose(1, 2).reshape(count * size, -1)
+    of_keys = keys.reshape(-1, 1)
+    for columns, origins, power in ((of_queries, query, 1), (of_keys, key, -1)):
+        for rows in origins.rows:
+            place = Place(rows.tensor, rows.dim, rows.places[columns], power)
+            places.append(place)
+    return Planes(group, tuple(places))
+
+
+def _parent(
+    spec: PermutationSpec, rows: Rows, keys: Tensor
+) -> tuple[str | None, Tensor]:
+    """The group of which every key head is a member, and the key heads in its order; all heads are one set without it."""
+    for group, member_of in _members(spec, rows):
+        members = member_of[rows.places[keys]]
+        first = members[:, 0]
+        same = bool((members == first[:, None]).all())
+        if same and first.unique().numel() == spec.groups[group].members:
+            return group, first.argsort()
+    return None, torch.arange(len(keys))

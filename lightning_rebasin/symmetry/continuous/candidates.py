@@ -19,6 +19,7 @@ from lightning_rebasin.symmetry.continuous.exponents import (
 )
 from lightning_rebasin.symmetry.continuous.mixing import Mixing, find_mixing
 from lightning_rebasin.symmetry.continuous.operations import Limit
+from lightning_rebasin.symmetry.continuous.planes import block_groups
 from lightning_rebasin.symmetry.permutations.named_groups import NamedGroups
 from lightning_rebasin.symmetry.permutations.rules.base import Context
 from lightning_rebasin.symmetry.spec.folds import Fold
@@ -106,7 +107,8 @@ def propose(
             if mixing.limit:
                 found.limits[group.id] = mixing.limit
         except Limit as limit:
-            found.limits[group.id] = str(limit)
+            if not _orders_blocks(spec, group):
+                found.limits[group.id] = str(limit)
             if limit.weight:
                 found.blocked[group.id] = limit.weight
         # Matrices contain the numbers.
@@ -115,6 +117,16 @@ def propose(
         if candidates:
             found.candidates[group.id] = candidates
     return found
+
+
+def _orders_blocks(spec: PermutationSpec, group: Group) -> bool:
+    """Whether the members of a group are blocks of units wherever they stand: nobody expects to mix heads."""
+    for name in spec.tensors_of(group.id):
+        axis_map = spec.maps[name]
+        for dim in axis_map.dims_of(group.id):
+            if group.id not in block_groups(spec, name, dim):
+                return False
+    return True
 
 
 def _check_size(spec: PermutationSpec, group: Group) -> None:

@@ -82,13 +82,14 @@ class Carrying:
         for node in tape.live_nodes()[0]:
             operands = []
             for ref in references(node.arguments):
-                # Integers are indices and masks.
-                if not tape.values[ref.value].integral:
+                # Integers are indices and masks; a cache is empty before its first key comes to it.
+                value = tape.values[ref.value]
+                if not value.integral and 0 not in value.shape:
                     operands.append(ref.value)
             met = Met(node, tuple(operands))
             groups: dict[str, None] = {}
-            for value in (*operands, *node.outputs):
-                groups.update(dict.fromkeys(self.of(value)))
+            for number in (*operands, *node.outputs):
+                groups.update(dict.fromkeys(self.of(number)))
             for group in groups:
                 found.setdefault(group, []).append(met)
         return found

@@ -128,9 +128,7 @@ def _with_powers(
         for power in dict.fromkeys(own):
             columns = [copy for copy in range(copies) if own[copy] == power]
             index = component.index[:, columns]
-            components.append(
-                Component(name, component.sites, index, power)
-            )
+            components.append(Component(name, component.sites, index, power))
     return replace(axis_map, components=tuple(components))
 
 

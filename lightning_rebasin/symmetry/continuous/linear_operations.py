@@ -103,7 +103,9 @@ def _beside(vectors: Vectors, step: Step, dim: int) -> Roles:
         shape = list(step.value(value).shape)
         if stacked:
             shape.insert(dim, 1)
-            roles = roles.unsqueeze(dim) if isinstance(roles, Tensor) else roles
+            roles = (
+                roles.unsqueeze(dim) if isinstance(roles, Tensor) else roles
+            )
         parts.append((roles, shape))
     return beside(parts, dim)
 

@@ -115,6 +115,4 @@ def _needs_length(vectors: Vectors, step: Step) -> None:
 
 
 def _needs_mean(vectors: Vectors, step: Step) -> None:
-    vectors.keeps_mean = (
-        vectors.keeps_mean or f"{step.name} looks at its mean"
-    )
+    vectors.keeps_mean = vectors.keeps_mean or f"{step.name} looks at its mean"

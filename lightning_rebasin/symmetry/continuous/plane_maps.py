@@ -18,6 +18,7 @@ from lightning_rebasin.symmetry.continuous.planes import (
     FoundPlanes,
     Place,
     Planes,
+    block_groups,
 )
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group
@@ -78,13 +79,13 @@ def with_refusals(
     pins = []
     for pin in spec.pinned:
         why = refused.get((pin.tensor, pin.dim))
-        pins.append(replace(pin, reason=f"{pin.reason}; {why}") if why else pin)
+        pins.append(
+            replace(pin, reason=f"{pin.reason}; {why}") if why else pin
+        )
     for (name, dim), why in refused.items():
-        axis_map = spec.maps.get(name)
-        for group in axis_map.groups if axis_map is not None else ():
-            assert axis_map is not None
-            if dim in axis_map.dims_of(group):
-                limits[group] = why
+        # The heads, of which nothing smaller than blocks is left.
+        for group in block_groups(spec, name, dim):
+            limits[group] = why
     return replace(spec, pinned=tuple(pins), limits=limits)
 
 
@@ -95,7 +96,9 @@ def _with_places(
     places = list(places)
     dim = places[0].dim
     if len(axis_map.sites[dim]) != 1:
-        raise Limit(f"a dimension of {axis_map.tensor!r} holds other units, too")
+        raise Limit(
+            f"a dimension of {axis_map.tensor!r} holds other units, too"
+        )
     site = axis_map.site_dims.index(dim)
     parent = None if group.parent is None else group.parent.id
     covered = torch.zeros(axis_map.shape[dim], dtype=torch.bool)
@@ -103,7 +106,9 @@ def _with_places(
         covered[place.index] = True
     components: list[Component] = []
     for component in axis_map.components:
-        over = component.sites == (site,) and bool(covered[component.index].any())
+        over = component.sites == (site,) and bool(
+            covered[component.index].any()
+        )
         if not over:
             components.append(component)
         elif component.group == parent:
@@ -111,7 +116,9 @@ def _with_places(
         else:
             return _with_queries(axis_map, group, places, site)
     for place in places:
-        components.append(Component(group.id, (site,), place.index, place.power))
+        components.append(
+            Component(group.id, (site,), place.index, place.power)
+        )
     return replace(axis_map, components=tuple(components))
 
 
@@ -127,10 +134,13 @@ def _with_queries(
     axis_map: AxisMap, group: Group, places: list[Place], site: int
 ) -> AxisMap:
     """The rows are key heads × queries × units in order, and queries are a group inside the key heads."""
-    if len(places) != 1 or group.parent is None:
-        raise Limit(f"queries and keys of {axis_map.tensor!r} cannot be told apart")
+    if len(places) != 1:
+        raise Limit(
+            f"the queries of a key head stand beside keys in {axis_map.tensor!r}"
+        )
     (place,) = places
-    heads, size = group.parent.members, group.size
+    heads, size = group.instances, group.size
+    parent = None if group.parent is None else group.parent.id
     each = place.index.shape[1]
     # Of every head and query the units, relative to where its rows begin.
     grid = place.index.reshape(heads, size, each).transpose(1, 2)
@@ -139,7 +149,9 @@ def _with_queries(
     whole = axis_map.shape[place.dim] == heads * each * size
     regular = bool((layout == layout[0, 0]).all())
     if not whole or not regular or layout.min() < 0 or layout.max() >= size:
-        raise Limit(f"the rows of {axis_map.tensor!r} are not heads of queries in their order")
+        raise Limit(
+            f"the rows of {axis_map.tensor!r} are not heads of queries in their order"
+        )
     factors = (heads, each, size)
     own = tuple(factor for factor in factors if factor > 1)
     # Sites of the rows: heads first, units last; the queries of a head stand between them.
@@ -150,8 +162,10 @@ def _with_queries(
     components = [pairs]
     for component in axis_map.components:
         if component.sites == (site,):
-            if component.group != group.parent.id:
-                components.append(_queries_of_heads(component, site, heads, each))
+            if component.group != parent:
+                components.append(
+                    _queries_of_heads(component, site, heads, each)
+                )
             continue
         moved = tuple(s + shift if s > site else s for s in component.sites)
         components.append(replace(component, sites=moved))

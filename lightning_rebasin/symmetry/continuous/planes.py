@@ -25,7 +25,7 @@ from lightning_rebasin.symmetry.continuous.turns import (
 )
 from lightning_rebasin.symmetry.permutations.rules.base import Context
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
-from lightning_rebasin.symmetry.spec.values import Group
+from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group
 from lightning_rebasin.symmetry.trace.tape import Node, Ref, Tape
 
 KIND = "plane"
@@ -146,9 +146,13 @@ def _look_at(
         planes = _planes(spec, query, key, heads)
         found.planes.setdefault(planes.group.id, planes)
     except Limit as limit:
+        if not follower.is_turned(meeting.query):
+            # Units that nothing turns have no pairs.
+            return
         why = f"no complex factor for each rotary pair: {limit}"
         for one in rows or follower.projections(meeting.query, meeting.key):
-            found.refused.setdefault((one.tensor, one.dim), why)
+            if _is_pinned(spec, one):
+                found.refused.setdefault((one.tensor, one.dim), why)
 
 
 @final
@@ -165,9 +169,7 @@ class _Heads:
     queries: Tensor
 
 
-def _pairs(
-    meeting: _Meeting, query: Origins, key: Origins
-) -> _Heads | None:
+def _pairs(meeting: _Meeting, query: Origins, key: Origins) -> _Heads | None:
     """The pairs of each key head and of its queries; ``None`` if nothing is turned.
 
     Raises:
@@ -175,7 +177,10 @@ def _pairs(
     """
     if query.is_plain and key.is_plain:
         return None
-    both = [_by_head(meeting, origins, side) for side, origins in enumerate((query, key))]
+    both = [
+        _by_head(meeting, origins, side)
+        for side, origins in enumerate((query, key))
+    ]
     (low_q, high_q), (low_k, high_k) = both
     low_q, high_q, low_k, high_k = (
         t.reshape(-1, t.shape[-1])
@@ -183,11 +188,15 @@ def _pairs(
     )
     found: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
     for row in range(len(low_k)):
-        order = _paired(low_k[row].tolist(), high_k[row].tolist(), meeting.node)
+        order = _paired(
+            low_k[row].tolist(), high_k[row].tolist(), meeting.node
+        )
         keys = _units(low_k[row], high_k[row], order)
         queries = _units(low_q[row], high_q[row], order)
         if len(set(queries)) < len(queries):
-            raise Limit(f"queries and keys are not turned alike at {meeting.node.where}")
+            raise Limit(
+                f"queries and keys are not turned alike at {meeting.node.where}"
+            )
         found.setdefault(keys, {})[queries] = None
     if len({len(queries) for queries in found.values()}) != 1:
         raise Limit("key heads have different numbers of queries")
@@ -247,7 +256,9 @@ def _paired(low: list[int], high: list[int], node: Node) -> list[int]:
     if alone or any(len(two) != 2 for two in places.values()):
         width = len(low)
         odd = f": a head has the odd width {width}" if width % 2 else ""
-        raise Limit(f"the units that are turned before {node.where} are no pairs{odd}")
+        raise Limit(
+            f"the units that are turned before {node.where} are no pairs{odd}"
+        )
     return [two[0] for _, two in sorted(places.items())]
 
 
@@ -255,6 +266,36 @@ def _units(low: Tensor, high: Tensor, order: list[int]) -> tuple[int, ...]:
     """The units of all pairs, one pair after the other."""
     both = torch.stack([low[order], high[order]], -1)
     return tuple(both.reshape(-1).tolist())
+
+
+def _is_pinned(spec: PermutationSpec, rows: Rows) -> bool:
+    """Whether nothing moves along a dimension of a tensor, or some of its units move in blocks only."""
+    axis_map = spec.maps.get(rows.tensor)
+    if axis_map is None:
+        return True
+    moved = [c for c in axis_map.components if _stands(axis_map, c, rows.dim)]
+    return not moved or bool(block_groups(spec, rows.tensor, rows.dim))
+
+
+def _stands(axis_map: AxisMap, component: Component, dim: int) -> bool:
+    return any(axis_map.site_dims[site] == dim for site in component.sites)
+
+
+def block_groups(spec: PermutationSpec, tensor: str, dim: int) -> list[str]:
+    """Groups of which each member is a block of neighbouring positions along a dimension of a tensor, such as a head."""
+    axis_map = spec.maps.get(tensor)
+    found: dict[str, None] = {}
+    for component in axis_map.components if axis_map is not None else ():
+        assert axis_map is not None
+        if _stands(axis_map, component, dim):
+            own = [s for s in component.sites if axis_map.site_dims[s] == dim]
+            # The last site of a dimension counts neighbours.
+            inner = max(own) + 1
+            beside = axis_map.site_dims[inner : inner + 1] == (dim,)
+            index = component.index.sort(1).values
+            if beside or bool((index.diff(dim=1) == 1).any()):
+                found[component.group] = None
+    return list(found)
 
 
 def _are_free(spec: PermutationSpec, rows: Rows, keys: Tensor) -> bool:
@@ -304,7 +345,10 @@ def _planes(
     # (key heads, queries, units) → a row for each unit of each key head, a column for each query
     of_queries = queries.transpose(1, 2).reshape(count * size, -1)
     of_keys = keys.reshape(-1, 1)
-    for columns, origins, power in ((of_queries, query, 1), (of_keys, key, -1)):
+    for columns, origins, power in (
+        (of_queries, query, 1),
+        (of_keys, key, -1),
+    ):
         for rows in origins.rows:
             place = Place(rows.tensor, rows.dim, rows.places[columns], power)
             places.append(place)

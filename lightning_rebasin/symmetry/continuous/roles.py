@@ -99,8 +99,10 @@ def simplified(roles: Tensor) -> Roles:
 def compressed(places: Tensor) -> Tensor:
     """The same with size 1 along dimensions along which nothing changes."""
     for dim in range(places.ndim):
+        if places.shape[dim] < 2:
+            continue
         first = places.narrow(dim, 0, 1)
-        if places.shape[dim] > 1 and bool((places == first).all()):
+        if bool((places == first).all()):
             places = first
     return places
 
@@ -135,7 +137,9 @@ def followed(step: Step, value: int, roles: Roles) -> dict[int, Roles]:
     try:
         moved = moved_places(step.node, value, roles.expand(shape))
     except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise Limit(f"its copies cannot be told apart at {step.name}") from error
+        raise Limit(
+            f"its copies cannot be told apart at {step.name}"
+        ) from error
     found = dict(zip(step.node.outputs, moved, strict=True))
     return {number: simplified(found[number]) for number in step.results}
 
@@ -180,9 +184,13 @@ def beside(parts: Sequence[tuple[Roles, Sequence[int]]], dim: int) -> Roles:
         sizes[dim] = shape[dim]
         given = torch.as_tensor(roles)
         if given.ndim:
-            sizes = [max(pair) for pair in zip(given.shape, sizes, strict=True)]
+            sizes = [
+                max(pair) for pair in zip(given.shape, sizes, strict=True)
+            ]
         pieces.append(given.expand(sizes))
-    widest = [max(sizes) for sizes in zip(*(p.shape for p in pieces), strict=True)]
+    widest = [
+        max(sizes) for sizes in zip(*(p.shape for p in pieces), strict=True)
+    ]
     full = []
     for piece in pieces:
         sizes = list(widest)

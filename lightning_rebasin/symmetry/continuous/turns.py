@@ -33,6 +33,8 @@ _MOVES = MOVING | RESHAPING | STAYING
 #: Contractions whose right operand may be the weight of a projection.
 _PROJECTIONS = ops.names("mm addmm bmm baddbmm")
 
+_ANGLES = ops.names("cos sin polar view_as_complex")
+
 
 @final
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ class Origins:
         )
 
 
-def _made(low: Tensor, high: Tensor, code: Tensor, rows: tuple[Rows, ...]) -> Origins:
+def _made(
+    low: Tensor, high: Tensor, code: Tensor, rows: tuple[Rows, ...]
+) -> Origins:
     return Origins(compressed(low), compressed(high), compressed(code), rows)
 
 
@@ -116,6 +120,21 @@ class Follower:
                 return False
         return reached
 
+    def is_turned(self, value: int) -> bool:
+        """Whether angles have to do with a value: sines and cosines, complex numbers, or a table of numbers."""
+        for node in self._behind(value):
+            if node.op in _ANGLES:
+                return True
+            tables = [ref.value for ref in references(node.arguments)]
+            if node.op == "aten.mul" and any(map(self._is_table, tables)):
+                return True
+        return False
+
+    def _is_table(self, value: int) -> bool:
+        tensor = self._tape.values[value]
+        constant = tensor.origin == "constant" and not tensor.integral
+        return constant and len(tensor.varying) > 1
+
     def projections(self, *values: int) -> Iterator[Rows]:
         """The tensors of all projections behind some values."""
         for value in values:
@@ -141,7 +160,9 @@ class Follower:
         """Whether both factors of a contraction depend on operations: angles are products of constants and positions."""
         left, right = (node.arguments.get(n) for n in _factors(node))
         for given in (left, right):
-            if isinstance(given, Ref) and not self._is_computed_value(given.value):
+            if isinstance(given, Ref) and not self._is_computed_value(
+                given.value
+            ):
                 return False
         return True
 
@@ -198,12 +219,16 @@ class Follower:
     def _changed(
         self, node: Node, known: dict[int, Origins]
     ) -> Iterator[tuple[int, Origins]]:
-        operands = [ref.value for ref in references(node.arguments)]
+        operands = []
+        for ref in references(node.arguments):
+            # A cache is empty before its first key comes to it.
+            if 0 not in self._tape.values[ref.value].shape:
+                operands.append(ref.value)
         output = node.outputs[0]
         if node.op in ("aten.cat", "aten.stack"):
             yield output, self._beside(node, operands, known)
         elif len(known) == 1 and operands.count(next(iter(known))) == 1:
-            (value, origins), = known.items()
+            ((value, origins),) = known.items()
             yield from self._alone(node, value, origins, operands)
         elif node.op in ("aten.add", "aten.sub") and len(known) == 2:
             yield output, _added(node, *known.values())
@@ -225,7 +250,10 @@ class Follower:
             low, high = origins.low, origins.high
             wide = self._tape.values[value].shape[-1]
             code = origins.code.expand(*origins.code.shape[:-1], wide)
-            yield output, _made(low.amin(-1), high.amax(-1), code.sum(-1), origins.rows)
+            yield (
+                output,
+                _made(low.amin(-1), high.amax(-1), code.sum(-1), origins.rows),
+            )
         elif node.op == "aten.view_as_real":
             yield output, origins.changed(lambda places: places[..., None])
         elif node.op in ("aten.mul", "aten.div"):
@@ -233,7 +261,10 @@ class Follower:
             if divides:
                 raise _limit(node)
             shape = self._tape.values[output].shape
-            yield output, origins.changed(lambda places: _wide(places, len(shape)))
+            yield (
+                output,
+                origins.changed(lambda places: _wide(places, len(shape))),
+            )
         elif node.op == "aten.add":
             yield output, self._biased(node, value, origins, operands)
         else:
@@ -258,7 +289,9 @@ class Follower:
         """Pieces of one projection joined again."""
         pieces = [known.get(value) for value in operands]
         first = pieces[0]
-        if first is None or any(p is None or p.rows != first.rows for p in pieces):
+        if first is None or any(
+            p is None or p.rows != first.rows for p in pieces
+        ):
             raise Limit(f"{node.where} joins units of several projections")
         shapes = [self._tape.values[value].shape for value in operands]
         join = torch.cat if node.op == "aten.cat" else torch.stack
@@ -286,7 +319,9 @@ class Follower:
         bias = self._state_rows(others[0]) if others else None
         columns = origins.low.reshape(-1)
         count = self._tape.values[value].shape[-1]
-        untouched = origins.is_plain and torch.equal(columns, torch.arange(count))
+        untouched = origins.is_plain and torch.equal(
+            columns, torch.arange(count)
+        )
         if bias is None or not untouched or len(bias.places) != count:
             raise _limit(node)
         return replace(origins, rows=(*origins.rows, bias))
@@ -297,7 +332,10 @@ class Follower:
             return None
         _, right, added = ops.CONTRACTED[node.op]
         weight = self._state_rows(_value(node, right))
-        if weight is None or self._tape.values[_value(node, right)].origin == "constant":
+        if (
+            weight is None
+            or self._tape.values[_value(node, right)].origin == "constant"
+        ):
             return None
         given = node.arguments.get(added) if added else None
         if not isinstance(given, Ref):

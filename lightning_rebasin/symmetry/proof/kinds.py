@@ -129,7 +129,9 @@ class KindsGate:
                     example, _signed_mean
                 ).items():
                     known = found.get(name)
-                    found[name] = gradient if known is None else known + gradient
+                    found[name] = (
+                        gradient if known is None else known + gradient
+                    )
         except _NO_GRADIENT:
             return {}
         return found

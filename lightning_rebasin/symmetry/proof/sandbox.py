@@ -115,7 +115,9 @@ class Sandbox:
         Raises:
             TraceError: The forward pass failed.
         """
-        outputs = self._outputs(example, self.state if state is None else state)
+        outputs = self._outputs(
+            example, self.state if state is None else state
+        )
         return {path: tensor.detach() for path, tensor in outputs.items()}
 
     def gradients(

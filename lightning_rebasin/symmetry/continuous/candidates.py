@@ -17,9 +17,9 @@ from lightning_rebasin.symmetry.continuous.exponents import (
     ExponentWalk,
     NumberKind,
 )
+from lightning_rebasin.symmetry.continuous.heads import block_groups
 from lightning_rebasin.symmetry.continuous.mixing import Mixing, find_mixing
 from lightning_rebasin.symmetry.continuous.operations import Limit
-from lightning_rebasin.symmetry.continuous.planes import block_groups
 from lightning_rebasin.symmetry.permutations.named_groups import NamedGroups
 from lightning_rebasin.symmetry.permutations.rules.base import Context
 from lightning_rebasin.symmetry.spec.folds import Fold

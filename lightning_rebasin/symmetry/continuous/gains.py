@@ -57,7 +57,7 @@ class Gains:
         known = readers.setdefault(reader.weight, reader)
         if known != reader:
             raise Limit(
-                f"the gain {gain!r} cannot be folded: {reader.weight!r} reads it in two ways, the second time at {where}"
+                f"the gain {gain!r} cannot be folded: {reader.weight!r} reads it in two ways, the second at {where}"
             )
 
     def use(self, weight: str, where: str, gain: str = "") -> None:

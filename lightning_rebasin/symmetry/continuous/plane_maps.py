@@ -13,12 +13,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightning_rebasin.symmetry.continuous.heads import block_groups
 from lightning_rebasin.symmetry.continuous.operations import Limit
 from lightning_rebasin.symmetry.continuous.planes import (
     FoundPlanes,
     Place,
     Planes,
-    block_groups,
 )
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group

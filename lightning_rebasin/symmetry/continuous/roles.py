@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +42,7 @@ MOVING = names(
     "unsafe_split unsafe_chunk unsafe_split_with_sizes",
 )
 RESHAPING = names("view reshape _unsafe_view _reshape_alias")
+MOVES = MOVING | RESHAPING | STAYING
 
 
 def roles_of_weight(
@@ -113,11 +115,10 @@ def pairs(first: Roles, second: Roles) -> Iterator[tuple[int, int]]:
         yield first, second
         return
     a, b = torch.as_tensor(first), torch.as_tensor(second)
-    a, b = torch.broadcast_tensors(a, b)
-    both = torch.stack([a.reshape(-1), b.reshape(-1)])
-    there = both[:, (both >= 0).all(0)]
-    for one, other in there.unique(dim=1).T.tolist():
-        yield one, other
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    both = torch.stack([a.expand(shape), b.expand(shape)], -1).reshape(-1, 2)
+    met: list[list[int]] = both[(both >= 0).all(1)].tolist()
+    yield from dict.fromkeys((one, other) for one, other in met)
 
 
 def followed(step: Step, value: int, roles: Roles) -> dict[int, Roles]:

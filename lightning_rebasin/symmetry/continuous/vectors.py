@@ -128,7 +128,7 @@ class Vectors:
         """
         try:
             met = list(pairs(first, second))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise Limit(
                 f"its copies cannot be told apart at {step.name}"
             ) from error

@@ -139,7 +139,7 @@ class Sandbox:
         leaves = {n: t for n, t in self._live.items() if t.is_floating_point()}
         frozen = [t for t in leaves.values() if not t.requires_grad]
         for leaf in frozen:
-            leaf.requires_grad_(True)
+            leaf.requires_grad_()
         try:
             outputs = self._outputs(example, self.state, torch.enable_grad())
             number = sum_of(outputs)
@@ -148,7 +148,7 @@ class Sandbox:
             )
         finally:
             for leaf in frozen:
-                leaf.requires_grad_(False)
+                leaf.requires_grad = False
         return {
             name: gradient
             for name, gradient in zip(leaves, found, strict=True)

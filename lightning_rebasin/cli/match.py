@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="also write the report to this file",
     )
+    common.add_json_argument(parser)
     common.add_kinds_argument(parser)
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser)
@@ -93,11 +94,10 @@ def run(args: argparse.Namespace) -> int:
         )
     errors = prove(module, states[1:], [match.transform], data, example)
     match.transform.save(args.output)
+    report = {**match.to_dict(), "equivalence_errors": list(errors)}
     if args.report:
-        common.write_json(
-            args.report,
-            {**match.to_dict(), "equivalence_errors": list(errors)},
-        )
+        common.write_json(args.report, report)
+    common.keep_result(args, {**report, "output": args.output})
     print(match.report())
     proof = (
         f"relative error {errors[0]:.0e}"

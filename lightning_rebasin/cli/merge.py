@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="'concatenate' puts the heads of classifiers of different label sets side by side: the outputs of A come "
         "first, then those of B, ... (default: %(default)s)",
     )
+    common.add_json_argument(parser)
     common.add_kinds_argument(parser)
     parser.add_argument(
         "--untie",
@@ -175,5 +176,6 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.report:
         common.write_json(args.report, report.to_dict())
+    common.keep_result(args, report.to_dict())
     print(report)
     return 0

@@ -139,42 +139,55 @@ def _with_queries(
             f"the queries of a key head stand beside keys in {axis_map.tensor!r}"
         )
     (place,) = places
-    heads, size = group.instances, group.size
+    heads, each = group.instances, place.index.shape[1]
+    layout = _layout(axis_map, group, place)
+    factors = (heads, each, group.size)
+    own = tuple(factor for factor in factors if factor > 1)
+    # Sites of the rows: heads first, units last; the queries of a head stand between them.
+    last = site + len(own) - 1
+    over = (site, last) if heads > 1 else (last,)
+    index = torch.arange(heads)[:, None] * group.size + layout
+    pairs = Component(group.id, over, index.reshape(-1, 1), place.power)
+    components = [pairs]
     parent = None if group.parent is None else group.parent.id
-    each = place.index.shape[1]
+    for component in axis_map.components:
+        if component.sites != (site,):
+            components.append(_behind(component, site, len(own) - 1))
+        elif component.group != parent:
+            components.append(_queries(component, site, heads, each))
+    sites = list(axis_map.sites)
+    sites[place.dim] = own
+    return AxisMap(axis_map.tensor, tuple(sites), tuple(components))
+
+
+def _layout(axis_map: AxisMap, group: Group, place: Place) -> Tensor:
+    """Which rows of a query the units are, the same for all queries.
+
+    Raises:
+        Limit: The rows are not all queries of all heads in their order.
+    """
+    heads, size, each = group.instances, group.size, place.index.shape[1]
     # Of every head and query the units, relative to where its rows begin.
     grid = place.index.reshape(heads, size, each).transpose(1, 2)
     begins = torch.arange(heads * each).reshape(heads, each, 1) * size
     layout = grid - begins
     whole = axis_map.shape[place.dim] == heads * each * size
     regular = bool((layout == layout[0, 0]).all())
-    if not whole or not regular or layout.min() < 0 or layout.max() >= size:
+    inside = bool(((layout >= 0) & (layout < size)).all())
+    if not (whole and regular and inside):
         raise Limit(
-            f"the rows of {axis_map.tensor!r} are not heads of queries in their order"
+            f"the rows of {axis_map.tensor!r} are not queries in the order of the key heads"
         )
-    factors = (heads, each, size)
-    own = tuple(factor for factor in factors if factor > 1)
-    # Sites of the rows: heads first, units last; the queries of a head stand between them.
-    over = (site, site + len(own) - 1) if heads > 1 else (site + len(own) - 1,)
-    index = torch.arange(heads)[:, None] * size + layout[0, 0]
-    pairs = Component(group.id, over, index.reshape(-1, 1), place.power)
-    shift = len(own) - 1
-    components = [pairs]
-    for component in axis_map.components:
-        if component.sites == (site,):
-            if component.group != parent:
-                components.append(
-                    _queries_of_heads(component, site, heads, each)
-                )
-            continue
-        moved = tuple(s + shift if s > site else s for s in component.sites)
-        components.append(replace(component, sites=moved))
-    sites = list(axis_map.sites)
-    sites[place.dim] = own
-    return AxisMap(axis_map.tensor, tuple(sites), tuple(components))
+    return layout[0, 0]
 
 
-def _queries_of_heads(
+def _behind(component: Component, site: int, more: int) -> Component:
+    """A component on other sites: those behind the one that was split have larger numbers now."""
+    moved = tuple(s + more if s > site else s for s in component.sites)
+    return replace(component, sites=moved)
+
+
+def _queries(
     component: Component, site: int, heads: int, each: int
 ) -> Component:
     """The order of the queries of each key head stays a group of its own."""

@@ -51,7 +51,9 @@ def with_planes(spec: PermutationSpec, planes: Planes) -> PermutationSpec:
         if group.parent is not None and other.id == group.parent.id:
             groups[group.id] = group
     groups.setdefault(group.id, group)
-    return replace(spec, groups=groups, maps=maps)
+    # Pairs are seen nowhere: behind the turn they are no units.
+    seen = {**spec.activations, group.id: ()}
+    return replace(spec, groups=groups, maps=maps, activations=seen)
 
 
 def check_planes(spec: PermutationSpec, found: FoundPlanes) -> FoundPlanes:

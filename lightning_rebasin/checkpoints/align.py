@@ -31,6 +31,7 @@ from lightning_rebasin.merging.statistics import copied, moved_to
 from lightning_rebasin.symmetry import PermutationSpec, Transform
 from lightning_rebasin.symmetry.proof.gate import check_in_place
 from lightning_rebasin.symmetry.run.examples import Example
+from lightning_rebasin.symmetry.run.hollow import fill
 from lightning_rebasin.symmetry.run.lightning import few
 from lightning_rebasin.symmetry.trace.batch_example import batch_example
 
@@ -217,19 +218,9 @@ def prove(
     return tuple(errors)
 
 
-def release(network: nn.Module) -> None:
-    """Give up the memory of a private copy's parameters until :func:`load`."""
-    for parameter in network.parameters():
-        parameter.data = parameter.data.new_zeros(()).expand(parameter.shape)
-
-
 def load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Write weights into a private copy, released or not."""
-    for parameter in network.parameters():
-        if parameter.numel() > 1 and not any(parameter.stride()):
-            parameter.data = torch.empty(
-                parameter.shape, dtype=parameter.dtype, device=parameter.device
-            )
+    fill(network)
     network.load_state_dict(state)
     for part in network.modules():
         if isinstance(part, nn.RNNBase):

@@ -9,13 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_rebasin.checkpoints.align import (
-    example_input,
-    release,
-)
-from lightning_rebasin.checkpoints.correct import (
-    Evaluate,
-)
+from lightning_rebasin.checkpoints.align import example_input
+from lightning_rebasin.checkpoints.correct import Evaluate
 from lightning_rebasin.checkpoints.fallbacks import Fallbacks
 from lightning_rebasin.checkpoints.head_layer import different_heads
 from lightning_rebasin.checkpoints.heads import Heads, join_heads
@@ -31,6 +26,7 @@ from lightning_rebasin.merging.interpolate import (
 )
 from lightning_rebasin.merging.refit.choose import Loss
 from lightning_rebasin.symmetry import PermutationSpec, infer_spec
+from lightning_rebasin.symmetry.run.hollow import release
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,10 @@ from lightning_rebasin.checkpoints.align import (
     load,
     prove,
 )
+from lightning_rebasin.checkpoints.architecture import (
+    describes_network,
+    network_of_folder,
+)
 from lightning_rebasin.checkpoints.choose import (
     Choice,
     choose,
@@ -73,7 +77,8 @@ def merge_checkpoints(
         paths: The files; the first one is the reference that the others are permuted to fit.
         output: The file to write; see :func:`write_checkpoint` for its format.
         module: The network, a LightningModule or any other; its own weights do not matter.  With it the spec can be
-            inferred, the permutation is proved before anything is written, and statistics can be corrected.
+            inferred, the permutation is proved before anything is written, and statistics can be corrected.  Without it
+            and without a spec, a Hugging Face folder's ``config.json`` says what the network is.
         spec: What may be permuted, if there is no module, or to use another than the inferred one.
         data: Batches of training inputs, see :func:`reset_batch_norm`; iterated several times.  Where ways to merge are
             compared every pass must give the same batches, so that a loader that shuffles is read once and kept in
@@ -100,6 +105,8 @@ def merge_checkpoints(
     """
     begin = time.perf_counter()
     asked = (options or MergeOptions()).changed(**keywords)
+    if module is None and spec is None and asked.matches:
+        module = _described(paths, asked)
     asked.check(
         len(paths),
         module=module is not None,
@@ -162,6 +169,17 @@ def merge_checkpoints(
     if choice is not None:
         report = _with_choice(report, choice)
     return replace(report, advice=advise(report))
+
+
+def _described(
+    paths: Sequence[str | Path], options: MergeOptions
+) -> nn.Module | None:
+    """The network of the first Hugging Face folder, if that is what the first file is."""
+    if not paths or not describes_network(Path(paths[0])):
+        return None
+    # Other kinds of symmetry are proved with weights before any file is read.
+    hollow = options.kinds == "permutation"
+    return network_of_folder(Path(paths[0]), hollow=hollow)
 
 
 def _copied(module: nn.Module | None) -> nn.Module | None:

@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     reading = common.reading_options(args)
     reference = read_inputs([args.reference], **reading)[0]
     module = common.load_module(args, reference)
+    if module is None:
+        module = common.described_module(args, args.reference)
     example = common.load_example(args, module)
     data = datasets.load_data(args).train or None
     spec = common.load_spec(args, module, data)

@@ -19,7 +19,6 @@ from lightning_rebasin.checkpoints.align import (
     load,
     match_by_activations,
     prove,
-    release,
 )
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.merging import average

@@ -1,4 +1,4 @@
-"""The network that a model folder describes: ``config.json`` names a class of ``transformers``, and that class builds it.
+"""The network that a model folder describes: ``config.json`` names a class of ``transformers``, which builds it.
 
 Only classes of the installed ``transformers`` are used.  A folder may bring code of its own (``auto_map``): it is
 a stranger's, and is not run.
@@ -70,7 +70,9 @@ def network_of_folder(path: Path, *, hollow: bool = False) -> nn.Module:
             if hollow
             else made(settings)
         )
-    except Exception as error:  # whatever a damaged configuration makes of the constructor
+    except (
+        Exception
+    ) as error:  # whatever a damaged configuration makes of the constructor
         raise ConfigurationError(
             f"{path}: transformers cannot build a {names[0]} from config.json: {type(error).__name__}: {error}"
         ) from error
@@ -91,7 +93,7 @@ def _classes(config: Mapping[str, Any]) -> list[str]:
 
 
 def _dtype(config: Mapping[str, Any]) -> torch.dtype | None:
-    """The precision in which the weights are stored, as far as ``config.json`` says; older versions call it otherwise."""
+    """The precision of the weights, as far as ``config.json`` says; older versions call it otherwise."""
     content = config["config"]
     name = content.get("dtype") or content.get("torch_dtype")
     found = getattr(torch, name, None) if isinstance(name, str) else None

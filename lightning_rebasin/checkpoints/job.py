@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_rebasin.checkpoints.align import example_input
 from lightning_rebasin.checkpoints.correct import Evaluate
 from lightning_rebasin.checkpoints.fallbacks import Fallbacks
+from lightning_rebasin.checkpoints.folder import find_model_folder
 from lightning_rebasin.checkpoints.head_layer import different_heads
 from lightning_rebasin.checkpoints.heads import Heads, join_heads
 from lightning_rebasin.checkpoints.inputs import NO_FALLBACKS, read_inputs
@@ -112,6 +113,14 @@ class Job:
         ):
             return states
         return [spec.canonicalise(state) for state in states]
+
+    def writes_one_by_one(self, target: Path, like: Checkpoint) -> bool:
+        """Whether nobody needs all merged weights at once: they are not corrected, and the format takes them singly."""
+        kind = output_format(target, like)
+        model = find_model_folder(like.path)
+        safe = kind == "folder" and model is not None and model.safe
+        corrected = self.network is not None and self.data is not None
+        return not corrected and (safe or kind == "safetensors")
 
     def give_room(self) -> None:
         """Matching and averaging need the room that the network's weights take."""

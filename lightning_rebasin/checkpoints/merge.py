@@ -1,8 +1,9 @@
 """Merging checkpoint files: read, align, prove, average, correct the statistics, write.
 
 The first file is the reference: the others are permuted to fit it, and the output takes its names, hyper-parameters
-and format.  Tensors are permuted and averaged one at a time from memory-mapped inputs, so that the merge itself needs
-room for one model, the result.  Each stage is a function of its own, in the file that its name says.
+and format.  Tensors are permuted and averaged one at a time from memory-mapped inputs; into safetensors they are also
+written one at a time, into other formats at once, which takes the room of one model.  Each stage is a function of its
+own, in the file that its name says.  A large merge that is killed goes on when the same command is given again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from lightning_rebasin.checkpoints.advice import advise
 from lightning_rebasin.checkpoints.align import (
     Aligned,
     align,
-    average_aligned,
     load,
     prove,
 )
@@ -27,6 +27,7 @@ from lightning_rebasin.checkpoints.architecture import (
     describes_network,
     network_of_folder,
 )
+from lightning_rebasin.checkpoints.average import average_aligned, averaged
 from lightning_rebasin.checkpoints.choose import (
     Choice,
     choose,
@@ -42,10 +43,12 @@ from lightning_rebasin.checkpoints.correct import (
 from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
 from lightning_rebasin.checkpoints.inputs import sha256
 from lightning_rebasin.checkpoints.job import Job
+from lightning_rebasin.checkpoints.lazy import LazyTensors
 from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.provenance import cosines, provenance
 from lightning_rebasin.checkpoints.read import Checkpoint
 from lightning_rebasin.checkpoints.report import InputFile, MergeReport
+from lightning_rebasin.checkpoints.unfinished import Unfinished, unfinished
 from lightning_rebasin.checkpoints.write import (
     check_target,
     write_checkpoint,
@@ -127,11 +130,24 @@ def merge_checkpoints(
     states = job.mixed_states(files, shares)
     spec = None if spec is None else spec.pin_identical_buffers(*states)
     states = job.in_gauge(spec, states)
-    aligned, choice = _align(job, spec, states, shares)
+    sources = [file.path for file in files]
+    work = None
+    if not asked.dry_run:
+        work = unfinished(target, sources, states, spec, asked.decisive)
+    aligned, choice = _align(job, spec, states, shares, work)
     method = asked.without_data if choice is None else choice.method
     if method == "none":
         shares = (1.0, *(0.0 for _ in shares[1:]))
-    merged, done, variances = _merged(job, states, aligned, choice, shares)
+    if evaluate is None and job.writes_one_by_one(target, files[0]):
+        merged: Mapping[str, Tensor] = averaged(
+            states,
+            aligned.permutations,
+            shares,
+            progress=asked.progress and not asked.dry_run,
+        )
+        done, variances = "none", None
+    else:
+        merged, done, variances = _merged(job, states, aligned, choice, shares)
     evaluation = measure_models(
         job.evaluation(evaluate),
         job.network,
@@ -146,7 +162,16 @@ def merge_checkpoints(
         history = provenance(
             inputs, method, done, aligned, spec, heads=job.heads
         )
-        dropped = _write(target, files[0], merged, history, force=asked.force)
+        dropped = _write(
+            target,
+            files[0],
+            merged,
+            history,
+            force=asked.force,
+            build_in=None if work is None else work.output,
+        )
+    if work is not None:
+        work.remove()
     report = MergeReport(
         inputs=inputs,
         output=None if asked.dry_run else target,
@@ -156,7 +181,9 @@ def merge_checkpoints(
         matches=aligned.matches,
         many=aligned.many,
         errors=aligned.errors,
-        cosines=tuple(cosines(job.trunks(states), aligned)),
+        cosines=tuple(
+            cosines(job.trunks(states), aligned, progress=asked.progress)
+        ),
         evaluation=evaluation,
         variances=variances,
         batch_norms=sum(n.endswith(".running_var") for n in states[0]),
@@ -210,6 +237,7 @@ def _align(
     spec: PermutationSpec | None,
     states: Sequence[Mapping[str, Tensor]],
     shares: Sequence[float],
+    work: Unfinished | None,
 ) -> tuple[Aligned, Choice | None]:
     """Match and prove, if that was asked for; by measurement where a choice was left."""
     options, choice = job.options, None
@@ -241,6 +269,7 @@ def _align(
             data=data,
             seed=options.seed,
             progress=options.progress,
+            journal=None if work is None else work.journal,
         )
     else:
         return Aligned((None,) * len(states)), None
@@ -295,9 +324,15 @@ def _write(
     history: Mapping[str, Any],
     *,
     force: bool,
+    build_in: Path | None,
 ) -> tuple[str, ...]:
     """Write the output in the names and format of the first file; returns what of its metadata was dropped."""
-    kept = {name: t for name, t in merged.items() if name in like.names}
+    kept = [name for name in merged if name in like.names]
     return write_checkpoint(
-        target, kept, like=like, provenance=history, force=force
+        target,
+        LazyTensors.of(merged).part(kept),
+        like=like,
+        provenance=history,
+        force=force,
+        build_in=build_in,
     )

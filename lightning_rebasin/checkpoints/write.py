@@ -24,14 +24,12 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.checkpoints.folder import find_model_folder
+from lightning_rebasin.checkpoints.lazy import LazyTensors
 from lightning_rebasin.checkpoints.read import VERSION_KEY, Checkpoint, Format
 from lightning_rebasin.checkpoints.storable import storable
 from lightning_rebasin.checkpoints.write_folder import write_folder
-from lightning_rebasin.errors import (
-    CheckpointError,
-    MissingExtraError,
-    OutputError,
-)
+from lightning_rebasin.checkpoints.write_safetensors import write_safetensors
+from lightning_rebasin.errors import CheckpointError, OutputError
 from lightning_rebasin.files import atomic_path
 
 #: Where provenance is kept: a key of the checkpoint, an attribute of a bare state dict, a header entry of safetensors.
@@ -74,6 +72,7 @@ def write_checkpoint(
     provenance: Mapping[str, Any] | None = None,
     run_state: Mapping[str, Any] | None = None,
     force: bool = False,
+    build_in: Path | None = None,
 ) -> tuple[str, ...]:
     """Write weights as a checkpoint, atomically.
 
@@ -83,11 +82,12 @@ def write_checkpoint(
 
     Args:
         path: The file, or the folder, to write.
-        state_dict: The weights.
+        state_dict: The weights.  Lazy ones are computed one at a time where the format is safetensors.
         like: Take names, wrapper key, hyper-parameters and the module's own entries from this checkpoint.
         provenance: How the weights were made: plain values and tensors.
         run_state: Entries of a training run that hold for these weights too, such as permuted optimizer states.
         force: Overwrite an existing file.
+        build_in: Where a folder is built, to be taken up by another process if this one dies.
 
     Returns:
         Names of metadata that were dropped because ``weights_only=True`` would refuse them (a loss function among the
@@ -96,24 +96,21 @@ def write_checkpoint(
     Raises:
         OutputError: The file exists, or the folder cannot be written.
         CheckpointError: The weights cannot be stored.
-        MissingExtraError: safetensors is asked for, but not installed.
     """
     path = Path(path)
     check_target(path, force=force)
     kind = output_format(path, like)
     names = like.names if like is not None else {}
-    weights = OrderedDict(
-        (names.get(name, name), tensor)
-        for name, tensor in _compact(state_dict).items()
-    )
+    lazy = LazyTensors.of(state_dict).renamed(names)
     dropped: list[str] = []
     if kind == "folder" and like is not None:
-        _save_folder(path, weights, like, provenance or {})
+        _save_folder(path, lazy, like, provenance or {}, build_in)
         return ()
     with atomic_path(path) as temporary:
         if kind == "safetensors":
-            _save_safetensors(temporary, weights, provenance or {})
+            _save_safetensors(temporary, lazy, provenance or {})
             return ()
+        weights = OrderedDict(_compact(lazy))
         if kind == "lightning":
             payload: Any = _lightning_payload(
                 weights, like, provenance, run_state, dropped
@@ -228,29 +225,18 @@ def _torch_payload(
 def _save_safetensors(
     path: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any]
 ) -> None:
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise MissingExtraError(
-            "writing safetensors: pip install 'lightning-rebasin[safetensors]'"
-        ) from error
-    seen: set[int] = set()
-    separate = {}
-    for name, tensor in weights.items():  # the format knows no shared storage
-        shared = tensor.data_ptr() in seen
-        seen.add(tensor.data_ptr())
-        separate[name] = tensor.clone() if shared else tensor.contiguous()
     header = {"format": "pt"}
     if provenance:
         header[PROVENANCE_KEY] = json.dumps(provenance, default=_jsonable)
-    save_file(separate, path, metadata=header)
+    write_safetensors(path, weights, header)
 
 
 def _save_folder(
     path: Path,
-    weights: Mapping[str, Tensor],
+    weights: LazyTensors,
     like: Checkpoint,
     provenance: Mapping[str, Any],
+    build_in: Path | None,
 ) -> None:
     """A folder in the layout of the one that ``like`` was read from."""
     model = find_model_folder(like.path)
@@ -263,13 +249,13 @@ def _save_folder(
         plain = json.loads(json.dumps(provenance, default=_jsonable))
         history = (f"{PROVENANCE_KEY}.json", plain)
 
-    def write_file(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    def write_file(file: Path, tensors: LazyTensors) -> None:
         if model.safe:
             _save_safetensors(file, tensors, {})
         else:
-            _save(dict(tensors), file)
+            _save(_compact(tensors), file)
 
-    write_folder(path, weights, model, write_file, history)
+    write_folder(path, weights, model, write_file, history, build_in=build_in)
 
 
 def _save(payload: Any, path: Path) -> None:

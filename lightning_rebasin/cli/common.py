@@ -135,9 +135,7 @@ def load_module(
     return model.build_model(args).eval()
 
 
-def described_module(
-    args: argparse.Namespace, path: Path
-) -> nn.Module | None:
+def described_module(args: argparse.Namespace, path: Path) -> nn.Module | None:
     """The network that a Hugging Face folder describes, where nothing else says what it is.
 
     Args:

@@ -102,7 +102,8 @@ def _rough_norm(tensor: Tensor) -> Tensor:
     """Norm in the precision of the tensor, at least float32."""
     real = _real(tensor)
     wide = real if real.dtype in _FULL else real.float()
-    return torch.linalg.vector_norm(wide).double()
+    norm: Tensor = torch.linalg.vector_norm(wide)
+    return norm.double()
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -37,13 +37,17 @@ class Paper:
             raise Killed
 
 
-def problem() -> tuple[PermutationSpec, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def problem() -> tuple[
+    PermutationSpec, dict[str, torch.Tensor], dict[str, torch.Tensor]
+]:
     table, a, b = chain((8, 24, 20, 24, 5), 4)
     return PermutationSpec.from_table(table, a), a, b
 
 
 @pytest.mark.parametrize("init", [None, "identity", "random"])
-def test_stopped_after_any_visit_the_result_is_the_same(init: str | None) -> None:
+def test_stopped_after_any_visit_the_result_is_the_same(
+    init: str | None,
+) -> None:
     spec, a, b = problem()
     paper = Paper()
     whole = match_weights(spec, a, b, init=init, seed=3, journal=paper)
@@ -58,7 +62,9 @@ def test_stopped_after_any_visit_the_result_is_the_same(init: str | None) -> Non
         assert found.objective == pytest.approx(whole.objective, rel=1e-12)
         for own, of_whole in zip(found.descents, whole.descents, strict=True):
             assert own.start == of_whole.start
-            assert own.objectives == pytest.approx(of_whole.objectives, rel=1e-5)
+            assert own.objectives == pytest.approx(
+                of_whole.objectives, rel=1e-5
+            )
         # Nothing that was written down is done again, but the annealing that came before a descent's first visit.
         assert rest.written == paper.written - most
 
@@ -81,7 +87,9 @@ def test_what_need_not_be_looked_at_again_is_not_built_again(
     built: list[str] = []
     matrix = CostCache.matrix
 
-    def watched(self: CostCache, group: str, flats: dict[str, torch.Tensor]) -> torch.Tensor:
+    def watched(
+        self: CostCache, group: str, flats: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         built.append(group)
         return matrix(self, group, flats)
 
@@ -93,5 +101,8 @@ def test_what_need_not_be_looked_at_again_is_not_built_again(
 def test_no_journal_keeps_nothing() -> None:
     spec, a, b = problem()
     journal = NoJournal()
-    assert match_weights(spec, a, b, journal=journal).permutation == match_weights(spec, a, b).permutation
+    assert (
+        match_weights(spec, a, b, journal=journal).permutation
+        == match_weights(spec, a, b).permutation
+    )
     assert journal.read() is None and not journal.due

@@ -74,6 +74,20 @@ def check_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
             )
 
 
+def check_pickle(path: Path) -> None:
+    """Refuse a file that is no single pickle, or one that nests too deep.
+
+    Raises:
+        CheckpointError: The file is empty, truncated or built to do harm.
+    """
+    if path.stat().st_size == 0:
+        raise CheckpointError(
+            f"{path} is empty; was the run that wrote it interrupted?"
+        )
+    with path.open("rb") as file:
+        _check_depth(path, file)
+
+
 def _check_zip(path: Path) -> None:
     names, claimed, pickled = _look_into_zip(path)
     if claimed > _limit(path):

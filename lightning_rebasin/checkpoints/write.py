@@ -27,6 +27,7 @@ from lightning_rebasin.checkpoints.folder import find_model_folder
 from lightning_rebasin.checkpoints.lazy import LazyTensors
 from lightning_rebasin.checkpoints.read import VERSION_KEY, Checkpoint, Format
 from lightning_rebasin.checkpoints.storable import storable
+from lightning_rebasin.checkpoints.write_distributed import write_distributed
 from lightning_rebasin.checkpoints.write_folder import write_folder
 from lightning_rebasin.checkpoints.write_safetensors import write_safetensors
 from lightning_rebasin.errors import CheckpointError, OutputError
@@ -35,6 +36,10 @@ from lightning_rebasin.files import atomic_path
 #: Where provenance is kept: a key of the checkpoint, an attribute of a bare state dict, a header entry of safetensors.
 PROVENANCE_KEY = "lightning_rebasin"
 _TESTED_LIGHTNING = "2.6.6"
+#: A name with this is a folder of torch.distributed.checkpoint.
+DISTRIBUTED_SUFFIX = ".distcp"
+#: The key under which Lightning's FSDP strategy keeps the weights in such a folder.
+_SHARDED_KEY = "model"
 #: A name with one of these is a file even if the model came from a folder.
 _TORCH_SUFFIXES = frozenset({".pt", ".pth", ".bin"})
 #: Keys of a Lightning checkpoint that describe one training run, not the weights.
@@ -77,8 +82,9 @@ def write_checkpoint(
     """Write weights as a checkpoint, atomically.
 
     The extension decides the format where it can: ``.ckpt`` is a Lightning checkpoint, ``.safetensors`` is safetensors,
-    ``.pt``, ``.pth`` and ``.bin`` are files of ``torch.save``; otherwise it is the format of ``like`` (of a Hugging
-    Face folder a folder with the same files, configuration and tokenizer), or a bare state dict.
+    ``.pt``, ``.pth`` and ``.bin`` are files of ``torch.save``, ``.distcp`` is a folder of
+    ``torch.distributed.checkpoint``; otherwise it is the format of ``like`` (of a Hugging Face folder a folder with the
+    same files, configuration and tokenizer), or a bare state dict.
 
     Args:
         path: The file, or the folder, to write.
@@ -106,6 +112,9 @@ def write_checkpoint(
     if kind == "folder" and like is not None:
         _save_folder(path, lazy, like, provenance or {}, build_in)
         return ()
+    if kind == "distributed":
+        _save_distributed(path, lazy, like, provenance, dropped)
+        return tuple(dropped)
     with atomic_path(path) as temporary:
         if kind == "safetensors":
             _save_safetensors(temporary, lazy, provenance or {})
@@ -150,9 +159,14 @@ def output_format(path: Path, like: Checkpoint | None) -> Format:
         return "safetensors"
     if path.suffix == ".ckpt":
         return "lightning"
+    if path.suffix == DISTRIBUTED_SUFFIX:
+        return "distributed"
     if like is None or like.format == "safetensors":
         return "torch"
-    if like.format == "folder" and path.suffix in _TORCH_SUFFIXES:
+    if (
+        like.format in ("folder", "distributed")
+        and path.suffix in _TORCH_SUFFIXES
+    ):
         return "torch"
     return like.format
 
@@ -165,7 +179,7 @@ def _lightning_payload(
     dropped: list[str],
 ) -> dict[str, Any]:
     kept = {}
-    if like is not None and like.format == "lightning":
+    if like is not None and VERSION_KEY in like.metadata:
         kept = {
             key: value
             for key, value in like.metadata.items()
@@ -244,10 +258,7 @@ def _save_folder(
         raise CheckpointError(
             f"{like.path} is no longer the model folder that was read"
         )
-    history = None
-    if provenance:
-        plain = json.loads(json.dumps(provenance, default=_jsonable))
-        history = (f"{PROVENANCE_KEY}.json", plain)
+    history = _beside(provenance)
 
     def write_file(file: Path, tensors: LazyTensors) -> None:
         if model.safe:
@@ -256,6 +267,42 @@ def _save_folder(
             _save(_compact(tensors), file)
 
     write_folder(path, weights, model, write_file, history, build_in=build_in)
+
+
+def _beside(
+    provenance: Mapping[str, Any] | None,
+) -> tuple[str, Mapping[str, Any]] | None:
+    """Name and content of the file of a folder that says how the weights were made."""
+    if not provenance:
+        return None
+    plain = json.loads(json.dumps(provenance, default=_jsonable))
+    return f"{PROVENANCE_KEY}.json", plain
+
+
+def _save_distributed(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    like: Checkpoint | None,
+    provenance: Mapping[str, Any] | None,
+    dropped: list[str],
+) -> None:
+    """A folder of ``torch.distributed.checkpoint``, Lightning's if the model came from Lightning."""
+    wrapper = None if like is None else like.wrapper
+    rest: dict[str, Any] | None = None
+    if like is not None and VERSION_KEY in like.metadata:
+        rest = _lightning_payload({}, like, provenance, None, dropped)
+        # These lie in the folder itself, or nowhere.
+        del rest["state_dict"], rest["optimizer_states"]
+        if like.format != "distributed":
+            wrapper = _SHARDED_KEY
+    write_distributed(
+        path,
+        _compact(weights),
+        wrapper,
+        rest,
+        save=_save,
+        history=_beside(provenance) if rest is None else None,
+    )
 
 
 def _save(payload: Any, path: Path) -> None:

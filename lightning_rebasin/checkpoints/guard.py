@@ -96,7 +96,14 @@ def _check_zip(path: Path) -> None:
         )
     if "constants.pkl" in names:
         raise CheckpointError(
-            f"{path} is a TorchScript archive, which holds code; save the model's state dict instead"
+            f"{path} is a TorchScript archive, which holds code; save the model's state dict instead: "
+            "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
+        )
+    if "models/model.json" in names:
+        raise CheckpointError(
+            f"{path} is an exported program (torch.export, .pt2), whose weights belong to a fixed graph; merge the "
+            "checkpoints it was exported from, and export the result: "
+            "torch.export.save(torch.export.export(model, inputs), path)"
         )
     if pickled is None:
         raise CheckpointError(

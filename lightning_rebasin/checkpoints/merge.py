@@ -109,7 +109,7 @@ def merge_checkpoints(
     begin = time.perf_counter()
     asked = (options or MergeOptions()).changed(**keywords)
     if module is None and spec is None and asked.matches:
-        module = _described(paths, asked)
+        module = _described(paths, asked, hollow=data is None)
     asked.check(
         len(paths),
         module=module is not None,
@@ -199,14 +199,14 @@ def merge_checkpoints(
 
 
 def _described(
-    paths: Sequence[str | Path], options: MergeOptions
+    paths: Sequence[str | Path], options: MergeOptions, *, hollow: bool
 ) -> nn.Module | None:
     """The network of the first Hugging Face folder, if that is what the first file is."""
     if not paths or not describes_network(Path(paths[0])):
         return None
     # Other kinds of symmetry are proved with weights before any file is read.
-    hollow = options.kinds == "permutation"
-    return network_of_folder(Path(paths[0]), hollow=hollow)
+    bare = hollow and options.kinds == "permutation"
+    return network_of_folder(Path(paths[0]), hollow=bare)
 
 
 def _copied(module: nn.Module | None) -> nn.Module | None:

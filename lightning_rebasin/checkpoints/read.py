@@ -230,14 +230,14 @@ def plain(value: Any) -> Any:
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
-        # No Hugging Face folder, see find_model_folder: what other folders are there?
-        how = (
-            "from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict"
-            if (path / "latest").exists() or (path / "checkpoint").is_dir()
-            else f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
-        )
+        if (path / "latest").exists() or (path / "checkpoint").is_dir():
+            raise CheckpointError(
+                f"{path} is a folder of DeepSpeed, which splits tensors in its own way; make one file of it first: "
+                "from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict"
+            )
         raise CheckpointError(
-            f"{path} is a folder; if it is a sharded checkpoint, make one file of it first: {how}"
+            f"{path} is a folder, but neither a Hugging Face one (model.safetensors, pytorch_model.bin or an index of "
+            "them) nor a sharded checkpoint (.metadata); name a file in it"
         )
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")

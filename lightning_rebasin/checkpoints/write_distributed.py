@@ -43,8 +43,10 @@ def write_distributed(
         OutputError: The folder exists or cannot be written.
     """
     # Loads a good part of torch.distributed, which nobody else needs.
-    from torch.distributed.checkpoint import FileSystemWriter
-    from torch.distributed.checkpoint import save as save_distributed
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import (
+        save as save_distributed,
+    )
 
     tensors = {name: tensor.detach().cpu() for name, tensor in weights.items()}
     try:

@@ -152,8 +152,8 @@ def described_module(args: argparse.Namespace, path: Path) -> nn.Module | None:
 
     if args.module or args.config or args.spec or not describes_network(path):
         return None
-    # Other kinds of symmetry are proved with weights before any file is read.
-    hollow = kinds_of(args) == ("permutation",)
+    # Other kinds of symmetry are proved with weights before any file is read; data run through the network.
+    hollow = kinds_of(args) == ("permutation",) and not args.data
     return network_of_folder(path, hollow=hollow)
 
 

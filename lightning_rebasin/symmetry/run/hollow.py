@@ -2,7 +2,8 @@
 
 Tracing a network, and asking which tensors it has, needs shapes; a billion weights that nobody looks at would fill
 gigabytes.  A *hollow* parameter is one zero, expanded: it runs through every operation like any other tensor (the meta
-device does not: it has no values to branch on), and takes no memory until real weights are loaded into it.
+device does not: it has no values to branch on), and takes no memory until real weights are loaded into it.  A spec that
+was inferred from a hollow network does not say where units can be seen while it runs.
 
 Example: ``torch.zeros(()).expand(3, 2)`` has six entries and strides ``(0, 0)``.
 """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lightning_rebasin.checkpoints.align import example_input
 from lightning_rebasin.checkpoints.correct import Evaluate
@@ -18,9 +20,8 @@ from lightning_rebasin.checkpoints.heads import Heads, join_heads
 from lightning_rebasin.checkpoints.inputs import NO_FALLBACKS, read_inputs
 from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.read import Checkpoint
-from lightning_rebasin.checkpoints.write import (
-    output_format,
-)
+from lightning_rebasin.checkpoints.unfinished import Unfinished, unfinished
+from lightning_rebasin.checkpoints.write import output_format
 from lightning_rebasin.errors import StateDictError
 from lightning_rebasin.merging.interpolate import (
     check_alike,
@@ -113,6 +114,26 @@ class Job:
         ):
             return states
         return [spec.canonicalise(state) for state in states]
+
+    def unfinished(
+        self,
+        target: Path,
+        files: Sequence[Checkpoint],
+        states: Sequence[Mapping[str, Tensor]],
+        spec: PermutationSpec | None,
+    ) -> Unfinished | None:
+        """Where a large merge keeps what it has, in case that the process dies."""
+        if self.options.dry_run:
+            return None
+        paths = [file.path for file in files]
+        asked = self.options.decisive
+        work = unfinished(target, paths, states, spec, asked)
+        if work is not None and work.found and self.options.progress:
+            tqdm.write(
+                f"going on where an earlier merge was stopped ({work.folder})",
+                file=sys.stderr,
+            )
+        return work
 
     def writes_one_by_one(self, target: Path, like: Checkpoint) -> bool:
         """Whether nobody needs all merged weights at once: they are not corrected, and the format takes them singly."""

@@ -48,7 +48,7 @@ from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.provenance import cosines, provenance
 from lightning_rebasin.checkpoints.read import Checkpoint
 from lightning_rebasin.checkpoints.report import InputFile, MergeReport
-from lightning_rebasin.checkpoints.unfinished import Unfinished, unfinished
+from lightning_rebasin.checkpoints.unfinished import Unfinished
 from lightning_rebasin.checkpoints.write import (
     check_target,
     write_checkpoint,
@@ -108,7 +108,7 @@ def merge_checkpoints(
     """
     begin = time.perf_counter()
     asked = (options or MergeOptions()).changed(**keywords)
-    if module is None and spec is None and asked.matches:
+    if module is None and spec is None:
         module = _described(paths, asked, hollow=data is None)
     asked.check(
         len(paths),
@@ -130,24 +130,15 @@ def merge_checkpoints(
     states = job.mixed_states(files, shares)
     spec = None if spec is None else spec.pin_identical_buffers(*states)
     states = job.in_gauge(spec, states)
-    sources = [file.path for file in files]
-    work = None
-    if not asked.dry_run:
-        work = unfinished(target, sources, states, spec, asked.decisive)
+    work = job.unfinished(target, files, states, spec)
     aligned, choice = _align(job, spec, states, shares, work)
     method = asked.without_data if choice is None else choice.method
     if method == "none":
         shares = (1.0, *(0.0 for _ in shares[1:]))
-    if evaluate is None and job.writes_one_by_one(target, files[0]):
-        merged: Mapping[str, Tensor] = averaged(
-            states,
-            aligned.permutations,
-            shares,
-            progress=asked.progress and not asked.dry_run,
-        )
-        done, variances = "none", None
-    else:
-        merged, done, variances = _merged(job, states, aligned, choice, shares)
+    one_by_one = evaluate is None and job.writes_one_by_one(target, files[0])
+    merged, done, variances = _merged(
+        job, states, aligned, choice, shares=shares, one_by_one=one_by_one
+    )
     evaluation = measure_models(
         job.evaluation(evaluate),
         job.network,
@@ -168,10 +159,8 @@ def merge_checkpoints(
             merged,
             history,
             force=asked.force,
-            build_in=None if work is None else work.output,
+            work=work,
         )
-    if work is not None:
-        work.remove()
     report = MergeReport(
         inputs=inputs,
         output=None if asked.dry_run else target,
@@ -202,7 +191,8 @@ def _described(
     paths: Sequence[str | Path], options: MergeOptions, *, hollow: bool
 ) -> nn.Module | None:
     """The network of the first Hugging Face folder, if that is what the first file is."""
-    if not paths or not describes_network(Path(paths[0])):
+    needed = bool(paths) and options.matches
+    if not needed or not describes_network(Path(paths[0])):
         return None
     # Other kinds of symmetry are proved with weights before any file is read.
     bare = hollow and options.kinds == "permutation"
@@ -283,9 +273,15 @@ def _merged(
     states: Sequence[Mapping[str, Tensor]],
     aligned: Aligned,
     choice: Choice | None,
+    *,
     shares: Sequence[float],
-) -> tuple[dict[str, Tensor], str, tuple[float, float] | None]:
+    one_by_one: bool,
+) -> tuple[Mapping[str, Tensor], str, tuple[float, float] | None]:
     """The merged weights, what was done to them, and REPAIR's variance ratios."""
+    if one_by_one:
+        shown = job.options.progress and not job.options.dry_run
+        lazy = averaged(states, aligned.permutations, shares, progress=shown)
+        return lazy, "none", None
     merged = average_aligned(
         states, aligned.permutations, shares, progress=job.options.progress
     )
@@ -324,15 +320,18 @@ def _write(
     history: Mapping[str, Any],
     *,
     force: bool,
-    build_in: Path | None,
+    work: Unfinished | None,
 ) -> tuple[str, ...]:
     """Write the output in the names and format of the first file; returns what of its metadata was dropped."""
     kept = [name for name in merged if name in like.names]
-    return write_checkpoint(
+    dropped = write_checkpoint(
         target,
         LazyTensors.of(merged).part(kept),
         like=like,
         provenance=history,
         force=force,
-        build_in=build_in,
+        build_in=None if work is None else work.output,
     )
+    if work is not None:
+        work.remove()
+    return dropped

@@ -11,11 +11,13 @@ import pytest
 import torch
 from helpers.sharded_training import Net, net, write_folders
 
-from lightning_rebasin import merge_checkpoints
+from lightning_rebasin import infer_spec, merge_checkpoints
 from lightning_rebasin.checkpoints import read_checkpoint, write_checkpoint
 from lightning_rebasin.checkpoints.distributed import read_index
 from lightning_rebasin.checkpoints.inputs import sha256
+from lightning_rebasin.cli.main import main
 from lightning_rebasin.errors import CheckpointError, OutputError
+from lightning_rebasin.symmetry import Permutation
 
 #: That there is one process only is the point of some tests.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -129,6 +131,21 @@ def test_bare_folders_of_torch_itself(tmp_path: Path) -> None:
         assert torch.equal(back[name], 2 * tensor)
     assert (tmp_path / "b/lightning_rebasin.json").read_text()
     assert sha256(tmp_path / "a") != sha256(tmp_path / "b")
+
+
+def test_match_and_apply_on_the_command_line(folders: Path) -> None:
+    spec = infer_spec(net(5), X)
+    spec.save(folders / "spec.json")
+    a, b = (str(folders / f"parallel-{seed}.ckpt") for seed in (0, 1))
+    order, moved = str(folders / "b-to-a.perm"), str(folders / "moved")
+    words = ["match", a, b, "-o", order, "--spec", str(folders / "spec.json")]
+    assert main([*words, "--no-progress"]) == 0
+    assert main(["apply", order, b, "-o", moved]) == 0
+    found = read_checkpoint(folders / "moved")
+    assert found.format == "distributed"
+    expected = Permutation.load(order).apply(net(1).state_dict())
+    for name, tensor in expected.items():
+        assert torch.equal(found.state_dict[name], tensor)
 
 
 class Evil:

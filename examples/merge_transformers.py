@@ -47,6 +47,7 @@ from lightning_rebasin import (
     match_activations,
     match_weights,
     refit,
+    untie,
 )
 from lightning_rebasin.files import atomic_write_text
 
@@ -87,8 +88,7 @@ class Study:
         """A network with some weights."""
         found: nn.Module = getattr(self.networks, self.name)()
         if self.untie:
-            head: Any = found.head
-            head.weight = nn.Parameter(head.weight.detach().clone())
+            found = untie(found, ["head.weight"])
         found.load_state_dict(state)
         return found.eval()
 

@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from lightning_rebasin.symmetry import infer_spec as infer_spec
     from lightning_rebasin.symmetry import infer_spec_many as infer_spec_many
     from lightning_rebasin.symmetry import on as on
+    from lightning_rebasin.symmetry import untie as untie
     from lightning_rebasin.trees import SoftTreeEnsemble as SoftTreeEnsemble
 
 _HOMES = {
@@ -147,6 +148,7 @@ _HOMES = {
         "infer_spec",
         "infer_spec_many",
         "on",
+        "untie",
     ),
     "trees": ("SoftTreeEnsemble",),
 }

@@ -49,6 +49,7 @@ ROOMS = {
         "observe": {"spec", "trace"},
         "declared": {"spec", "run", "actions", "proof", "observe"},
         "kinds": {"spec", "run", "permutations", "continuous", "proof"},
+        "untied": {"spec", "run"},
         "infer": {
             "spec",
             "run",
@@ -57,6 +58,7 @@ ROOMS = {
             "permutations",
             "kinds",
             "declared",
+            "untied",
         },
         "override": {"edit"},
     },

@@ -1,9 +1,13 @@
-"""Re-matching the reference to the running model, again and again, each time from the last permutation."""
+"""Re-matching the reference to the running model, again and again, each time from the last transform.
+
+Permutations leave the model as it is.  Other kinds compare both networks in canonical gauge, so there the curve begins
+at the model in that gauge, a private copy of its weights that computes the same function.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +31,13 @@ from lightning_rebasin.landscape.weights import weights_of
 from lightning_rebasin.matching import match_weights
 from lightning_rebasin.symmetry import (
     Example,
-    Permutation,
     PermutationSpec,
+    Transform,
     check_equivalence,
     infer_spec,
     measure_equivalence,
 )
+from lightning_rebasin.symmetry.actions.kinds import PERMUTATION, chosen_kinds
 from lightning_rebasin.symmetry.edit.restrict import restrict
 from lightning_rebasin.symmetry.run.lightning import few
 from lightning_rebasin.symmetry.trace.batch_example import batch_example
@@ -46,23 +51,29 @@ class Alignment:
     """How the reference was matched.
 
     Args:
-        permutation: Brings the reference near to the model.
+        transform: Brings the reference near to the model.
+        model: The weights of the model in the gauge in which they are compared; its own for permutations.
         method: ``"weight"``, ``"activation"`` or ``"correlation"``.
         scores: If several methods competed, the distance of each one's midpoint.
     """
 
-    permutation: Permutation
+    transform: Transform
+    model: Mapping[str, Tensor]
     method: str
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
 class Aligner:
-    """Keeps the spec and the last permutation.
+    """Keeps the spec and the last transform.
 
     Args:
         spec: The spec, its file, or ``None`` to infer it from the module.
         seed: Seeds the matching.
         methods: Ways to match; of several the one with the best midpoint is kept.
+        kinds: Which kinds of symmetry to look for if the spec is inferred.
+
+    Raises:
+        SpecError: ``kinds`` names something else.
     """
 
     def __init__(
@@ -70,15 +81,17 @@ class Aligner:
         spec: str | Path | PermutationSpec | None,
         seed: int,
         methods: Sequence[str] = ("weight",),
+        kinds: str | Iterable[str] = PERMUTATION,
     ) -> None:
         self._given = spec
         self._spec: PermutationSpec | None = None
         self._seed = seed
         self._methods = tuple(methods)
+        self._kinds = chosen_kinds(kinds)
         # What the spec was traced with, and what runs on a training batch.
         self._traced: str | None = None
         self._method: str | None = None
-        self._last: Permutation | None = None
+        self._last: Transform | None = None
         self._saved: Mapping[str, Tensor] | None = None
 
     @property
@@ -130,7 +143,11 @@ class Aligner:
         else:
             # On a copy: a forward pass in training mode would move batch-norm statistics and random generators.
             with isolated_rng():
-                spec = infer_spec(copy_with_trainer(module), *(example or ()))
+                spec = infer_spec(
+                    copy_with_trainer(module),
+                    *(example or ()),
+                    kinds=self._kinds,
+                )
         spec.check_state(weights_of(module), "the module")
         if self.needs_batches and spec.groups and not spec.activations:
             raise ConfigurationError(
@@ -149,17 +166,17 @@ class Aligner:
         example: tuple[Example, ...],
     ) -> None:
         """Refuse a spec that changes the function: a barrier to another network would look like a result."""
-        permutation = Permutation.random(
+        element = Transform.random(
             spec, torch.Generator().manual_seed(self._seed)
         )
         with isolated_rng():
             copy = copy_with_trainer(module)
-            result = measure_equivalence(copy, permutation, *example)
+            result = measure_equivalence(copy, element, *example)
             if not result.equal:
                 check_equivalence(
-                    copy, permutation, *example
+                    copy, element, *example
                 )  # finds out which tensor is to blame, and raises
-        if not result.sees and not permutation.is_identity:
+        if not result.sees and not element.is_identity:
             warnings.warn(
                 "LossBarrier could not prove the symmetries of the module: its output does not depend on the example "
                 "input (an example_input_array of zeros?); real values there make the proof possible",
@@ -174,7 +191,7 @@ class Aligner:
         reference: Mapping[str, Tensor],
         batches: Sequence[Any] = (),
     ) -> Alignment:
-        """The permutation that brings ``reference`` nearest to the module; process 0 decides for all.
+        """The transform that brings ``reference`` nearest to the module; process 0 decides for all.
 
         Args:
             trainer: The trainer.
@@ -191,16 +208,16 @@ class Aligner:
                 self._find_method(module, batches)
         assert self._spec is not None
         spec = self._spec.pin_identical_buffers(live, reference)
-        found = {}
+        if any(g.kind != PERMUTATION for g in spec.groups.values()):
+            live = spec.canonicalise(live)
+        found: dict[str, Transform] = {}
         scores: dict[str, float] = {}
         if "weight" in self._methods:
             found["weight"] = self._by_weights(trainer, spec, live, reference)
         if self.needs_batches:
-            pair = self._pair(trainer, module, reference)
+            pair = self._pair(trainer, module, live, reference)
             by_activations = [m for m in self._methods if m != "weight"]
-            matches = pair.match(spec, batches, by_activations)
-            for method, transform in matches.items():
-                found[method] = Permutation(spec, transform.elements)
+            found.update(pair.match(spec, batches, by_activations))
             found = _of_process_zero(trainer, spec, found)
             if len(found) > 1:
                 scores = pair.distances(found, batches)
@@ -208,7 +225,7 @@ class Aligner:
         scores = trainer.strategy.broadcast(scores) if scores else {}
         chosen = closest(scores) if scores else self._methods[0]
         self._last = found[chosen]
-        return Alignment(found[chosen], chosen, scores)
+        return Alignment(found[chosen], live, chosen, scores)
 
     def _find_method(
         self, module: LightningModule, batches: Sequence[Any]
@@ -230,12 +247,13 @@ class Aligner:
         self,
         trainer: Trainer,
         module: LightningModule,
+        live: Mapping[str, Tensor],
         reference: Mapping[str, Tensor],
     ) -> Pair:
         """Both ends, ready to run on training batches."""
         return Pair(
             module,
-            weights_of(module),
+            live,
             reference,
             self._method or "forward",
             context=trainer.precision_plugin.val_step_context,
@@ -248,10 +266,10 @@ class Aligner:
         spec: PermutationSpec,
         live: Mapping[str, Tensor],
         reference: Mapping[str, Tensor],
-    ) -> Permutation:
-        """Weight matching by process 0, from the last permutation; collective."""
+    ) -> Transform:
+        """Weight matching by process 0, from the last transform; collective."""
         if self._last is None and self._saved is not None:
-            self._last = Permutation(spec, self._saved)
+            self._last = Transform.of(spec, self._saved)
         start = (
             None
             if self._last is None
@@ -265,21 +283,20 @@ class Aligner:
             try:
                 found = match_weights(
                     spec, live, reference, seed=self._seed, init=start
-                ).permutation
-                answer = (dict(found.orders), None)
+                ).transform
+                answer = (dict(found.elements), None)
             except RebasinError as error:
                 # Told to everybody: the other processes wait in the broadcast.
                 answer = (None, error)
-        orders, failure = trainer.strategy.broadcast(answer)
+        elements, failure = trainer.strategy.broadcast(answer)
         if failure is not None:
             raise failure
-        return Permutation(spec, orders or {})
+        return Transform.of(spec, elements or {})
 
     def state_dict(self) -> dict[str, Any]:
-        """The last permutation."""
-        return {
-            "orders": dict(self._last.orders) if self._last else self._saved
-        }
+        """The elements of the last transform."""
+        elements = dict(self._last.elements) if self._last else self._saved
+        return {"orders": elements}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
@@ -288,18 +305,18 @@ class Aligner:
 
 
 def _of_process_zero(
-    trainer: Trainer, spec: PermutationSpec, found: Mapping[str, Permutation]
-) -> dict[str, Permutation]:
+    trainer: Trainer, spec: PermutationSpec, found: Mapping[str, Transform]
+) -> dict[str, Transform]:
     """What process 0 found, on every process; collective."""
-    orders = {name: dict(p.orders) for name, p in found.items()}
-    orders = trainer.strategy.broadcast(orders)
-    return {name: Permutation(spec, own) for name, own in orders.items()}
+    elements = {name: dict(t.elements) for name, t in found.items()}
+    elements = trainer.strategy.broadcast(elements)
+    return {name: Transform.of(spec, own) for name, own in elements.items()}
 
 
-def share_moved(permutation: Permutation) -> float:
-    """Fraction of all units of a network that change place."""
-    groups = permutation.spec.groups.values()
+def share_moved(transform: Transform) -> float:
+    """Fraction of all units of a network that change place; of other kinds how far they are from the identity."""
+    groups = transform.spec.groups.values()
     total = sum(group.members for group in groups)
     return sum(
-        permutation.moved[group.id] * group.members for group in groups
+        transform.moved[group.id] * group.members for group in groups
     ) / max(total, 1)

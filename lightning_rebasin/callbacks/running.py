@@ -23,7 +23,7 @@ from lightning_rebasin.landscape.geometry import Separation, separation
 from lightning_rebasin.landscape.lightning_probe import LightningProbe
 from lightning_rebasin.landscape.measure import curve_from_rows
 from lightning_rebasin.landscape.paths.line import Line
-from lightning_rebasin.landscape.points import Point
+from lightning_rebasin.landscape.points import Point, State
 from lightning_rebasin.landscape.probe import Place
 from lightning_rebasin.landscape.weights import weights_of
 
@@ -33,12 +33,13 @@ class Ends:
     """What the running model is compared with, by the label of the curve that leads there.
 
     Args:
-        weights: The other end of every curve: ``"naive"`` and/or ``"matched"``.
+        weights: Both ends of every curve, ``"naive"`` and/or ``"matched"``: the model (its own weights, or for other
+            kinds than permutations those in canonical gauge) and what it is compared with.
         separations: Distance and cosine to the reference as it is, and as it was matched.
         alignment: How the reference was matched; ``None`` without matching.
     """
 
-    weights: Mapping[str, Mapping[str, Tensor]]
+    weights: Mapping[str, tuple[State, State]]
     separations: Mapping[str, Separation]
     alignment: Alignment | None
 
@@ -63,8 +64,7 @@ class Running:
         self._trainer = trainer
         self._ends = ends
         self._lambdas = lambdas
-        live = weights_of(module)
-        self._points, self._lines = lay_out(live, ends.weights, lambdas)
+        self._points, self._lines = lay_out(ends.weights, lambdas)
         self._probe = LightningProbe(module, len(self._points))
         self._batch: Any = None
 
@@ -114,7 +114,7 @@ class Running:
             self._trainer.current_epoch,
             curves,
             self._ends.separations,
-            share_moved(alignment.permutation) if alignment else None,
+            share_moved(alignment.transform) if alignment else None,
             alignment.method if alignment else None,
             alignment.scores if alignment else {},
         )
@@ -185,41 +185,43 @@ def _ends(
     parameters = [
         name for name, _ in module.named_parameters() if name in live
     ]
-    weights: dict[str, Mapping[str, Tensor]] = {}
+    weights: dict[str, tuple[State, State]] = {}
     separations = {"naive": separation(live, reference, parameters)}
     alignment = None
     if naive:
-        weights["naive"] = reference
+        weights["naive"] = (live, reference)
     if aligner is not None:
         alignment = aligner.align(trainer, module, reference, batches)
-        matched = alignment.permutation.apply(reference)
-        weights["matched"] = matched
-        separations["matched"] = separation(live, matched, parameters)
+        matched = alignment.transform.apply(reference)
+        weights["matched"] = (alignment.model, matched)
+        separations["matched"] = separation(
+            alignment.model, matched, parameters
+        )
     return Ends(weights, separations, alignment)
 
 
 def lay_out(
-    live: Mapping[str, Tensor],
-    ends: Mapping[str, Mapping[str, Tensor]],
-    lambdas: Sequence[float],
+    ends: Mapping[str, tuple[State, State]], lambdas: Sequence[float]
 ) -> tuple[list[Point], dict[str, list[int]]]:
-    """The points to evaluate and, for each curve, which of them are its own; λ = 0 is the same point on all curves.
+    """The points to evaluate and, for each curve, which of them are its own.
+
+    λ = 0 is evaluated once: on all curves it is the model, if perhaps in another gauge.
 
     Example:
         >>> a, b, c = ({"w": torch.full((1,), float(i))} for i in range(3))
-        >>> points, lines = lay_out(a, {"naive": b, "matched": c}, (0.0, 0.5, 1.0))
+        >>> points, lines = lay_out({"naive": (a, b), "matched": (a, c)}, (0.0, 0.5, 1.0))
         >>> len(points), lines
         (5, {'naive': [0, 1, 2], 'matched': [0, 3, 4]})
     """
     points: list[Point] = []
     lines: dict[str, list[int]] = {}
-    for label, end in ends.items():
+    for label, (model, end) in ends.items():
         own = []
         for lam in lambdas:
             if lam == 0.0 and points:
                 own.append(0)
                 continue
             own.append(len(points))
-            points.append(Line(live, end).at(lam))
+            points.append(Line(model, end).at(lam))
         lines[label] = own
     return points, lines

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from lightning_rebasin.checkpoints.report import MergeReport
 from lightning_rebasin.matching.search.policy import SAME_BASIN
+from lightning_rebasin.symmetry.spec.untied import untied_names
 
 #: Below this cosine after matching a barrier is likely.
 _WEAK = 0.5
@@ -24,6 +25,7 @@ def advise(report: MergeReport) -> tuple[str, ...]:
     """What a person should know or do, most important first."""
     parts = (
         _heads,
+        _untied,
         _basin,
         _matching,
         _chosen,
@@ -53,6 +55,24 @@ def _heads(report: MergeReport) -> Iterator[str]:
         yield (
             f"no hyper-parameter is known to be the number of classes: make the network with {heads.total} outputs "
             "yourself to load the output"
+        )
+
+
+def _untied(report: MergeReport) -> Iterator[str]:
+    """Which network loads the output."""
+    if report.untied:
+        names = ", ".join(map(repr, report.untied))
+        yield (
+            f"{names} has weights of its own in the output: load it into lightning_rebasin.untie(module, "
+            f"[{names}]), a tied network would overwrite one of the two (the config.json of a model folder says so)"
+        )
+    elif report.spec is not None and report.spec.untied is not None:
+        names = ", ".join(
+            map(repr, untied_names(report.spec, report.spec.untied))
+        )
+        yield (
+            f"{names} is tied, which stands in the way of larger symmetries: untie=True (--untie) allows them, and "
+            "gives it weights of its own in the output"
         )
 
 

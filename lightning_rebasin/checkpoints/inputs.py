@@ -78,6 +78,34 @@ def sha256(path: Path) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
+def with_names(
+    checkpoint: Checkpoint, names: Collection[str], fallbacks: Fallbacks
+) -> Checkpoint:
+    """A checkpoint that knows under which names some tensors that it lacks would be stored.
+
+    Args:
+        checkpoint: Names of its tensors differ from those in the file by a prefix at most.
+        names: Second names of tied weights.
+        fallbacks: Knows the other names.
+
+    Example:
+        A file holds ``net.embed.weight``, which the network calls ``embed.weight`` and uses as ``head.weight`` too:
+        the latter's name in a file is ``net.head.weight``.
+    """
+    known = dict(checkpoint.names)
+    for name in names:
+        if name in known:
+            continue
+        others = [n for n in fallbacks.tied.get(name, ()) if n in known]
+        prefix = ""
+        if others:
+            other = others[0]
+            stored = known[other]
+            prefix = stored.removesuffix(other) if stored != other else ""
+        known[name] = prefix + name
+    return replace(checkpoint, names=known)
+
+
 def _names(
     checkpoint: Checkpoint, before: Sequence[Checkpoint]
 ) -> Collection[str]:

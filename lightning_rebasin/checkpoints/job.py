@@ -22,13 +22,18 @@ from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.read import Checkpoint
 from lightning_rebasin.checkpoints.unfinished import Unfinished, unfinished
 from lightning_rebasin.checkpoints.write import output_format
-from lightning_rebasin.errors import StateDictError
+from lightning_rebasin.errors import ConfigurationError, StateDictError
 from lightning_rebasin.merging.interpolate import (
     check_alike,
 )
 from lightning_rebasin.merging.refit.choose import Loss
 from lightning_rebasin.symmetry import PermutationSpec, infer_spec
 from lightning_rebasin.symmetry.run.hollow import release
+from lightning_rebasin.symmetry.run.untie import separate
+from lightning_rebasin.symmetry.spec.untied import (
+    untied_names,
+    with_own_tensors,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,7 @@ class Job:
         heads: How the heads stand side by side, if they do.
         files: The files, where their heads had to be looked at before anything else.
         fallbacks: What stands in for tensors that a file may lack.
+        untied: Tied names that have tensors of their own in the output.
     """
 
     options: MergeOptions
@@ -54,6 +60,7 @@ class Job:
     heads: Heads | None = None
     files: tuple[Checkpoint, ...] = ()
     fallbacks: Fallbacks = NO_FALLBACKS
+    untied: tuple[str, ...] = ()
 
     def with_wide_head(self, paths: Sequence[str | Path], target: Path) -> Job:
         """The same with a network that has the outputs of all models."""
@@ -100,6 +107,25 @@ class Job:
         inputs = example_input(self.network, self.example, self.data)
         return infer_spec(self.network, *inputs, kinds=self.options.kinds)
 
+    def with_untied(
+        self, spec: PermutationSpec | None
+    ) -> tuple[Job, PermutationSpec | None]:
+        """The same with an untied network and its spec, if that was asked for; the files are read before.
+
+        Raises:
+            ConfigurationError: There is nothing that untying would allow.
+        """
+        if not self.options.untie or spec is None:
+            return self, spec
+        if spec.untied is None:
+            raise ConfigurationError(
+                "no tied weight stands in the way of a larger symmetry: leave untie (--untie) out"
+            )
+        names = untied_names(spec, spec.untied)
+        if self.network is not None:
+            separate(self.network, names)
+        return replace(self, untied=names), spec.untied
+
     def in_gauge(
         self,
         spec: PermutationSpec | None,
@@ -113,7 +139,8 @@ class Job:
             group.kind != "permutation" for group in spec.groups.values()
         ):
             return states
-        return [spec.canonicalise(state) for state in states]
+        own = [with_own_tensors(state, self.untied) for state in states]
+        return [spec.canonicalise(state) for state in own]
 
     def unfinished(
         self,

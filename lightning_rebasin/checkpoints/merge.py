@@ -41,7 +41,7 @@ from lightning_rebasin.checkpoints.correct import (
     own_weights,
 )
 from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
-from lightning_rebasin.checkpoints.inputs import sha256
+from lightning_rebasin.checkpoints.inputs import sha256, with_names
 from lightning_rebasin.checkpoints.job import Job
 from lightning_rebasin.checkpoints.lazy import LazyTensors
 from lightning_rebasin.checkpoints.options import MergeOptions
@@ -127,6 +127,7 @@ def merge_checkpoints(
     job = replace(job, fallbacks=fallbacks_of(job.network, spec))
     job.give_room()
     files = job.read(paths, spec)
+    job, spec = job.with_untied(spec)
     states = job.mixed_states(files, shares)
     spec = None if spec is None else spec.pin_identical_buffers(*states)
     states = job.in_gauge(spec, states)
@@ -151,16 +152,15 @@ def merge_checkpoints(
     dropped: tuple[str, ...] = ()
     if not asked.dry_run:
         history = provenance(
-            inputs, method, done, aligned, spec, heads=job.heads
+            inputs,
+            method,
+            done,
+            aligned,
+            spec,
+            heads=job.heads,
+            untied=job.untied,
         )
-        dropped = _write(
-            target,
-            files[0],
-            merged,
-            history,
-            force=asked.force,
-            work=work,
-        )
+        dropped = _write(target, files[0], merged, history, job=job, work=work)
     report = MergeReport(
         inputs=inputs,
         output=None if asked.dry_run else target,
@@ -181,6 +181,7 @@ def merge_checkpoints(
         seconds=time.perf_counter() - begin,
         data=asked.sources,
         heads=job.heads,
+        untied=job.untied,
     )
     if choice is not None:
         report = _with_choice(report, choice)
@@ -315,22 +316,25 @@ def _inputs(
 
 def _write(
     target: Path,
-    like: Checkpoint,
+    first: Checkpoint,
     merged: Mapping[str, Tensor],
     history: Mapping[str, Any],
     *,
-    force: bool,
+    job: Job,
     work: Unfinished | None,
 ) -> tuple[str, ...]:
     """Write the output in the names and format of the first file; returns what of its metadata was dropped."""
+    # Files may lack the second name of a tied weight; an untied one is written under both.
+    like = with_names(first, job.untied, job.fallbacks)
     kept = [name for name in merged if name in like.names]
     dropped = write_checkpoint(
         target,
         LazyTensors.of(merged).part(kept),
         like=like,
         provenance=history,
-        force=force,
+        force=job.options.force,
         build_in=None if work is None else work.output,
+        untied=bool(job.untied),
     )
     if work is not None:
         work.remove()

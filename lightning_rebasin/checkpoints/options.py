@@ -37,6 +37,8 @@ class MergeOptions:
             classifiers of different label sets.
         kinds: Which kinds of symmetry to look for, as in :func:`~lightning_rebasin.infer_spec`; with others than
             permutations all models are put into canonical gauge first.
+        untie: Give a tied weight that stands in the way of larger kinds a tensor for each of its uses; the output then
+            needs a network that is untied as well, see :func:`~lightning_rebasin.untie`.
         select: Which weights of the files, as ``weights`` of :func:`read_checkpoint`.
         prefix: What to do with prefixes, see :func:`read_checkpoint`.
         unsafe: Unpickle in full what torch's safe loader refuses.
@@ -60,6 +62,7 @@ class MergeOptions:
     statistics: Statistics = "auto"
     heads: Heads = "average"
     kinds: str | tuple[str, ...] = "permutation"
+    untie: bool = False
     select: str = "state_dict"
     prefix: str | Mapping[str, str] | None = None
     unsafe: bool = False
@@ -166,16 +169,36 @@ class MergeOptions:
                 f"method {self.method!r} needs to know what may be permuted: give the module (--module or --config) or "
                 "a spec (--spec)"
             )
-        if self.runs_network and not module:
+        if self.runs_network:
+            self._check_run(module=module, data=data)
+        if self.untie:
+            self._check_untie(spec=spec)
+        if self.heads == "concatenate":
+            self._check_heads(module=module, spec=spec)
+
+    def _check_run(self, *, module: bool, data: bool) -> None:
+        """Refuse to run a network that is not there, or on nothing."""
+        if not module:
             raise ConfigurationError(
                 "activation matching, reset, repair and refit run the network: give the module (--module)"
             )
-        if self.runs_network and not data:
+        if not data:
             raise ConfigurationError(
                 "activation matching, reset, repair and refit need data (--data)"
             )
-        if self.heads == "concatenate":
-            self._check_heads(module=module, spec=spec)
+
+    def _check_untie(self, *, spec: bool) -> None:
+        """Refuse to untie where nothing can come of it."""
+        if not self.matches:
+            raise ConfigurationError(
+                f"untie lets models be matched better, and method {self.method!r} matches none: leave untie (--untie) "
+                "out"
+            )
+        # A spec says itself which kinds it has.
+        if self.kinds == "permutation" and not spec:
+            raise ConfigurationError(
+                "untie lets a stream be rotated, and permutations alone were asked for: add kinds='all' (--kinds all)"
+            )
 
     def _check_heads(self, *, module: bool, spec: bool) -> None:
         """Refuse what heads side by side cannot go with."""

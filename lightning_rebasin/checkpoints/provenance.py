@@ -27,6 +27,7 @@ def provenance(
     spec: PermutationSpec | None,
     *,
     heads: Heads | None = None,
+    untied: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """How the output was made: plain values and LongTensors."""
     history: dict[str, Any] = {
@@ -48,6 +49,8 @@ def provenance(
             "layer": heads.layer,
             "sizes": list(heads.sizes),
         }
+    if untied:
+        history["untied"] = list(untied)
     if spec is not None and aligned.objectives:
         history["spec"] = json.dumps(spec.to_dict())
         history["permutations"] = [

@@ -72,6 +72,7 @@ class MergeReport:
         left: Layers that were not refitted, and why.
         data: Whose data were given, as far as anybody said.
         heads: Which outputs are whose classes, if the heads were put side by side.
+        untied: Tied names that have tensors of their own in the output.
         advice: What a person should know or do.
     """
 
@@ -96,6 +97,7 @@ class MergeReport:
     left: tuple[LeftLayer, ...] = ()
     data: tuple[str, ...] = ()
     heads: Heads | None = None
+    untied: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
 
     @property
@@ -147,6 +149,7 @@ class MergeReport:
             "not_refitted": [vars(layer) for layer in self.left],
             "data": list(self.data),
             "heads": self._outputs(),
+            "untied": list(self.untied),
             "advice": list(self.advice),
         }
 

@@ -32,6 +32,7 @@ from lightning_rebasin.checkpoints.write_folder import write_folder
 from lightning_rebasin.checkpoints.write_safetensors import write_safetensors
 from lightning_rebasin.errors import CheckpointError, OutputError
 from lightning_rebasin.files import atomic_path
+from lightning_rebasin.symmetry.run.untie import TIED_SETTING
 
 #: Where provenance is kept: a key of the checkpoint, an attribute of a bare state dict, a header entry of safetensors.
 PROVENANCE_KEY = "lightning_rebasin"
@@ -78,6 +79,7 @@ def write_checkpoint(
     run_state: Mapping[str, Any] | None = None,
     force: bool = False,
     build_in: Path | None = None,
+    untied: bool = False,
 ) -> tuple[str, ...]:
     """Write weights as a checkpoint, atomically.
 
@@ -94,6 +96,8 @@ def write_checkpoint(
         run_state: Entries of a training run that hold for these weights too, such as permuted optimizer states.
         force: Overwrite an existing file.
         build_in: Where a folder is built, to be taken up by another process if this one dies.
+        untied: The weights have tensors of their own where the network of ``like`` has a tied one; the configuration of
+            a model folder says so.
 
     Returns:
         Names of metadata that were dropped because ``weights_only=True`` would refuse them (a loss function among the
@@ -110,7 +114,14 @@ def write_checkpoint(
     lazy = LazyTensors.of(state_dict).renamed(names)
     dropped: list[str] = []
     if kind == "folder" and like is not None:
-        _save_folder(path, lazy, like, provenance or {}, build_in)
+        _save_folder(
+            path,
+            lazy,
+            like,
+            provenance or {},
+            build_in=build_in,
+            untied=untied,
+        )
         return ()
     if kind == "distributed":
         _save_distributed(path, lazy, like, provenance, dropped)
@@ -250,7 +261,9 @@ def _save_folder(
     weights: LazyTensors,
     like: Checkpoint,
     provenance: Mapping[str, Any],
+    *,
     build_in: Path | None,
+    untied: bool,
 ) -> None:
     """A folder in the layout of the one that ``like`` was read from."""
     model = find_model_folder(like.path)
@@ -266,7 +279,15 @@ def _save_folder(
         else:
             _save(_compact(tensors), file)
 
-    write_folder(path, weights, model, write_file, history, build_in=build_in)
+    write_folder(
+        path,
+        weights,
+        model,
+        write_file,
+        history,
+        build_in=build_in,
+        settings={TIED_SETTING: False} if untied else {},
+    )
 
 
 def _beside(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_rebasin.checkpoints.folder import ModelFolder
+from lightning_rebasin.checkpoints.folder import CONFIG, ModelFolder
 from lightning_rebasin.checkpoints.lazy import LazyTensors
 from lightning_rebasin.checkpoints.read import read_checkpoint
 from lightning_rebasin.errors import OutputError
@@ -31,6 +31,7 @@ def write_folder(
     history: tuple[str, Mapping[str, Any]] | None,
     *,
     build_in: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights as a model folder.
 
@@ -41,6 +42,7 @@ def write_folder(
         write_file: Writes one file of weights in the format of ``like``.
         history: Name of a JSON file and what to keep in it, how the weights were made.
         build_in: A folder on the same disk that keeps what was done if the process dies.
+        settings: Entries of ``config.json`` that hold for these weights and not for those of ``like``.
 
     Raises:
         OutputError: The folder exists or cannot be written.
@@ -52,6 +54,9 @@ def write_folder(
     temporary = build_in or _temporary(target)
     try:
         _fill(temporary, weights, like, write_file)
+        config = temporary / CONFIG
+        if settings and config.is_file():
+            _change_config(config, settings)
         if history is not None:
             name, content = history
             (temporary / name).write_text(json.dumps(content, indent=1))
@@ -77,6 +82,24 @@ def _temporary(target: Path) -> Path:
         raise OutputError(
             f"cannot write {target}: {error.strerror or error} (create the folder above it first?)"
         ) from error
+
+
+def _change_config(file: Path, settings: Mapping[str, Any]) -> None:
+    """Set entries of a configuration, and of the configurations inside it that have them too."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    _set_inside(config, settings)
+    config.update(settings)
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def _set_inside(config: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Models of text and images keep one configuration for each part."""
+    for part in config.values():
+        if isinstance(part, dict):
+            known = part.keys() & settings.keys()
+            part.update({name: settings[name] for name in known})
+            _set_inside(part, settings)
 
 
 def _fill(

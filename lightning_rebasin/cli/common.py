@@ -91,6 +91,25 @@ def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare that the result is wanted as JSON; see :func:`keep_result`."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object and nothing else; what is printed otherwise goes to the error stream",
+    )
+
+
+def keep_result(args: argparse.Namespace, content: Mapping[str, Any]) -> None:
+    """Leave what ``--json`` prints when the command has ended.
+
+    Args:
+        args: Parsed options; what is kept travels in them to :func:`lightning_rebasin.cli.main.main`.
+        content: Whatever JSON can say; paths are written as text.
+    """
+    args.result = content
+
+
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of :func:`~lightning_rebasin.checkpoints.inputs.read_inputs`."""
     prefix: Any = None

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="also write the report to this file",
     )
+    common.add_json_argument(parser)
     common.add_kinds_argument(parser)
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser)
@@ -103,11 +104,10 @@ def run(args: argparse.Namespace) -> int:
     match.transform.save(args.output)
     if work is not None:
         work.remove()
+    report = {**match.to_dict(), "equivalence_errors": list(errors)}
     if args.report:
-        common.write_json(
-            args.report,
-            {**match.to_dict(), "equivalence_errors": list(errors)},
-        )
+        common.write_json(args.report, report)
+    common.keep_result(args, {**report, "output": args.output})
     print(match.report())
     proof = (
         f"relative error {errors[0]:.0e}"

@@ -80,7 +80,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="'concatenate' puts the heads of classifiers of different label sets side by side: the outputs of A come "
         "first, then those of B, ... (default: %(default)s)",
     )
+    common.add_json_argument(parser)
     common.add_kinds_argument(parser)
+    parser.add_argument(
+        "--untie",
+        action="store_true",
+        help="with --kinds: give a tied head that stands in the way of larger symmetries weights of its own; OUT then "
+        "needs an untied network (the config.json of a Hugging Face folder says so)",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="do everything but write OUT"
     )
@@ -148,6 +155,7 @@ def run(args: argparse.Namespace) -> int:
         statistics=args.statistics,
         heads=args.heads,
         kinds=_kinds(args),
+        untie=args.untie,
         select=reading["weights"],
         prefix=reading["prefix"],
         unsafe=reading["unsafe"],
@@ -170,5 +178,6 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.report:
         common.write_json(args.report, report.to_dict())
+    common.keep_result(args, report.to_dict())
     print(report)
     return 0

@@ -19,6 +19,7 @@ Rooms, from the bottom up; each may import only from those above it in this list
 - ``observe.py``: handing over the activations in which the units of a group can be seen.
 - ``infer.py``: :func:`infer_spec`, the way above from end to end.
 - ``kinds.py``: proposals of ``continuous/`` tried by the gate; what holds goes into the spec.
+- ``untied.py``: what would be true if a tied weight had a tensor for each of its uses.
 - ``override.py``: the old home of ``edit/override.py``; it warns.
 
 Where is what?
@@ -66,6 +67,7 @@ Kinds beyond permutations (``continuous/``)
     *exponent*: how often a number inside each unit multiplies a tensor; an operation is an equation between exponents.
     *candidate*: one larger kind that is proposed for a group; only the gate makes it more than a proposal.
     *fold*: a gain that is multiplied into what reads it, and is 1 from then on.
+    *untied*: of a network in which a tied weight has become a tensor for each of its uses.
     *gauge*: one choice among all weights that compute the same function; the *canonical gauge* is the one in which
     two networks may be compared.
 
@@ -111,8 +113,10 @@ from lightning_rebasin.symmetry.proof.gate import (
     measure_equivalence,
 )
 from lightning_rebasin.symmetry.run.examples import Example
+from lightning_rebasin.symmetry.run.untie import untie
 from lightning_rebasin.symmetry.spec.pin import pin_group
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+from lightning_rebasin.symmetry.spec.untied import Untied
 from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
     Component,
@@ -134,6 +138,7 @@ __all__ = [
     "Pin",
     "TensorInfo",
     "Transform",
+    "Untied",
     "check_equivalence",
     "declare",
     "free_group",
@@ -144,4 +149,5 @@ __all__ = [
     "pin_group",
     "pin_tensor",
     "tie_groups",
+    "untie",
 ]

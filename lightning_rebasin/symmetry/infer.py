@@ -35,10 +35,12 @@ from lightning_rebasin.symmetry.run.examples import (
     resolve_examples,
 )
 from lightning_rebasin.symmetry.run.hollow import is_hollow
+from lightning_rebasin.symmetry.run.untie import separable
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import TensorInfo, TensorKind
 from lightning_rebasin.symmetry.trace.record import known_tensors, record
 from lightning_rebasin.symmetry.trace.tape import Tape
+from lightning_rebasin.symmetry.untied import with_untied
 
 #: Every attempt pins more, so few are ever needed.
 _MOST_ATTEMPTS = 20
@@ -121,10 +123,19 @@ def infer_spec_many(
     for note in notes:
         warnings.warn(note, UntracedWarning, stacklevel=3)
     spec = _spec(module, assembly, notes, parameters)
-    if wanted != {PERMUTATION} and assembly.named is not None:
-        first = FirstAnalysis(assembly.named, found.passes)
-        spec = with_kinds(module, inputs, spec, first, wanted)
-    return add_declared(module, spec, inputs, wanted)
+    if wanted == {PERMUTATION} or assembly.named is None:
+        return add_declared(module, spec, inputs, wanted)
+    first = FirstAnalysis(assembly.named, found.passes)
+    larger = with_kinds(module, inputs, spec, first, wanted)
+    spec = add_declared(module, larger.spec, inputs, wanted)
+    names = separable(module, spec.aliases, larger.blocked.values())
+    if not names:
+        return spec
+
+    def infer_again(free: nn.Module) -> PermutationSpec:
+        return infer_spec_many(free, inputs, pin=pin, kinds=wanted)
+
+    return with_untied(module, spec, names, infer_again)
 
 
 def _pinned(

@@ -45,13 +45,27 @@ class FirstAnalysis:
     passes: Sequence[Context]
 
 
+@final
+@dataclass(frozen=True)
+class WithKinds:
+    """What the second analysis found.
+
+    Args:
+        spec: The spec with larger kinds.
+        blocked: For some groups the weight whose two uses alone stand in the way of a larger kind.
+    """
+
+    spec: PermutationSpec
+    blocked: Mapping[str, str]
+
+
 def with_kinds(
     module: nn.Module,
     examples: Sequence[Example],
     spec: PermutationSpec,
     first: FirstAnalysis,
     kinds: Collection[str],
-) -> PermutationSpec:
+) -> WithKinds:
     """The spec with the largest kinds that the tapes propose and the gate proves.
 
     Args:
@@ -67,7 +81,8 @@ def with_kinds(
     proposals = {g: [c.kind for c in cs] for g, cs in found.candidates.items()}
     proposals |= {name: [KIND] * len(pair) for name, pair in planes.items()}
     if not proposals:
-        return replace(spec, limits=found.limits)
+        limited = replace(spec, limits=found.limits)
+        return WithKinds(limited, found.blocked)
 
     def build(choices: Mapping[str, int]) -> PermutationSpec:
         chosen = [
@@ -94,7 +109,8 @@ def with_kinds(
         gate.close()
     proved = build(choices)
     why = {g: reason for g, reason in refused.items() if g in proved.groups}
-    return replace(proved, limits={**proved.limits, **why})
+    limited = replace(proved, limits={**proved.limits, **why})
+    return WithKinds(limited, found.blocked)
 
 
 def _drop_disordered(spec: PermutationSpec, found: Proposals) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.classifier import FEATURES, Classifier
+from helpers.kinds import LENGTH, VOCABULARY, Transformer
 from helpers.trainers import trainer_in
+from lightning.pytorch import LightningModule
 
-from lightning_rebasin import Permutation, infer_spec
+from lightning_rebasin import Permutation, Transform, infer_spec
 from lightning_rebasin.callbacks import alignment
 from lightning_rebasin.callbacks.alignment import Aligner, share_moved
 from lightning_rebasin.errors import (
@@ -15,6 +17,7 @@ from lightning_rebasin.errors import (
     ConfigurationError,
     DataError,
     RebasinError,
+    SpecError,
     StateDictError,
     TraceError,
 )
@@ -43,7 +46,7 @@ def test_a_permuted_copy_is_brought_back(tmp_path, given):
     reference = permutation.apply(live)
     found = aligner.align(trainer_in(tmp_path), module, reference)
     assert (found.method, found.scores) == ("weight", {})
-    back = found.permutation.apply(reference)
+    back = found.transform.apply(reference)
     assert all(torch.equal(back[name], live[name]) for name in live)
 
 
@@ -62,7 +65,7 @@ def test_the_next_matching_starts_from_the_last_one_also_after_a_resume(
     monkeypatch.setattr(alignment, "match_weights", watched)
     first = Aligner(module.spec(), 0)
     first.check(module)
-    found = first.align(trainer_in(tmp_path), module, reference).permutation
+    found = first.align(trainer_in(tmp_path), module, reference).transform
     resumed = Aligner(module.spec(), 0)
     resumed.check(module)
     resumed.load_state_dict(first.state_dict())
@@ -70,7 +73,7 @@ def test_the_next_matching_starts_from_the_last_one_also_after_a_resume(
         aligner.align(trainer_in(tmp_path), module, reference)
     assert starts[0] is None
     for start in starts[1:]:
-        for group, order in found.orders.items():
+        for group, order in found.elements.items():
             assert torch.equal(start.orders[group], order)
 
 
@@ -166,9 +169,9 @@ def test_a_planted_permutation_is_found(tmp_path, methods, kind, batch_norm):
         found = aligner.align(
             trainer_in(tmp_path), module, reference, batches()
         )
-    back = found.permutation.apply(reference)
+    back = found.transform.apply(reference)
     assert all(torch.equal(back[name], live[name]) for name in live)
-    assert not found.permutation.is_identity
+    assert not found.transform.is_identity
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(part.training for part in module.modules())
     assert all(torch.equal(v, live[k]) for k, v in weights_of(module).items())
@@ -212,10 +215,10 @@ def test_auto_keeps_the_one_that_works_where_weights_fail(tmp_path):
         )
     best = alignments[AUTO]
     assert best.method != "weight"
-    right = alignments["correlation",].permutation
-    wrong = alignments["weight",].permutation
+    right = alignments["correlation",].transform
+    wrong = alignments["weight",].transform
     (group,) = right.orders
-    assert torch.equal(best.permutation.orders[group], right.orders[group])
+    assert torch.equal(best.transform.elements[group], right.orders[group])
     assert not torch.equal(wrong.orders[group], right.orders[group])
     assert best.scores["weight"] > 0.01
     assert best.scores[best.method] < 1e-9
@@ -232,9 +235,9 @@ def test_the_winner_survives_a_resume(tmp_path):
     resumed.check(module)
     resumed.load_state_dict(first.state_dict())
     again = resumed.align(trainer_in(tmp_path), module, reference, seen)
-    (group,) = found.permutation.orders
+    (group,) = found.transform.elements
     assert torch.equal(
-        again.permutation.orders[group], found.permutation.orders[group]
+        again.transform.elements[group], found.transform.elements[group]
     )
 
 
@@ -255,3 +258,73 @@ def test_without_batches_or_with_foreign_ones_the_error_is_typed(tmp_path):
     foreign = [{"pixels": torch.randn(4, FEATURES)}]
     with pytest.raises((DataError, TraceError)):
         aligner.align(trainer_in(tmp_path), module, live, foreign)
+
+
+class Language(LightningModule):
+    """A tiny transformer with rotations, maps inside heads and permutations."""
+
+    def __init__(self, rotary=False):
+        super().__init__()
+        self.net = Transformer(rotary)
+        tokens = torch.arange(4 * LENGTH).remainder(VOCABULARY)
+        self.example_input_array = tokens.reshape(4, LENGTH)
+
+    def forward(self, tokens):
+        return self.net(tokens)
+
+
+def turned_copy(rotary=False):
+    """A module, a random element of all its groups, and what that makes of its canonical weights."""
+    torch.manual_seed(0)
+    module = Language(rotary)
+    spec = infer_spec(module, module.example_input_array, kinds="all")
+    element = Transform.random(spec, torch.Generator().manual_seed(1))
+    return module, element.apply(spec.canonicalise(weights_of(module)))
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_an_element_of_all_kinds_is_found(tmp_path, rotary):
+    module, reference = turned_copy(rotary)
+    before = {k: v.clone() for k, v in weights_of(module).items()}
+    aligner = Aligner(None, 0, kinds="all")
+    aligner.check(module)
+    found = aligner.align(trainer_in(tmp_path), module, reference)
+    kinds = {group.kind for group in found.transform.spec.groups.values()}
+    assert kinds & {"orthogonal", "orthogonal_mean"}
+    back = found.transform.apply(reference)
+    for name, tensor in found.model.items():
+        torch.testing.assert_close(back[name], tensor, rtol=0, atol=1e-4)
+    # The frame of the comparison is a copy that computes the same function.
+    with torch.no_grad():
+        tokens = module.example_input_array
+        same = torch.func.functional_call(module, found.model, (tokens,))
+        torch.testing.assert_close(same, module(tokens), rtol=0, atol=1e-5)
+    for name, tensor in weights_of(module).items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_the_best_way_over_all_kinds_survives_a_resume(tmp_path):
+    module, reference = turned_copy()
+    generator = torch.Generator().manual_seed(2)
+    tokens = [
+        torch.randint(VOCABULARY, (8, LENGTH), generator=generator)
+        for _ in range(3)
+    ]
+    first = Aligner(None, 0, METHODS, kinds="all")
+    first.check(module)
+    found = first.align(trainer_in(tmp_path), module, reference, tokens)
+    assert set(found.scores) == set(METHODS)
+    assert found.scores[found.method] < 1e-8
+    resumed = Aligner(None, 0, kinds="all")
+    resumed.check(module)
+    resumed.load_state_dict(first.state_dict())
+    again = resumed.align(trainer_in(tmp_path), module, reference)
+    for group, element in found.transform.elements.items():
+        torch.testing.assert_close(
+            again.transform.elements[group], element, rtol=0, atol=1e-4
+        )
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(SpecError, match="'turns' is not a kind"):
+        Aligner(None, 0, kinds="turns")

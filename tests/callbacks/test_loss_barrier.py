@@ -751,6 +751,33 @@ def test_without_example_input_the_first_validation_batch_shows_the_symmetries(
         assert barrier.measurements[-1].moved is not None
 
 
+def test_all_kinds_measure_between_both_ends_in_canonical_gauge(tmp_path):
+    seed_everything(0, verbose=False)
+    other = Classifier().state_dict()
+    module = Classifier()
+    barrier = LossBarrier(other, "both", kinds="all", points=3)
+    fit(tmp_path, barrier, module=module)
+    alignment = barrier._aligner
+    kinds = {group.kind for group in alignment._spec.groups.values()}
+    assert kinds == {"permutation", "scale"}
+    weights = {n: other[n] for n in alignment._spec.tensors}
+    live = {n: module.state_dict()[n] for n in alignment._spec.tensors}
+    expected = measure_barrier(
+        module,
+        alignment._spec.canonicalise(live),
+        alignment._last.apply(weights),
+        val_loader(),
+        points=3,
+    )
+    found = barrier.measurements[-1].curves["matched"]
+    assert found.values["val_loss"] == pytest.approx(
+        expected.values["val_loss"], rel=1e-5
+    )
+    # In one gauge the ends are nearer than in two.
+    separations = barrier.measurements[-1].separations
+    assert separations["matched"].distance < separations["naive"].distance
+
+
 def test_a_buffer_that_the_reference_shares_is_not_permuted(tmp_path):
     class Offset(Classifier):
         def __init__(self):

@@ -73,6 +73,6 @@ def test_the_matched_curve_leads_to_a_nearer_end(tmp_path):
 
 def test_lambda_zero_is_evaluated_once_for_both_curves():
     a, b, c = ({"w": torch.full((1,), float(i))} for i in range(3))
-    points, lines = lay_out(a, {"naive": b, "matched": c}, GRID)
+    points, lines = lay_out({"naive": (a, b), "matched": (a, c)}, GRID)
     assert lines == {"naive": [0, 1, 2], "matched": [0, 3, 4]}
     assert [float(p.state()["w"]) for p in points] == [0.0, 0.5, 1.0, 1.0, 2.0]

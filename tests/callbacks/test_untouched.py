@@ -155,6 +155,14 @@ CONFIGURATIONS = {
         "num_sanity_val_steps": 2,
         "val_check_interval": 2,
     },
+    "matched over all kinds": {
+        "barrier_kwargs": {"kinds": "all", "spec": None},
+    },
+    "matched over all kinds by the best of three in bf16-mixed": {
+        "module_kwargs": {"batch_norm": True},
+        "barrier_kwargs": {"kinds": "all", "matching": "auto", "spec": None},
+        "precision": "bf16-mixed",
+    },
     "compiled submodule matched by the best of three": {
         "compiled": "submodule",
         "barrier_kwargs": {"matching": "auto", "spec": None},

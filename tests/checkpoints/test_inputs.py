@@ -8,7 +8,13 @@ from helpers.checkpoint_files import Planted, X, batch_norm_files, loaded, same
 from torch import Tensor
 
 from lightning_rebasin.checkpoints import merge_checkpoints
-from lightning_rebasin.checkpoints.inputs import read_inputs, sha256
+from lightning_rebasin.checkpoints.fallbacks import Fallbacks
+from lightning_rebasin.checkpoints.inputs import (
+    NO_FALLBACKS,
+    read_inputs,
+    sha256,
+    with_names,
+)
 from lightning_rebasin.errors import (
     CheckpointError,
     NonFiniteError,
@@ -174,3 +180,16 @@ def test_the_file_that_does_not_fit_the_first_is_named(
     torch.save({**state, "more": torch.ones(1)}, tmp_path / "b.pt")
     with pytest.raises(StateDictError, match=r"b\.pt.*unexpected 'more'"):
         read_inputs([tmp_path / "a.pt", tmp_path / "b.pt"])
+
+
+def test_a_second_name_gets_the_prefix_of_the_first(
+    tmp_path: Path, state: State
+) -> None:
+    torch.save({f"net.{n}": t for n, t in state.items()}, tmp_path / "a.pt")
+    (found,) = read_inputs([tmp_path / "a.pt"], list(state))
+    first = next(iter(state))
+    fallbacks = Fallbacks({"head": (first, "head")})
+    named = with_names(found, ["head", first], fallbacks)
+    assert named.names == {**found.names, "head": "net.head"}
+    # Without another name to go by it is stored as it is called.
+    assert with_names(found, ["x"], NO_FALLBACKS).names["x"] == "x"

@@ -122,3 +122,19 @@ def test_what_cannot_work_is_refused_before_any_file_is_read() -> None:
     fitted = MergeOptions(method="none", statistics="refit")
     with pytest.raises(ConfigurationError, match="keeps one"):
         fitted.check(1, module=True, spec=False, data=True)
+
+
+def test_untying_needs_kinds_and_a_matching() -> None:
+    def refusal(*, spec: bool = False, **given: Any) -> str:
+        options = MergeOptions(untie=True, **given)
+        try:
+            options.check(2, module=True, spec=spec, data=False)
+        except ConfigurationError as error:
+            return str(error)
+        return ""
+
+    assert "--kinds all" in refusal()
+    assert refusal(kinds="all") == ""
+    # A spec says itself which kinds it has.
+    assert refusal(spec=True) == ""
+    assert "'average'" in refusal(kinds="all", method="average")

@@ -99,3 +99,61 @@ def test_from_the_command_line(
     assert code == 0
     merged = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "merged")
     assert merged.lm_head.weight is merged.transformer.wte.weight
+
+
+def llama(seed: int) -> Any:
+    """A small Llama whose head is the table of its embedding."""
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=24,
+        max_position_embeddings=16,
+        tie_word_embeddings=True,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def untied_network() -> Any:
+    """What ``--module`` names; its own weights are others than those of the folders."""
+    return llama(5)
+
+
+def test_an_untied_merge_loads_by_its_own_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``tie_word_embeddings`` is false in its ``config.json``: it computes what the first model does, untied."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.chdir(tmp_path)
+    model = llama(0)
+    model.save_pretrained("a")
+    expected = logits(model)
+    spec = infer_spec(model, TOKENS, kinds="all")
+    other = llama(1)
+    other.save_pretrained("b")
+    # Nothing but the gauge of the first model is left of shares 1 and 0.
+    options = (
+        "merge a b -o merged --module test_transformers.untied_network --kinds all --untie --share 1 0 "
+        "--input-shape 1,8 --input-dtype long --no-progress"
+    )
+    code = main(options.split())
+    assert code == 0
+    config = json.loads(Path("merged/config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    merged = transformers.LlamaForCausalLM.from_pretrained("merged")
+    head, table = merged.lm_head.weight, merged.model.embed_tokens.weight
+    assert head is not table
+    assert not torch.allclose(head, table)
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
+    canonical = spec.canonicalise(model.state_dict(), untie=True)
+    torch.testing.assert_close(head, canonical.state["lm_head.weight"])
+    history = json.loads(Path("merged/lightning_rebasin.json").read_text())
+    assert history["untied"] == ["lm_head.weight"]

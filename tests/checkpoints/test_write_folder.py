@@ -84,3 +84,29 @@ def test_a_failure_leaves_nothing(
     with pytest.raises(OutputError, match="No space left"):
         write_checkpoint(tmp_path / "out", like.state_dict, like=like)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_configuration_says_that_weights_are_untied(
+    tmp_path: Path, model: Path
+) -> None:
+    """Where a part of a model has a configuration of its own, it says so as well if it said something before."""
+    config = {
+        "model_type": "toy",
+        "text": {"tie_word_embeddings": True, "size": 3},
+        "image": {"size": 4},
+    }
+    (model / "config.json").write_text(json.dumps(config))
+    like = read_checkpoint(model)
+    write_checkpoint(tmp_path / "out", like.state_dict, like=like, untied=True)
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written == {
+        "model_type": "toy",
+        "text": {"tie_word_embeddings": False, "size": 3},
+        "image": {"size": 4},
+        "tie_word_embeddings": False,
+    }
+    (model / "config.json").unlink()
+    write_checkpoint(
+        tmp_path / "bare", like.state_dict, like=like, untied=True
+    )
+    assert not (tmp_path / "bare/config.json").exists()

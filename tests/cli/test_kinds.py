@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from helpers.commands import one_line, run
 from helpers.kinds import LENGTH, VOCABULARY, Transformer
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_rebasin import infer_spec, merge_checkpoints
 from lightning_rebasin.symmetry import Transform
@@ -30,6 +32,24 @@ class Language(LightningModule):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.net(tokens)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        logits = self(batch[0])[:, :-1].flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(
+            logits, batch[0][:, 1:].flatten()
+        )
+        self.log("val_loss", loss)
+
+
+Loader = DataLoader[tuple[Tensor, ...]]
+
+
+def windows() -> tuple[Loader, Loader]:
+    """Random tokens to train and to validate on."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(VOCABULARY, (32, LENGTH), generator=generator)
+    loader = DataLoader(TensorDataset(tokens), batch_size=16)
+    return loader, loader
 
 
 @pytest.fixture
@@ -65,6 +85,22 @@ def test_match_recovers_the_element(state: dict[str, Tensor]) -> None:
     aligned = Transform.load("p.perm").apply(b)
     for key, tensor in state.items():
         torch.testing.assert_close(aligned[key], tensor, rtol=0, atol=1e-4)
+
+
+def test_barrier_matches_over_all_kinds(
+    state: dict[str, Tensor], capsys: Capture
+) -> None:
+    """Half way to the turned copy the loss is that of the ends; without matching it is another."""
+    arguments = "barrier a.ckpt b.ckpt --data test_kinds.windows --points 3"
+    assert run(arguments, MODULE, "--match -o b.csv --no-progress") == 0
+    with Path("b.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    naive, matched = (
+        [float(row[f"{label}_val_loss"]) for row in rows]
+        for label in ("naive", "matched")
+    )
+    assert matched == pytest.approx([matched[0]] * 3, abs=1e-5)
+    assert abs(naive[1] - naive[0]) > 0.01
 
 
 def test_merge_gives_the_weights_back(state: dict[str, Tensor]) -> None:

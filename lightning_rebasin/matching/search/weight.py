@@ -36,7 +36,7 @@ from lightning_rebasin.matching.search.policy import (
     plan,
 )
 from lightning_rebasin.matching.search.threads import few_threads
-from lightning_rebasin.symmetry.actions.permutation import Permutation
+from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.edit.restrict import restrict
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
@@ -47,7 +47,7 @@ def match_weights(
     source: Mapping[str, Tensor],
     *,
     seed: int = 0,
-    init: Init | None = None,
+    init: Init | Transform | None = None,
     restarts: int | None = None,
     max_sweeps: int = 100,
     solver: str = "auto",
@@ -89,6 +89,8 @@ def match_weights(
     """
     pinned = spec.pin_identical_buffers(reference, source)
     reference, source = weighted(pinned, reference), weighted(pinned, source)
+    if isinstance(init, Transform):
+        init = restrict(init, spec, pinned)
     if any(group.kind != "permutation" for group in pinned.groups.values()):
         # Other kinds have a slower engine, which knows nothing about any of them.
         check_options(pinned, None, restarts, max_sweeps, None)
@@ -106,11 +108,9 @@ def match_weights(
             solver=checked_solver(solver),
             progress=progress,
         )
-    if isinstance(init, Permutation):
-        init = restrict(init, spec, pinned)
     return WeightMatcher(pinned, source, solver=solver).match(
         reference,
-        init,
+        cast("Init | None", init),
         seed=seed,
         restarts=restarts,
         max_sweeps=max_sweeps,

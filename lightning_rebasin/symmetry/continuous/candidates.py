@@ -60,10 +60,17 @@ class Candidate:
 @final
 @dataclass
 class Proposals:
-    """For each group its candidates, the largest first, and why there is no larger one."""
+    """For each group its candidates, the largest first, and why there is no larger one.
+
+    Args:
+        candidates: The candidates by group.
+        limits: Why there is no larger one, by group.
+        blocked: The weight whose two uses are why, by group.
+    """
 
     candidates: dict[str, list[Candidate]] = field(default_factory=dict)
     limits: dict[str, str] = field(default_factory=dict)
+    blocked: dict[str, str] = field(default_factory=dict)
 
 
 def propose(
@@ -92,6 +99,8 @@ def propose(
             candidates += _mixing(group, mixing, kinds)
         except Limit as limit:
             found.limits[group.id] = str(limit)
+            if limit.weight:
+                found.blocked[group.id] = limit.weight
         candidates += _numbers(group, tapes, kinds)
         if candidates:
             found.candidates[group.id] = candidates

@@ -64,7 +64,17 @@ BATCH_NORMS = names(
 
 
 class Limit(Exception):  # noqa: N818 - it says what is the case, and no user ever sees it
-    """An operation does not commute with a kind of symmetry; the message says why, for the user."""
+    """An operation does not commute with a kind of symmetry; the message says why, for the user.
+
+    Args:
+        why: The message.
+        weight: The tensor that is used twice, if that is why: where its two uses have names of their own, separate
+            tensors would lift the limit.
+    """
+
+    def __init__(self, why: str, weight: str = "") -> None:
+        super().__init__(why)
+        self.weight = weight
 
 
 @final

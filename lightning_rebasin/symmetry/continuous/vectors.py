@@ -202,7 +202,8 @@ class VectorWalk:
             if gains and len(uses) > 1:
                 other = next(uses[use] for use in uses if use != gains[0])
                 raise Limit(
-                    f"the gain {gains[0]!r} cannot be folded into {name!r}, which is also used at {other}"
+                    f"the gain {gains[0]!r} cannot be folded into {name!r}, which is also used at {other}",
+                    weight=name,
                 )
         for gain in self._gains:
             if gain in self._uses:

@@ -174,7 +174,10 @@ def free_group(
         if (pin.tensor, pin.dim) not in freed:
             kept.append(pin)
     groups = {**spec.groups, group: Group(group, size)}
-    return replace(spec, groups=groups, maps=maps, pinned=tuple(kept))
+    # What untying would allow was found without this group.
+    return replace(
+        spec, groups=groups, maps=maps, pinned=tuple(kept), untied=None
+    )
 
 
 def _axes(axes: Mapping[str, Dims]) -> list[tuple[str, int]]:

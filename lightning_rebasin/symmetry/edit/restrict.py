@@ -1,28 +1,32 @@
-"""A permutation in the terms of a spec with more pins."""
+"""A permutation, or another transform, in the terms of a spec with more pins."""
 
 from __future__ import annotations
 
-from lightning_rebasin.symmetry.actions.permutation import Permutation
+from typing import TypeVar
+
+from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+
+_Transform = TypeVar("_Transform", bound=Transform)
 
 
 def restrict(
-    permutation: Permutation, before: PermutationSpec, after: PermutationSpec
-) -> Permutation:
-    """A permutation in the terms of a spec with more pins: groups that it does not have stay in place.
+    transform: _Transform, before: PermutationSpec, after: PermutationSpec
+) -> _Transform:
+    """A transform in the terms of a spec with more pins: groups that it does not have stay as they are.
 
     Args:
-        permutation: A permutation.
-        before: The spec before pinning; a permutation of any other spec is returned as it is.
+        transform: A permutation or another transform.
+        before: The spec before pinning; a transform of any other spec is returned as it is.
         after: The spec after pinning.
     """
-    own = permutation.spec is before or permutation.spec == before
+    own = transform.spec is before or transform.spec == before
     if before is after or not own:
-        return permutation
-    # Groups that pinning split have new names; their order cannot be carried over one to one.
+        return transform
+    # Groups that pinning split have new names; their elements cannot be carried over one to one.
     kept = {
-        name: order
-        for name, order in permutation.orders.items()
+        name: element
+        for name, element in transform.elements.items()
         if after.groups.get(name) == before.groups[name]
     }
-    return Permutation(after, kept)
+    return type(transform)(after, kept)

@@ -14,4 +14,6 @@
 - ``shared_buffers.py``: pinning what would move a buffer that several models have in common.
 - ``folds.py``: gains that are folded into their readers, and what is centred.
 - ``gauge.py``: the same function in canonical gauge.
+- ``untied.py``: the same for networks in which a tied weight has a tensor for each of its uses.
+- ``check_state.py``: whether weights have exactly the tensors of a spec.
 """

@@ -65,6 +65,10 @@ class SpecFields(Protocol):
     def limits(self) -> Mapping[str, str]:
         """For each group, why its kind is not a larger one, where that was asked."""
 
+    @property
+    def untied(self) -> SpecFields | None:
+        """The spec of the same network with separate tensors for a tied one, where that would allow more."""
+
 
 class SpecArguments(TypedDict, total=False):
     """The arguments that make a spec, as a file or a table gives them."""

@@ -83,6 +83,7 @@ def spec_to_dict(spec: SpecFields) -> dict[str, Any]:
         "activations": activations,
         **folds_to_dict(spec),
         **({"limits": dict(spec.limits)} if spec.limits else {}),
+        **({"untied": spec_to_dict(spec.untied)} if spec.untied else {}),
     }
 
 

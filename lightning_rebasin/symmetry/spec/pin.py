@@ -68,7 +68,11 @@ def pin_group(spec: S, group: str, reason: str = BY_USER) -> S:
                 watch(watched, address, part)
     touched = set(tensors_of(spec, group))
     changed = replace(spec, activations=watched)
-    return rebuilt(changed, groups, maps, touched, reason)
+    pinned = rebuilt(changed, groups, maps, touched, reason)
+    untied = spec.untied
+    if untied is None or group not in untied.groups:
+        return pinned
+    return replace(pinned, untied=pin_group(untied, group, reason))
 
 
 def pin_other_kinds(spec: S, kinds: Collection[str]) -> S:
@@ -92,6 +96,8 @@ def pin_other_kinds(spec: S, kinds: Collection[str]) -> S:
         if group.kind not in kinds and group.id in spec.groups:
             reason = f"symmetries of the kind {group.kind!r} are left out"
             spec = pin_group(spec, group.id, reason)
+    if spec.untied is not None:
+        spec = replace(spec, untied=pin_other_kinds(spec.untied, kinds))
     return spec
 
 
@@ -180,7 +186,10 @@ def rebuilt(
     touched: set[str],
     reason: str,
 ) -> S:
-    """The spec with other groups and maps, and pins that say why the tensors in ``touched`` move less than before."""
+    """The spec with other groups and maps, and pins that say why the tensors in ``touched`` move less than before.
+
+    What untying would allow was found for the old groups and is left out.
+    """
     pins = {(pin.tensor, pin.dim): pin for pin in spec.pinned}
     for name in touched:
         old, new = spec.maps[name], maps[name]
@@ -198,4 +207,5 @@ def rebuilt(
         maps=kept,
         pinned=tuple(pins.values()),
         limits=limits,
+        untied=None,
     )

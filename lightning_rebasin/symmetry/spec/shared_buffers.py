@@ -10,6 +10,7 @@ beside them, always go with their channels: two fresh networks agree in them by 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import torch
@@ -60,6 +61,10 @@ def pin_identical_buffers(
     for name, tensor in _shared(spec, states).items():
         while (group := _to_pin(spec, name, tensor)) is not None:
             spec = pin_group(spec, group, REASON.format(name))
+    if spec.untied is not None:
+        untied = pin_identical_buffers(spec.untied, states)
+        if untied is not spec.untied:
+            spec = replace(spec, untied=untied)
     return spec
 
 

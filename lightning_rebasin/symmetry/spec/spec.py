@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, overload
 
-import torch
 from torch import Tensor
 
-from lightning_rebasin.errors import NonFiniteError, SpecError, StateDictError
+from lightning_rebasin.errors import SpecError
 from lightning_rebasin.files import atomic_write_text
+from lightning_rebasin.symmetry.spec.check_state import check_state
 from lightning_rebasin.symmetry.spec.fields import (
     log10_symmetries,
     tensors_of,
@@ -29,6 +29,7 @@ from lightning_rebasin.symmetry.spec.shared_buffers import (
 )
 from lightning_rebasin.symmetry.spec.table import arguments_from_table
 from lightning_rebasin.symmetry.spec.text import explain_tensor, spec_table
+from lightning_rebasin.symmetry.spec.untied import Untied, canonical_untied
 from lightning_rebasin.symmetry.spec.validate import validate_spec
 from lightning_rebasin.symmetry.spec.values import (
     ActivationAddress,
@@ -57,6 +58,8 @@ class PermutationSpec:
         folds: Gains of norms that are folded into their readers before anything else acts.
         centres: Tensors whose mean along one dimension nothing sees.
         limits: For each group, why its kind is not a larger one, where that was asked.
+        untied: The spec of the same network with separate tensors in the place of a tied one, where that alone would
+            allow more.
 
     Example:
         >>> spec = PermutationSpec.from_table(
@@ -79,6 +82,7 @@ class PermutationSpec:
     folds: tuple[Fold, ...] = ()
     centres: tuple[Centre, ...] = ()
     limits: Mapping[str, str] = field(default_factory=dict)
+    untied: PermutationSpec | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -111,7 +115,19 @@ class PermutationSpec:
         """Names of the tensors on which ``group`` itself acts (not its children), aliases left out."""
         return tensors_of(self, group)
 
-    def canonicalise(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    @overload
+    def canonicalise(
+        self, state: Mapping[str, Tensor], *, untie: Literal[False] = False
+    ) -> dict[str, Tensor]: ...
+
+    @overload
+    def canonicalise(
+        self, state: Mapping[str, Tensor], *, untie: Literal[True]
+    ) -> Untied[PermutationSpec]: ...
+
+    def canonicalise(
+        self, state: Mapping[str, Tensor], *, untie: bool = False
+    ) -> dict[str, Tensor] | Untied[PermutationSpec]:
         """The same function in canonical gauge: the weights that may be compared, averaged and matched.
 
         Gains of norms are folded into the weights that read them, what only a centring norm reads loses its mean, and
@@ -120,14 +136,19 @@ class PermutationSpec:
 
         Args:
             state: Weights with exactly the tensors of the spec, any floating dtype.
+            untie: Give a tied weight that stands in the way a tensor for each of its uses (see :attr:`untied`).
 
         Returns:
-            The same names, shapes and dtypes; canonical weights come back as they are, up to rounding.
+            The same names, shapes and dtypes; canonical weights come back as they are, up to rounding.  With ``untie``
+            these are ``.state``, ``.names`` are the names that have tensors of their own now, and ``.spec`` is the spec
+            for them; a module that loads them is :func:`~lightning_rebasin.untie` ``(module, names)``.
 
         Raises:
             StateDictError: A tensor is missing, extra or has another shape, or a gain is 0 and its shift is not.
         """
         self.check_state(state)
+        if untie:
+            return canonical_untied(self, self.untied, state)
         return canonical_state(self, state)
 
     def pin_identical_buffers(
@@ -165,17 +186,7 @@ class PermutationSpec:
             StateDictError: A tensor is missing, extra or has another shape; the message names it.
             NonFiniteError: A tensor holds NaN or infinity.
         """
-        _check_names(self.tensors, state, what)
-        for name, info in self.tensors.items():
-            tensor = state[name]
-            if tensor.shape != info.shape:
-                raise StateDictError(
-                    f"{what}: tensor {name!r} has shape {tuple(tensor.shape)}, the spec says {info.shape}"
-                )
-            if finite and _has_holes(tensor):
-                raise NonFiniteError(
-                    f"{what}: tensor {name!r} holds NaN or infinity"
-                )
+        check_state(self, state, what, finite=finite)
 
     @classmethod
     def from_table(
@@ -208,7 +219,13 @@ class PermutationSpec:
         Raises:
             SpecError: ``data`` is not a spec, is malformed, or is of another version.
         """
-        return cls(**arguments_from_dict(data))
+        arguments = arguments_from_dict(data)
+        other = data.get("untied")
+        untied = None
+        if other is not None:
+            # One level and no deeper, whatever a stranger's file says.
+            untied = cls(**arguments_from_dict(other))
+        return cls(**arguments, untied=untied)
 
     def save(self, path: str | Path) -> None:
         """Write the spec as JSON, atomically.
@@ -228,14 +245,14 @@ class PermutationSpec:
             SpecError: The file is missing or is not a spec.
         """
         try:
-            return cls.from_dict(
-                json.loads(Path(path).read_text(encoding="utf-8"))
-            )
+            text = Path(path).read_text(encoding="utf-8")
+            return cls.from_dict(json.loads(text))
         except (
             OSError,
             UnicodeDecodeError,
             json.JSONDecodeError,
             RecursionError,
+            SpecError,
         ) as error:
             raise SpecError(
                 f"cannot read a permutation spec from {path}: {error}"
@@ -270,30 +287,3 @@ class PermutationSpec:
             f"PermutationSpec({len(self.groups)} groups, 10^{self.log10_symmetries:.1f} symmetries, "
             f"{moved} of {len(self.tensors)} tensors permutable)"
         )
-
-
-def _check_names(
-    tensors: Mapping[str, TensorInfo], state: Mapping[str, Tensor], what: str
-) -> None:
-    missing = [name for name in tensors if name not in state]
-    extra = [name for name in state if name not in tensors]
-    if missing or extra:
-        raise StateDictError(
-            f"{what} does not fit the spec: {_named('missing', missing)}{_named('unexpected', extra)}"
-            "is it the same architecture, and are prefixes such as 'module.' stripped?"
-        )
-
-
-def _has_holes(tensor: Tensor) -> bool:
-    """Whether a tensor holds NaN or infinity."""
-    return tensor.is_floating_point() and not bool(
-        torch.isfinite(tensor).all()
-    )
-
-
-def _named(word: str, names: list[str]) -> str:
-    """``"missing 'a', 'b' (+3 more); "`` or nothing."""
-    if not names:
-        return ""
-    more = f" (+{len(names) - 3} more)" if len(names) > 3 else ""
-    return f"{word} {', '.join(map(repr, names[:3]))}{more}; "

@@ -14,6 +14,7 @@ from lightning_rebasin.symmetry.spec.fields import (
     tensors_of,
 )
 from lightning_rebasin.symmetry.spec.moved import count_moved
+from lightning_rebasin.symmetry.spec.untied import untied_names
 from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
     Component,
@@ -71,6 +72,7 @@ def spec_table(spec: SpecFields) -> str:
         lines = _aligned(rows, right=(1, 3))
     lines += _pin_lines(spec)
     lines += _gauge_lines(spec)
+    lines += _untied_lines(spec)
     lines += [f"note: {note}" for note in spec.notes]
     return "\n".join(lines)
 
@@ -99,6 +101,23 @@ def _gauge_lines(spec: SpecFields) -> list[str]:
     for group, why in spec.limits.items():
         kind = spec.groups[group].kind
         lines.append(f"{group} is no more than {kind}: {why}")
+    return lines
+
+
+def _untied_lines(spec: SpecFields) -> list[str]:
+    """What separate tensors in the place of a tied one would allow: one line for each group that would grow."""
+    untied = spec.untied
+    if untied is None:
+        return []
+    names = ", ".join(map(repr, untied_names(spec, untied)))
+    lines = []
+    for group in untied.groups.values():
+        old = spec.groups.get(group.id)
+        if old is not None and old.kind != group.kind:
+            what = WORDS.get(group.kind, group.kind)
+            lines.append(
+                f"untying {names} would allow: {what} ({group.kind}) for {group.id}"
+            )
     return lines
 
 

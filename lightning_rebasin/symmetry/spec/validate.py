@@ -12,6 +12,7 @@ from lightning_rebasin.symmetry.spec.fields import (
     SpecFields,
 )
 from lightning_rebasin.symmetry.spec.gauge import check_gauge
+from lightning_rebasin.symmetry.spec.untied import check_untied
 from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
     Component,
@@ -48,6 +49,7 @@ def validate_spec(spec: SpecFields) -> None:
     for name, origin in spec.aliases.items():
         _check_alias(spec, name, origin)
     check_gauge(spec)
+    check_untied(spec)
 
 
 def _check_importance(name: str, info: TensorInfo) -> None:

@@ -1,0 +1,95 @@
+"""What a LossBarrier refuses before training starts: trainers and modules with which it could not measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.signature_utils import (
+    is_param_in_hook_signature,
+)
+
+from lightning_rebasin.callbacks.matching import Matching
+from lightning_rebasin.callbacks.strategy import refuse_sharded
+from lightning_rebasin.callbacks.trainer import callbacks_of
+from lightning_rebasin.errors import ConfigurationError
+
+
+def check_trainer(
+    trainer: Trainer, stage: str, matching: Matching, *, needs_batches: bool
+) -> None:
+    """Refuse a trainer that will run no validation, or none with what the matching needs.
+
+    Args:
+        trainer: The trainer.
+        stage: ``"fit"`` or ``"validate"``.
+        matching: How the reference is matched.
+        needs_batches: Whether that compares activations on training batches.
+
+    Raises:
+        ConfigurationError: The message says what to change.
+    """
+    refuse_sharded(trainer, "LossBarrier")
+    if stage == "validate" and needs_batches:
+        raise ConfigurationError(
+            f"matching={matching!r} compares activations on the last training batches, and there is no "
+            "training in trainer.validate: measure during fit(), or choose matching='weight'"
+        )
+    if stage == "fit" and not trainer.enable_validation:
+        raise ConfigurationError(
+            "LossBarrier measures on validation batches, but this trainer will run no validation: give fit() a "
+            "validation loader, the module a validation_step, and leave limit_val_batches above 0"
+        )
+
+
+def check_prefixes(prefixes: Iterable[str]) -> None:
+    """Refuse two LossBarriers whose numbers would have the same names.
+
+    Args:
+        prefixes: Those of all LossBarriers of a trainer.
+
+    Raises:
+        ConfigurationError: Two are the same.
+
+    Example:
+        >>> check_prefixes(["barrier", "barrier_previous"])
+    """
+    seen = set()
+    for prefix in prefixes:
+        if prefix in seen:
+            raise ConfigurationError(
+                f"two LossBarriers log under {prefix!r}; give each its own prefix="
+            )
+        seen.add(prefix)
+
+
+def check_training_step(module: LightningModule, matching: Matching) -> None:
+    """Refuse a training step that consumes its batches unseen, where activations are compared on them.
+
+    Args:
+        module: The module.
+        matching: How the reference is matched.
+
+    Raises:
+        ConfigurationError: The message says what to change.
+    """
+    if is_param_in_hook_signature(
+        module.training_step, "dataloader_iter", explicit=True
+    ):
+        raise ConfigurationError(
+            f"matching={matching!r} compares activations on training batches, but "
+            "training_step(dataloader_iter) consumes them unseen: use training_step(batch, batch_idx), or choose "
+            "matching='weight'"
+        )
+
+
+def name_averaging(trainer: Trainer) -> None:
+    """Say whose weights are measured if a callback averages them."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, WeightAveraging):
+            kind = type(callback).__name__
+            rank_zero_info(
+                f"LossBarrier measures the weights that validation uses: the averaged ones of {kind}"
+            )

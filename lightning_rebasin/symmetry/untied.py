@@ -1,0 +1,54 @@
+"""What would be true if a tied weight had a tensor for each of its uses: found like everything else, by inference.
+
+The second analysis says which weight stands in the way of a larger kind.  If it is tied, a copy of the network with
+separate tensors is analysed and proved as well, and its spec is kept beside the first one if some group has grown.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from lightning_rebasin.errors import UntracedWarning
+from lightning_rebasin.symmetry.run.copy import private_copy
+from lightning_rebasin.symmetry.run.untie import separate
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+
+
+def with_untied(
+    module: nn.Module,
+    spec: PermutationSpec,
+    names: Sequence[str],
+    infer: Callable[[nn.Module], PermutationSpec],
+) -> PermutationSpec:
+    """The spec, knowing what untying would allow if it allows anything.
+
+    Args:
+        module: The network; it is left as it was.
+        spec: Its spec.
+        names: The names that would get tensors of their own.
+        infer: Gives the spec of an untied copy.
+    """
+    # All weights but the separated ones stay where they are.
+    free = private_copy(module, share=True)
+    separate(free, names)
+    with warnings.catch_warnings():
+        # The user has heard of what the trace cannot vouch for.
+        warnings.simplefilter("ignore", UntracedWarning)
+        other = infer(free)
+    if not _grown(spec, other):
+        return spec
+    # The spec of one more untying is not this one's to keep.
+    return replace(spec, untied=replace(other, untied=None))
+
+
+def _grown(spec: PermutationSpec, other: PermutationSpec) -> bool:
+    """Whether a group has another kind: nothing else than larger kinds can come of more freedom."""
+    for group in spec.groups.values():
+        twin = other.groups.get(group.id)
+        if twin is not None and twin.kind != group.kind:
+            return True
+    return False

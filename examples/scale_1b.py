@@ -1,6 +1,6 @@
 """Match and merge two networks of 1.1 billion numbers on one small machine, and kill the process on the way.
 
-    python examples/scale_1b.py --folder /tmp/scale            # about 20 GB of disk while it runs
+    python examples/scale_1b.py --folder /tmp/scale            # 7 GB of disk while it runs
 
 makes two Hugging Face folders in the shape of TinyLlama (22 layers of width 2048, bfloat16, five shards): random
 weights, and the same network in another order of its units, heads and stream.  Then
@@ -238,9 +238,10 @@ def main() -> None:
         args.output / "scale_1b.json", json.dumps(found, indent=1) + "\n"
     )
     log = (args.folder / "log.txt").read_text()
-    # Of a progress bar only its last state is kept.
-    lines = [line.rpartition("\r")[2] for line in log.split("\n")]
-    atomic_write_text(args.output / "log.txt", "\n".join(lines) + "\n")
+    # Progress bars are written over themselves, and move the cursor up.
+    lines = re.split(r"[\r\n]+", log.replace("\x1b[A", ""))
+    kept = [line.rstrip() for line in lines if line.strip()]
+    atomic_write_text(args.output / "log.txt", "\n".join(kept) + "\n")
     shutil.rmtree(args.folder)
 
 

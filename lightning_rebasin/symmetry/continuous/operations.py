@@ -64,6 +64,7 @@ BATCH_NORMS = names(
     "_native_batch_norm_legit_functional _batch_norm_with_update _batch_norm_no_update",
     "batch_norm cudnn_batch_norm miopen_batch_norm",
 )
+WEIGHT_NORMS = names("_weight_norm_interface")
 
 
 class Limit(Exception):  # noqa: N818 - it says what is the case, and no user ever sees it

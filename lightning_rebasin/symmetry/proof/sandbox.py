@@ -36,6 +36,7 @@ from lightning_rebasin.symmetry.run.copy import (
     unwrap,
 )
 from lightning_rebasin.symmetry.run.examples import Example, output_tensors
+from lightning_rebasin.symmetry.run.hollow import is_hollow
 from lightning_rebasin.symmetry.run.lightning import call, silence
 from lightning_rebasin.symmetry.spec.gauge import has_gauge
 
@@ -71,9 +72,10 @@ class Sandbox:
         self.module = private_copy(module, share=share and self.narrow)
         self._logged = silence(self.module, unwrap(module))
         tensors = [*self.module.parameters(), *self.module.buffers()]
-        if any(t.is_meta or is_lazy(t) for t in tensors):
+        hollow = any(map(is_hollow, self.module.parameters()))
+        if hollow or any(t.is_meta or is_lazy(t) for t in tensors):
             raise TraceError(
-                "the module has tensors without values (meta device or lazy layers): initialise it first"
+                "the module has tensors without values (meta device, hollow or lazy layers): initialise it first"
             )
         device = tensors[0].device if tensors else torch.device("cpu")
         # MPS has no float64.

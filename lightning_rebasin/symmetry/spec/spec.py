@@ -134,8 +134,8 @@ class PermutationSpec:
         """The same function in canonical gauge: the weights that may be compared, averaged and matched.
 
         Gains of norms are folded into the weights that read them, what only a centring norm reads loses its mean,
-        biases that an attention cancels or passes on become 0, and every pair of maps between which a scale or a linear map is
-        free gets equal lengths.  Of a spec that knows permutations only nothing changes.
+        biases that an attention cancels or passes on become 0, and every pair of maps between which a scale or a linear
+        map is free gets equal lengths.  Of a spec that knows permutations only nothing changes.
 
         Args:
             state: Weights with exactly the tensors of the spec, any floating dtype.

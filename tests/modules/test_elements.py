@@ -71,7 +71,10 @@ def test_elements_stay_in_their_groups(name: str) -> None:
     """Random latents far from 0: rotations stay orthogonal, the function of the source stays the same."""
     module, batch = networks(name)
     spec = infer_spec(module, batch, kinds="all")
-    learned = LearnedElements(spec, Transform.identity(spec))
+    state = spec.canonicalise(module.state_dict())
+    names = tuple(name for name, _ in module.named_parameters())
+    identity = Transform.identity(spec)
+    learned = LearnedElements(spec, identity, state, state, names)
     with torch.no_grad():
         for latent in learned.latents:
             latent.normal_(std=0.3)
@@ -91,9 +94,10 @@ def test_the_first_step_is_the_start() -> None:
     module, batch = networks("layer norm")
     spec = infer_spec(module, batch, kinds="all")
     start = Transform.random(spec, torch.Generator().manual_seed(0))
-    found = LearnedElements(spec, start).transform()
     state = spec.canonicalise(module.state_dict())
+    names = tuple(name for name, _ in module.named_parameters())
     wanted = start.apply(state)
+    found = LearnedElements(spec, start, state, wanted, names).transform()
     for key, tensor in found.apply(state).items():
         torch.testing.assert_close(tensor, wanted[key], rtol=0, atol=1e-9)
 

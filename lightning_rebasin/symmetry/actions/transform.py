@@ -334,7 +334,7 @@ class MixedTransform(Transform):
 
     def apply_map(self, tensor: Tensor, axis_map: AxisMap) -> Tensor:
         """Gather by all permutations, then let the other kinds act in the new order."""
-        carried = _carried(axis_map, self.spec.groups)
+        carried = carried_map(axis_map, self.spec.groups)
         gathered = gather_units(tensor, carried, self.flat)
         return act(self.spec, self.elements, gathered, axis_map)
 
@@ -390,10 +390,14 @@ def _act_on(
     return found.reshape(tensor.shape)
 
 
-def _carried(axis_map: AxisMap, groups: Mapping[str, Group]) -> AxisMap:
+def carried_map(axis_map: AxisMap, groups: Mapping[str, Group]) -> AxisMap:
     """The map as permutations see it: what lies inside a unit, whatever its kind, moves along with the unit.
 
     Three positions of a sign group in each of two units are two units of three positions.
+
+    Args:
+        axis_map: Where the units of all kinds lie.
+        groups: The groups by id.
     """
     carried = []
     for component in axis_map.components:

@@ -181,13 +181,14 @@ class MergeModule(MergedModule):
             return
         if not self._start.only_permutations:
             self.ends.use_gauge(self.spec)
-        starts = self._start.transforms(self.trainer)
+        starts = self._start.transforms(self.trainer, self.sum_over_processes)
         best = best_start(
             self._loss,
             starts,
             held_out_batches(self.trainer, _START_BATCHES),
-            self._statistics_batches(),
-            self._options.score_lam,
+            recent=self._statistics_batches(),
+            lam=self._options.score_lam,
+            total=self.sum_over_processes,
         )
         # Every process must start from the same elements; the first one says which.
         told: Any = self.trainer.strategy.broadcast(

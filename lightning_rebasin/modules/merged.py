@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from lightning_rebasin.checkpoints.provenance import kinds_of
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.modules.elements import LearnedElements
 from lightning_rebasin.modules.endpoints import Endpoints, Weights
@@ -156,7 +157,7 @@ class MergedModule(OuterModule):
                 "method": "straight-through"
                 if self.elements is None
                 else "learned",
-                "kinds": sorted({g.kind for g in self.spec.groups.values()}),
+                "kinds": kinds_of(self.spec),
                 "lam": self._options.score_lam,
                 "held_out_loss": best.score if best is not None else None,
             },

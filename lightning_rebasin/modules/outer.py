@@ -145,11 +145,12 @@ class OuterModule(LightningModule):
         """The sum of a tensor over all processes."""
         if self.trainer.world_size == 1:
             return value
-        return torch.as_tensor(
-            self.trainer.strategy.reduce(
-                value.to(self.device), reduce_op="sum"
-            )
+        # In ``setup`` the module itself is still on the CPU, from which not every backend can send.
+        device = self.trainer.strategy.root_device
+        summed = self.trainer.strategy.reduce(
+            value.to(device), reduce_op="sum"
         )
+        return torch.as_tensor(summed).to(value.device)
 
 
 def _check_held(

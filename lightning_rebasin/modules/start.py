@@ -14,6 +14,7 @@ from torch import nn
 from lightning_rebasin.errors import ConfigurationError, DataError
 from lightning_rebasin.matching.activation import match_activations
 from lightning_rebasin.matching.search.weight import match_weights
+from lightning_rebasin.merging.processes import Total, alone
 from lightning_rebasin.modules.batches import first_batches
 from lightning_rebasin.modules.endpoints import Endpoints
 from lightning_rebasin.modules.examples import ExampleInputs
@@ -126,11 +127,14 @@ class Start:
         """Whether the starts are the result of some matching, and so candidates for the result of learning."""
         return self._init != "identity"
 
-    def transforms(self, trainer: Trainer) -> list[Transform]:
-        """Where learning may start.
+    def transforms(
+        self, trainer: Trainer, total: Total = alone
+    ) -> list[Transform]:
+        """Where learning may start; collective.
 
         Args:
             trainer: Its training data decide when activations do.
+            total: Sums a tensor over processes, each of which has batches of its own.
 
         Raises:
             ConfigurationError: There are no data to compare activations on.
@@ -147,7 +151,7 @@ class Start:
                 raise ConfigurationError(
                     "init='activations' needs training data: pass a data module to trainer.fit"
                 )
-            return [self._by_activations(batches)]
+            return [self._by_activations(batches, total)]
         by_weights = match_weights(
             self.spec, self._ends.reference, self._ends.source
         )
@@ -155,12 +159,14 @@ class Start:
         seen = self.spec.activations and self._examples.runs_forward
         if batches and seen:
             with suppress(DataError):
-                found.append(self._by_activations(batches))
+                found.append(self._by_activations(batches, total))
         return found
 
-    def _by_activations(self, batches: list[Any]) -> Transform:
+    def _by_activations(self, batches: list[Any], total: Total) -> Transform:
         """Activation matching of both ends."""
         source = self._ends.write_source(copy.deepcopy(self._model))
         reference = self._ends.write_reference(self._model)
-        match = match_activations(self.spec, reference, source, batches)
+        match = match_activations(
+            self.spec, reference, source, batches, total=total
+        )
         return match.transform

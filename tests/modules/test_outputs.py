@@ -36,16 +36,13 @@ def test_constant_answers_are_measured_by_their_size() -> None:
 def test_the_mix_is_that_of_the_ends_in_eval_mode() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).train()
-    a, b = ({"0.weight": torch.randn(2, 3), "0.bias": torch.zeros(2)},) * 2
-    b = {name: -3 * tensor for name, tensor in a.items()}
+    a = {"0.weight": torch.randn(2, 3), "0.bias": torch.zeros(2)}
+    b = {name: 5 * tensor for name, tensor in a.items()}
     x = torch.randn(5, 3)
-    (found,) = mixed_outputs(net, (a, b), (x, None), 0.25)
-    torch.testing.assert_close(
-        found, 0.75 * x @ a["0.weight"].T - 0.75 * x @ a["0.weight"].T
-    )
-    (one,) = mixed_outputs(net, (a, b), (x, None), 0.0)
-    torch.testing.assert_close(one, x @ a["0.weight"].T)
-    assert not one.requires_grad
+    # (1 − ¼)·1 + ¼·5 = 2
+    (mix,) = mixed_outputs(net, (a, b), (x, None), 0.25)
+    torch.testing.assert_close(mix, 2 * x @ a["0.weight"].T)
+    assert not mix.requires_grad
     assert all(part.training for part in net.modules())
 
 

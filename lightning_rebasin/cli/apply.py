@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep optimizer, schedulers and loops of a Lightning checkpoint and move the optimizer's state along; "
         "give --module if the optimizer has several groups of parameters",
     )
+    common.add_json_argument(parser)
     common.add_model_arguments(parser, spec=False)
     common.add_file_arguments(parser)
 
@@ -63,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
         example=common.load_example(args, module),
         permute_optimizer=args.permute_optimizer,
         force=args.force,
+    )
+    common.keep_result(
+        args, {"output": args.output, "equivalence_error": error}
     )
     print(
         f"{transform}\nwrote {args.output}"

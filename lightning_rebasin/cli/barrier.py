@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_rebasin.cli import common, datasets, metrics
+from lightning_rebasin.cli import common, datasets, matched_ends, metrics
 
 HELP = "measure and draw the loss barrier between two checkpoints"
 
@@ -16,13 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.description = (
         "Evaluates the network at points between A and B and prints the barrier: how much worse the worst point is\n"
-        "than the mean of the ends.  With --match or --method also after matching B to A.  A LightningModule is\n"
-        "measured by what its validation_step logs, any other module as a classifier (cross-entropy and accuracy)."
+        "than the mean of the ends, as the checkpoints are and after matching B to A.  A LightningModule is measured\n"
+        "by what its validation_step logs, any other module as a classifier (cross-entropy and accuracy)."
     )
     parser.epilog = (
         "example:\n"
-        "  lightning-rebasin barrier a.ckpt b.ckpt --module project.models.Net --data project.data.Digits --match "
-        "-o barrier.png"
+        "  lightning-rebasin barrier a.ckpt b.ckpt --module project.models.Net --data project.data.Digits "
+        "-o barrier.html"
     )
     parser.add_argument(
         "reference", type=Path, metavar="A", help="checkpoint at λ = 0"
@@ -40,23 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="overwrite OUT if it exists"
     )
-    parser.add_argument(
-        "--match",
-        action="store_true",
-        help="also measure after matching the weights of B to A",
-    )
-    parser.add_argument(
-        "--method",
-        choices=("weight", "activation", "correlation", "auto"),
-        help="like --match, by weights, by activations on --data (inner product or correlation), or by whichever of "
-        "them has the best midpoint",
-    )
-    parser.add_argument(
-        "--permutation",
-        type=Path,
-        metavar="PERM",
-        help="like --match, with a permutation from 'match'",
-    )
+    matched_ends.add_arguments(parser)
     parser.add_argument(
         "--points",
         type=int,
@@ -72,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-progress", action="store_true", help="no progress bars"
     )
+    common.add_json_argument(parser)
     common.add_kinds_argument(parser)
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser)
@@ -123,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     curves = {}
     for label, (start, end) in {
         "naive": (a, b),
-        **_matched(args, module, a, b, data),
+        **matched_ends.find(args, module, (a, b), data),
     }.items():
         curves[label] = measured(
             start,
@@ -133,82 +118,12 @@ def run(args: argparse.Namespace) -> int:
             limit_batches=args.limit,
             progress=not args.no_progress,
         )
+    common.keep_result(args, _content(curves))
     _print(curves)
     if args.output:
         _write(args, curves)
         print(f"wrote {args.output}")
     return 0
-
-
-def _matched(
-    args: argparse.Namespace, module: Any, a: Any, b: Any, data: datasets.Data
-) -> dict[str, Any]:
-    """Both ends after matching, if asked for: other kinds than permutations are compared in canonical gauge."""
-    from lightning_rebasin.symmetry import Transform
-
-    if args.permutation:
-        found = Transform.load(args.permutation)
-        return {"permuted": (found.spec.canonicalise(a), found.apply(b))}
-    if not args.match and not args.method:
-        return {}
-    spec = common.load_spec(args, module, data.train)
-    ends = (spec.canonicalise(a), spec.canonicalise(b))
-    found = _permutation(args, module, spec, ends, data)
-    return {"matched": (ends[0], found.apply(ends[1]))}
-
-
-def _permutation(
-    args: argparse.Namespace,
-    module: Any,
-    spec: Any,
-    ends: tuple[Any, Any],
-    data: datasets.Data,
-) -> Any:
-    """The permutation that the wanted method finds; of several methods the one with the best midpoint."""
-    from lightning_rebasin.landscape.pair import METHODS
-    from lightning_rebasin.matching import match_weights
-
-    methods = METHODS if args.method == "auto" else (args.method or "weight",)
-    spec = spec.pin_identical_buffers(*ends)
-    found = {}
-    if "weight" in methods:
-        found["weight"] = match_weights(
-            spec, *ends, seed=args.seed, progress=not args.no_progress
-        ).transform
-    if methods == ("weight",):
-        return found["weight"]
-    batches = list(data.train)
-    pair = _pair(module, ends, batches)
-    by_activations = [method for method in methods if method != "weight"]
-    found |= pair.match(spec, batches, by_activations)
-    if len(found) == 1:
-        return found[methods[0]]
-    return _best(found, pair.distances(found, batches))
-
-
-def _best(found: dict[str, Any], scores: dict[str, float]) -> Any:
-    """The permutation with the lowest score; says which one it is."""
-    from lightning_rebasin.landscape.pair import closest
-
-    best = closest(scores)
-    listed = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
-    print(f"matched by {best}; distances of the midpoints: {listed}")
-    return found[best]
-
-
-def _pair(module: Any, ends: tuple[Any, Any], batches: list[Any]) -> Any:
-    """Both checkpoints, ready to run on training batches."""
-    from lightning_rebasin.errors import ConfigurationError
-    from lightning_rebasin.landscape.pair import Pair
-    from lightning_rebasin.symmetry.run.lightning import few
-    from lightning_rebasin.symmetry.trace.batch_example import batch_example
-
-    if not batches:
-        raise ConfigurationError(
-            "matching by activations runs the network on training batches: --data gives none; choose --method weight"
-        )
-    example = batch_example(module, few(batches[0], 8))
-    return Pair(module, *ends, example.method)
 
 
 def _print(curves: dict[str, Any]) -> None:
@@ -237,14 +152,16 @@ def _print(curves: dict[str, Any]) -> None:
     )
 
 
+def _content(curves: dict[str, Any]) -> dict[str, Any]:
+    """Every curve, by label."""
+    return {label: curve.to_dict() for label, curve in curves.items()}
+
+
 def _write(args: argparse.Namespace, curves: dict[str, Any]) -> None:
     from lightning_rebasin.files import atomic_path
 
     if args.output.suffix == ".json":
-        common.write_json(
-            args.output,
-            {label: curve.to_dict() for label, curve in curves.items()},
-        )
+        common.write_json(args.output, _content(curves))
     elif args.output.suffix == ".csv":
         from lightning_rebasin.files import atomic_write_text
 

@@ -91,6 +91,25 @@ def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare that the result is wanted as JSON; see :func:`keep_result`."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object and nothing else; what is printed otherwise goes to the error stream",
+    )
+
+
+def keep_result(args: argparse.Namespace, content: Mapping[str, Any]) -> None:
+    """Leave what ``--json`` prints when the command has ended.
+
+    Args:
+        args: Parsed options; what is kept travels in them to :func:`lightning_rebasin.cli.main.main`.
+        content: Whatever JSON can say; paths are written as text.
+    """
+    args.result = content
+
+
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of :func:`~lightning_rebasin.checkpoints.inputs.read_inputs`."""
     prefix: Any = None
@@ -133,6 +152,28 @@ def load_module(
                 }
             )
     return model.build_model(args).eval()
+
+
+def described_module(args: argparse.Namespace, path: Path) -> nn.Module | None:
+    """The network that a Hugging Face folder describes, where nothing else says what it is.
+
+    Args:
+        args: Parsed options.
+        path: The first checkpoint.
+
+    Raises:
+        ConfigurationError: Its ``config.json`` names a class that ``transformers`` cannot build.
+    """
+    from lightning_rebasin.checkpoints.architecture import (
+        describes_network,
+        network_of_folder,
+    )
+
+    if args.module or args.config or args.spec or not describes_network(path):
+        return None
+    # Other kinds of symmetry are proved with weights before any file is read; data run through the network.
+    hollow = kinds_of(args) == ("permutation",) and not args.data
+    return network_of_folder(path, hollow=hollow)
 
 
 def load_example(args: argparse.Namespace, module: nn.Module | None) -> Any:

@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Without --data-dir it runs on scikit-learn's digits in under 90 seconds."
     )
     parser.add_argument(
+        "-o",
         "--output",
         type=Path,
         default=Path("rebasin-demo"),

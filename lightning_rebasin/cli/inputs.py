@@ -90,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-progress", action="store_true", help="no progress bars"
     )
+    common.add_json_argument(parser)
     common.add_model_arguments(parser, spec=False)
     datasets.add_data_arguments(parser)
     common.add_file_arguments(parser)
@@ -129,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
     for file, state in zip(args.files, states, strict=True):
         module.load_state_dict(state)
         found[str(file)] = _measured(args, module, pairs)
+    common.keep_result(args, _content(found))
     _print(found, args.threshold)
     if args.output:
         _write(args.output, found)
@@ -240,10 +242,7 @@ def _print(
 def _write(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
     """Everything as JSON or CSV, or a picture of the first checkpoint."""
     if path.suffix == ".json":
-        content = {}
-        for name, own in found.items():
-            content[name] = {k: paths.to_dict() for k, paths in own.items()}
-        common.write_json(path, content)
+        common.write_json(path, _content(found))
     elif path.suffix == ".csv":
         from lightning_rebasin.landscape.tables import write_csv
 
@@ -256,6 +255,16 @@ def _write(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
         maxima = own["straight"].maxima
         worst = sorted(range(len(maxima)), key=lambda i: -maxima[i])
         plot_inputs(own, pairs=worst[:3], path=path, title=name)
+
+
+def _content(
+    found: Mapping[str, Mapping[str, InputPaths]],
+) -> dict[str, dict[str, Any]]:
+    """Every path of every checkpoint, by file and label."""
+    content = {}
+    for name, own in found.items():
+        content[name] = {k: paths.to_dict() for k, paths in own.items()}
+    return content
 
 
 def _rows(

@@ -8,6 +8,8 @@ its ``__init__`` has ``HELP``, ``DESCRIPTION`` and ``COMMANDS``.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -27,6 +29,7 @@ COMMANDS = (
     "barrier",
     "landscape",
     "inputs",
+    "completion",
 )
 _DESCRIPTION = (
     "Linear mode connectivity: find the permutation symmetries of a network, bring checkpoints into one basin, measure "
@@ -55,6 +58,16 @@ class Group:
         """The module of a command."""
         return import_module(f"{self.package}.{name}")
 
+    def inner(self, name: str) -> Group:
+        """The group of commands behind one of the names."""
+        package = self.find(name)
+        return Group(
+            f"{self.program} {name}",
+            package.__name__,
+            package.COMMANDS,
+            package.DESCRIPTION,
+        )
+
     def overview(self) -> str:
         """Every command in one line."""
         lines = [
@@ -76,7 +89,8 @@ class Group:
         )
 
 
-_TOP = Group(
+#: What ``lightning-rebasin`` alone knows.
+TOP = Group(
     "lightning-rebasin", "lightning_rebasin.cli", COMMANDS, _DESCRIPTION
 )
 
@@ -106,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"lightning-rebasin {__version__}")
         return 0
-    return _choose(_TOP, arguments)
+    return _choose(TOP, arguments)
 
 
 def _choose(group: Group, arguments: list[str]) -> int:
@@ -122,24 +136,33 @@ def _choose(group: Group, arguments: list[str]) -> int:
         )
         return 2
     command = group.find(name)
-    program = f"{group.program} {name}"
     if hasattr(command, "COMMANDS"):
-        inner = Group(
-            program, command.__name__, command.COMMANDS, command.DESCRIPTION
-        )
-        return _choose(inner, arguments[1:])
-    parser = Parser(
-        prog=program, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    command.add_arguments(parser)
+        return _choose(group.inner(name), arguments[1:])
+    parser = parser_of(command, f"{group.program} {name}")
     args = parser.parse_args(arguments[1:])
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return _run(command, args, parser.prog)
 
 
+def parser_of(command: Any, program: str) -> Parser:
+    """The parser of one command.
+
+    Args:
+        command: A module of this package.
+        program: What is typed to reach it, ``lightning-rebasin merge`` for instance.
+    """
+    parser = Parser(
+        prog=program, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_arguments(parser)
+    return parser
+
+
 def _run(command: Any, args: argparse.Namespace, program: str) -> int:
     try:
+        if getattr(args, "json", False):
+            return _run_for_scripts(command, args)
         return int(command.run(args))
     except RebasinError as error:
         message = " ".join(str(error).split())
@@ -151,6 +174,14 @@ def _run(command: Any, args: argparse.Namespace, program: str) -> int:
             file=sys.stderr,
         )
         return 130
+
+
+def _run_for_scripts(command: Any, args: argparse.Namespace) -> int:
+    """Print the result as JSON alone: what the command says on the way goes to the error stream."""
+    with contextlib.redirect_stdout(sys.stderr):
+        code = int(command.run(args))
+    print(json.dumps(args.result, indent=1, default=str))
+    return code
 
 
 def _show_warning(  # noqa: PLR0917

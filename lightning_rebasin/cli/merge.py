@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  lightning-rebasin merge a.ckpt b.ckpt -o merged.ckpt --module project.nets.Net --data project.data.Digits\n"
         "  lightning-rebasin merge a.ckpt b.ckpt c.ckpt -o merged.ckpt --config config.yaml --report report.json\n"
         "  lightning-rebasin merge a.pt b.pt -o merged.safetensors --spec spec.json --share 0.3 0.7\n"
+        "  lightning-rebasin merge folder-a folder-b -o merged   # Hugging Face folders say what they are\n"
         "  lightning-rebasin merge base-tuned-1.ckpt base-tuned-2.ckpt -o merged.ckpt --method average"
     )
     parser.add_argument(
@@ -79,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="'concatenate' puts the heads of classifiers of different label sets side by side: the outputs of A come "
         "first, then those of B, ... (default: %(default)s)",
     )
+    common.add_json_argument(parser)
     common.add_kinds_argument(parser)
     parser.add_argument(
         "--untie",
@@ -139,9 +141,10 @@ def run(args: argparse.Namespace) -> int:
         # A report may be written again.
         check_target(args.report, force=True)
     reading = common.reading_options(args)
-    module = common.load_module(
-        args, read_checkpoint(args.files[0], **reading)
-    )
+    first = read_checkpoint(args.files[0], **reading)
+    module = common.load_module(args, first)
+    if module is None and args.method not in ("average", "none"):
+        module = common.described_module(args, args.files[0])
     data = datasets.load_data(args)
     # The labels of each model's data may begin at 0: outputs are compared instead.
     joined = args.heads == "concatenate"
@@ -175,5 +178,6 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.report:
         common.write_json(args.report, report.to_dict())
+    common.keep_result(args, report.to_dict())
     print(report)
     return 0

@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TENSOR",
         help="keep this tensor as it is",
     )
+    common.add_json_argument(parser)
     common.add_kinds_argument(parser)
     parser.add_argument(
         "--check",
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         spec = pin_tensor(spec, tensor)
     explained = [spec.explain(tensor) for tensor in args.explain]
     print("\n".join([str(spec), *explained]))
+    error = None
     if args.check:
         transform = Transform.random(
             spec, torch.Generator().manual_seed(args.seed)
@@ -111,6 +113,9 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"proved: a random {drawn} of every group changes the output by {error:.1e} (relative, float64)"
         )
+    common.keep_result(
+        args, {"spec": spec.to_dict(), "equivalence_error": error}
+    )
     if args.output is not None:
         spec.save(args.output)
         print(f"wrote {args.output}")

@@ -76,11 +76,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError(
             "--plane needs two checkpoints and one bend: three points make a plane"
         )
+    jobs.check_metric(job, args.metric)
     curve = _module(args, job)
     training.fit(curve, job, args)
     report = curve.report(job.held_out, points=args.points, **job.measuring)
-    # Drawn before anything is written: an unknown --metric is refused here.
-    report.plot(None, args.metric)
     folder = jobs.make_folder(args.output)
     report.to_json(folder / "curve.json")
     report.to_csv(folder / "curve.csv")
@@ -89,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     written += _write_weights(folder, curve, job, args)
     if args.plane:
         written += _write_plane(folder, curve, job, args)
+    training.forget_training(folder)
     print(report)
     print(f"wrote {', '.join(written)} to {folder}")
     return 0

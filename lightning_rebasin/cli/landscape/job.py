@@ -115,7 +115,9 @@ def read_job(
     from lightning_rebasin.plotting import require_matplotlib
 
     _check_count(len(args.files), counts)
-    check_folder(args.output, force=args.force)
+    # A folder with an interrupted training is not empty.
+    resumed = getattr(args, "resume", False)
+    check_folder(args.output, force=args.force or resumed)
     require_matplotlib()
     reading = common.reading_options(args)
     first = read_inputs(args.files[:1], **reading)[0]
@@ -142,6 +144,33 @@ def read_job(
         progress=not args.no_progress,
         limit=args.limit,
     )
+
+
+def check_metric(job: Job, metric: str | None) -> None:
+    """Raise before anything is trained if nothing of this name is measured.
+
+    Args:
+        job: What is worked on.
+        metric: The value of ``--metric``.
+
+    Raises:
+        DataError: One batch does not give this metric; the message lists what it gives.
+    """
+    from lightning_rebasin.landscape import measure_barrier
+
+    if metric is None:
+        return
+    first, second, *_ = job.states
+    curve = measure_barrier(
+        job.module,
+        first,
+        second,
+        job.held_out,
+        points=3,
+        loss=job.loss,
+        limit_batches=1,
+    )
+    curve.midpoint(metric)
 
 
 def matched_to_the_first(

@@ -53,11 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, measure, draw, and print the table."""
     job = jobs.read_job(args)
+    jobs.check_metric(job, args.metric)
     star = _module(args, job)
     training.fit(star, job, args)
     report = star.report(job.held_out, points=args.points, **job.measuring)
-    # Drawn before anything is written: an unknown --metric is refused here.
-    report.plot(None, args.metric)
     folder = jobs.make_folder(args.output)
     report.to_json(folder / "star.json")
     report.to_csv(folder / "star.csv")
@@ -65,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     centre = star.center_state_dict(job.data.train)
     how = {"method": "star", "epochs": args.epochs}
     training.write_learned(folder / "center.ckpt", centre, job, how)
+    training.forget_training(folder)
     print(report)
     print(f"wrote star.json, star.csv, star.png, center.ckpt to {folder}")
     return 0

@@ -38,6 +38,11 @@ def add_training_arguments(
         default=lr,
         help="learning rate, which falls to 0 like a cosine (default: %(default)s)",
     )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a training that was interrupted: training.ckpt in OUT, written after every epoch",
+    )
 
 
 def training_loss(job: Job) -> Callable[[nn.Module, Any], Tensor] | None:
@@ -60,15 +65,22 @@ def schedule(epochs: int) -> Callable[[Any], Any]:
 
 
 def fit(module: Any, job: Job, args: argparse.Namespace) -> None:
-    """Train a path on the training data.
+    """Train a path on the training data; after every epoch the training is kept in the folder of the results.
 
     Raises:
-        ConfigurationError: The number of epochs cannot work.
+        ConfigurationError: The number of epochs cannot work, or there is nothing to resume.
         DataError: There is no training loader.
     """
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import TQDMProgressBar
 
+    from lightning_rebasin.cli.landscape.job import make_folder
+    from lightning_rebasin.cli.landscape.resume import (
+        NAME,
+        KeepTraining,
+        interruptible,
+        kept_training,
+    )
     from lightning_rebasin.landscape.forked_runs import seeded
     from lightning_rebasin.landscape.quiet import quiet_lightning
 
@@ -78,6 +90,9 @@ def fit(module: Any, job: Job, args: argparse.Namespace) -> None:
         )
     if job.data.loader is None:
         raise DataError("there is no training data: --data gives none")
+    start = kept_training(args.output, args)
+    keep = KeepTraining(make_folder(args.output) / NAME, args)
+    bars = [TQDMProgressBar(leave=True)] if job.progress else []
     with quiet_lightning(), seeded([args.seed], job.data.loader):
         trainer = Trainer(
             max_epochs=args.epochs,
@@ -87,11 +102,19 @@ def fit(module: Any, job: Job, args: argparse.Namespace) -> None:
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=job.progress,
-            callbacks=[TQDMProgressBar(leave=True)] if job.progress else [],
+            callbacks=[keep, *bars],
         )
-        trainer.fit(module, job.data.loader)
+        with interruptible(trainer):
+            trainer.fit(module, job.data.loader, ckpt_path=start)
     # Measuring goes on where the files and the batches are.
     module.cpu()
+
+
+def forget_training(folder: Path) -> None:
+    """Remove what ``--resume`` would go on with, once the results are written."""
+    from lightning_rebasin.cli.landscape.resume import NAME
+
+    (folder / NAME).unlink(missing_ok=True)
 
 
 def write_learned(

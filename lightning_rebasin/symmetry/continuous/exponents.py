@@ -130,8 +130,9 @@ class ExponentWalk:
 
     def _kept(self, step: Step) -> None:
         """What comes out changes as what went in; units that are summed away must not change."""
-        if step.carriers and not step.results:
-            self._zero(step, step.carriers)
+        if not step.carriers or not step.results:
+            # Units that are made of integers, or of constants, cannot change either.
+            self._zero(step, (*step.carriers, *step.results))
             return
         self._equal(step, (*step.carriers, *step.results))
 
@@ -243,6 +244,24 @@ class ExponentWalk:
         else:
             self._zero(step, changing)
 
+    def _weight_normed(self, step: Step) -> None:
+        """``g·v / |v|``, one length for each position along a dimension."""
+        direction, gain = step.carried("v"), step.carried("g")
+        weight, length = step.node.outputs
+        if direction is None:
+            self._nothing(step)
+            return
+        if gain is None and not self._sign:
+            # The units stand along what the length is a sum over.
+            self._nothing(step)
+            return
+        # The length of the direction cancels, its sign does not.
+        factors = ("v", "g") if self._sign else ("g",)
+        row = self._product(step, factors)
+        self._equations.add({**row, self._key(step, weight): -1})
+        if length in step.results and not self._sign:
+            self._equal(step, (direction, length))
+
 
 def _whole_power(given: object) -> Fraction | None:
     """An exponent as a whole number other than 0; ``None`` if it is something else."""
@@ -266,6 +285,7 @@ def _handlers() -> dict[str, Handler]:
         (ops.CONTRACTED, ExponentWalk._contracted),
         (ops.ATTENTION, ExponentWalk._attended),
         (ops.BATCH_NORMS, ExponentWalk._batch_normed),
+        (ops.WEIGHT_NORMS, ExponentWalk._weight_normed),
     ]
     found: dict[str, Handler] = {}
     for names, handler in families:

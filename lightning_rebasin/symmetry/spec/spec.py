@@ -245,14 +245,14 @@ class PermutationSpec:
             SpecError: The file is missing or is not a spec.
         """
         try:
-            return cls.from_dict(
-                json.loads(Path(path).read_text(encoding="utf-8"))
-            )
+            text = Path(path).read_text(encoding="utf-8")
+            return cls.from_dict(json.loads(text))
         except (
             OSError,
             UnicodeDecodeError,
             json.JSONDecodeError,
             RecursionError,
+            SpecError,
         ) as error:
             raise SpecError(
                 f"cannot read a permutation spec from {path}: {error}"

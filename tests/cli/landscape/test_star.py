@@ -54,5 +54,5 @@ def test_an_unknown_metric_is_one_line(
         f"--data {files.loaders}.pair --points 3 --metric f9 --no-progress",
     )
     assert code == 2
-    assert "'f9' was not measured" in one_line(capsys)
+    assert "no metric 'f9'" in one_line(capsys)
     assert not (tmp_path / "out").exists()

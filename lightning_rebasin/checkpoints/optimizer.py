@@ -222,28 +222,51 @@ def _squared(transform: Transform) -> Transform:
 def _folded(
     transform: Transform, weights: Mapping[str, Tensor] | None
 ) -> dict[str, str]:
-    """Parameters whose gauge changes before the transform acts, with the reason."""
+    """Parameters whose gradients are others once the weights are in canonical gauge, with the reason.
+
+    In ``W(γ∘n + β) + b`` the gradient of W is an outer product with ``γ∘n + β``; after folding it is one with n.
+    """
     spec = transform.spec
     found = {}
-    gains = [one.gain for one in spec.folds]
-    for name in gains:
-        found[name] = (
+    for one in spec.folds:
+        found[one.gain] = (
             "a gain acts on units one by one, so after a rotation its gradients are others"
         )
-    if weights is None:
-        touched = [
-            reader.weight for one in spec.folds for reader in one.readers
-        ]
-    else:
-        after = fold(replace(spec, centres=()), weights)
-        touched = [
-            n for n, t in after.items() if not torch.equal(t, weights[n])
-        ]
-    for name in touched:
-        found.setdefault(
-            name, "a gain that changed during training was folded into it"
-        )
+        shift = one.shift if one.absorbs_shift else None
+        if _is(weights, one.gain, 1) and _is(weights, shift, 0):
+            continue
+        folded = [reader.weight for reader in one.readers]
+        folded += [one.shift] if one.shift is not None else []
+        for name in folded:
+            found[name] = (
+                "a gain or shift that changed during training is folded into its readers"
+            )
+    if weights is not None:
+        # Shifts of norms go into the biases that are passed on.
+        weights = fold(replace(spec, biases=(), centres=()), weights)
+    for bias in spec.biases:
+        if bias.weight and not _is(weights, bias.bias, 0, bias.entries):
+            found[bias.weight] = (
+                "a bias of values that changed during training is passed on"
+            )
     return found
+
+
+def _is(
+    weights: Mapping[str, Tensor] | None,
+    name: str | None,
+    value: float,
+    entries: Sequence[int] | None = None,
+) -> bool:
+    """Whether a tensor is constant, or some of its entries are; one that does not exist is, unknown weights are not."""
+    if name is None:
+        return True
+    if weights is None:
+        return False
+    tensor = weights[name]
+    if entries is not None:
+        tensor = tensor[torch.tensor(entries)]
+    return bool((tensor == value).all())
 
 
 def _decays(state: Mapping[str, Any]) -> dict[int, bool]:

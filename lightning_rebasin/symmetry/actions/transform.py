@@ -35,7 +35,7 @@ from lightning_rebasin.symmetry.actions.transform_file import (
     read_transform,
     write_transform,
 )
-from lightning_rebasin.symmetry.spec.gauge import fold
+from lightning_rebasin.symmetry.spec.gauge import fold, has_gauge
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group
 
@@ -180,7 +180,7 @@ class Transform(ABC):
     @property
     def exact(self) -> bool:
         """Whether applying the transform and then its inverse gives back the same bits."""
-        if self.spec.folds or self.spec.centres:
+        if has_gauge(self.spec):
             return False
         return all(
             action_of(group).exact for group in self.spec.groups.values()
@@ -239,7 +239,7 @@ class Transform(ABC):
         """
         self.spec.check_state(state)
         versions = getattr(state, "_metadata", None)
-        if self.spec.folds or self.spec.centres:
+        if has_gauge(self.spec):
             state = fold(self.spec, state)
         done: OrderedDict[str, Tensor] = OrderedDict()
         if versions is not None:

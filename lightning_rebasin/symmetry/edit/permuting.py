@@ -43,6 +43,7 @@ def permuting(spec: PermutationSpec) -> PermutationSpec:
         maps=maps,
         activations={},
         folds=(),
+        biases=(),
         centres=(),
         limits={},
         untied=None,

@@ -19,6 +19,7 @@ from lightning_rebasin.symmetry.continuous.enlarge import (
     inner_name,
 )
 from lightning_rebasin.symmetry.continuous.operations import Limit
+from lightning_rebasin.symmetry.continuous.passing import find_passed_biases
 from lightning_rebasin.symmetry.continuous.plane_maps import (
     check_planes,
     with_planes,
@@ -33,6 +34,7 @@ from lightning_rebasin.symmetry.permutations.named_groups import NamedGroups
 from lightning_rebasin.symmetry.permutations.rules.base import Context
 from lightning_rebasin.symmetry.proof.kinds import KindsGate, prove
 from lightning_rebasin.symmetry.run.examples import Example
+from lightning_rebasin.symmetry.spec.passed_biases import PassedBias
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 
@@ -81,17 +83,32 @@ def with_kinds(
         kinds: Which kinds are wanted.
     """
     proposed = _Proposed(spec, first, kinds)
-    if not proposed.kinds:
+    biases = find_passed_biases(spec, first.passes)
+    if not proposed.kinds and not biases:
         return WithKinds(proposed.limited(spec, {}), proposed.blocked)
     gate = KindsGate(module, examples, spec)
     try:
         choices, refused = prove(
             gate, proposed.build, proposed.kinds, proposed.own_group
         )
+        proved = _without_biases(gate, proposed.build(choices), biases)
     finally:
         gate.close()
-    proved = proposed.build(choices)
     return WithKinds(proposed.limited(proved, refused), proposed.blocked)
+
+
+def _without_biases(
+    gate: KindsGate, spec: PermutationSpec, biases: tuple[PassedBias, ...]
+) -> PermutationSpec:
+    """The spec whose canonical gauge also knows the biases that the network does not need."""
+    together = replace(spec, biases=biases)
+    if not biases or gate.keeps(together):
+        return together
+    kept: list[PassedBias] = []
+    for bias in biases:
+        if gate.keeps(replace(spec, biases=(*kept, bias))):
+            kept.append(bias)
+    return replace(spec, biases=tuple(kept))
 
 
 @final

@@ -12,7 +12,10 @@ were not only reordered but multiplied by numbers, or mixed by a matrix, would t
   gains, ``roles.py`` which copy of its units a value holds where.
 - ``exponents.py``: numbers.  One unknown exponent for each value; operations are linear equations between them.
 - ``systems.py``: such equations over the rational numbers and over the integers modulo 2.
-- ``planes.py``: pairs of query and key units under rotary positions.
+- ``planes.py``: pairs of query and key units under rotary positions; ``projections.py`` finds the weights behind them,
+  ``turns.py`` follows their columns, ``rotary_pairs.py`` and ``heads.py`` say what is a pair and what is a head, and
+  ``plane_maps.py`` puts pairs into a spec.
+- ``passing.py``: biases that an attention cancels or passes on; ``attentions.py`` finds the attentions.
 - ``candidates.py``: what was found, as changes of a spec; ``enlarge.py`` makes them.
 
 What is found here is a proposal.  The gate (``proof/kinds.py``) draws random elements and hands out only what holds.

@@ -101,6 +101,10 @@ class Follower:
                     self._found[output] = found
         return self._found[value]
 
+    def know(self, value: int, origins: Origins) -> None:
+        """Say what an operation passes on that is no projection and does not only move numbers."""
+        self._found[value] = origins
+
     def _through(self, node: Node) -> dict[int, Origins | None]:
         """The origins of all results of an operation."""
         rows = self.projections.rows_of(node)

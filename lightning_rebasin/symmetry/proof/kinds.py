@@ -68,6 +68,10 @@ class KindsGate:
             return float("inf")
         return relative_error(self._baseline, outputs)
 
+    def keeps(self, spec: PermutationSpec) -> bool:
+        """Whether the gauge of a spec alone leaves the function as it is."""
+        return self.error(Transform.identity(spec)) < self.tolerance
+
     def holds(self, spec: PermutationSpec, groups: Sequence[str]) -> bool:
         """Whether elements of some groups leave the function as it is."""
         generator = torch.Generator().manual_seed(0)

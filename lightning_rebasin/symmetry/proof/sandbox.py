@@ -38,6 +38,7 @@ from lightning_rebasin.symmetry.run.copy import (
 from lightning_rebasin.symmetry.run.examples import Example, output_tensors
 from lightning_rebasin.symmetry.run.hollow import is_hollow
 from lightning_rebasin.symmetry.run.lightning import call, silence
+from lightning_rebasin.symmetry.spec.gauge import has_gauge
 
 #: Bytes of parameters from which a model counts as large.
 LARGE = 384 * 2**20
@@ -243,7 +244,7 @@ class Sandbox:
             tensor.fill_(value)
 
     def _transform(self, transform: Transform) -> None:
-        if transform.spec.folds or transform.spec.centres:
+        if has_gauge(transform.spec):
             # Gains go into other tensors, so that all of them are needed at once.
             changed = transform.apply(self.state)
             for name, tensor in self._own_tensors().items():

@@ -94,6 +94,9 @@ def _gauge_lines(spec: SpecFields) -> list[str]:
     if spec.folds:
         gains = _count(len(spec.folds), "gain", "gains")
         lines.append(f"gauge: {gains} folded into what reads them")
+    if spec.biases:
+        biases = _count(len(spec.biases), "bias", "biases")
+        lines.append(f"gauge: {biases} of keys and values moved on")
     centred = sum(len(one.tensors) for one in spec.centres)
     if centred:
         tensors = _count(centred, "tensor", "tensors")

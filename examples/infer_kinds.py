@@ -45,6 +45,35 @@ def encoder(norm_first):
     )
 
 
+class Attention(nn.Module):
+    """Packed queries, keys and values, written by hand: two heads of four, turned by positions if asked."""
+
+    def __init__(self, rotary):
+        super().__init__()
+        self.rotary = rotary
+        self.first, self.packed = nn.Linear(6, 8), nn.Linear(8, 24)
+        self.out, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        """Attend and read out, with a pointwise function on both sides."""
+        packed = self.packed(torch.tanh(self.first(x)))
+        heads = packed.unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        query, key, value = heads.unbind(0)
+        if self.rotary:
+            query, key = turned(query), turned(key)
+        scores = query @ key.mT / 2
+        mixed = (scores.softmax(-1) @ value).transpose(1, 2).flatten(-2)
+        return self.last(torch.tanh(self.out(mixed)))
+
+
+def turned(x):
+    """Rotary positions; units i and i + 2 of a head are a pair."""
+    angles = torch.arange(x.shape[-2])[:, None] * torch.tensor([1.0, 0.1])
+    cos, sin = angles.cos(), angles.sin()
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
 def table():
     """Every architecture, with its name and an input."""
     rows = torch.randn(8, 6)
@@ -66,6 +95,8 @@ def table():
     yield "LoRA pair beside a dense layer", LowRank(), rows
     yield "convolution, ReLU, linear", convolutions, images
     yield "LSTM", nn.LSTM(6, 5, batch_first=True), sequences
+    yield "attention, packed", Attention(rotary=False), sequences
+    yield "attention, packed, rotary", Attention(rotary=True), sequences
     yield "transformer encoder, pre-LN", encoder(norm_first=True), sequences
     yield "transformer encoder, post-LN", encoder(norm_first=False), sequences
 

@@ -5,7 +5,7 @@
 Checkpoints a and b of the shared data.  The bend starts on the matched segment and is trained for EPOCHS epochs on the
 first IMAGES training images with flips and shifts, at the published schedule.  Test error is measured on TEST_IMAGES
 images with batch-norm statistics re-estimated at every t.  Writes results.json, *.csv and path.png to
-examples/results/landscape_curve_resnet20; a quarter of an hour on two idle cores.  Interrupted runs go on
+examples/results/landscape_curve_resnet20; half an hour on one idle core.  Interrupted runs go on
 (``--seconds 300`` stops by itself).
 """
 
@@ -48,8 +48,8 @@ from lightning_rebasin.landscape.weights import parameter_names
 from lightning_rebasin.plotting import plot_barriers
 
 FOLDER = RESULTS / "landscape_curve_resnet20"
-IMAGES, EPOCHS, BATCH, LR = 8000, 8, 128, 0.05
-TEST_IMAGES, RESET_IMAGES, THREADS = 2000, 500, 2
+IMAGES, EPOCHS, BATCH, LR = 20000, 12, 128, 0.05
+TEST_IMAGES, RESET_IMAGES, THREADS = 2000, 500, 1
 #: How many t are measured at a time.
 PART = 12
 #: How many t of each path are measured.

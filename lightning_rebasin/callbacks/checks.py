@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.signature_utils import (
     is_param_in_hook_signature,
@@ -15,6 +16,7 @@ from lightning_rebasin.callbacks.matching import Matching
 from lightning_rebasin.callbacks.strategy import refuse_sharded
 from lightning_rebasin.callbacks.trainer import callbacks_of
 from lightning_rebasin.errors import ConfigurationError
+from lightning_rebasin.landscape.other_lightning import refuse_other_lightning
 
 
 def check_trainer(
@@ -31,7 +33,9 @@ def check_trainer(
     Raises:
         ConfigurationError: The message says what to change.
     """
+    refuse_other_lightning(trainer)
     refuse_sharded(trainer, "LossBarrier")
+    _refuse_folder_of_mlflow(trainer)
     if stage == "validate" and needs_batches:
         raise ConfigurationError(
             f"matching={matching!r} compares activations on the last training batches, and there is no "
@@ -42,6 +46,21 @@ def check_trainer(
             "LossBarrier measures on validation batches, but this trainer will run no validation: give fit() a "
             "validation loader, the module a validation_step, and leave limit_val_batches above 0"
         )
+
+
+def _refuse_folder_of_mlflow(trainer: Trainer) -> None:
+    """MLflow's old store makes a file of ``barrier/val_loss`` and a folder for ``barrier/val_loss/matched``: it cannot.
+
+    Raises:
+        ConfigurationError: A logger writes into such a store; the training would end with MLflow's own error.
+    """
+    for logger in trainer.loggers:
+        # Only a folder has a place to save in; databases and servers have none.
+        if isinstance(logger, MLFlowLogger) and logger.save_dir is not None:
+            raise ConfigurationError(
+                f"MLflow cannot keep metrics named like LossBarrier's in the folder {logger.save_dir}: give the "
+                "logger a database, MLFlowLogger(tracking_uri='sqlite:///mlflow.db'), or a server"
+            )
 
 
 def check_prefixes(prefixes: Iterable[str]) -> None:

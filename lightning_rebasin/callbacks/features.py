@@ -39,6 +39,7 @@ from lightning_rebasin.landscape.features import (
     Places,
 )
 from lightning_rebasin.landscape.layers import layers_of
+from lightning_rebasin.landscape.other_lightning import refuse_other_lightning
 from lightning_rebasin.landscape.weights import weights_of
 
 
@@ -147,6 +148,7 @@ class LandscapeFeatures(Callback):
         """Refuse what cannot work before training starts."""
         if stage != "fit":
             return
+        refuse_other_lightning(trainer)
         refuse_sharded(trainer, "LandscapeFeatures")
         if not trainer.enable_validation:
             raise ConfigurationError(

@@ -40,6 +40,7 @@ from lightning_rebasin.inputs.loss import CHUNK_SIZE, OutputLoss
 from lightning_rebasin.inputs.pairing import within_classes
 from lightning_rebasin.inputs.paths import InputPaths
 from lightning_rebasin.landscape.barrier import Convention, lambda_grid
+from lightning_rebasin.landscape.other_lightning import refuse_other_lightning
 
 _HEADER = ("step", "epoch", "pair", "maximum", "height")
 _NAMES = ("a", "b", "target")
@@ -165,6 +166,7 @@ class InputBarrier(Callback):
         """Refuse what cannot work before training starts."""
         if stage not in ("fit", "validate"):
             return
+        refuse_other_lightning(trainer)
         refuse_sharded(trainer, "InputBarrier")
         if stage == "fit" and not trainer.enable_validation:
             raise ConfigurationError(

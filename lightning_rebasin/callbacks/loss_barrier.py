@@ -66,7 +66,7 @@ class LossBarrier(Callback):
     With ``matching="auto"`` ``barrier/matching`` says which matching won (0 weight, 1 activation, 2 correlation),
     ``barrier/matching/<name>`` how far off each was.  ``ModelCheckpoint`` and ``EarlyStopping`` can monitor them.  The
     curves go to ``barrier.csv`` in the log folder, to the interactive page ``barrier.html`` beside it, and as a figure
-    to TensorBoard and W&B if these are the loggers.
+    to TensorBoard, W&B and MLflow if these are the loggers.
 
     λ = 0 is the model *as validation sees it* (under ``WeightAveraging`` the averaged weights), λ = 1 the reference.
     Over several processes the barrier is that of one process: samples that a distributed sampler repeats to make the
@@ -99,7 +99,7 @@ class LossBarrier(Callback):
         convention: What is subtracted from the worst point: the mean of the ends, or the chord between them.
         seed: Seeds the matching.
         prefix: First part of the logged names and of the CSV's name; several LossBarriers need different ones.
-        figure: Send a figure of the curves to TensorBoard and W&B.
+        figure: Send a figure of the curves to TensorBoard, W&B and MLflow.
 
     Raises:
         ConfigurationError: An option has a value that cannot work.

@@ -8,12 +8,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_rebasin.callbacks.figures import log_figures
 from lightning_rebasin.callbacks.live_page import write_live_page
-from lightning_rebasin.callbacks.record import (
-    Measurement,
-    append_csv,
-    log_figures,
-)
+from lightning_rebasin.callbacks.record import Measurement, append_csv
 from lightning_rebasin.callbacks.trainer import log_value
 from lightning_rebasin.errors import BarrierWarning, MissingExtraError
 from lightning_rebasin.landscape.barrier import Convention
@@ -25,7 +22,7 @@ class Publisher:
     Args:
         prefix: First part of the logged names and of the CSV's name.
         convention: What is subtracted from the worst point.
-        figure: Send a figure of the curves to TensorBoard and W&B.
+        figure: Send a figure of the curves to TensorBoard, W&B and MLflow.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What one measurement found, and where it is written: a CSV beside the logs, figures in the loggers that take them."""
+"""What one measurement found, and the CSV beside the logs that it is written to."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-
 from lightning_rebasin.errors import BarrierWarning, OutputError
 from lightning_rebasin.files import atomic_write_text
 from lightning_rebasin.landscape.barrier import BarrierCurve, Convention
 from lightning_rebasin.landscape.geometry import Separation
 from lightning_rebasin.landscape.pair import METHODS
-from lightning_rebasin.plotting import plot_barriers
 
 _OLD_HEADER = ("step", "epoch", "curve", "lambda", "metric", "value")
 _HEADER = (*_OLD_HEADER, "matching")
@@ -137,25 +133,3 @@ def append_csv(path: Path, measurement: Measurement) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([_HEADER, *kept, *measurement.rows()])
     atomic_write_text(path, text.getvalue())
-
-
-def log_figures(
-    trainer: Trainer, measurement: Measurement, tag: str, metric: str
-) -> None:
-    """Send a picture of the curves to TensorBoard and W&B, if they are the trainer's loggers; CSV takes none.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    for logger in trainer.loggers:
-        if not isinstance(logger, (TensorBoardLogger, WandbLogger)):
-            continue
-        figure = plot_barriers(
-            measurement.curves, metric, title=f"step {measurement.step}"
-        )
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(
-                tag, figure, global_step=measurement.step
-            )
-        else:
-            logger.log_image(tag, [figure], step=measurement.step)

@@ -22,6 +22,7 @@ from lightning_rebasin.callbacks.strategy import refuse_sharded
 from lightning_rebasin.callbacks.trainer import callbacks_of, is_dry_run
 from lightning_rebasin.checkpoints import write_checkpoint
 from lightning_rebasin.errors import ConfigurationError, OutputError
+from lightning_rebasin.landscape.other_lightning import refuse_other_lightning
 from lightning_rebasin.landscape.trajectory import (
     INDEX,
     Keep,
@@ -166,6 +167,7 @@ class CheckpointSnapshot(Callback):
         """Refuse what cannot work before training starts."""
         if stage != "fit":
             return
+        refuse_other_lightning(trainer)
         refuse_sharded(trainer, "CheckpointSnapshot")
         others = [
             c

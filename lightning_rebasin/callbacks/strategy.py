@@ -27,7 +27,6 @@ def refuse_sharded(trainer: Trainer, name: str) -> None:
     ):
         raise ConfigurationError(
             f"{name} needs whole weights on every process, and {type(trainer.strategy).__name__} shards them. Save "
-            "sharded checkpoints with ModelCheckpoint, consolidate them afterwards (python -m "
-            "lightning.pytorch.utilities.consolidate_checkpoint) and measure with measure_barrier or "
-            "'lightning-rebasin barrier'; or train with strategy='ddp'"
+            "checkpoints with ModelCheckpoint and measure afterwards with 'lightning-rebasin barrier', which reads the "
+            "sharded folders of FSDP as they are; or train with strategy='ddp'"
         )

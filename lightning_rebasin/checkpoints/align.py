@@ -1,18 +1,14 @@
-"""Bringing several models of one architecture into one frame, and averaging them there.
-
-Tensors are permuted and averaged one at a time, so that memory-mapped inputs are never in memory as a whole.
-"""
+"""Bringing several models of one architecture into one frame, and proving that they compute what they computed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
-from tqdm import tqdm
 
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.matching import (
@@ -26,11 +22,12 @@ from lightning_rebasin.matching.activation import (
     Statistic,
     match_by_statistics,
 )
-from lightning_rebasin.merging.interpolate import mixed
+from lightning_rebasin.matching.search.journal import Journal
 from lightning_rebasin.merging.statistics import copied, moved_to
 from lightning_rebasin.symmetry import PermutationSpec, Transform
 from lightning_rebasin.symmetry.proof.gate import check_in_place
 from lightning_rebasin.symmetry.run.examples import Example
+from lightning_rebasin.symmetry.run.hollow import fill
 from lightning_rebasin.symmetry.run.lightning import few
 from lightning_rebasin.symmetry.trace.batch_example import batch_example
 
@@ -76,6 +73,7 @@ def align(
     data: Iterable[Any] | None,
     seed: int,
     progress: bool,
+    journal: Callable[[int], Journal] | None = None,
 ) -> Aligned:
     """Match every model to the first, or three and more by weights all to one another.
 
@@ -89,6 +87,7 @@ def align(
         data: Batches, for activation matching.
         seed: Seeds the matching.
         progress: Show progress bars.
+        journal: Makes the journal of the matching of each model but the first, where they are matched one by one.
 
     Raises:
         ConfigurationError: Activation matching without network or data.
@@ -110,12 +109,19 @@ def align(
         )[method]
     if method != "weight":
         return Aligned((None,) * len(states))
-    return _together(
-        [
-            match_weights(spec, states[0], state, seed=seed, progress=progress)
-            for state in states[1:]
-        ]
-    )
+    found = []
+    for number, state in enumerate(states[1:], 1):
+        found.append(
+            match_weights(
+                spec,
+                states[0],
+                state,
+                seed=seed,
+                progress=progress,
+                journal=None if journal is None else journal(number),
+            )
+        )
+    return _together(found)
 
 
 def align_by_activations(
@@ -217,19 +223,9 @@ def prove(
     return tuple(errors)
 
 
-def release(network: nn.Module) -> None:
-    """Give up the memory of a private copy's parameters until :func:`load`."""
-    for parameter in network.parameters():
-        parameter.data = parameter.data.new_zeros(()).expand(parameter.shape)
-
-
 def load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Write weights into a private copy, released or not."""
-    for parameter in network.parameters():
-        if parameter.numel() > 1 and not any(parameter.stride()):
-            parameter.data = torch.empty(
-                parameter.shape, dtype=parameter.dtype, device=parameter.device
-            )
+    fill(network)
     network.load_state_dict(state)
     for part in network.modules():
         if isinstance(part, nn.RNNBase):
@@ -286,64 +282,4 @@ def _own(module: nn.Module, value: Any) -> Any:
         )
     return tree_map_only(
         Tensor, lambda tensor: moved_to(module, tensor), value
-    )
-
-
-def average_aligned(
-    states: Sequence[Mapping[str, Tensor]],
-    permutations: Sequence[Transform | None],
-    shares: Sequence[float],
-    *,
-    progress: bool = False,
-) -> dict[str, Tensor]:
-    """``Σ w_i · π_i(θ_i)``, one tensor at a time; names that share a tensor in every model share the result.
-
-    Args:
-        states: The models' weights, perhaps memory-mapped.
-        permutations: One per model, ``None`` for the identity.
-        shares: Share of each model; they sum to 1.
-        progress: Show a progress bar.
-    """
-    done: dict[tuple[int, ...], str] = {}
-    result: dict[str, Tensor] = {}
-    for name in tqdm(
-        states[0], desc="merging", unit="tensor", disable=not progress
-    ):
-        key = tuple(state[name].data_ptr() for state in states)
-        twin = done.setdefault(key, name) if states[0][name].numel() else name
-        if twin != name and all(
-            _same_view(state[name], state[twin]) for state in states
-        ):
-            result[name] = result[twin]
-            continue
-        moved = [
-            permuted(state, name, p)
-            for state, p in zip(states, permutations, strict=True)
-        ]
-        result[name] = mixed(moved, shares)
-    return result
-
-
-def permuted(
-    state: Mapping[str, Tensor], name: str, permutation: Transform | None
-) -> Tensor:
-    """One tensor of a permuted model."""
-    if permutation is None:
-        return state[name]
-    axis_map = permutation.spec.maps.get(
-        permutation.spec.aliases.get(name, name)
-    )
-    return (
-        state[name]
-        if axis_map is None
-        else permutation.apply_map(state[name], axis_map)
-    )
-
-
-def _same_view(a: Tensor, b: Tensor) -> bool:
-    return (a.data_ptr(), a.dtype, a.shape, a.stride()) == (
-        b.data_ptr(),
-        b.dtype,
-        b.shape,
-        b.stride(),
     )

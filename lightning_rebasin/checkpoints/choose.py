@@ -26,8 +26,8 @@ from lightning_rebasin.checkpoints.align import (
     align,
     align_by_activations,
     load,
-    permuted,
 )
+from lightning_rebasin.checkpoints.average import permuted
 from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.report import Trial
 from lightning_rebasin.matching.activation import STATISTICS

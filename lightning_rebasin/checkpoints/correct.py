@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_rebasin.checkpoints.advice import ENSEMBLE, MERGED, NAIVE
-from lightning_rebasin.checkpoints.align import Aligned, load, permuted
+from lightning_rebasin.checkpoints.align import Aligned, load
+from lightning_rebasin.checkpoints.average import permuted
 from lightning_rebasin.checkpoints.read import Checkpoint
 from lightning_rebasin.checkpoints.report import shortest_names
 from lightning_rebasin.errors import ConfigurationError

@@ -19,6 +19,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from lightning_rebasin.checkpoints.distributed import (
+    distributed_files,
+    is_distributed,
+)
 from lightning_rebasin.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -123,6 +127,8 @@ def find_model_folder(path: Path) -> ModelFolder | None:
 def weight_files(path: Path) -> tuple[Path, ...]:
     """The files that hold the weights of a checkpoint: itself, or those of its folder."""
     folder = find_model_folder(path)
+    if is_distributed(path):
+        return distributed_files(path)
     if folder is None:
         return (path,)
     return tuple(path / name for name in folder.files)

@@ -74,6 +74,20 @@ def check_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
             )
 
 
+def check_pickle(path: Path) -> None:
+    """Refuse a file that is no single pickle, or one that nests too deep.
+
+    Raises:
+        CheckpointError: The file is empty, truncated or built to do harm.
+    """
+    if path.stat().st_size == 0:
+        raise CheckpointError(
+            f"{path} is empty; was the run that wrote it interrupted?"
+        )
+    with path.open("rb") as file:
+        _check_depth(path, file)
+
+
 def _check_zip(path: Path) -> None:
     names, claimed, pickled = _look_into_zip(path)
     if claimed > _limit(path):
@@ -82,7 +96,14 @@ def _check_zip(path: Path) -> None:
         )
     if "constants.pkl" in names:
         raise CheckpointError(
-            f"{path} is a TorchScript archive, which holds code; save the model's state dict instead"
+            f"{path} is a TorchScript archive, which holds code; save the model's state dict instead: "
+            "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
+        )
+    if "models/model.json" in names:
+        raise CheckpointError(
+            f"{path} is an exported program (torch.export, .pt2), whose weights belong to a fixed graph; merge the "
+            "checkpoints it was exported from, and export the result: "
+            "torch.export.save(torch.export.export(model, inputs), path)"
         )
     if pickled is None:
         raise CheckpointError(

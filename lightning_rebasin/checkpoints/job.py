@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from lightning_rebasin.checkpoints.align import (
-    example_input,
-    release,
-)
-from lightning_rebasin.checkpoints.correct import (
-    Evaluate,
-)
+from lightning_rebasin.checkpoints.align import example_input
+from lightning_rebasin.checkpoints.correct import Evaluate
 from lightning_rebasin.checkpoints.fallbacks import Fallbacks
+from lightning_rebasin.checkpoints.folder import find_model_folder
 from lightning_rebasin.checkpoints.head_layer import different_heads
 from lightning_rebasin.checkpoints.heads import Heads, join_heads
 from lightning_rebasin.checkpoints.inputs import NO_FALLBACKS, read_inputs
 from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.read import Checkpoint
-from lightning_rebasin.checkpoints.write import (
-    output_format,
-)
+from lightning_rebasin.checkpoints.unfinished import Unfinished, unfinished
+from lightning_rebasin.checkpoints.write import output_format
 from lightning_rebasin.errors import ConfigurationError, StateDictError
 from lightning_rebasin.merging.interpolate import (
     check_alike,
 )
 from lightning_rebasin.merging.refit.choose import Loss
 from lightning_rebasin.symmetry import PermutationSpec, infer_spec
+from lightning_rebasin.symmetry.run.hollow import release
 from lightning_rebasin.symmetry.run.untie import separate
 from lightning_rebasin.symmetry.spec.untied import (
     untied_names,
@@ -143,6 +141,34 @@ class Job:
             return states
         own = [with_own_tensors(state, self.untied) for state in states]
         return [spec.canonicalise(state) for state in own]
+
+    def unfinished(
+        self,
+        target: Path,
+        files: Sequence[Checkpoint],
+        states: Sequence[Mapping[str, Tensor]],
+        spec: PermutationSpec | None,
+    ) -> Unfinished | None:
+        """Where a large merge keeps what it has, in case that the process dies."""
+        if self.options.dry_run:
+            return None
+        paths = [file.path for file in files]
+        asked = self.options.decisive
+        work = unfinished(target, paths, states, spec, asked)
+        if work is not None and work.found and self.options.progress:
+            tqdm.write(
+                f"going on where an earlier merge was stopped ({work.folder})",
+                file=sys.stderr,
+            )
+        return work
+
+    def writes_one_by_one(self, target: Path, like: Checkpoint) -> bool:
+        """Whether nobody needs all merged weights at once: they are not corrected, and the format takes them singly."""
+        kind = output_format(target, like)
+        model = find_model_folder(like.path)
+        safe = kind == "folder" and model is not None and model.safe
+        corrected = self.network is not None and self.data is not None
+        return not corrected and (safe or kind == "safetensors")
 
     def give_room(self) -> None:
         """Matching and averaging need the room that the network's weights take."""

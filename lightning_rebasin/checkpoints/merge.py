@@ -1,8 +1,9 @@
 """Merging checkpoint files: read, align, prove, average, correct the statistics, write.
 
 The first file is the reference: the others are permuted to fit it, and the output takes its names, hyper-parameters
-and format.  Tensors are permuted and averaged one at a time from memory-mapped inputs, so that the merge itself needs
-room for one model, the result.  Each stage is a function of its own, in the file that its name says.
+and format.  Tensors are permuted and averaged one at a time from memory-mapped inputs; into safetensors they are also
+written one at a time, into other formats at once, which takes the room of one model.  Each stage is a function of its
+own, in the file that its name says.  A large merge that is killed goes on when the same command is given again.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from lightning_rebasin.checkpoints.advice import advise
 from lightning_rebasin.checkpoints.align import (
     Aligned,
     align,
-    average_aligned,
     load,
     prove,
 )
+from lightning_rebasin.checkpoints.architecture import (
+    describes_network,
+    network_of_folder,
+)
+from lightning_rebasin.checkpoints.average import average_aligned, averaged
 from lightning_rebasin.checkpoints.choose import (
     Choice,
     choose,
@@ -38,10 +43,12 @@ from lightning_rebasin.checkpoints.correct import (
 from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
 from lightning_rebasin.checkpoints.inputs import sha256, with_names
 from lightning_rebasin.checkpoints.job import Job
+from lightning_rebasin.checkpoints.lazy import LazyTensors
 from lightning_rebasin.checkpoints.options import MergeOptions
 from lightning_rebasin.checkpoints.provenance import cosines, provenance
 from lightning_rebasin.checkpoints.read import Checkpoint
 from lightning_rebasin.checkpoints.report import InputFile, MergeReport
+from lightning_rebasin.checkpoints.unfinished import Unfinished
 from lightning_rebasin.checkpoints.write import (
     check_target,
     write_checkpoint,
@@ -73,7 +80,8 @@ def merge_checkpoints(
         paths: The files; the first one is the reference that the others are permuted to fit.
         output: The file to write; see :func:`write_checkpoint` for its format.
         module: The network, a LightningModule or any other; its own weights do not matter.  With it the spec can be
-            inferred, the permutation is proved before anything is written, and statistics can be corrected.
+            inferred, the permutation is proved before anything is written, and statistics can be corrected.  Without it
+            and without a spec, a Hugging Face folder's ``config.json`` says what the network is.
         spec: What may be permuted, if there is no module, or to use another than the inferred one.
         data: Batches of training inputs, see :func:`reset_batch_norm`; iterated several times.  Where ways to merge are
             compared every pass must give the same batches, so that a loader that shuffles is read once and kept in
@@ -100,6 +108,8 @@ def merge_checkpoints(
     """
     begin = time.perf_counter()
     asked = (options or MergeOptions()).changed(**keywords)
+    if module is None and spec is None:
+        module = _described(paths, asked, hollow=data is None)
     asked.check(
         len(paths),
         module=module is not None,
@@ -121,11 +131,15 @@ def merge_checkpoints(
     states = job.mixed_states(files, shares)
     spec = None if spec is None else spec.pin_identical_buffers(*states)
     states = job.in_gauge(spec, states)
-    aligned, choice = _align(job, spec, states, shares)
+    work = job.unfinished(target, files, states, spec)
+    aligned, choice = _align(job, spec, states, shares, work)
     method = asked.without_data if choice is None else choice.method
     if method == "none":
         shares = (1.0, *(0.0 for _ in shares[1:]))
-    merged, done, variances = _merged(job, states, aligned, choice, shares)
+    one_by_one = evaluate is None and job.writes_one_by_one(target, files[0])
+    merged, done, variances = _merged(
+        job, states, aligned, choice, shares=shares, one_by_one=one_by_one
+    )
     evaluation = measure_models(
         job.evaluation(evaluate),
         job.network,
@@ -146,7 +160,7 @@ def merge_checkpoints(
             heads=job.heads,
             untied=job.untied,
         )
-        dropped = _write(target, files[0], merged, history, job)
+        dropped = _write(target, files[0], merged, history, job=job, work=work)
     report = MergeReport(
         inputs=inputs,
         output=None if asked.dry_run else target,
@@ -156,7 +170,9 @@ def merge_checkpoints(
         matches=aligned.matches,
         many=aligned.many,
         errors=aligned.errors,
-        cosines=tuple(cosines(job.trunks(states), aligned)),
+        cosines=tuple(
+            cosines(job.trunks(states), aligned, progress=asked.progress)
+        ),
         evaluation=evaluation,
         variances=variances,
         batch_norms=sum(n.endswith(".running_var") for n in states[0]),
@@ -170,6 +186,18 @@ def merge_checkpoints(
     if choice is not None:
         report = _with_choice(report, choice)
     return replace(report, advice=advise(report))
+
+
+def _described(
+    paths: Sequence[str | Path], options: MergeOptions, *, hollow: bool
+) -> nn.Module | None:
+    """The network of the first Hugging Face folder, if that is what the first file is."""
+    needed = bool(paths) and options.matches
+    if not needed or not describes_network(Path(paths[0])):
+        return None
+    # Other kinds of symmetry are proved with weights before any file is read.
+    bare = hollow and options.kinds == "permutation"
+    return network_of_folder(Path(paths[0]), hollow=bare)
 
 
 def _copied(module: nn.Module | None) -> nn.Module | None:
@@ -200,6 +228,7 @@ def _align(
     spec: PermutationSpec | None,
     states: Sequence[Mapping[str, Tensor]],
     shares: Sequence[float],
+    work: Unfinished | None,
 ) -> tuple[Aligned, Choice | None]:
     """Match and prove, if that was asked for; by measurement where a choice was left."""
     options, choice = job.options, None
@@ -231,6 +260,7 @@ def _align(
             data=data,
             seed=options.seed,
             progress=options.progress,
+            journal=None if work is None else work.journal,
         )
     else:
         return Aligned((None,) * len(states)), None
@@ -244,9 +274,15 @@ def _merged(
     states: Sequence[Mapping[str, Tensor]],
     aligned: Aligned,
     choice: Choice | None,
+    *,
     shares: Sequence[float],
-) -> tuple[dict[str, Tensor], str, tuple[float, float] | None]:
+    one_by_one: bool,
+) -> tuple[Mapping[str, Tensor], str, tuple[float, float] | None]:
     """The merged weights, what was done to them, and REPAIR's variance ratios."""
+    if one_by_one:
+        shown = job.options.progress and not job.options.dry_run
+        lazy = averaged(states, aligned.permutations, shares, progress=shown)
+        return lazy, "none", None
     merged = average_aligned(
         states, aligned.permutations, shares, progress=job.options.progress
     )
@@ -283,17 +319,23 @@ def _write(
     first: Checkpoint,
     merged: Mapping[str, Tensor],
     history: Mapping[str, Any],
+    *,
     job: Job,
+    work: Unfinished | None,
 ) -> tuple[str, ...]:
     """Write the output in the names and format of the first file; returns what of its metadata was dropped."""
     # Files may lack the second name of a tied weight; an untied one is written under both.
     like = with_names(first, job.untied, job.fallbacks)
-    kept = {name: t for name, t in merged.items() if name in like.names}
-    return write_checkpoint(
+    kept = [name for name in merged if name in like.names]
+    dropped = write_checkpoint(
         target,
-        kept,
+        LazyTensors.of(merged).part(kept),
         like=like,
         provenance=history,
         force=job.options.force,
+        build_in=None if work is None else work.output,
         untied=bool(job.untied),
     )
+    if work is not None:
+        work.remove()
+    return dropped

@@ -93,6 +93,12 @@ class MergeOptions:
         return self.method not in ("average", "none")
 
     @property
+    def decisive(self) -> dict[str, Any]:
+        """The options on which the result depends, by name."""
+        irrelevant = ("progress", "force", "dry_run", "sources")
+        return {n: v for n, v in vars(self).items() if n not in irrelevant}
+
+    @property
     def without_data(self) -> Method:
         """The method, where there is nothing to choose by."""
         return "weight" if self.method == "auto" else self.method

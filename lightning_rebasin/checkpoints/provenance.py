@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from lightning_rebasin.checkpoints.align import Aligned, permuted
+from lightning_rebasin.checkpoints.align import Aligned
+from lightning_rebasin.checkpoints.average import permuted
 from lightning_rebasin.checkpoints.heads import Heads
 from lightning_rebasin.checkpoints.report import InputFile
 from lightning_rebasin.matching.objective import inner_product
@@ -60,7 +62,10 @@ def provenance(
 
 
 def cosines(
-    states: Sequence[Mapping[str, Tensor]], aligned: Aligned
+    states: Sequence[Mapping[str, Tensor]],
+    aligned: Aligned,
+    *,
+    progress: bool = False,
 ) -> list[tuple[float, float]]:
     """Cosine of each model to the first one over its weights of two or more axes, before and after matching.
 
@@ -80,7 +85,7 @@ def cosines(
         states[1:], aligned.permutations[1:], strict=True
     ):
         sums = torch.zeros(4, dtype=torch.float64)
-        for name in names:
+        for name in tqdm(names, "comparing", disable=not progress):
             a, b = states[0][name], state[name]
             moved = permuted(state, name, permutation)
             sums += torch.tensor(

@@ -17,6 +17,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from lightning_rebasin.checkpoints.distributed import (
+    is_distributed,
+    load_chunks,
+    nested,
+    read_index,
+    read_rest,
+)
 from lightning_rebasin.checkpoints.folder import ModelFolder, find_model_folder
 from lightning_rebasin.checkpoints.guard import check_tensors
 from lightning_rebasin.checkpoints.names import clean_names, find_weights
@@ -31,7 +38,7 @@ from lightning_rebasin.errors import CheckpointError
 VERSION_KEY = "pytorch-lightning_version"
 _LIVE_WEIGHTS = "current_model_state"
 
-Format = Literal["lightning", "torch", "safetensors", "folder"]
+Format = Literal["lightning", "torch", "safetensors", "folder", "distributed"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,8 +88,8 @@ def read_checkpoint(
     """Read the weights of a checkpoint file, and everything else in it that is plain data.
 
     Lightning ``.ckpt`` files of every version since 1.0, files of ``torch.save`` in its three formats (state dicts bare
-    or wrapped, whole modules), safetensors and Hugging Face folders (whole or sharded, of either kind) are understood;
-    the content decides, not the file's extension.
+    or wrapped, whole modules), safetensors, Hugging Face folders (whole or sharded, of either kind) and the folders of
+    ``torch.distributed.checkpoint`` that FSDP trainings write are understood; the content decides, not the extension.
 
     Args:
         path: The file or the folder.
@@ -103,7 +110,10 @@ def read_checkpoint(
     """
     path = Path(path)
     folder = find_model_folder(path)
-    if folder is None:
+    if is_distributed(path):
+        state, metadata, wrapper = _read_distributed(path, weights, unsafe)
+        kind: Format = "distributed"
+    elif folder is None:
         _check_file(path)
         state, metadata, wrapper, kind = _read_weights(path, weights, unsafe)
     else:
@@ -111,7 +121,7 @@ def read_checkpoint(
         metadata, wrapper, kind = folder.config(), None, "folder"
     try:
         rest = _metadata(metadata, wrapper, state)
-        names = clean_names(state, prefix, lightning=kind == "lightning")
+        names = clean_names(state, prefix, lightning=VERSION_KEY in rest)
     except RecursionError as error:
         raise CheckpointError(
             f"{path} nests its contents too deep; do not use it"
@@ -140,6 +150,20 @@ def _read_weights(
     state = {name: _plain_tensor(tensor) for name, tensor in state.items()}
     check_tensors(path, state)
     return state, metadata, wrapper, kind
+
+
+def _read_distributed(
+    path: Path, weights: str, unsafe: bool
+) -> tuple[dict[str, Tensor], Mapping[Any, Any], str | None]:
+    """A folder of ``torch.distributed.checkpoint``: its tensors, everything else in it, and the key of the tensors."""
+    entries = read_index(path)
+    rest = read_rest(path, unsafe=unsafe)
+    planned, wrapper = _find_in(path, {**rest, **nested(entries)}, weights)
+    found = {(entry.under, entry.path[-1]): entry for entry in entries}
+    state = {}
+    for name in planned:
+        state[name] = load_chunks(path, found[wrapper or "", name])
+    return state, rest, wrapper
 
 
 def _read_shards(
@@ -206,14 +230,14 @@ def plain(value: Any) -> Any:
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
-        # No Hugging Face folder, see find_model_folder: what other folders are there?
-        how = (
-            "from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict"
-            if (path / "latest").exists() or (path / "checkpoint").is_dir()
-            else f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
-        )
+        if (path / "latest").exists() or (path / "checkpoint").is_dir():
+            raise CheckpointError(
+                f"{path} is a folder of DeepSpeed, which splits tensors in its own way; make one file of it first: "
+                "from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict"
+            )
         raise CheckpointError(
-            f"{path} is a folder; if it is a sharded checkpoint, make one file of it first: {how}"
+            f"{path} is a folder, but neither a Hugging Face one (model.safetensors, pytorch_model.bin or an index of "
+            "them) nor a sharded checkpoint (.metadata); name a file in it"
         )
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")

@@ -21,19 +21,23 @@ from lightning_rebasin.errors import (
     UnsafeLoadWarning,
 )
 
+#: What the safetensors format allows for a header.
+_MOST_HEADER_BYTES = 100_000_000
 #: Larger files stay on disk and are mapped into memory.
 _MAP_FROM_BYTES = 64 * 2**20
 
 
 def is_safetensors(path: Path) -> bool:
-    """Eight bytes of header length, then a JSON object."""
+    """Eight bytes of header length, then a JSON object; also where the file ends before its header does."""
     with path.open("rb") as file:
         start = file.read(9)
-    return (
-        len(start) == 9
-        and start[8:] == b"{"
-        and int.from_bytes(start[:8], "little") < path.stat().st_size
-    )
+    if len(start) < 9 or start[8:] != b"{":
+        return False
+    length = int.from_bytes(start[:8], "little")
+    # A pickle or a zip may have this brace by chance, but hardly a short length before it.
+    foreign = start[:2] == b"PK" or start[:1] == b"\x80"
+    truncated = length < _MOST_HEADER_BYTES and not foreign
+    return length < path.stat().st_size or truncated
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

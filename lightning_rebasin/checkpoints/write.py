@@ -24,20 +24,23 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.checkpoints.folder import find_model_folder
+from lightning_rebasin.checkpoints.lazy import LazyTensors
 from lightning_rebasin.checkpoints.read import VERSION_KEY, Checkpoint, Format
 from lightning_rebasin.checkpoints.storable import storable
+from lightning_rebasin.checkpoints.write_distributed import write_distributed
 from lightning_rebasin.checkpoints.write_folder import write_folder
-from lightning_rebasin.errors import (
-    CheckpointError,
-    MissingExtraError,
-    OutputError,
-)
+from lightning_rebasin.checkpoints.write_safetensors import write_safetensors
+from lightning_rebasin.errors import CheckpointError, OutputError
 from lightning_rebasin.files import atomic_path
 from lightning_rebasin.symmetry.run.untie import TIED_SETTING
 
 #: Where provenance is kept: a key of the checkpoint, an attribute of a bare state dict, a header entry of safetensors.
 PROVENANCE_KEY = "lightning_rebasin"
 _TESTED_LIGHTNING = "2.6.6"
+#: A name with this is a folder of torch.distributed.checkpoint.
+DISTRIBUTED_SUFFIX = ".distcp"
+#: The key under which Lightning's FSDP strategy keeps the weights in such a folder.
+_SHARDED_KEY = "model"
 #: A name with one of these is a file even if the model came from a folder.
 _TORCH_SUFFIXES = frozenset({".pt", ".pth", ".bin"})
 #: Keys of a Lightning checkpoint that describe one training run, not the weights.
@@ -75,21 +78,24 @@ def write_checkpoint(
     provenance: Mapping[str, Any] | None = None,
     run_state: Mapping[str, Any] | None = None,
     force: bool = False,
+    build_in: Path | None = None,
     untied: bool = False,
 ) -> tuple[str, ...]:
     """Write weights as a checkpoint, atomically.
 
     The extension decides the format where it can: ``.ckpt`` is a Lightning checkpoint, ``.safetensors`` is safetensors,
-    ``.pt``, ``.pth`` and ``.bin`` are files of ``torch.save``; otherwise it is the format of ``like`` (of a Hugging
-    Face folder a folder with the same files, configuration and tokenizer), or a bare state dict.
+    ``.pt``, ``.pth`` and ``.bin`` are files of ``torch.save``, ``.distcp`` is a folder of
+    ``torch.distributed.checkpoint``; otherwise it is the format of ``like`` (of a Hugging Face folder a folder with the
+    same files, configuration and tokenizer), or a bare state dict.
 
     Args:
         path: The file, or the folder, to write.
-        state_dict: The weights.
+        state_dict: The weights.  Lazy ones are computed one at a time where the format is safetensors.
         like: Take names, wrapper key, hyper-parameters and the module's own entries from this checkpoint.
         provenance: How the weights were made: plain values and tensors.
         run_state: Entries of a training run that hold for these weights too, such as permuted optimizer states.
         force: Overwrite an existing file.
+        build_in: Where a folder is built, to be taken up by another process if this one dies.
         untied: The weights have tensors of their own where the network of ``like`` has a tied one; the configuration of
             a model folder says so.
 
@@ -100,24 +106,31 @@ def write_checkpoint(
     Raises:
         OutputError: The file exists, or the folder cannot be written.
         CheckpointError: The weights cannot be stored.
-        MissingExtraError: safetensors is asked for, but not installed.
     """
     path = Path(path)
     check_target(path, force=force)
     kind = output_format(path, like)
     names = like.names if like is not None else {}
-    weights = OrderedDict(
-        (names.get(name, name), tensor)
-        for name, tensor in _compact(state_dict).items()
-    )
+    lazy = LazyTensors.of(state_dict).renamed(names)
     dropped: list[str] = []
     if kind == "folder" and like is not None:
-        _save_folder(path, weights, like, provenance or {}, untied=untied)
+        _save_folder(
+            path,
+            lazy,
+            like,
+            provenance or {},
+            build_in=build_in,
+            untied=untied,
+        )
         return ()
+    if kind == "distributed":
+        _save_distributed(path, lazy, like, provenance, dropped)
+        return tuple(dropped)
     with atomic_path(path) as temporary:
         if kind == "safetensors":
-            _save_safetensors(temporary, weights, provenance or {})
+            _save_safetensors(temporary, lazy, provenance or {})
             return ()
+        weights = OrderedDict(_compact(lazy))
         if kind == "lightning":
             payload: Any = _lightning_payload(
                 weights, like, provenance, run_state, dropped
@@ -157,9 +170,14 @@ def output_format(path: Path, like: Checkpoint | None) -> Format:
         return "safetensors"
     if path.suffix == ".ckpt":
         return "lightning"
+    if path.suffix == DISTRIBUTED_SUFFIX:
+        return "distributed"
     if like is None or like.format == "safetensors":
         return "torch"
-    if like.format == "folder" and path.suffix in _TORCH_SUFFIXES:
+    if (
+        like.format in ("folder", "distributed")
+        and path.suffix in _TORCH_SUFFIXES
+    ):
         return "torch"
     return like.format
 
@@ -172,7 +190,7 @@ def _lightning_payload(
     dropped: list[str],
 ) -> dict[str, Any]:
     kept = {}
-    if like is not None and like.format == "lightning":
+    if like is not None and VERSION_KEY in like.metadata:
         kept = {
             key: value
             for key, value in like.metadata.items()
@@ -232,30 +250,19 @@ def _torch_payload(
 def _save_safetensors(
     path: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any]
 ) -> None:
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise MissingExtraError(
-            "writing safetensors: pip install 'lightning-rebasin[safetensors]'"
-        ) from error
-    seen: set[int] = set()
-    separate = {}
-    for name, tensor in weights.items():  # the format knows no shared storage
-        shared = tensor.data_ptr() in seen
-        seen.add(tensor.data_ptr())
-        separate[name] = tensor.clone() if shared else tensor.contiguous()
     header = {"format": "pt"}
     if provenance:
         header[PROVENANCE_KEY] = json.dumps(provenance, default=_jsonable)
-    save_file(separate, path, metadata=header)
+    write_safetensors(path, weights, header)
 
 
 def _save_folder(
     path: Path,
-    weights: Mapping[str, Tensor],
+    weights: LazyTensors,
     like: Checkpoint,
     provenance: Mapping[str, Any],
     *,
+    build_in: Path | None,
     untied: bool,
 ) -> None:
     """A folder in the layout of the one that ``like`` was read from."""
@@ -264,19 +271,59 @@ def _save_folder(
         raise CheckpointError(
             f"{like.path} is no longer the model folder that was read"
         )
-    history = None
-    if provenance:
-        plain = json.loads(json.dumps(provenance, default=_jsonable))
-        history = (f"{PROVENANCE_KEY}.json", plain)
+    history = _beside(provenance)
 
-    def write_file(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    def write_file(file: Path, tensors: LazyTensors) -> None:
         if model.safe:
             _save_safetensors(file, tensors, {})
         else:
-            _save(dict(tensors), file)
+            _save(_compact(tensors), file)
 
-    settings = {TIED_SETTING: False} if untied else {}
-    write_folder(path, weights, model, write_file, history, settings=settings)
+    write_folder(
+        path,
+        weights,
+        model,
+        write_file,
+        history,
+        build_in=build_in,
+        settings={TIED_SETTING: False} if untied else {},
+    )
+
+
+def _beside(
+    provenance: Mapping[str, Any] | None,
+) -> tuple[str, Mapping[str, Any]] | None:
+    """Name and content of the file of a folder that says how the weights were made."""
+    if not provenance:
+        return None
+    plain = json.loads(json.dumps(provenance, default=_jsonable))
+    return f"{PROVENANCE_KEY}.json", plain
+
+
+def _save_distributed(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    like: Checkpoint | None,
+    provenance: Mapping[str, Any] | None,
+    dropped: list[str],
+) -> None:
+    """A folder of ``torch.distributed.checkpoint``, Lightning's if the model came from Lightning."""
+    wrapper = None if like is None else like.wrapper
+    rest: dict[str, Any] | None = None
+    if like is not None and VERSION_KEY in like.metadata:
+        rest = _lightning_payload({}, like, provenance, None, dropped)
+        # These lie in the folder itself, or nowhere.
+        del rest["state_dict"], rest["optimizer_states"]
+        if like.format != "distributed":
+            wrapper = _SHARDED_KEY
+    write_distributed(
+        path,
+        _compact(weights),
+        wrapper,
+        rest,
+        save=_save,
+        history=_beside(provenance) if rest is None else None,
+    )
 
 
 def _save(payload: Any, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Writing a model folder in the layout of another one, so that ``transformers`` loads it.
 
-The folder appears whole or not at all: it is built under a temporary name beside its target and then renamed.
+The folder appears whole or not at all: it is built under a temporary name beside its target and then renamed.  Where
+the place to build it in is given, files that stand there already are taken as they are: an earlier process wrote them.
 """
 
 from __future__ import annotations
@@ -12,32 +13,35 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lightning_rebasin.checkpoints.folder import CONFIG, ModelFolder
+from lightning_rebasin.checkpoints.lazy import LazyTensors
+from lightning_rebasin.checkpoints.read import read_checkpoint
 from lightning_rebasin.errors import OutputError
+from lightning_rebasin.files import atomic_path
 
 #: Writes one file of weights.
-WriteFile = Callable[[Path, Mapping[str, Tensor]], None]
+WriteFile = Callable[[Path, LazyTensors], None]
 
 
 def write_folder(
     target: Path,
-    weights: Mapping[str, Tensor],
+    weights: LazyTensors,
     like: ModelFolder,
     write_file: WriteFile,
     history: tuple[str, Mapping[str, Any]] | None,
     *,
+    build_in: Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights as a model folder.
 
     Args:
         target: The folder to make.
-        weights: The weights under the names of the files.
+        weights: The weights under the names of the files; each is asked for once.
         like: Take the division into files, the configuration and the tokenizer from this folder.
         write_file: Writes one file of weights in the format of ``like``.
         history: Name of a JSON file and what to keep in it, how the weights were made.
+        build_in: A folder on the same disk that keeps what was done if the process dies.
         settings: Entries of ``config.json`` that hold for these weights and not for those of ``like``.
 
     Raises:
@@ -47,14 +51,7 @@ def write_folder(
         raise OutputError(
             f"{target} exists already, and a folder is never overwritten; choose another name"
         )
-    try:
-        temporary = Path(
-            tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
-        )
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error} (create the folder above it first?)"
-        ) from error
+    temporary = build_in or _temporary(target)
     try:
         _fill(temporary, weights, like, write_file)
         config = temporary / CONFIG
@@ -71,7 +68,20 @@ def write_folder(
             f"cannot write {target}: {error.strerror or error}"
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if build_in is None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(target: Path) -> Path:
+    """A new folder beside the target."""
+    try:
+        return Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+        )
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error} (create the folder above it first?)"
+        ) from error
 
 
 def _change_config(file: Path, settings: Mapping[str, Any]) -> None:
@@ -94,7 +104,7 @@ def _set_inside(config: dict[str, Any], settings: Mapping[str, Any]) -> None:
 
 def _fill(
     folder: Path,
-    weights: Mapping[str, Tensor],
+    weights: LazyTensors,
     like: ModelFolder,
     write_file: WriteFile,
 ) -> None:
@@ -103,13 +113,25 @@ def _fill(
     for file in like.companions:
         shutil.copyfile(file, folder / file.name)
     place = {name: like.place.get(name, like.files[0]) for name in weights}
+    size = 0
     for file_name in like.files:
-        own = {n: t for n, t in weights.items() if place[n] == file_name}
-        write_file(folder / file_name, own)
+        names = [name for name in weights if place[name] == file_name]
+        if (folder / file_name).exists():
+            for name in names:
+                weights.skip(name)
+        else:
+            with atomic_path(folder / file_name) as temporary:
+                write_file(temporary, weights.part(names))
+        size += _size(folder / file_name)
     if like.index is not None:
-        sizes = (t.numel() * t.element_size() for t in weights.values())
         index = {
-            "metadata": {"total_size": sum(sizes)},
+            "metadata": {"total_size": size},
             "weight_map": dict(sorted(place.items())),
         }
         (folder / like.index).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _size(file: Path) -> int:
+    """Bytes of the tensors in a file that was written, which shows that it can be read."""
+    state = read_checkpoint(file, prefix="").state_dict
+    return sum(tensor.nbytes for tensor in state.values())

@@ -154,6 +154,28 @@ def load_module(
     return model.build_model(args).eval()
 
 
+def described_module(args: argparse.Namespace, path: Path) -> nn.Module | None:
+    """The network that a Hugging Face folder describes, where nothing else says what it is.
+
+    Args:
+        args: Parsed options.
+        path: The first checkpoint.
+
+    Raises:
+        ConfigurationError: Its ``config.json`` names a class that ``transformers`` cannot build.
+    """
+    from lightning_rebasin.checkpoints.architecture import (
+        describes_network,
+        network_of_folder,
+    )
+
+    if args.module or args.config or args.spec or not describes_network(path):
+        return None
+    # Other kinds of symmetry are proved with weights before any file is read; data run through the network.
+    hollow = kinds_of(args) == ("permutation",) and not args.data
+    return network_of_folder(path, hollow=hollow)
+
+
 def load_example(args: argparse.Namespace, module: nn.Module | None) -> Any:
     """Random inputs of ``--input-shape``, ``None`` without the option."""
     from lightning_rebasin.cli import model

@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     )
     from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
     from lightning_rebasin.checkpoints.inputs import read_inputs
+    from lightning_rebasin.checkpoints.unfinished import unfinished
     from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.matching import match_weights
 
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     reading = common.reading_options(args)
     reference = read_inputs([args.reference], **reading)[0]
     module = common.load_module(args, reference)
+    if module is None:
+        module = common.described_module(args, args.reference)
     example = common.load_example(args, module)
     data = datasets.load_data(args).train or None
     spec = common.load_spec(args, module, data)
@@ -80,20 +83,27 @@ def run(args: argparse.Namespace) -> int:
     for file in files:
         spec.check_state(file.state_dict, str(file.path), finite=True)
     states = [file.state_dict for file in files]
+    work = None
     if args.method == "activation":
         match = match_by_activations(spec, module, states[0], states[1], data)[
             "inner_product"
         ]
     else:
+        paths = [args.reference, args.source]
+        asked = {"seed": args.seed, **reading}
+        work = unfinished(args.output, paths, states, spec, asked)
         match = match_weights(
             spec,
             states[0],
             states[1],
             seed=args.seed,
             progress=not args.no_progress,
+            journal=None if work is None else work.journal(1),
         )
     errors = prove(module, states[1:], [match.transform], data, example)
     match.transform.save(args.output)
+    if work is not None:
+        work.remove()
     report = {**match.to_dict(), "equivalence_errors": list(errors)}
     if args.report:
         common.write_json(args.report, report)

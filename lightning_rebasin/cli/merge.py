@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  lightning-rebasin merge a.ckpt b.ckpt -o merged.ckpt --module project.nets.Net --data project.data.Digits\n"
         "  lightning-rebasin merge a.ckpt b.ckpt c.ckpt -o merged.ckpt --config config.yaml --report report.json\n"
         "  lightning-rebasin merge a.pt b.pt -o merged.safetensors --spec spec.json --share 0.3 0.7\n"
+        "  lightning-rebasin merge folder-a folder-b -o merged   # Hugging Face folders say what they are\n"
         "  lightning-rebasin merge base-tuned-1.ckpt base-tuned-2.ckpt -o merged.ckpt --method average"
     )
     parser.add_argument(
@@ -140,9 +141,10 @@ def run(args: argparse.Namespace) -> int:
         # A report may be written again.
         check_target(args.report, force=True)
     reading = common.reading_options(args)
-    module = common.load_module(
-        args, read_checkpoint(args.files[0], **reading)
-    )
+    first = read_checkpoint(args.files[0], **reading)
+    module = common.load_module(args, first)
+    if module is None and args.method not in ("average", "none"):
+        module = common.described_module(args, args.files[0])
     data = datasets.load_data(args)
     # The labels of each model's data may begin at 0: outputs are compared instead.
     joined = args.heads == "concatenate"

@@ -27,6 +27,7 @@ from lightning_rebasin.landscape.accumulate import Average, reduction_name
 from lightning_rebasin.landscape.batches import batch_size
 from lightning_rebasin.landscape.copies import copy_module
 from lightning_rebasin.landscape.metric_slots import MetricSlots
+from lightning_rebasin.landscape.other_lightning import refuse_other_lightning
 from lightning_rebasin.landscape.probe import (
     FunctionProbe,
     LossFunction,
@@ -142,9 +143,11 @@ def check_measurable(module: nn.Module, loss: LossFunction | None) -> None:
     """Refuse a module of which nothing says how good it is.
 
     Raises:
-        ConfigurationError: There is neither ``loss`` nor a ``validation_step``.
+        ConfigurationError: There is neither ``loss`` nor a ``validation_step``, or it is one of another Lightning.
     """
     inner = uncompiled(module)
+    if loss is None:
+        refuse_other_lightning(inner)
     measures_itself = isinstance(inner, LightningModule) and is_overridden(
         "validation_step", inner
     )

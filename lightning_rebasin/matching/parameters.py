@@ -86,17 +86,25 @@ def _large_norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     """In the precision of the tensors first, all of them fetched from the device at once."""
     if not tensors:
         return {}
-    real = [
-        torch.view_as_real(t) if t.is_complex() else t
-        for t in tensors.values()
-    ]
-    wide = [t if t.dtype in _FULL else t.float() for t in real]
-    norms = torch.stack(
-        [torch.linalg.vector_norm(t).double().cpu() for t in wide]
-    ).tolist()
+    # One at a time on the CPU: all of a large model in a wider precision would be a second model in memory.
+    rough = [_rough_norm(t) for t in tensors.values()]
+    first = rough[0].device
+    norms = torch.stack([norm.to(first) for norm in rough]).tolist()
     return {
         name: norm
         if _LEAST < norm < _MOST
-        else float(torch.linalg.vector_norm(t.double()))
-        for name, norm, t in zip(tensors, norms, wide, strict=True)
+        else float(torch.linalg.vector_norm(_real(t).double()))
+        for name, norm, t in zip(tensors, norms, tensors.values(), strict=True)
     }
+
+
+def _rough_norm(tensor: Tensor) -> Tensor:
+    """Norm in the precision of the tensor, at least float32."""
+    real = _real(tensor)
+    wide = real if real.dtype in _FULL else real.float()
+    norm: Tensor = torch.linalg.vector_norm(wide)
+    return norm.double()
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_rebasin.errors import ConfigurationError, DataError
 from lightning_rebasin.merging.processes import Total, alone, total_number
+from lightning_rebasin.symmetry.run.hollow import hollow_twins
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -94,7 +95,7 @@ def copied(module: Module) -> Module:
         ConfigurationError: Something in the module cannot be copied.
     """
     try:
-        return copy.deepcopy(module).eval()
+        return copy.deepcopy(module, hollow_twins(module)).eval()
     except (
         Exception
     ) as error:  # whatever the user's own __deepcopy__ or __reduce__ raise

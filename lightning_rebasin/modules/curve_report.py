@@ -76,6 +76,19 @@ class CurveReport:
         curves = {label: c.to_dict() for label, c in self.curves.items()}
         write_json(path, {"format": FORMAT, "curves": curves})
 
+    def to_page(self, path: str | Path) -> None:
+        """Write every path as one interactive page that needs no network.
+
+        Args:
+            path: The HTML file.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        from lightning_rebasin.plotting import write_page
+
+        write_page(self.curves, path, title="Paths between the ends")
+
     def to_csv(self, path: str | Path) -> None:
         """Write one row per point of every path: label, t, length so far, the metrics.
 

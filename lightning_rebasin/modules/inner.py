@@ -22,6 +22,7 @@ from torch.func import functional_call
 
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.copies import copy_module
+from lightning_rebasin.landscape.other_lightning import refuse_other_lightning
 from lightning_rebasin.symmetry.run.lightning import LogSink
 
 #: Computes the loss of one batch from the network and the batch.
@@ -120,6 +121,7 @@ class InnerModel(nn.Module):
 
 def _check_training_step(model: nn.Module) -> None:
     name = type(model).__name__
+    refuse_other_lightning(model)
     if not isinstance(model, LightningModule):
         raise ConfigurationError(
             f"{name} is not a LightningModule and has no training_step: pass loss=f(model, batch)"

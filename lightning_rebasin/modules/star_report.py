@@ -132,6 +132,22 @@ class StarReport:
         rays = [ray.to_dict() for ray in self.rays]
         write_json(path, {"format": FORMAT, "rays": rays, "pairs": pairs})
 
+    def to_page(self, path: str | Path) -> None:
+        """Write every ray and every line between ends as one interactive page that needs no network.
+
+        Args:
+            path: The HTML file.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        from lightning_rebasin.plotting import write_page
+
+        curves = {f"center – {k}": ray for k, ray in enumerate(self.rays)}
+        for (i, j), line in self.pairs.items():
+            curves[f"{i} – {j}"] = line
+        write_page(curves, path, title="From the center to the ends")
+
     def to_csv(self, path: str | Path) -> None:
         """Write one row per point of every line: what it joins (0 is the centre, ends count from 1), λ, the metrics.
 

@@ -34,6 +34,7 @@ from lightning_rebasin.symmetry.run.examples import (
     as_example,
     resolve_examples,
 )
+from lightning_rebasin.symmetry.run.hollow import is_hollow
 from lightning_rebasin.symmetry.run.untie import separable
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import TensorInfo, TensorKind
@@ -222,6 +223,9 @@ def _spec(
     activations = {}
     for group, addresses in assembly.activations.items():
         activations[group] = tuple(addresses)
+    if any(map(is_hollow, module.parameters())):
+        # Kernels are chosen by how tensors lie in memory: a real network runs others, where units are seen elsewhere.
+        activations = {}
     return PermutationSpec(
         assembly.groups,
         infos,

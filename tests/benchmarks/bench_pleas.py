@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ from torch import Tensor
 from lightning_rebasin import infer_spec, match_activations, refit
 
 CHECKPOINT = "cifar10-resnet20"
+#: All pairs of the five published networks.
+PAIRS = ["".join(pair) for pair in combinations("abcde", 2)]
 TRAIN = 2000
 FITTED = int(os.environ.get("REBASIN_IMAGES", "2000"))
 TEST = 2000
@@ -65,7 +68,7 @@ def aligned_pair(
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("pair", ["ab", "ad", "de"])
+@pytest.mark.parametrize("pair", PAIRS)
 def test_refit_is_more_accurate(pair: str) -> None:
     x, _ = images("train", TRAIN)
     test, labels = images("test", TEST)

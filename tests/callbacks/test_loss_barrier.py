@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     ModelCheckpoint,
 )
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -310,43 +310,6 @@ def test_csv_holds_every_value(tmp_path):
         last.values["val_loss"]
     )
     assert {r["metric"] for r in rows} == {"val_loss"}
-
-
-def test_figures_go_to_tensorboard(tmp_path):
-    event = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator"
-    )
-    logger = TensorBoardLogger(tmp_path, name="tb")
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # TensorBoard's own use of deprecated NumPy and protobuf names
-        fit(tmp_path, LossBarrier("init", "none", points=3), logger=logger)
-        accumulator = event.EventAccumulator(
-            logger.log_dir, size_guidance={"images": 0}
-        )
-        accumulator.Reload()
-    assert [e.step for e in accumulator.Images("barrier/curve")] == [4, 8]
-    assert "barrier/val_loss" in accumulator.Tags()["scalars"]
-
-
-def test_figures_go_to_wandb(tmp_path, monkeypatch):
-    """W&B itself is not installed: its logger class is replaced by one that notes the call."""
-    calls = []
-
-    class FakeWandb(CSVLogger):
-        def log_image(self, key, images, step=None):
-            calls.append((key, len(images), step))
-
-    monkeypatch.setattr(
-        "lightning_rebasin.callbacks.record.WandbLogger", FakeWandb
-    )
-    fit(
-        tmp_path,
-        LossBarrier("init", "none", points=3),
-        logger=FakeWandb(tmp_path, name="w"),
-    )
-    assert calls == [("barrier/curve", 1, 4), ("barrier/curve", 1, 8)]
 
 
 def test_init_is_the_model_before_training(tmp_path):

@@ -22,7 +22,8 @@ def test_sharded_strategies_are_refused_with_advice(name):
 
     for callback in (LossBarrier, CheckpointSnapshot):
         with pytest.raises(
-            ConfigurationError, match=rf"{name} shards.*measure_barrier"
+            ConfigurationError,
+            match=rf"{name} shards.*lightning-rebasin barrier",
         ):
             refuse_sharded(FakeTrainer(), callback.__name__)
 

@@ -14,17 +14,15 @@ from lightning_rebasin.checkpoints.align import (
     Aligned,
     Many,
     align,
-    average_aligned,
     example_input,
     load,
     match_by_activations,
     prove,
-    release,
 )
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.merging import average
-from lightning_rebasin.merging.interpolate import normalised_weights
 from lightning_rebasin.symmetry import Example, Permutation
+from lightning_rebasin.symmetry.run.hollow import release
 
 
 def test_tied_weights_stay_tied(tmp_path: Path, planted: Planted) -> None:
@@ -269,59 +267,3 @@ def test_released_weights_take_no_room_and_come_back() -> None:
             parameter.add_(1.0)
     after = {name: t + 1 for name, t in state.items()}
     assert same(net.state_dict(), after)
-
-
-def test_a_weighted_mean_of_moved_models() -> None:
-    """By hand: a quarter of the first and three quarters of the second, whose first group is turned by one."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = (
-        {
-            "one.weight": torch.randn(4, 3, generator=generator),
-            "two.weight": torch.randn(6, 4, generator=generator),
-            "beside": torch.randn(2, generator=generator),
-        }
-        for _ in range(2)
-    )
-    found = average_aligned(
-        [a, b], [None, MOVED], [0.25, 0.75], progress=False
-    )
-    turned = [1, 2, 3, 0]
-    expected = {
-        "one.weight": a["one.weight"] / 4 + 0.75 * b["one.weight"][turned],
-        "two.weight": a["two.weight"] / 4 + 0.75 * b["two.weight"][:, turned],
-        "beside": a["beside"] / 4 + 0.75 * b["beside"],
-    }
-    assert list(found) == list(expected)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor)
-
-
-def test_shares_are_taken_as_they_are() -> None:
-    """Divided by their sum once more, which is not quite 1, they would give other numbers than :func:`average`."""
-    shares = normalised_weights(6, None)
-    assert sum(shares) != 1
-    generator = torch.Generator().manual_seed(0)
-    states = [
-        {"w": torch.randn(50, dtype=torch.float64, generator=generator)}
-        for _ in shares
-    ]
-    found = average_aligned(states, [None] * 6, shares)
-    assert torch.equal(found["w"], average(states)["w"])
-
-
-def test_weights_tied_in_one_model_only_are_averaged_apart() -> None:
-    tied, one, two = torch.ones(2), torch.zeros(2), torch.full((2,), 4.0)
-    states = [{"e": tied, "h": tied}, {"e": one, "h": two}]
-    found = average_aligned(states, [None, None], [0.5, 0.5], progress=False)
-    assert found["e"].tolist() == [0.5, 0.5]
-    assert found["h"].tolist() == [2.5, 2.5]
-
-
-def test_views_of_one_memory_are_not_taken_for_ties() -> None:
-    """The same address, but the one is the other's first row."""
-    whole = [torch.arange(4.0).reshape(2, 2), torch.ones(2, 2)]
-    states = [{"all": w, "row": w[0], "turned": w.T} for w in whole]
-    found = average_aligned(states, [None, None], [0.5, 0.5], progress=False)
-    assert found["all"].tolist() == [[0.5, 1.0], [1.5, 2.0]]
-    assert found["row"].tolist() == [0.5, 1.0]
-    assert found["turned"].tolist() == [[0.5, 1.5], [1.0, 2.0]]

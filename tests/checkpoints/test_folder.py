@@ -80,7 +80,7 @@ def test_other_folders_are_not_model_folders(tmp_path: Path) -> None:
     assert find_model_folder(tmp_path) is None
     assert find_model_folder(tmp_path / "nothing") is None
     with pytest.raises(
-        CheckpointError, match="is a folder; if it is a sharded"
+        CheckpointError, match=r"neither a Hugging Face one .* nor a sharded"
     ):
         read_checkpoint(tmp_path)
 

@@ -16,7 +16,7 @@ from lightning_rebasin.symmetry import PermutationSpec, Transform
 #: What at least must be found in each network.
 EXPECTED = {
     "layer norm": {"orthogonal_mean", "linear", "permutation"},
-    "rotary": {"orthogonal", "linear", "permutation"},
+    "rotary": {"orthogonal", "linear", "permutation", "plane"},
     "relu": {"scale"},
     "tanh": {"sign"},
     "low rank": {"linear"},

@@ -66,6 +66,13 @@ def test_files(tmp_path: Path) -> None:
     assert float(rows[6]["length"]) == 6.0
 
 
+def test_the_page_has_every_path(tmp_path: Path) -> None:
+    measured().to_page(tmp_path / "x.html")
+    page = (tmp_path / "x.html").read_text()
+    assert '"naive":{"lambdas":[0.0,0.25,0.5,1.0]' in page
+    assert '"curve":{"lambdas"' in page
+
+
 def test_the_picture_has_every_path() -> None:
     pytest.importorskip("matplotlib")
     axes = measured().plot().axes[0]

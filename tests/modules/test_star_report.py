@@ -69,3 +69,12 @@ def test_the_picture_shows_the_metric_that_is_wanted() -> None:
     left, right = REPORT.plot(metric="acc").axes
     assert list(left.lines[1].get_ydata()) == [0.9, 0.6, 0.7]
     assert list(right.lines[0].get_ydata()) == [0.9, 0.1, 0.7]
+
+
+def test_the_page_holds_rays_and_lines(tmp_path: Path) -> None:
+    REPORT.to_page(tmp_path / "x.html")
+    page = (tmp_path / "x.html").read_text()
+    for k in range(len(REPORT.rays)):
+        assert f'"center \\u2013 {k}"' in page
+    for i, j in REPORT.pairs:
+        assert f'"{i} \\u2013 {j}"' in page

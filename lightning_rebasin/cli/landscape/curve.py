@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Trains the bends of a curve through the checkpoints, in their order, by the network's own training_step at\n"
         "random points of it (Garipov et al. 2018), and measures everything that validation_step logs along the curve\n"
-        "and along the straight line.  Writes curve.json, curve.csv, curve.png, and the bend as a checkpoint of the\n"
-        "same kind as the first: bend.ckpt (bend-1.ckpt, bend-2.ckpt, ... if there are several)."
+        "and along the straight line.  Writes curve.json, curve.csv, curve.png, the interactive page curve.html, and\n"
+        "the bend as a checkpoint of the same kind as the first: bend.ckpt (bend-1.ckpt, ... if there are several)."
     )
     parser.epilog = (
         "examples:\n"
@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
     report.to_json(folder / "curve.json")
     report.to_csv(folder / "curve.csv")
     report.plot(folder / "curve.png", args.metric)
-    written = ["curve.json", "curve.csv", "curve.png"]
+    report.to_page(folder / "curve.html")
+    written = ["curve.json", "curve.csv", "curve.png", "curve.html"]
     written += _write_weights(folder, curve, job, args)
     if args.plane:
         written += _write_plane(folder, curve, job, args)

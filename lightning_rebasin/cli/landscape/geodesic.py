@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Trains a chain of networks from A to B on the Jensen-Shannon divergences of consecutive outputs, on\n"
         "training batches whose labels are not looked at (--batches says how many), and measures it beside the\n"
         "straight line.  The network must be a classifier whose forward returns logits.  Writes energy.csv,\n"
-        "energy.png, for the line and the chain path-*.json, path-*.csv and outputs-*.json, path.png, outputs.png,\n"
-        "and the networks of the chain as network-*.ckpt."
+        "energy.png, for the line and the chain path-*.json, path-*.csv and outputs-*.json, path.png, path.html,\n"
+        "outputs.png, and the networks of the chain as network-*.ckpt."
     )
     parser.epilog = (
         "example:\n"
@@ -120,11 +120,16 @@ def _write(
     lengths: dict[str, Any],
 ) -> None:
     """Numbers and pictures of both paths."""
-    from lightning_rebasin.plotting import plot_barriers, plot_output_lengths
+    from lightning_rebasin.plotting import (
+        plot_barriers,
+        plot_output_lengths,
+        write_page,
+    )
 
     for label, curve in curves.items():
         curve.to_json(folder / f"path-{label}.json")
         curve.to_csv(folder / f"path-{label}.csv")
         lengths[label].to_json(folder / f"outputs-{label}.json")
     plot_barriers(curves, args.metric, path=folder / "path.png")
+    write_page(curves, folder / "path.html", title="The line and the geodesic")
     plot_output_lengths(lengths, path=folder / "outputs.png")

@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Trains a centre by the network's own training_step at random points of the lines to all checkpoints (Lin,\n"
         "Li, Wu 2024), and measures everything that validation_step logs on these lines and between the checkpoints.\n"
-        "Writes star.json, star.csv, star.png, and the centre as a checkpoint of the same kind as the first,\n"
-        "center.ckpt."
+        "Writes star.json, star.csv, star.png, star.html, and the centre as a checkpoint of the same kind as the\n"
+        "first, center.ckpt."
     )
     parser.epilog = (
         "example:\n"
@@ -61,12 +61,14 @@ def run(args: argparse.Namespace) -> int:
     report.to_json(folder / "star.json")
     report.to_csv(folder / "star.csv")
     report.plot(folder / "star.png", args.metric)
+    report.to_page(folder / "star.html")
     centre = star.center_state_dict(job.data.train)
     how = {"method": "star", "epochs": args.epochs}
     training.write_learned(folder / "center.ckpt", centre, job, how)
     training.forget_training(folder)
     print(report)
-    print(f"wrote star.json, star.csv, star.png, center.ckpt to {folder}")
+    written = ["star.json", "star.csv", "star.png", "star.html"]
+    print(f"wrote {', '.join(written)}, center.ckpt to {folder}")
     return 0
 
 

@@ -129,6 +129,7 @@ class CostCache:
         self._cost: dict[str, Tensor] = {}
         # The very tensors of orders: they are replaced, never written to, so identity tells whether one moved.
         self._made_with: dict[str, tuple[Tensor, ...]] = {}
+        self._vouched: dict[str, tuple[Tensor, ...]] = {}
         self._linear: dict[str, Tensor] = {}
         self._drift: dict[str, float] = {}
         self._packed: dict[str, PackedCost | None] = {}
@@ -137,11 +138,18 @@ class CostCache:
 
     def stale(self, group: str, flats: Flats) -> bool:
         """Whether the cost of ``group`` differs from the one last returned."""
-        made_with = self._made_with.get(group)
+        made_with = self._made_with.get(group, self._vouched.get(group))
         return made_with is None or any(
             a is not b
             for a, b in zip(made_with, self._state(group, flats), strict=True)
         )
+
+    def vouch(self, group: str, flats: Flats) -> None:
+        """Take it that the cost of ``group`` was looked at under these orders, without building it.
+
+        An earlier process did so: what it decided stands until a neighbour moves.
+        """
+        self._vouched[group] = self._state(group, flats)
 
     def forget(self) -> None:
         """Free all matrices; they are built anew when asked for."""
@@ -149,6 +157,7 @@ class CostCache:
             self._static,
             self._cost,
             self._made_with,
+            self._vouched,
             self._linear,
             self._drift,
             self._packed,
@@ -166,7 +175,7 @@ class CostCache:
         Returns:
             Tensor ``(members, members)`` in the working dtype; valid until the next call for the same group.
         """
-        if self.stale(group, flats):
+        if group not in self._cost or self.stale(group, flats):
             packed = self._packed_cost(group)
             self._cost[group] = (
                 self._linear_and_general(group, flats)

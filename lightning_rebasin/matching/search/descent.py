@@ -9,7 +9,7 @@ Source: Ainsworth, Hayase, Srinivasa, "Git Re-Basin", ICLR 2023, algorithm 1 (ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, final
 
 import numpy as np
@@ -86,20 +86,43 @@ class CoordinateDescent:
         if not warm:
             self.duals.clear()
 
-    def sweep(self, order: Sequence[int]) -> float:
-        """Visit the families in ``order``.
+    def visits(self, order: Sequence[int]) -> Iterator[float]:
+        """Visit the families in ``order``; what each visit gained."""
+        for number in order:
+            yield self.visit(self.families[number])
 
-        Returns:
-            What the objective gained.
+    @property
+    def settled(self) -> tuple[str, ...]:
+        """Roots of the families that a visit would leave as they are: nothing moved that they depend on."""
+        return tuple(
+            family.root.id for family in self.families if self._fresh(family)
+        )
+
+    def resume(
+        self, flats: Mapping[str, Tensor], settled: Iterable[str]
+    ) -> None:
+        """Go on where an earlier process stood.
+
+        Args:
+            flats: The orders that it had.
+            settled: What it had as :attr:`settled`.
         """
-        return sum(self.visit(self.families[i]) for i in order)
+        self.start(flats, warm=True)
+        self._settled = set(settled)
+        for family in self.families:
+            if family.root.id in self._settled:
+                for group in family.groups:
+                    self._costs.vouch(group.id, self.flats)
+
+    def _fresh(self, family: Family) -> bool:
+        """Whether nothing moved since the last visit that could change its outcome."""
+        return family.root.id in self._settled and not any(
+            self._costs.stale(group.id, self.flats) for group in family.groups
+        )
 
     def visit(self, family: Family) -> float:
         """Move one family to its best permutation; returns the gain, 0 if it stays."""
-        fresh = family.root.id in self._settled
-        if fresh and not any(
-            self._costs.stale(group.id, self.flats) for group in family.groups
-        ):
+        if self._fresh(family):
             return 0.0
         self._settled.add(family.root.id)
         costs = {group.id: self._matrix(group.id) for group in family.groups}

@@ -30,17 +30,24 @@ from lightning_rebasin.matching.parameters import Parameters
 from lightning_rebasin.matching.result import Descent, MatchResult, MatchState
 from lightning_rebasin.matching.search.anneal import SLOW, Annealing
 from lightning_rebasin.matching.search.descent import CoordinateDescent, Duals
+from lightning_rebasin.matching.search.journal import (
+    Ended,
+    Journal,
+    NoJournal,
+    Standing,
+)
 from lightning_rebasin.matching.search.memory import (
     LARGE,
     return_large_blocks,
 )
 from lightning_rebasin.matching.search.policy import (
     OBVIOUS,
+    PROVED,
     SAME_BASIN,
     Init,
     Start,
-    orders,
 )
+from lightning_rebasin.matching.search.walk import Walk
 from lightning_rebasin.matching.steps.permutation import Family, families_of
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -110,6 +117,8 @@ class Pair:
         reference: Weights A.
         seed: Seeds every random choice.
         max_sweeps: Most sweeps in one descent.
+        journal: Keeps where the descents stand, and knows where an earlier process stood.
+        progress: Show a progress bar for each sweep.
     """
 
     def __init__(
@@ -118,6 +127,9 @@ class Pair:
         reference: Mapping[str, Tensor],
         seed: int,
         max_sweeps: int,
+        *,
+        journal: Journal | None = None,
+        progress: bool = False,
     ) -> None:
         self._source = source
         self._reference = checked(
@@ -151,6 +163,14 @@ class Pair:
             source.solver,
             source.duals,
         )
+        journal = journal or NoJournal()
+        self._walk = Walk(
+            self._run, self._generator, journal, progress=progress
+        )
+        self._earlier = journal.read()
+        if self._earlier is not None:
+            self._walk.ended.extend(self._earlier.ended)
+            self._generator.set_state(self._earlier.generator)
         self._identity = Permutation.identity(source.spec)
         self._at_identity = self._products(None)
         self._telling = telling_tensors(source.spec)
@@ -171,6 +191,13 @@ class Pair:
         )
         return self._alike(self._at_identity) > OBVIOUS * a * b > 0.0
 
+    @property
+    def proved(self) -> bool:
+        """Whether the best objective found is as large as any could be for weights of these norms, up to rounding."""
+        a, b = self._reference.norms, self._source.parameters.norms
+        largest = sum(a[name] * b[name] for name in self._source.names)
+        return self._best[2] >= PROVED * largest > 0.0
+
     def _alike(self, products: Mapping[str, float]) -> float:
         """The part of an objective that tells networks apart."""
         return sum(products[name] for name in self._telling)
@@ -189,41 +216,50 @@ class Pair:
         self, start: Start, init: Init | None, bar: tqdm[None]
     ) -> None:
         """Run one descent and keep its end if it is the best so far."""
-        begin = time.perf_counter()
+        number = len(self._descents)
+        if number == len(self._walk.ended):
+            standing, sweeps = self._begin_or_resume(start, init)
+            for gains in self._walk.sweeps(start, standing, self._max_sweeps):
+                done = sweeps + len(gains) - len(standing.gains)
+                self._source.state = self._state(done)
+                if not bar.disable:
+                    bar.set_postfix(
+                        start=start.name,
+                        sweep=done,
+                        gain=f"{gains[-1]:.3g}",
+                        best=f"{self._best[2]:.6g}",
+                    )
+        # Otherwise an earlier process came to this end.
+        self._keep(self._walk.ended[number], start)
+
+    def _begin_or_resume(
+        self, start: Start, init: Init | None
+    ) -> tuple[Standing, int]:
+        """Where the descent stands before its first visit, and the sweeps done before."""
+        earlier, self._earlier = self._earlier, None
+        if earlier is not None and earlier.flats:
+            self._walk.resume(earlier)
+            return earlier, len(earlier.gains)
         first, warm, sweeps = self._begin(start, init)
         self._run.start(
             {group: first.flat(group) for group in self._source.spec.groups},
             warm=warm,
         )
-        gains: list[float] = []
-        for order in orders(
-            start.order,
-            len(self._source.families),
-            self._max_sweeps,
-            self._generator,
-        ):
-            gains.append(self._run.sweep(order))
-            sweeps += 1
-            self._source.state = self._state(sweeps)
-            if not bar.disable:
-                bar.set_postfix(
-                    start=start.name,
-                    sweep=sweeps,
-                    gain=f"{gains[-1]:.3g}",
-                    best=f"{self._best[2]:.6g}",
-                )
-            if not gains[-1]:
-                break
-        assert self._source.state is not None
-        permutation = self._source.state.permutation
+        return Standing((), self._generator.get_state()), sweeps
+
+    def _keep(self, ended: Ended, start: Start) -> None:
+        """Write the end of a descent down, and remember it if it is the best."""
+        permutation = Permutation.from_flat(self._source.spec, ended.flats)
         products = self._products(permutation)
         objectives = [sum(products.values())]
-        for gain in reversed(gains):
+        for gain in reversed(ended.gains):
             objectives.append(objectives[-1] - gain)
-        seconds = time.perf_counter() - begin
         self._descents.append(
             Descent(
-                start.name, tuple(reversed(objectives)), not gains[-1], seconds
+                start.name,
+                tuple(reversed(objectives)),
+                ended.converged,
+                ended.seconds,
             )
         )
         if objectives[0] > self._best[2]:
@@ -267,7 +303,7 @@ class Pair:
 
     def close(self) -> None:
         """Free matrices and layouts now: the descent refers back to this object, and the garbage collector is late."""
-        del self._run, self._costs
+        del self._run, self._costs, self._walk
 
     def _begin(
         self, start: Start, init: Init | None

@@ -36,6 +36,8 @@ DEFAULT_DESCENTS = 3
 SAME_BASIN = 0.95
 #: Above this cosine between the networks no other permutation can be far better, so nothing else is tried.
 OBVIOUS = 0.9
+#: Share of the largest objective that two networks of these norms could have, from which on nothing else is tried.
+PROVED = 1.0 - 1e-5
 #: Relative disturbance that makes further annealed starts differ.
 NOISE = 0.3
 
@@ -104,11 +106,16 @@ def _from_given(
 
 
 def orders(
-    order: VisitOrder, count: int, sweeps: int, generator: torch.Generator
+    order: VisitOrder,
+    count: int,
+    sweeps: int,
+    generator: torch.Generator,
+    *,
+    first: int = 0,
 ) -> Iterator[Sequence[int]]:
-    """The order of the visits in each sweep."""
+    """The order of the visits in each sweep, from sweep number ``first`` on."""
     forward = range(count)
-    for sweep in range(sweeps):
+    for sweep in range(first, sweeps):
         if order == "random":
             yield torch.randperm(count, generator=generator).tolist()
         elif order == "forward" or (order == "alternating" and sweep % 2 == 0):

@@ -26,6 +26,7 @@ from lightning_rebasin.matching.search.general import (
     GeneralInit,
     match_generally,
 )
+from lightning_rebasin.matching.search.journal import Journal
 from lightning_rebasin.matching.search.pair import Pair, Source
 from lightning_rebasin.matching.search.policy import (
     Init,
@@ -51,6 +52,7 @@ def match_weights(
     max_sweeps: int = 100,
     solver: str = "auto",
     progress: bool = False,
+    journal: Journal | None = None,
 ) -> MatchResult:
     """Find the permutation ``p`` for which ``p.apply(source)`` is nearest to ``reference``.
 
@@ -65,6 +67,8 @@ def match_weights(
         max_sweeps: Most sweeps over all groups in one descent.
         solver: Assignment solver, see :func:`~lightning_rebasin.assignment.solve_assignment`.
         progress: Show a progress bar with sweep and objective.
+        journal: Keeps where the matching stands, so that another process can go on from there
+            (:mod:`~lightning_rebasin.matching.search.journal`); only permutations are kept, other kinds begin again.
 
     Returns:
         The best permutation found, with its report.  Its objective is never below the identity's.  Its spec pins what
@@ -111,6 +115,7 @@ def match_weights(
         restarts=restarts,
         max_sweeps=max_sweeps,
         progress=progress,
+        journal=journal,
     )
 
 
@@ -160,6 +165,7 @@ class WeightMatcher:
         max_sweeps: int = 100,
         order: VisitOrder | None = None,
         progress: bool = False,
+        journal: Journal | None = None,
     ) -> MatchResult:
         """Match the source to ``reference``.
 
@@ -171,6 +177,7 @@ class WeightMatcher:
             max_sweeps: Most sweeps in one descent.
             order: Order of the visits in a sweep; by default the policy's choice.
             progress: Show a progress bar.
+            journal: As in :func:`match_weights`.
 
         Returns:
             The best permutation found.
@@ -182,7 +189,14 @@ class WeightMatcher:
         """
         begin = time.perf_counter()
         check_options(self.spec, init, restarts, max_sweeps, order)
-        pair = Pair(self._source, reference, seed, max_sweeps)
+        pair = Pair(
+            self._source,
+            reference,
+            seed,
+            max_sweeps,
+            journal=journal,
+            progress=progress,
+        )
         starts = plan(init, restarts, order)
         if init is None and restarts is None and pair.costly:
             starts = tuple(
@@ -202,7 +216,7 @@ class WeightMatcher:
             for start in starts:
                 pair.descend(start, init, bar)
                 bar.update()
-                if init is None and pair.obvious:
+                if init is None and (pair.obvious or pair.proved):
                     break
         result = pair.result(begin, choose_basin=init is None)
         pair.close()

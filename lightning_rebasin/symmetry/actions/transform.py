@@ -32,7 +32,7 @@ from lightning_rebasin.errors import TransformError
 from lightning_rebasin.files import atomic_path
 from lightning_rebasin.symmetry.actions.action import action_of
 from lightning_rebasin.symmetry.actions.gather import gather_units
-from lightning_rebasin.symmetry.spec.gauge import fold
+from lightning_rebasin.symmetry.spec.gauge import fold, has_gauge
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group
 
@@ -177,7 +177,7 @@ class Transform(ABC):
     @property
     def exact(self) -> bool:
         """Whether applying the transform and then its inverse gives back the same bits."""
-        if self.spec.folds or self.spec.centres:
+        if has_gauge(self.spec):
             return False
         return all(
             action_of(group).exact for group in self.spec.groups.values()
@@ -236,7 +236,7 @@ class Transform(ABC):
         """
         self.spec.check_state(state)
         versions = getattr(state, "_metadata", None)
-        if self.spec.folds or self.spec.centres:
+        if has_gauge(self.spec):
             state = fold(self.spec, state)
         done: OrderedDict[str, Tensor] = OrderedDict()
         if versions is not None:

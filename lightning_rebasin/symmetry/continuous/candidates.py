@@ -6,6 +6,7 @@ random elements of it; if it refuses one, the next is tried, and at last the gro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,8 +17,9 @@ from lightning_rebasin.symmetry.continuous.exponents import (
     ExponentWalk,
     NumberKind,
 )
+from lightning_rebasin.symmetry.continuous.heads import block_groups
+from lightning_rebasin.symmetry.continuous.mixing import Mixing, find_mixing
 from lightning_rebasin.symmetry.continuous.operations import Limit
-from lightning_rebasin.symmetry.continuous.vectors import Mixing, VectorWalk
 from lightning_rebasin.symmetry.permutations.named_groups import NamedGroups
 from lightning_rebasin.symmetry.permutations.rules.base import Context
 from lightning_rebasin.symmetry.spec.folds import Fold
@@ -27,6 +29,10 @@ from lightning_rebasin.symmetry.spec.values import Group
 from lightning_rebasin.symmetry.trace.tape import Tape
 
 Tapes = Sequence[tuple[Tape, Carrying]]
+#: How often an element acts on a tensor: alike on all copies of the units, or on each.
+Powers = int | tuple[int, ...]
+#: Matrices of up to this many numbers cost nothing, whatever they act on.
+SMALL = 2**16
 #: Kinds whose elements mix units, and the smaller kinds that each contains.
 SMALLER = {
     "linear": ("linear", "orthogonal"),
@@ -43,7 +49,7 @@ class Candidate:
     Args:
         group: Id of the permutation group.
         kind: The kind that its units get.
-        powers: For each tensor how often an element acts on it.
+        powers: For each tensor how often an element acts on it, or on each copy of the units in it.
         inside: Whether the permutation stays, and every unit gets an element of its own inside it.
         folds: Gains that have to be folded before.
         centred: Whether nothing sees the mean along the units.
@@ -51,7 +57,7 @@ class Candidate:
 
     group: str
     kind: str
-    powers: dict[str, int]
+    powers: Mapping[str, Powers]
     inside: bool = False
     folds: tuple[Fold, ...] = ()
     centred: bool = False
@@ -95,16 +101,48 @@ def propose(
             continue
         candidates: list[Candidate] = []
         try:
-            mixing = VectorWalk(group).walk(tapes)
+            mixing = find_mixing(group, spec.maps, tapes)
+            _check_size(spec, group)
             candidates += _mixing(group, mixing, kinds)
+            if mixing.limit:
+                found.limits[group.id] = mixing.limit
         except Limit as limit:
-            found.limits[group.id] = str(limit)
+            if not _orders_blocks(spec, group):
+                found.limits[group.id] = str(limit)
             if limit.weight:
                 found.blocked[group.id] = limit.weight
-        candidates += _numbers(group, tapes, kinds)
+        # Matrices contain the numbers.
+        if not candidates:
+            candidates = _numbers(group, tapes, kinds)
         if candidates:
             found.candidates[group.id] = candidates
     return found
+
+
+def _orders_blocks(spec: PermutationSpec, group: Group) -> bool:
+    """Whether the members of a group are blocks of units wherever they stand: nobody expects to mix heads."""
+    for name in spec.tensors_of(group.id):
+        axis_map = spec.maps[name]
+        for dim in axis_map.dims_of(group.id):
+            if group.id not in block_groups(spec, name, dim):
+                return False
+    return True
+
+
+def _check_size(spec: PermutationSpec, group: Group) -> None:
+    """Raise unless the matrices of a group are small, or no larger than all the weights that they act on.
+
+    Raises:
+        Limit: Two maps of 10 numbers with 5000 units between them do not have 25 million degrees of freedom.
+    """
+    numbers = group.members * group.size
+    weights = 0
+    for name in spec.tensors_of(group.id):
+        weights += math.prod(spec.tensors[name].shape)
+    if numbers > max(weights, SMALL):
+        raise Limit(
+            f"its matrices would hold {numbers} numbers, more than the {weights} of the weights they act on"
+        )
 
 
 def _mixing(

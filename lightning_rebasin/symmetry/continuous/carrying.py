@@ -6,16 +6,17 @@ The label of a value says which elements stand along its sites; elements belong 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 
+from lightning_rebasin.symmetry.permutations.elements import Elements
 from lightning_rebasin.symmetry.permutations.labels import Label, Part
 from lightning_rebasin.symmetry.permutations.named_groups import NamedGroups
 from lightning_rebasin.symmetry.permutations.rules.base import Context
-from lightning_rebasin.symmetry.trace.tape import Ref
+from lightning_rebasin.symmetry.trace.tape import Node, Ref, references
 
 
 @final
@@ -43,6 +44,15 @@ class Seat:
 
 
 @final
+@dataclass(frozen=True)
+class Met:
+    """An operation, and the values of its tensor arguments with numbers that count."""
+
+    node: Node
+    operands: tuple[int, ...]
+
+
+@final
 class Carrying:
     """Seats of groups in the values of one tape.
 
@@ -55,6 +65,34 @@ class Carrying:
         self._named = named
         self._ctx = ctx
         self._found: dict[int, Mapping[str, Seat]] = {}
+        self._touching: dict[str, list[Met]] | None = None
+        #: By the number of the object that holds the elements of a part, which is kept so that the number stays its.
+        self._on_elements: dict[int, tuple[Elements, dict[str, bool]]] = {}
+
+    def touching(self, group: str) -> Sequence[Met]:
+        """The live operations of which an operand or a result carries a group, in order."""
+        if self._touching is None:
+            # Once for all groups: every walk of a group only sees its own operations.
+            self._touching = self._by_group()
+        return self._touching.get(group, ())
+
+    def _by_group(self) -> dict[str, list[Met]]:
+        found: dict[str, list[Met]] = {}
+        tape = self._ctx.tape
+        for node in tape.live_nodes()[0]:
+            operands = []
+            for ref in references(node.arguments):
+                # Integers are indices and masks; a cache is empty before its first key comes to it.
+                value = tape.values[ref.value]
+                if not value.integral and 0 not in value.shape:
+                    operands.append(ref.value)
+            met = Met(node, tuple(operands))
+            groups: dict[str, None] = {}
+            for number in (*operands, *node.outputs):
+                groups.update(dict.fromkeys(self.of(number)))
+            for group in groups:
+                found.setdefault(group, []).append(met)
+        return found
 
     def of(self, value: int) -> Mapping[str, Seat]:
         """For each group that a value carries, where."""
@@ -71,7 +109,12 @@ class Carrying:
                 for dim, sites in enumerate(label.dims)
                 if part.touches(sites)
             )
-            for group, whole in self._groups_on(part).items():
+            known_groups = self._on_elements.get(id(part.elements))
+            if known_groups is None:
+                # Most values have the elements of the value that they were made of.
+                known_groups = (part.elements, self._groups_on(part))
+                self._on_elements[id(part.elements)] = known_groups
+            for group, whole in known_groups[1].items():
                 seat = Seat(dims, 1, whole)
                 known = found.get(group)
                 found[group] = seat if known is None else known.beside(seat)

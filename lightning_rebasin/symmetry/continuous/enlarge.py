@@ -14,7 +14,10 @@ from dataclasses import replace
 
 import torch
 
-from lightning_rebasin.symmetry.continuous.candidates import Candidate
+from lightning_rebasin.symmetry.continuous.candidates import (
+    Candidate,
+    Powers,
+)
 from lightning_rebasin.symmetry.continuous.operations import Limit
 from lightning_rebasin.symmetry.spec.folds import Centre, Fold
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -104,14 +107,28 @@ def _with_powers(
 ) -> AxisMap:
     """The map in which components say how often elements act, and stand for the groups inside their units."""
     components: list[Component] = []
+    #: How many copies of its units each group has had so far.
+    before: dict[str, int] = {}
     for component in axis_map.components:
         found = chosen.get(component.group)
-        power = 0 if found is None else found.powers.get(axis_map.tensor, 0)
-        if found is None or not power:
+        powers: Powers = 0
+        if found is not None:
+            powers = found.powers.get(axis_map.tensor, 0)
+        if found is None or not powers:
             components.append(component)
             continue
         name = inner_name(found) if found.inside else component.group
-        components.append(replace(component, group=name, power=power))
+        copies = component.index.shape[1]
+        first = before.get(name, 0)
+        before[name] = first + copies
+        if isinstance(powers, int):
+            own = [powers] * copies
+        else:
+            own = list(powers[first : first + copies])
+        for power in dict.fromkeys(own):
+            columns = [copy for copy in range(copies) if own[copy] == power]
+            index = component.index[:, columns]
+            components.append(Component(name, component.sites, index, power))
     return replace(axis_map, components=tuple(components))
 
 

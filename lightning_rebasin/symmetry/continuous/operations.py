@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
-from lightning_rebasin.symmetry.continuous.carrying import Carrying, Seat
+from lightning_rebasin.symmetry.continuous.carrying import (
+    Carrying,
+    Met,
+    Seat,
+)
 from lightning_rebasin.symmetry.trace.tape import (
     Node,
     Ref,
     Tape,
     Value,
-    references,
 )
 
 
@@ -85,7 +88,7 @@ class Step:
 
     Args:
         tape: The tape.
-        node: The operation.
+        met: The operation.
         carrying: Which groups its values carry.
         group: The group that walks.
         size: How many units one instance of it has.
@@ -93,11 +96,21 @@ class Step:
     """
 
     tape: Tape
-    node: Node
+    met: Met
     carrying: Carrying
     group: str
     size: int
     number: int
+
+    @property
+    def node(self) -> Node:
+        """The operation."""
+        return self.met.node
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """Values of all tensor arguments with numbers that count."""
+        return self.met.operands
 
     def seat(self, value: int) -> Seat | None:
         """Where a value carries the group."""
@@ -124,15 +137,6 @@ class Step:
         return value
 
     @cached_property
-    def operands(self) -> tuple[int, ...]:
-        """Values of all tensor arguments with numbers that count."""
-        found = []
-        for ref in references(self.node.arguments):
-            if not self.value(ref.value).integral:
-                found.append(ref.value)
-        return tuple(found)
-
-    @cached_property
     def carriers(self) -> tuple[int, ...]:
         """Operands that carry the group."""
         return tuple(v for v in self.operands if self.seat(v) is not None)
@@ -146,11 +150,6 @@ class Step:
     def results(self) -> tuple[int, ...]:
         """Results that carry the group."""
         return tuple(v for v in self.node.outputs if self.seat(v) is not None)
-
-    @property
-    def touched(self) -> bool:
-        """Whether the group has to do with the operation at all."""
-        return bool(self.carriers or self.results)
 
     @property
     def op(self) -> str:
@@ -216,7 +215,5 @@ def steps_of(
         size: Units in one instance.
     """
     for number, (tape, carrying) in enumerate(tapes):
-        for node in tape.live_nodes()[0]:
-            step = Step(tape, node, carrying, group, size, number)
-            if step.touched:
-                yield step
+        for met in carrying.touching(group):
+            yield Step(tape, met, carrying, group, size, number)

@@ -7,8 +7,13 @@ permuted in the copy's own memory, tensor by tensor, and put back the same way.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+)
 from typing import Any, cast, final
 
 import numpy as np
@@ -31,7 +36,9 @@ from lightning_rebasin.symmetry.run.copy import (
     unwrap,
 )
 from lightning_rebasin.symmetry.run.examples import Example, output_tensors
+from lightning_rebasin.symmetry.run.hollow import is_hollow
 from lightning_rebasin.symmetry.run.lightning import call, silence
+from lightning_rebasin.symmetry.spec.gauge import has_gauge
 
 #: Bytes of parameters from which a model counts as large.
 LARGE = 384 * 2**20
@@ -65,9 +72,10 @@ class Sandbox:
         self.module = private_copy(module, share=share and self.narrow)
         self._logged = silence(self.module, unwrap(module))
         tensors = [*self.module.parameters(), *self.module.buffers()]
-        if any(t.is_meta or is_lazy(t) for t in tensors):
+        hollow = any(map(is_hollow, self.module.parameters()))
+        if hollow or any(t.is_meta or is_lazy(t) for t in tensors):
             raise TraceError(
-                "the module has tensors without values (meta device or lazy layers): initialise it first"
+                "the module has tensors without values (meta device, hollow or lazy layers): initialise it first"
             )
         device = tensors[0].device if tensors else torch.device("cpu")
         # MPS has no float64.
@@ -110,6 +118,53 @@ class Sandbox:
         Raises:
             TraceError: The forward pass failed.
         """
+        outputs = self._outputs(
+            example, self.state if state is None else state
+        )
+        return {path: tensor.detach() for path, tensor in outputs.items()}
+
+    def gradients(
+        self, example: Example, sum_of: Callable[[dict[str, Tensor]], Tensor]
+    ) -> dict[str, Tensor]:
+        """How a number that is made of the outputs depends on every tensor of the state, to first order.
+
+        Args:
+            example: The input.
+            sum_of: Makes the number.
+
+        Returns:
+            The gradients by name; tensors that the number does not depend on, as far as autograd can see, are left out.
+
+        Raises:
+            TraceError: The forward pass failed.
+            RuntimeError: Autograd cannot go through the network.
+        """
+        leaves = {n: t for n, t in self._live.items() if t.is_floating_point()}
+        frozen = [t for t in leaves.values() if not t.requires_grad]
+        for leaf in frozen:
+            leaf.requires_grad_()
+        try:
+            outputs = self._outputs(example, self.state, torch.enable_grad())
+            number = sum_of(outputs)
+            found = torch.autograd.grad(
+                number, list(leaves.values()), allow_unused=True
+            )
+        finally:
+            for leaf in frozen:
+                leaf.requires_grad = False
+        return {
+            name: gradient
+            for name, gradient in zip(leaves, found, strict=True)
+            if gradient is not None
+        }
+
+    def _outputs(
+        self,
+        example: Example,
+        state: Mapping[str, Tensor],
+        inner: AbstractContextManager[Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """One forward pass with some weights, inside one more context."""
         own = tree_map_only(
             Tensor, self._own, (example.args, dict(example.kwargs))
         )
@@ -122,9 +177,9 @@ class Sandbox:
             for b in self.module.buffers()
             if id(b) not in persistent
         ]
-        self._assign(self.state if state is None else state)
+        self._assign(state)
         try:
-            with _isolated(self.device), mode:
+            with _isolated(self.device), mode, inner or nullcontext():
                 output = call(
                     self.module,
                     Example(args, kwargs, example.method),
@@ -140,10 +195,7 @@ class Sandbox:
                 buffer.data = value
             self._assign(self.state)
         self.rounded |= mode.rounded
-        return {
-            path: tensor.detach()
-            for path, tensor in output_tensors(output).items()
-        }
+        return output_tensors(output)
 
     def changed(
         self, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
@@ -192,7 +244,7 @@ class Sandbox:
             tensor.fill_(value)
 
     def _transform(self, transform: Transform) -> None:
-        if transform.spec.folds or transform.spec.centres:
+        if has_gauge(transform.spec):
             # Gains go into other tensors, so that all of them are needed at once.
             changed = transform.apply(self.state)
             for name, tensor in self._own_tensors().items():

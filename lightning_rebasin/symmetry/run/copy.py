@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_rebasin.errors import TraceError
+from lightning_rebasin.symmetry.run.hollow import hollow_twins
 from lightning_rebasin.symmetry.run.lightning import is_lightning
 
 #: What ``torch.compile`` of a whole LightningModule binds to the instance.
@@ -48,7 +49,7 @@ def private_copy(module: nn.Module, *, share: bool = False) -> nn.Module:
         share: Let the parameters of the copy use the memory of the original's.
     """
     module = unwrap(module)
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {**hollow_twins(module)}
     if share:
         for parameter in module.parameters():
             twin = nn.Parameter(parameter.detach(), parameter.requires_grad)

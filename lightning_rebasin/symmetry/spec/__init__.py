@@ -13,6 +13,7 @@
 - ``pin.py``: taking a group's symmetries away.
 - ``shared_buffers.py``: pinning what would move a buffer that several models have in common.
 - ``folds.py``: gains that are folded into their readers, and what is centred.
+- ``passed_biases.py``: biases that an attention cancels or passes on.
 - ``gauge.py``: the same function in canonical gauge.
 - ``untied.py``: the same for networks in which a tied weight has a tensor for each of its uses.
 - ``check_state.py``: whether weights have exactly the tensors of a spec.

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypedDict
 
 from lightning_rebasin.symmetry.spec.folds import Centre, Fold
+from lightning_rebasin.symmetry.spec.passed_biases import PassedBias
 from lightning_rebasin.symmetry.spec.values import (
     ActivationAddress,
     AxisMap,
@@ -62,6 +63,10 @@ class SpecFields(Protocol):
         """Tensors whose mean along one dimension nothing sees."""
 
     @property
+    def biases(self) -> tuple[PassedBias, ...]:
+        """Biases that an attention cancels or passes on."""
+
+    @property
     def limits(self) -> Mapping[str, str]:
         """For each group, why its kind is not a larger one, where that was asked."""
 
@@ -82,6 +87,7 @@ class SpecArguments(TypedDict, total=False):
     activations: Mapping[str, tuple[ActivationAddress, ...]]
     folds: tuple[Fold, ...]
     centres: tuple[Centre, ...]
+    biases: tuple[PassedBias, ...]
     limits: Mapping[str, str]
 
 

@@ -26,6 +26,11 @@ from torch import Tensor
 from lightning_rebasin.errors import SpecError, StateDictError
 from lightning_rebasin.symmetry.spec.fields import SpecFields
 from lightning_rebasin.symmetry.spec.folds import Centre, Fold, Reader
+from lightning_rebasin.symmetry.spec.passed_biases import (
+    biases_to_list,
+    fault_of,
+    without_bias,
+)
 
 State = Mapping[str, Tensor]
 #: Weights in another gauge, for a spec.
@@ -84,6 +89,10 @@ def fold(spec: SpecFields, state: State) -> dict[str, Tensor]:
     found = dict(state)
     for one in spec.folds:
         changed = _folded(one, found)
+        _put(spec, found, changed)
+    for bias in spec.biases:
+        # After the folds: shifts of norms have gone into these biases.
+        changed = without_bias(bias, found)
         _put(spec, found, changed)
     for centre in spec.centres:
         changed = {}
@@ -154,7 +163,14 @@ def folds_to_dict(spec: SpecFields) -> dict[str, Any]:
         found["centres"] = [
             [list(pair) for pair in one.tensors] for one in spec.centres
         ]
+    if spec.biases:
+        found["biases"] = biases_to_list(spec.biases)
     return found
+
+
+def has_gauge(spec: SpecFields) -> bool:
+    """Whether something is folded, cancelled or centred before elements act."""
+    return bool(spec.folds or spec.biases or spec.centres)
 
 
 def folds_from_dict(data: Mapping[str, Any]) -> tuple[Fold, ...]:
@@ -206,6 +222,11 @@ def check_gauge(spec: SpecFields) -> None:
                 )
             if reader.bias is not None:
                 _check_bias(spec, reader, reader.bias)
+    shapes = {name: info.shape for name, info in spec.tensors.items()}
+    for bias in spec.biases:
+        fault = fault_of(bias, shapes)
+        if fault:
+            raise SpecError(fault)
     for centre in spec.centres:
         for name, dim in centre.tensors:
             _size(spec, name, dim)

@@ -26,6 +26,7 @@ from lightning_rebasin.symmetry.spec.gauge import (
     folds_from_dict,
     folds_to_dict,
 )
+from lightning_rebasin.symmetry.spec.passed_biases import biases_from_list
 from lightning_rebasin.symmetry.spec.values import (
     ActivationAddress,
     AxisMap,
@@ -145,6 +146,7 @@ def _read(data: Mapping[str, Any]) -> SpecArguments:
         activations=activations,
         folds=folds_from_dict(data),
         centres=centres_from_dict(data),
+        biases=biases_from_list(data.get("biases", [])),
         limits={str(g): str(why) for g, why in data.get("limits", {}).items()},
     )
 

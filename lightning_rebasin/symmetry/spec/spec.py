@@ -24,6 +24,7 @@ from lightning_rebasin.symmetry.spec.json import (
     arguments_from_dict,
     spec_to_dict,
 )
+from lightning_rebasin.symmetry.spec.passed_biases import PassedBias
 from lightning_rebasin.symmetry.spec.shared_buffers import (
     pin_identical_buffers,
 )
@@ -57,6 +58,7 @@ class PermutationSpec:
         activations: For each group, where its units can be observed in a forward pass; empty for imported tables.
         folds: Gains of norms that are folded into their readers before anything else acts.
         centres: Tensors whose mean along one dimension nothing sees.
+        biases: Biases that an attention cancels or passes on.
         limits: For each group, why its kind is not a larger one, where that was asked.
         untied: The spec of the same network with separate tensors in the place of a tied one, where that alone would
             allow more.
@@ -81,6 +83,7 @@ class PermutationSpec:
     )
     folds: tuple[Fold, ...] = ()
     centres: tuple[Centre, ...] = ()
+    biases: tuple[PassedBias, ...] = ()
     limits: Mapping[str, str] = field(default_factory=dict)
     untied: PermutationSpec | None = None
 
@@ -130,9 +133,9 @@ class PermutationSpec:
     ) -> dict[str, Tensor] | Untied[PermutationSpec]:
         """The same function in canonical gauge: the weights that may be compared, averaged and matched.
 
-        Gains of norms are folded into the weights that read them, what only a centring norm reads loses its mean, and
-        every pair of maps between which a scale or a linear map is free gets equal lengths.  Of a spec that knows
-        permutations only nothing changes.
+        Gains of norms are folded into the weights that read them, what only a centring norm reads loses its mean,
+        biases that an attention cancels or passes on become 0, and every pair of maps between which a scale or a linear
+        map is free gets equal lengths.  Of a spec that knows permutations only nothing changes.
 
         Args:
             state: Weights with exactly the tensors of the spec, any floating dtype.

@@ -94,6 +94,9 @@ def _gauge_lines(spec: SpecFields) -> list[str]:
     if spec.folds:
         gains = _count(len(spec.folds), "gain", "gains")
         lines.append(f"gauge: {gains} folded into what reads them")
+    if spec.biases:
+        biases = _count(len(spec.biases), "bias", "biases")
+        lines.append(f"gauge: {biases} of keys and values moved on")
     centred = sum(len(one.tensors) for one in spec.centres)
     if centred:
         tensors = _count(centred, "tensor", "tensors")
@@ -229,9 +232,7 @@ def _movement(
         side = "written" if component.power > 0 else "read"
         what = WORDS.get(group.kind, group.kind)
         words.append(f"{what} ({group.kind}), {side} here")
-    limit = spec.limits.get(group.id)
-    if limit:
-        words.append(f"no more than {group.kind} because {limit}")
+    words += _limit_of(spec, group)
     others = sorted(_dims(axis_map, component) - {dim})
     if others:
         dims = ", ".join(map(str, others))
@@ -245,6 +246,20 @@ def _movement(
     if copies > 1 and not others:
         words.append(f"{copies} positions per unit")
     return ", ".join(words)
+
+
+def _limit_of(spec: SpecFields, group: Group) -> list[str]:
+    """Why a group has no larger kind; numbers inside units stand for the units as well."""
+    words = []
+    limit = spec.limits.get(group.id)
+    if limit:
+        words.append(f"no more than {group.kind} because {limit}")
+    outer = group.parent
+    if group.size == 1 and outer is not None and outer.id in spec.limits:
+        words.append(
+            f"the units no more than {outer.kind} because {spec.limits[outer.id]}"
+        )
+    return words
 
 
 def _sizes_beside(

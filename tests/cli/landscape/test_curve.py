@@ -30,7 +30,9 @@ def test_the_curve_and_its_bend(
     assert command(files, "--metric val_acc") == 0
     out = tmp_path / "out"
     written = {path.name for path in out.iterdir()}
-    assert written == {"curve.json", "curve.csv", "curve.png", "bend.ckpt"}
+    assert written == {
+        f"curve.{end}" for end in ("json", "csv", "png", "html")
+    } | {"bend.ckpt"}
     curves = json.loads((out / "curve.json").read_text())["curves"]
     assert list(curves) == ["naive", "curve"]
     # Everything that validation_step logs.
@@ -49,7 +51,7 @@ def test_the_curve_and_its_bend(
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == ["naive"] * 5 + ["curve"] * 5
     printed = capsys.readouterr().out
-    assert "wrote curve.json, curve.csv, curve.png, bend.ckpt" in printed
+    assert "curve.png, curve.html, bend.ckpt" in printed
     loaded = Classifier.load_from_checkpoint(
         out / "bend.ckpt", weights_only=True
     )

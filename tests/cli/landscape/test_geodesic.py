@@ -43,6 +43,7 @@ def test_a_chain_and_its_files(
         "outputs-line.json",
         "outputs-geodesic.json",
         "outputs.png",
+        "path.html",
         "path.png",
         *(f"network-{k}.ckpt" for k in range(3)),
     }

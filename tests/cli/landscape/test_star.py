@@ -27,7 +27,9 @@ def test_the_centre_and_its_rays(
     assert code == 0
     out = tmp_path / "out"
     written = {path.name for path in out.iterdir()}
-    assert written == {"star.json", "star.csv", "star.png", "center.ckpt"}
+    assert written == {
+        f"star.{end}" for end in ("json", "csv", "png", "html")
+    } | {"center.ckpt"}
     found = json.loads((out / "star.json").read_text())
     assert len(found["rays"]) == 2
     assert found["pairs"][0]["ends"] == [0, 1]

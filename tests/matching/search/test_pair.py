@@ -11,8 +11,10 @@ from helpers.planted import chain
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_rebasin import match_weights
 from lightning_rebasin.errors import NonFiniteError, StateDictError
 from lightning_rebasin.matching.objective import objective
+from lightning_rebasin.matching.search import pair as room
 from lightning_rebasin.matching.search.pair import Pair, Source, checked
 from lightning_rebasin.matching.search.policy import Start, StartKind
 from lightning_rebasin.symmetry.actions.permutation import Permutation
@@ -237,3 +239,25 @@ def test_a_given_permutation_is_where_the_descent_begins() -> None:
     assert descent.objectives[0] == pytest.approx(first)
     assert source.state is not None
     assert source.state.sweeps == descent.sweeps
+
+
+def test_what_cannot_be_better_ends_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same network in another order: once it is found, no other start can be better."""
+    table, a, _ = chain((8, 24, 20, 5), 4)
+    spec = PermutationSpec.from_table(table, a)
+    planted = Permutation.random(spec, torch.Generator().manual_seed(0))
+    b = planted.apply(a)
+    found = match_weights(spec, a, b)
+    assert found.permutation == planted.inverse()
+    largest = found.norms[0] * found.norms[1]
+    assert found.objective == pytest.approx(largest, rel=1e-6)
+    # The first descents may end in a poor optimum; the one that finds it is the last one.
+    assert len(found.descents) < 3
+    monkeypatch.setattr(room, "PROVED", 1.1)
+    assert len(match_weights(spec, a, b).descents) == 3
+    # Two networks that were drawn apart can never reach the bound.
+    monkeypatch.undo()
+    table, a, b = chain((8, 24, 20, 5), 4)
+    assert len(match_weights(spec, a, b).descents) == 3

@@ -32,13 +32,13 @@ def test_the_count_comes_back_after_an_error():
 
 def test_matching_a_small_network_runs_on_one_thread(monkeypatch):
     seen = []
-    sweep = pair.CoordinateDescent.sweep
+    visits = pair.CoordinateDescent.visits
 
     def watched(self, order):
         seen.append(torch.get_num_threads())
-        return sweep(self, order)
+        return visits(self, order)
 
-    monkeypatch.setattr(pair.CoordinateDescent, "sweep", watched)
+    monkeypatch.setattr(pair.CoordinateDescent, "visits", watched)
     a, b = mlp(3, 8, 2), mlp(3, 8, 2)
     spec = infer_spec(a, torch.zeros(1, 3))
     match_weights(spec, a.state_dict(), b.state_dict())

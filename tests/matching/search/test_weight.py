@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -150,16 +150,18 @@ def test_an_interrupted_matcher_knows_where_it_stands(
     table, a, b = chain((10, 60, 60, 60, 5), 4)
     spec = PermutationSpec.from_table(table, a)
     matcher = WeightMatcher(spec, b)
-    sweep = CoordinateDescent.sweep
+    visits = CoordinateDescent.visits
     calls: list[int] = []
 
-    def interrupted(self: CoordinateDescent, order: Sequence[int]) -> float:
+    def interrupted(
+        self: CoordinateDescent, order: Sequence[int]
+    ) -> Iterator[float]:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return sweep(self, order)
+        return visits(self, order)
 
-    monkeypatch.setattr(CoordinateDescent, "sweep", interrupted)
+    monkeypatch.setattr(CoordinateDescent, "visits", interrupted)
     with pytest.raises(KeyboardInterrupt):
         matcher.match(a, "identity", seed=5)
     monkeypatch.undo()

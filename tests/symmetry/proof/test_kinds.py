@@ -10,6 +10,7 @@ from torch import nn
 from lightning_rebasin import check_equivalence, infer_spec
 from lightning_rebasin.symmetry import Transform
 from lightning_rebasin.symmetry.continuous import candidates
+from lightning_rebasin.symmetry.proof import kinds as proof_kinds
 
 
 def gelu_network() -> nn.Sequential:
@@ -79,3 +80,50 @@ def test_what_the_example_cannot_see_is_not_handed_out() -> None:
     spec = infer_spec(Deaf(), X, kinds="all")
     assert all(g.kind == "permutation" for g in spec.groups.values())
     assert any("does not see" in why for why in spec.limits.values())
+
+
+def test_one_backward_pass_stands_for_a_run_per_group() -> None:
+    net = gelu_network()
+    ran = []
+    real = proof_kinds.run_all
+
+    def counted(*args):  # type: ignore[no-untyped-def]
+        ran.append(1)
+        return real(*args)
+
+    with mock.patch.object(proof_kinds, "run_all", counted):
+        spec = infer_spec(net, X, kinds="all")
+    assert spec.groups["2/sign"].kind == "sign"
+    # As it is, with random elements, and with elements that move every unit.
+    assert len(ran) == 3
+
+
+def test_where_autograd_sees_nothing_the_network_is_run() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = gelu_network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x).detach()
+
+    spec = infer_spec(Detached(), X, kinds="all")
+    assert spec.groups["net.2/sign"].kind == "sign"
+
+
+def test_the_first_order_never_claims_more_than_the_outputs_change() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(3, 2).double()
+    x = torch.randn(6, 3, dtype=torch.float64)
+    before = {"y": linear(x)}
+    (gradient,) = torch.autograd.grad(
+        proof_kinds._signed_mean(before), linear.weight
+    )
+    with torch.no_grad():
+        for seed in range(5):
+            generator = torch.Generator().manual_seed(seed)
+            change = torch.randn(2, 3, generator=generator).double()
+            claimed = (gradient * change).sum().abs()
+            # The network is linear, so the first order is all.
+            moved = (x @ change.T).abs().max() / before["y"].abs().max()
+            assert 0 < claimed <= moved

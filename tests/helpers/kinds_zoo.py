@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from helpers import zoo
 from lightning_rebasin import infer_spec
-from lightning_rebasin.symmetry import PermutationSpec, Transform
+from lightning_rebasin.symmetry import Group, PermutationSpec, Transform
 
 #: Largest relative error of the outputs in float64.
 TOLERANCE = 1e-9
@@ -59,6 +59,11 @@ class KindsRow:
 
 def judge_kinds(name: str) -> KindsRow:
     """Build, infer, move everything at random, compare."""
+    return examine(name)[0]
+
+
+def examine(name: str) -> tuple[KindsRow, PermutationSpec]:
+    """What one architecture showed, and its spec."""
     model, args, kwargs = zoo.zoo().build(name)
     start = time.perf_counter()
     plain = infer_spec(model, *args, **kwargs)
@@ -90,7 +95,31 @@ def judge_kinds(name: str) -> KindsRow:
         seconds=seconds,
         plain_seconds=plain_seconds,
     )
-    return replace(row, failure=failure_of(row))
+    return replace(row, failure=failure_of(row)), spec
+
+
+def kinds_along(spec: PermutationSpec, axis: str) -> str:
+    """The kinds beyond permutation along an axis ``tensor[dimension]``, joined by "+"; "permutation" if there is none.
+
+    Raises:
+        KeyError: Nothing moves along it.
+    """
+    name, _, dim = axis.removesuffix("]").rpartition("[")
+    axis_map = spec.maps[spec.aliases.get(name, name)]
+    found = set()
+    for component in axis_map.components:
+        dims = {axis_map.site_dims[site] for site in component.sites}
+        if int(dim) in dims:
+            found.add(_kind(spec.groups[component.group]))
+    if not found:
+        raise KeyError(axis)
+    return "+".join(sorted(found - {"permutation"})) or "permutation"
+
+
+def _kind(group: Group) -> str:
+    """A number inside every unit is a linear map of size 1."""
+    alone = group.kind == "linear" and group.size == 1
+    return "number" if alone else group.kind
 
 
 def own_state(model: nn.Module) -> dict[str, Tensor]:
@@ -106,10 +135,7 @@ def own_state(model: nn.Module) -> dict[str, Tensor]:
 
 def count_kinds(spec: PermutationSpec) -> dict[str, int]:
     """How many groups there are of each kind; a number inside every unit, of size 1, is written ``number``."""
-    found = Counter(
-        "number" if g.kind == "linear" and g.size == 1 else g.kind
-        for g in spec.groups.values()
-    )
+    found = Counter(_kind(group) for group in spec.groups.values())
     return dict(sorted(found.items()))
 
 

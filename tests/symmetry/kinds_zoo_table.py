@@ -30,12 +30,12 @@ HEADER = (
 )
 INTRODUCTION = """# The zoo, all kinds
 
-Every architecture of the acceptance zoo through `infer_spec(..., kinds="all")`: groups by kind (`number`: any number
-but 0 inside each unit), gains that the canonical gauge folds, what untying would allow where a tied weight stands in the
-way, the largest relative error of the outputs in float64 under random elements of everything and in canonical gauge, and
+Architectures of the acceptance zoo through `infer_spec(..., kinds="all")`: groups by kind (`number`: any number but 0
+inside each unit), gains that the canonical gauge folds, what untying would allow where a tied weight stands in the way,
+the largest relative error of the outputs in float64 under random elements of everything and in canonical gauge, and
 seconds of the inference beside those of permutations only. A row is `ok` if the errors are at most 1e-9 and no axis
-moves less than with permutations only. Made by `python tests/symmetry/kinds_zoo_table.py --output docs/zoo_kinds.md`, one
-thread on two CPU cores that other programs used too.
+moves less than with permutations only. Made by `python tests/symmetry/kinds_zoo_table.py`, one thread on two CPU cores
+that other programs used too.
 """
 PACKAGES = {"tv": "torchvision", "timm": "timm", "hf": "transformers"}
 
@@ -102,10 +102,14 @@ def main() -> int:
     parser.add_argument(
         "--match", default="", help="only names that contain this"
     )
+    parser.add_argument(
+        "--names", nargs="*", default=[], help="these architectures"
+    )
     parser.add_argument("--timeout", type=float, default=300.0)
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     options = parser.parse_args()
     chosen = [n for n in zoo.names(*options.tags) if options.match in n]
+    chosen = [n for n in chosen if n in options.names or not options.names]
     for family in {name.partition("/")[0] for name in chosen} & set(PACKAGES):
         # Imported once here, shared by the forks.
         importlib.import_module(PACKAGES[family])

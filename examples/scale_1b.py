@@ -241,7 +241,7 @@ def main() -> None:
     # Progress bars are written over themselves, and move the cursor up.
     lines = re.split(r"[\r\n]+", log.replace("\x1b[A", ""))
     kept = [line.rstrip() for line in lines if line.strip()]
-    atomic_write_text(args.output / "log.txt", "\n".join(kept) + "\n")
+    atomic_write_text(args.output / "progress.txt", "\n".join(kept) + "\n")
     shutil.rmtree(args.folder)
 
 

@@ -81,5 +81,9 @@ class UnsafeLoadWarning(RebasinWarning):
     """A file was read with full unpickling because the user asked for it."""
 
 
+class OptimizerStateWarning(RebasinWarning):
+    """A part of an optimizer's state has no exact rule under a symmetry and was left out."""
+
+
 class BarrierWarning(RebasinWarning):
     """A measured barrier needs a caveat (statistics not re-estimated, partial data, and so on)."""

@@ -7,6 +7,7 @@ full disk or a kill leaves either the old file or the new one.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,6 +51,52 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(
+    target: str | Path, build_in: Path | None = None
+) -> Iterator[Path]:
+    """Yield a temporary folder beside ``target``; rename it to ``target`` on success, remove it on any failure.
+
+    Args:
+        target: The folder to make.
+        build_in: A folder on the same disk to fill instead, which stays on failure: another process may go on with it.
+
+    Raises:
+        OutputError: The folder exists, or cannot be written.
+    """
+    target = Path(target)
+    if target.exists():
+        raise OutputError(
+            f"{target} exists already, and a folder is never overwritten; choose another name"
+        )
+    temporary = build_in
+    try:
+        if temporary is None:
+            made = tempfile.mkdtemp(
+                prefix=f".{target.name}.", dir=target.parent
+            )
+            temporary = Path(made)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error} (create the folder above it first?)"
+        ) from error
+    try:
+        yield temporary
+        # mkdtemp makes the folder private; what is written is there to be shared.
+        temporary.chmod(0o755)
+        temporary.rename(target)
+    except OutputError:
+        # It says already which file could not be written.
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error}"
+        ) from error
+    finally:
+        if build_in is None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def atomic_write_text(target: str | Path, text: str) -> None:

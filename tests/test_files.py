@@ -4,7 +4,11 @@ from pathlib import Path
 import pytest
 
 from lightning_rebasin.errors import OutputError
-from lightning_rebasin.files import atomic_path, atomic_write_text
+from lightning_rebasin.files import (
+    atomic_folder,
+    atomic_path,
+    atomic_write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -84,3 +88,44 @@ def test_text_is_utf_8_and_paths_may_be_strings(tmp_path: Path) -> None:
     atomic_write_text(str(tmp_path / "a.txt"), "λ ≤ 1")
     expected = b"\xce\xbb \xe2\x89\xa4 1"
     assert (tmp_path / "a.txt").read_bytes() == expected
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+        assert not (tmp_path / "out").exists()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+    with (
+        pytest.raises(OutputError, match="never overwritten"),
+        atomic_folder(tmp_path / "out"),
+    ):
+        raise AssertionError("never entered")
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "more") as folder:
+        (folder / "half").touch()
+        raise KeyError
+    with (
+        pytest.raises(OutputError, match="create the folder above"),
+        atomic_folder(tmp_path / "no" / "out"),
+    ):
+        raise AssertionError("never entered")
+    with (
+        pytest.raises(OutputError, match=r"^one file only$"),
+        atomic_folder(tmp_path / "more"),
+    ):
+        raise OutputError("one file only")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_is_built_elsewhere_stays_on_failure(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / "work"
+    place.mkdir()
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "out", place):
+        (place / "half").touch()
+        raise KeyError
+    assert (place / "half").exists()
+    with atomic_folder(tmp_path / "out", place) as folder:
+        assert folder == place
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

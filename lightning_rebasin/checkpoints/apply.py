@@ -1,4 +1,4 @@
-"""A permutation applied to a checkpoint file, with the optimizer's state if wanted."""
+"""A permutation, or another transform, applied to a checkpoint file, with the optimizer's state if wanted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import nn
 
 from lightning_rebasin.checkpoints.align import example_input
 from lightning_rebasin.checkpoints.inputs import sha256
-from lightning_rebasin.checkpoints.optimizer import permute_optimizer_states
+from lightning_rebasin.checkpoints.optimizer import move_optimizer_states
+from lightning_rebasin.checkpoints.provenance import kinds_of
 from lightning_rebasin.checkpoints.read import VERSION_KEY, Checkpoint
 from lightning_rebasin.checkpoints.write import (
     PROVENANCE_KEY,
@@ -18,9 +19,9 @@ from lightning_rebasin.checkpoints.write import (
 )
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.merging.statistics import copied
-from lightning_rebasin.symmetry import Permutation, check_equivalence
+from lightning_rebasin.symmetry import Transform, check_equivalence
 
-#: Entries of a run that a permutation leaves valid as they are; weights kept beside the main ones are not among them.
+#: Entries of a run that a transform leaves valid as they are; weights kept beside the main ones are not among them.
 _KEPT = RUN_STATE - {
     PROVENANCE_KEY,
     VERSION_KEY,
@@ -32,7 +33,7 @@ _KEPT = RUN_STATE - {
 
 def apply_to_checkpoint(
     checkpoint: Checkpoint,
-    permutation: Permutation,
+    transform: Transform,
     output: str | Path,
     *,
     module: nn.Module | None = None,
@@ -40,25 +41,25 @@ def apply_to_checkpoint(
     permute_optimizer: bool = False,
     force: bool = False,
 ) -> float | None:
-    """Permute a checkpoint's weights and write the result in its format.
+    """Transform a checkpoint's weights and write the result in its format.
 
     Args:
-        checkpoint: Read with the names of the permutation's spec.
-        permutation: What to apply.
+        checkpoint: Read with the names of the transform's spec.
+        transform: What to apply.
         output: The file to write.
-        module: The network, to prove the permutation on it and to know its optimizers.
+        module: The network, to prove the transform on it and to know its optimizers.
         example: Example input, if the module has no ``example_input_array``.
-        permute_optimizer: Keep the state of the training run and permute the optimizer's part of it; otherwise training
-            starts afresh from the permuted weights.
+        permute_optimizer: Keep the state of the training run and move the optimizer's part of it as far as there are
+            exact rules; otherwise training starts afresh from the new weights.
         force: Overwrite an existing file.
 
     Returns:
-        The relative output error of the permuted network, ``None`` without a module.
+        The relative output error of the new network, ``None`` without a module.
 
     Raises:
         ConfigurationError: There is no optimizer state to permute.
         CheckpointError: The optimizer's state does not fit the network.
-        EquivalenceError: The permuted network computes another function; nothing was written.
+        EquivalenceError: The new network computes another function; nothing was written.
         OutputError: The output exists or cannot be written.
     """
     error = None
@@ -66,7 +67,7 @@ def apply_to_checkpoint(
         network = copied(module)
         network.load_state_dict(checkpoint.state_dict)
         error = check_equivalence(
-            network, permutation, *example_input(network, example, None)
+            network, transform, *example_input(network, example, None)
         )
     run_state = None
     if permute_optimizer:
@@ -80,10 +81,10 @@ def apply_to_checkpoint(
             for key, value in checkpoint.metadata.items()
             if key in _KEPT
         }
-        run_state["optimizer_states"] = permute_optimizer_states(
-            states, permutation, module
+        run_state["optimizer_states"] = move_optimizer_states(
+            states, transform, module, checkpoint.state_dict
         )
-    permuted = permutation.apply(checkpoint.state_dict)
+    moved = transform.apply(checkpoint.state_dict)
     provenance = {
         "method": "apply",
         "inputs": [
@@ -93,11 +94,12 @@ def apply_to_checkpoint(
                 "format": checkpoint.format,
             }
         ],
-        "permutations": [dict(permutation.orders)],
+        "kinds": kinds_of(transform.spec),
+        "permutations": [dict(transform.elements)],
     }
     kept = {
         name: tensor
-        for name, tensor in permuted.items()
+        for name, tensor in moved.items()
         if name in checkpoint.names
     }
     write_checkpoint(

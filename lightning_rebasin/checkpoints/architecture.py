@@ -49,38 +49,54 @@ def network_of_folder(path: Path, *, hollow: bool = False) -> nn.Module:
         raise ConfigurationError(
             f"{path}: config.json does not say which class of transformers this is: give the module (--module)"
         )
+    made = _class_of(path, names[0])
+    network = _built(path, made, _dtype(config), hollow=hollow)
+    example = _tokens(network)
+    if example is not None:
+        network.example_input_array = example
+    return network.eval()
+
+
+def _class_of(path: Path, name: str) -> type[nn.Module]:
+    """A class of ``transformers``."""
     try:
         import transformers
     except ImportError as error:
         raise MissingExtraError(
-            f"{path} is a {names[0]}: pip install transformers, or give the module (--module)"
+            f"{path} is a {name}: pip install transformers, or give the module (--module)"
         ) from error
-    made = getattr(transformers, names[0], None)
+    made = getattr(transformers, name, None)
     if not isinstance(made, type) or not issubclass(made, nn.Module):
         raise ConfigurationError(
-            f"{path} is a {names[0]}, which the installed transformers {transformers.__version__} does not have (code "
+            f"{path} is a {name}, which the installed transformers {transformers.__version__} does not have (code "
             "that a folder brings along is not run): give the module (--module)"
         )
+    return made
+
+
+def _built(
+    path: Path,
+    made: type[nn.Module],
+    dtype: torch.dtype | None,
+    *,
+    hollow: bool,
+) -> nn.Module:
+    """An instance of a class with the settings of ``config.json``."""
+    import transformers
+
     try:
         settings = transformers.AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-        network = (
-            build_hollow(lambda: made(settings), _dtype(config))
-            if hollow
-            else made(settings)
-        )
+        if hollow:
+            return build_hollow(lambda: made(settings), dtype)
+        return made(settings)
     except (
         Exception
     ) as error:  # whatever a damaged configuration makes of the constructor
         raise ConfigurationError(
-            f"{path}: transformers cannot build a {names[0]} from config.json: {type(error).__name__}: {error}"
+            f"{path}: transformers cannot build a {made.__name__} from config.json: {type(error).__name__}: {error}"
         ) from error
-    example = _tokens(network)
-    if example is not None:
-        network.example_input_array = example
-    result: nn.Module = network.eval()
-    return result
 
 
 def _classes(config: Mapping[str, Any]) -> list[str]:

@@ -240,38 +240,53 @@ def _places(
 
 def _check(path: Path, entry: Entry, sizes: Mapping[str, int]) -> None:
     """Refuse a tensor that the files cannot hold."""
-    covered = 0
     for chunk in entry.chunks:
-        # A name with folders in it could point anywhere on the machine.
-        if Path(chunk.file).name != chunk.file:
-            raise CheckpointError(
-                f"{path / INDEX} says that {entry.name!r} is in {chunk.file!r}, which is not the name of a file beside "
-                "it; do not use it"
-            )
-        if chunk.file not in sizes:
-            raise CheckpointError(
-                f"{path / INDEX} says that {entry.name!r} is in {chunk.file}, which is not there; {_COPY}"
-            )
-        inside = len(chunk.offset) == len(chunk.sizes) == len(entry.shape)
-        for first, size, length in zip(
-            chunk.offset, chunk.sizes, entry.shape, strict=False
-        ):
-            inside = inside and 0 <= first <= first + size <= length
+        _check_file(path, entry, chunk, sizes)
         end = chunk.begin + chunk.length
         whole = (
             min(chunk.begin, chunk.length) >= 0 and end <= sizes[chunk.file]
         )
-        bytes_held = math.prod(chunk.sizes) * entry.dtype.itemsize
-        if not (inside and whole and bytes_held <= chunk.length):
+        held = math.prod(chunk.sizes) * entry.dtype.itemsize
+        if not (_inside(entry, chunk) and whole and held <= chunk.length):
             raise CheckpointError(
                 f"{path / chunk.file} is too short for tensor {entry.name!r}, or {INDEX} is wrong about it; {_COPY}"
             )
-        covered += math.prod(chunk.sizes)
-    if covered != math.prod(entry.shape):
+    covered = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
+    numbers = math.prod(entry.shape)
+    if covered != numbers:
         raise CheckpointError(
-            f"{path}: the parts of tensor {entry.name!r} hold {covered:,} of {math.prod(entry.shape):,} numbers; was "
-            "the folder written by fewer ranks than trained?"
+            f"{path}: the parts of tensor {entry.name!r} hold {covered:,} of {numbers:,} numbers; was the folder "
+            "written by fewer ranks than trained?"
         )
+
+
+def _check_file(
+    path: Path, entry: Entry, chunk: Chunk, sizes: Mapping[str, int]
+) -> None:
+    """Refuse a chunk that is in no file of the folder."""
+    # A name with folders in it could point anywhere on the machine.
+    if Path(chunk.file).name != chunk.file:
+        raise CheckpointError(
+            f"{path / INDEX} says that {entry.name!r} is in {chunk.file!r}, which is not the name of a file beside it; "
+            "do not use it"
+        )
+    if chunk.file not in sizes:
+        raise CheckpointError(
+            f"{path / INDEX} says that {entry.name!r} is in {chunk.file}, which is not there; {_COPY}"
+        )
+
+
+def _inside(entry: Entry, chunk: Chunk) -> bool:
+    """Whether a chunk is a box inside its tensor.
+
+    Example: of a tensor (7, 3) the second rank of two has the box at (4, 0) of sizes (3, 3).
+    """
+    if not len(chunk.offset) == len(chunk.sizes) == len(entry.shape):
+        return False
+    boxes = zip(chunk.offset, chunk.sizes, entry.shape, strict=True)
+    return all(
+        0 <= first <= first + size <= length for first, size, length in boxes
+    )
 
 
 def _state(value: Any) -> Mapping[str, Any]:

@@ -53,12 +53,23 @@ def provenance(
         history["untied"] = list(untied)
     if spec is not None and aligned.objectives:
         history["spec"] = json.dumps(spec.to_dict())
+        history["kinds"] = kinds_of(spec)
         history["permutations"] = [
             None if p is None else dict(p.elements)
             for p in aligned.permutations
         ]
         history["objectives"] = [list(pair) for pair in aligned.objectives]
     return history
+
+
+def kinds_of(spec: PermutationSpec) -> list[str]:
+    """The kinds of symmetry of a spec, in alphabetical order.
+
+    Example:
+        >>> kinds_of(PermutationSpec.from_table({"w": ("h", None)}, {"w": (3, 1)}))
+        ['permutation']
+    """
+    return sorted({group.kind for group in spec.groups.values()})
 
 
 def cosines(

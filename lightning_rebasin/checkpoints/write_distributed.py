@@ -7,8 +7,6 @@ folder is built under a temporary name and then renamed.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from lightning_rebasin.checkpoints.distributed import REST
 from lightning_rebasin.errors import OutputError
+from lightning_rebasin.files import atomic_folder
 
 
 def write_distributed(
@@ -49,32 +48,21 @@ def write_distributed(
     )
 
     tensors = {name: tensor.detach().cpu() for name, tensor in weights.items()}
-    try:
-        temporary = Path(
-            tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
-        )
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error} (create the folder above it first?)"
-        ) from error
-    try:
+    nested = dict(tensors) if wrapper is None else {wrapper: tensors}
+    with atomic_folder(target) as folder:
         with warnings.catch_warnings():
             # That there is one process only is the point.
             warnings.simplefilter("ignore")
-            save_distributed(
-                dict(tensors) if wrapper is None else {wrapper: tensors},
-                storage_writer=FileSystemWriter(temporary),
-                no_dist=True,
-            )
+            try:
+                save_distributed(
+                    nested,
+                    storage_writer=FileSystemWriter(folder),
+                    no_dist=True,
+                )
+            except Exception as error:  # torch.distributed wraps what happens in exceptions of its own
+                raise OutputError(f"cannot write {target}: {error}") from error
         if rest is not None:
-            save(dict(rest), temporary / REST)
+            save(dict(rest), folder / REST)
         if history is not None:
             name, content = history
-            (temporary / name).write_text(json.dumps(content, indent=1))
-        # mkdtemp makes the folder private; a checkpoint is there to be shared.
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    except Exception as error:  # torch.distributed wraps what happens while writing in exceptions of its own
-        raise OutputError(f"cannot write {target}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (folder / name).write_text(json.dumps(content, indent=1))

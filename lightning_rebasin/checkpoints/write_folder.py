@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from typing import Any
 from lightning_rebasin.checkpoints.folder import CONFIG, ModelFolder
 from lightning_rebasin.checkpoints.lazy import LazyTensors
 from lightning_rebasin.checkpoints.read import read_checkpoint
-from lightning_rebasin.errors import OutputError
-from lightning_rebasin.files import atomic_path
+from lightning_rebasin.files import atomic_folder, atomic_path
 
 #: Writes one file of weights.
 WriteFile = Callable[[Path, LazyTensors], None]
@@ -47,41 +45,14 @@ def write_folder(
     Raises:
         OutputError: The folder exists or cannot be written.
     """
-    if target.exists():
-        raise OutputError(
-            f"{target} exists already, and a folder is never overwritten; choose another name"
-        )
-    temporary = build_in or _temporary(target)
-    try:
-        _fill(temporary, weights, like, write_file)
-        config = temporary / CONFIG
+    with atomic_folder(target, build_in) as folder:
+        _fill(folder, weights, like, write_file)
+        config = folder / CONFIG
         if settings and config.is_file():
             _change_config(config, settings)
         if history is not None:
             name, content = history
-            (temporary / name).write_text(json.dumps(content, indent=1))
-        # mkdtemp makes the folder private; a folder of a model is there to be shared.
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error}"
-        ) from error
-    finally:
-        if build_in is None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _temporary(target: Path) -> Path:
-    """A new folder beside the target."""
-    try:
-        return Path(
-            tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
-        )
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error} (create the folder above it first?)"
-        ) from error
+            (folder / name).write_text(json.dumps(content, indent=1))
 
 
 def _change_config(file: Path, settings: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""``lightning-rebasin apply``: a permutation applied to a checkpoint."""
+"""``lightning-rebasin apply``: a permutation, or another transform, applied to a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 
 from lightning_rebasin.cli import common
 
-HELP = "apply a permutation written by 'match' to a checkpoint"
+HELP = "apply a permutation (or other transform) written by 'match' to a checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.description = (
-        "Permutes the units of a checkpoint; the network computes the same function afterwards.  With\n"
-        "--permute-optimizer the optimizer's state moves along, so that training can be continued exactly."
+        "Permutes the units of a checkpoint, or applies what 'match --kinds' found; the network computes the same\n"
+        "function afterwards.  With --permute-optimizer the optimizer's state moves along, so that training can be\n"
+        "continued exactly; where a kind of symmetry has no exact rule, a warning says what was left out."
     )
     parser.epilog = "example:\n  lightning-rebasin apply b-to-a.perm b.ckpt -o b-aligned.ckpt --permute-optimizer"
     parser.add_argument(
@@ -33,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--permute-optimizer",
         action="store_true",
-        help="keep optimizer, schedulers and loops of a Lightning checkpoint and permute the optimizer's state; give "
-        "--module if the optimizer has several groups of parameters",
+        help="keep optimizer, schedulers and loops of a Lightning checkpoint and move the optimizer's state along; "
+        "give --module if the optimizer has several groups of parameters",
     )
     common.add_json_argument(parser)
     common.add_model_arguments(parser, spec=False)
@@ -46,18 +47,18 @@ def run(args: argparse.Namespace) -> int:
     from lightning_rebasin.checkpoints.apply import apply_to_checkpoint
     from lightning_rebasin.checkpoints.inputs import read_inputs
     from lightning_rebasin.checkpoints.write import check_target
-    from lightning_rebasin.symmetry import Permutation
+    from lightning_rebasin.symmetry import Transform
 
     check_target(args.output, force=args.force)
-    permutation = Permutation.load(args.permutation)
-    permutation = permutation.inverse() if args.inverse else permutation
+    transform = Transform.load(args.permutation)
+    transform = transform.inverse() if args.inverse else transform
     checkpoint = read_inputs(
-        [args.file], permutation.spec.tensors, **common.reading_options(args)
+        [args.file], transform.spec.tensors, **common.reading_options(args)
     )[0]
     module = common.load_module(args, checkpoint)
     error = apply_to_checkpoint(
         checkpoint,
-        permutation,
+        transform,
         args.output,
         module=module,
         example=common.load_example(args, module),
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         args, {"output": args.output, "equivalence_error": error}
     )
     print(
-        f"{permutation}\nwrote {args.output}"
+        f"{transform}\nwrote {args.output}"
         + (
             " (not checked: no --module)"
             if error is None

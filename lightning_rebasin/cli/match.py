@@ -1,4 +1,4 @@
-"""``lightning-rebasin match``: the permutation alone, as a small file."""
+"""``lightning-rebasin match``: the permutation (or other transform) alone, as a small file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.description = (
         "Finds the permutation of B's units that brings its weights nearest to A's, proves that the permuted network\n"
-        "computes the same function, and writes the permutation (a small file, which 'apply' uses)."
+        "computes the same function, and writes the permutation (a small file, which 'apply' uses).  With --kinds the\n"
+        "file holds rotations, linear maps, scales and signs, too; a name that ends in .safetensors gives that format."
     )
     parser.epilog = (
         "example:\n  lightning-rebasin match a.ckpt b.ckpt -o b-to-a.perm --module project.models.Net\n"

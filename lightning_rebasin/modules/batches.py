@@ -29,11 +29,25 @@ def first_batches(trainer: Trainer, count: int) -> list[Any]:
         Batches as the loader gives them; empty if the trainer has no data.
     """
     # Lightning offers no public way to ask for the training loader before the fit loop does.
-    loop: Any = (
-        trainer.fit_loop
-        if trainer.state.fn == "fit"
-        else trainer.validate_loop
-    )
+    fits = trainer.state.fn == "fit"
+    return _first(trainer.fit_loop if fits else trainer.validate_loop, count)
+
+
+def held_out_batches(trainer: Trainer, count: int) -> list[Any]:
+    """The first validation batches, or the first training batches where there are no others.
+
+    Args:
+        trainer: A trainer inside ``setup``.
+        count: How many at most.
+    """
+    found = []
+    if trainer.state.fn == "fit" and trainer.enable_validation:
+        found = _first(trainer.fit_loop.epoch_loop.val_loop, count)
+    return found or first_batches(trainer, count)
+
+
+def _first(loop: Any, count: int) -> list[Any]:
+    """The first batches that a loop of the trainer would get."""
     source = loop._data_source
     if source.instance is None or not source.is_defined():
         return []

@@ -23,7 +23,7 @@ from lightning_rebasin.merging.statistics import (
     batch_norms,
     statistics_of,
 )
-from lightning_rebasin.modules.inner import InnerModel
+from lightning_rebasin.modules.inner import InnerModel, LossOfWeights
 from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
@@ -83,6 +83,10 @@ class Shortlist:
         """Remember where training could start: plain matching is always among the candidates."""
         self._starts = list(transforms)
 
+    def also_from(self, transform: Transform) -> None:
+        """Add one: the first projection of the straight-through estimator is plain matching, too."""
+        self._starts.append(transform)
+
     def offer(self, transform: Transform, loss: float) -> None:
         """Consider the transform of one training step by its minibatch loss."""
         if loss < self._lowest_loss:
@@ -110,27 +114,27 @@ class Score:
     """The held-out loss of one candidate, accumulated batch by batch.
 
     Args:
-        inner: Computes the loss.
         candidate: Who is scored.
         weights: Its midpoint: parameters and buffers, batch-norm statistics included.
     """
 
     def __init__(
-        self,
-        inner: InnerModel,
-        candidate: Candidate,
-        weights: Mapping[str, Tensor],
+        self, candidate: Candidate, weights: Mapping[str, Tensor]
     ) -> None:
-        self._inner = inner
         self._candidate = candidate
         self._weights = weights
         self._loss = Average("mean")
 
-    def update(self, batch: Any, batch_idx: int) -> None:
-        """Add one batch; every candidate sees the same random numbers, and training sees none of them."""
+    def update(self, loss: LossOfWeights, batch: Any) -> None:
+        """Add one batch; every candidate sees the same random numbers, and training sees none of them.
+
+        Args:
+            loss: The loss of the batch at any weights.
+            batch: The batch.
+        """
         with isolated_rng():
-            loss = self._inner.loss_at(self._weights, batch, batch_idx)
-        self._loss.update(loss, batch_size(batch))
+            value = loss(self._weights)
+        self._loss.update(value, batch_size(batch))
 
     def finish(self, total: Callable[[Tensor], Tensor]) -> Candidate:
         """The candidate with its score.

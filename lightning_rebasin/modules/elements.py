@@ -1,23 +1,21 @@
-"""Elements of continuous groups as parameters: what a MergeModule learns beyond permutations.
+"""Elements of all groups as parameters: what a MergeModule learns beyond permutations, and together with them.
 
 A rotation is the Cayley transform of a skew matrix, an invertible map the exponential of a matrix, a scale the
 exponential of a number.  Each starts at 0, that is at the identity: the source has been aligned by matching before, and
 what is learned is composed with that.  So the first step is exactly the start, every step is a symmetry of the source,
-and the gradient of the loss at the midpoint moves all groups together.
+and the gradient of the loss at the midpoint moves all groups together; permutations follow straight through
+(:mod:`lightning_rebasin.modules.orders`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from collections.abc import Mapping
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from lightning_rebasin.landscape.copies import isolated_rng
-from lightning_rebasin.modules.endpoints import Endpoints
-from lightning_rebasin.modules.inner import InnerModel
+from lightning_rebasin.modules.orders import LearnedOrders
 from lightning_rebasin.symmetry.actions.action import action_of
 from lightning_rebasin.symmetry.actions.transform import Transform, act
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -25,14 +23,24 @@ from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 @final
 class LearnedElements(nn.Module):
-    """One latent tensor for every group that can be learned by gradient descent.
+    """One latent tensor for every group that can be learned by gradient descent, and pulls for the permutations.
 
     Args:
         spec: The groups.
-        start: Where learning starts; permutations and signs keep its elements.
+        start: Where learning starts; signs keep its elements.
+        reference: The reference: every tensor.
+        started: The source under the start: every tensor.
+        parameters: Names of the tensors that the loss depends on.
     """
 
-    def __init__(self, spec: PermutationSpec, start: Transform) -> None:
+    def __init__(
+        self,
+        spec: PermutationSpec,
+        start: Transform,
+        reference: Mapping[str, Tensor],
+        started: Mapping[str, Tensor],
+        parameters: tuple[str, ...],
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.start = start
@@ -44,17 +52,18 @@ class LearnedElements(nn.Module):
                 self._names.append(group.id)
                 latents.append(nn.Parameter(latent.float()))
         self.latents = nn.ParameterList(latents)
+        self.orders = LearnedOrders(spec, reference, started, parameters)
 
     def elements(self) -> dict[str, Tensor]:
-        """The learned element of each group, differentiable, beyond the start."""
+        """The learned element of each continuous group, differentiable, beyond the start."""
         found = {}
         for name, latent in zip(self._names, self.latents, strict=True):
             group = self.spec.groups[name]
             found[name] = action_of(group).from_latent(group, latent)
         return found
 
-    def aligned(self, started: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The source under the current transform, differentiable.
+    def moved(self, started: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The source under the current continuous elements, not yet permuted; differentiable.
 
         Args:
             started: The source under the start.
@@ -73,42 +82,14 @@ class LearnedElements(nn.Module):
         return found
 
     def transform(self) -> Transform:
-        """The current transform as a value, in float64: what was learned after the start."""
+        """The current transform as a value, in float64: start, then the learned elements, then the permutation."""
+        wide = {}
         with torch.no_grad():
-            wide = {}
             for name, latent in zip(self._names, self.latents, strict=True):
                 group = self.spec.groups[name]
                 wide[name] = action_of(group).from_latent(
                     group, latent.detach().cpu().double()
                 )
-        return Transform.of(self.spec, wide).compose(self.start)
-
-
-def best_start(
-    inner: InnerModel,
-    ends: Endpoints,
-    starts: Sequence[Transform],
-    batches: Sequence[Any],
-) -> Transform:
-    """The start whose midpoint has the lowest loss; the first one without batches.
-
-    Args:
-        inner: Computes the loss, on the CPU.
-        ends: Both ends.
-        starts: Where learning may start.
-        batches: A few training batches on the CPU.
-    """
-    if len(starts) < 2 or not batches:
-        return starts[0]
-    losses = []
-    with torch.no_grad():
-        for start in starts:
-            weights = ends.callable_weights(ends.midpoint(start, 0.5))
-            total = 0.0
-            for number, batch in enumerate(batches):
-                with isolated_rng():
-                    total += float(inner.loss_at(weights, batch, number))
-            losses.append(total)
-    # A loss that is not a number is no argument for a start.
-    known = [float("inf") if math.isnan(loss) else loss for loss in losses]
-    return starts[known.index(min(known))]
+        orders = Transform.of(self.spec, self.orders.permutation.elements)
+        learned = Transform.of(self.spec, wide)
+        return orders.compose(learned).compose(self.start)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from lightning_rebasin.checkpoints import read_checkpoint
@@ -96,6 +97,24 @@ class Endpoints:
     ) -> dict[str, Tensor]:
         """``(1 − λ)·reference + λ·permuted source``, every tensor of the state dict."""
         return interpolate(self.reference, permutation.apply(self.source), lam)
+
+    def between(
+        self, aligned: Mapping[str, Tensor], lam: float
+    ) -> dict[str, Tensor]:
+        """Parameters and fresh buffers of the point at λ; differentiable in the parameters.
+
+        Args:
+            aligned: The transformed source.
+            lam: Where on the segment.
+        """
+        point = interpolate(
+            {name: self.reference[name] for name in self._buffers},
+            {name: aligned[name].detach() for name in self._buffers},
+            lam,
+        )
+        for name in self.parameters:
+            point[name] = torch.lerp(self.reference[name], aligned[name], lam)
+        return point
 
     def buffers(self, permutation: Transform, lam: float) -> dict[str, Tensor]:
         """Fresh buffers of the point at λ; a forward pass may change them."""

@@ -38,6 +38,13 @@ class ExampleInputs:
         return self._found is not None
 
     @property
+    def runs_forward(self) -> bool:
+        """Whether ``forward`` takes what the data loader gives; else only a whole step runs on a batch."""
+        args = () if self._found is None else self._found[0]
+        examples = [arg for arg in args if isinstance(arg, Example)]
+        return all(example.method == "forward" for example in examples)
+
+    @property
     def arguments(self) -> Arguments:
         """Arguments of the network's forward, or a batch for its ``validation_step`` or ``training_step``.
 

@@ -27,6 +27,8 @@ from lightning_rebasin.symmetry.run.lightning import LogSink
 
 #: Computes the loss of one batch from the network and the batch.
 LossFunction = Callable[[nn.Module, Any], Tensor]
+#: The loss of one batch at any weights.
+LossOfWeights = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 @final

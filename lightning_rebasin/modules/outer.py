@@ -46,6 +46,19 @@ class OuterModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None,
     ) -> None:
         super().__init__()
+        self.use_optimizer(optimizer, lr_scheduler)
+        self.inner = InnerModel(model, loss)
+
+    def use_optimizer(
+        self,
+        optimizer: OptimizerCallable | None,
+        lr_scheduler: LRSchedulerCallable | None,
+    ) -> None:
+        """Take the factories of the optimizer and of its scheduler.
+
+        Raises:
+            ConfigurationError: The optimizer is one already.
+        """
         if isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigurationError(
                 "this optimizer holds the parameters of another network: pass a callable that makes one, such as "
@@ -53,7 +66,6 @@ class OuterModule(LightningModule):
             )
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
-        self.inner = InnerModel(model, loss)
 
     def learned(self) -> list[nn.Parameter]:
         """The parameters that the optimizer moves."""
@@ -133,11 +145,12 @@ class OuterModule(LightningModule):
         """The sum of a tensor over all processes."""
         if self.trainer.world_size == 1:
             return value
-        return torch.as_tensor(
-            self.trainer.strategy.reduce(
-                value.to(self.device), reduce_op="sum"
-            )
+        # In ``setup`` the module itself is still on the CPU, from which not every backend can send.
+        device = self.trainer.strategy.root_device
+        summed = self.trainer.strategy.reduce(
+            value.to(device), reduce_op="sum"
         )
+        return torch.as_tensor(summed).to(value.device)
 
 
 def _check_held(

@@ -2,12 +2,13 @@ import copy
 
 import pytest
 import torch
+from helpers.kinds import networks
 from helpers.models import BatchNormCNN, mlp, randomise
 from torch import nn
 
-from lightning_rebasin.checkpoints.optimizer import permute_optimizer_states
-from lightning_rebasin.errors import CheckpointError
-from lightning_rebasin.symmetry import Permutation, infer_spec
+from lightning_rebasin.checkpoints.optimizer import move_optimizer_states
+from lightning_rebasin.errors import CheckpointError, OptimizerStateWarning
+from lightning_rebasin.symmetry import Permutation, Transform, infer_spec
 
 OPTIMIZERS = {
     "sgd momentum": lambda p: torch.optim.SGD(
@@ -40,7 +41,7 @@ def test_the_next_ten_steps_are_the_same_after_permuting(kind):
     other.load_state_dict(p.apply(net.state_dict()))
     moved = OPTIMIZERS[kind](other.parameters())
     moved.load_state_dict(
-        permute_optimizer_states([optimizer.state_dict()], p)[0]
+        move_optimizer_states([optimizer.state_dict()], p)[0]
     )
     unmoved_net = copy.deepcopy(other)
     unmoved = OPTIMIZERS[kind](unmoved_net.parameters())
@@ -71,7 +72,7 @@ def test_names_that_the_optimizer_kept_win():
     optimizer.step()
     spec = infer_spec(net, torch.randn(2, 3))
     p = Permutation.random(spec, torch.Generator().manual_seed(0))
-    moved = permute_optimizer_states([optimizer.state_dict()], p)[0]["state"]
+    moved = move_optimizer_states([optimizer.state_dict()], p)[0]["state"]
     flat = p.flat(next(iter(spec.groups)))
     before = optimizer.state_dict()["state"]
     assert torch.equal(
@@ -91,7 +92,138 @@ def test_states_of_other_shapes_are_refused():
     with pytest.raises(
         CheckpointError, match=r"'row' of shape \(4,\) does not fit '0.weight'"
     ):
-        permute_optimizer_states([state], Permutation.identity(spec))
+        move_optimizer_states([state], Permutation.identity(spec))
     short = {"state": {}, "param_groups": [{"params": [0]}]}
     with pytest.raises(CheckpointError, match="1 parameters, the network 4"):
-        permute_optimizer_states([short], Permutation.identity(spec))
+        move_optimizer_states([short], Permutation.identity(spec))
+
+
+def gradients(net, batches, optimizer_class, **options):
+    """What an optimizer keeps that sees gradients and never moves a weight."""
+    optimizer = optimizer_class(net.parameters(), lr=0.0, **options)
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        outputs = net(inputs)
+        (outputs - targets).square().mean().backward()
+        optimizer.step()
+    return optimizer.state_dict()
+
+
+def case(name, *, canonical=True):
+    """A network, in canonical gauge or with gains, shifts and biases, a random element, the moved network, batches."""
+    net, batch = networks(name)
+    spec = infer_spec(net, batch, kinds="all")
+    if canonical:
+        net.load_state_dict(spec.canonicalise(net.state_dict()))
+    else:
+        with torch.no_grad():
+            for parameter in net.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.5 * torch.rand_like(parameter))
+    element = Transform.random(spec, torch.Generator().manual_seed(1))
+    moved = copy.deepcopy(net)
+    moved.load_state_dict(element.apply(net.state_dict()))
+    shape = net(batch).shape
+    generator = torch.Generator().manual_seed(2)
+    batches = []
+    for _ in range(3):
+        targets = torch.randn(shape, generator=generator, dtype=torch.float64)
+        batches.append((batch, targets))
+    return net, moved, element, batches
+
+
+RULES = {
+    "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+    "adam": (torch.optim.Adam, {"amsgrad": True}),
+    "adamw": (torch.optim.AdamW, {"weight_decay": 0.1}),
+    "rmsprop": (torch.optim.RMSprop, {"centered": True}),
+}
+
+
+@pytest.mark.parametrize("canonical", [True, False])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "name", ["relu", "tanh", "low rank", "layer norm", "rotary"]
+)
+@pytest.mark.filterwarnings("ignore:the optimizer's state of")
+def test_what_moves_is_what_the_moved_network_would_have_collected(
+    name, rule, canonical
+):
+    """The optimizer of the moved network, which saw the same batches, is the judge for every kind."""
+    net, moved, element, batches = case(name, canonical=canonical)
+    make, options = RULES[rule]
+    before = gradients(net, batches, make, **options)
+    wanted = gradients(moved, batches, make, **options)
+    (found,) = move_optimizer_states(
+        [before], element, weights=net.state_dict()
+    )
+    names = [n for n, _ in net.named_parameters()]
+    assert found["state"], "nothing was moved, so nothing was compared"
+    for index, slots in found["state"].items():
+        for key, value in slots.items():
+            torch.testing.assert_close(
+                value,
+                wanted["state"][index][key],
+                rtol=1e-7,
+                atol=1e-12,
+                msg=lambda text, i=index, k=key: f"{names[i]} {k}: {text}",
+            )
+    kept = {names[index] for index in found["state"]}
+    spec = element.spec
+    gains = {one.gain for one in spec.folds}
+    assert not kept & gains
+    if rule == "sgd" and canonical:
+        assert kept == set(names) - gains
+    if name in ("relu", "tanh"):
+        assert kept == set(names)
+
+
+def test_what_has_no_rule_is_named_once_for_each_reason():
+    net, _, element, batches = case("low rank")
+    state = gradients(net, batches, torch.optim.Adam)
+    message = r"2 parameters \(a.weight, b.weight\).*'exp_avg_sq' under the kind linear"
+    with pytest.warns(OptimizerStateWarning, match=message):
+        (found,) = move_optimizer_states([state], element)
+    optimizer = torch.optim.Adam(net.parameters())
+    # What is left loads; the others start afresh.
+    optimizer.load_state_dict(found)
+    assert len(optimizer.state_dict()["state"]) == 2
+
+
+def test_weight_decay_inside_the_gradients_goes_with_rotations_only():
+    options = {"momentum": 0.9, "weight_decay": 0.1}
+    net, _, element, batches = case("relu")
+    state = gradients(net, batches, torch.optim.SGD, **options)
+    with pytest.warns(OptimizerStateWarning, match="hold a weight decay"):
+        (found,) = move_optimizer_states([state], element)
+    # Only the bias of the last layer is outside of every group.
+    assert list(found["state"]) == [3]
+    net, moved, element, batches = case("tanh")
+    state, wanted = (
+        gradients(one, batches, torch.optim.SGD, **options)
+        for one in (net, moved)
+    )
+    (found,) = move_optimizer_states([state], element)
+    for index, slots in wanted["state"].items():
+        torch.testing.assert_close(
+            found["state"][index]["momentum_buffer"], slots["momentum_buffer"]
+        )
+
+
+def test_folded_gains_leave_their_readers_without_a_rule():
+    net, batch = networks("layer norm")
+    with torch.no_grad():
+        net.norm.weight.mul_(2)
+    spec = infer_spec(net, batch, kinds="all")
+    element = Transform.identity(spec)
+    batches = [(batch, torch.zeros_like(net(batch)))]
+    state = gradients(net, batches, torch.optim.SGD, momentum=0.9)
+    with pytest.warns(OptimizerStateWarning) as caught:
+        (found,) = move_optimizer_states(
+            [state], element, weights=net.state_dict()
+        )
+    text = " ".join(str(one.message) for one in caught)
+    assert "head.weight" in text
+    assert "folded into its readers" in text
+    names = [n for n, _ in net.named_parameters()]
+    assert "embed.weight" in {names[index] for index in found["state"]}

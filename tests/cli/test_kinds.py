@@ -103,6 +103,36 @@ def test_barrier_matches_over_all_kinds(
     assert abs(naive[1] - naive[0]) > 0.01
 
 
+@pytest.mark.parametrize("name", ["p.perm", "p.safetensors"])
+def test_apply_reads_what_match_wrote(
+    state: dict[str, Tensor], name: str, capsys: Capture
+) -> None:
+    assert run(f"match a.ckpt b.ckpt -o {name} --no-progress", MODULE) == 0
+    module = "--module test_kinds.Language"
+    assert run(f"apply {name} b.ckpt -o c.ckpt", module) == 0
+    assert "same function" in capsys.readouterr().out
+    written = torch.load("c.ckpt", weights_only=True)
+    for key, tensor in state.items():
+        found = written["state_dict"][key]
+        torch.testing.assert_close(found, tensor, rtol=0, atol=1e-4)
+    assert "orthogonal_mean" in written["lightning_rebasin"]["kinds"]
+    # And back again: the turned copy.
+    assert run(f"apply {name} c.ckpt -o d.ckpt --inverse", module) == 0
+    turned = torch.load("b.ckpt", weights_only=False)["state_dict"]
+    back = torch.load("d.ckpt", weights_only=True)["state_dict"]
+    for key, tensor in turned.items():
+        torch.testing.assert_close(back[key], tensor, rtol=0, atol=1e-4)
+
+
+def test_apply_names_a_damaged_file(
+    state: dict[str, Tensor], capsys: Capture
+) -> None:
+    Path("p.safetensors").write_bytes(b"\0" * 8 + b"{")
+    assert run("apply p.safetensors b.ckpt -o c.ckpt") == 2
+    assert "p.safetensors" in one_line(capsys)
+    assert not Path("c.ckpt").exists()
+
+
 def test_merge_gives_the_weights_back(state: dict[str, Tensor]) -> None:
     assert (
         run(
@@ -117,6 +147,8 @@ def test_merge_gives_the_weights_back(state: dict[str, Tensor]) -> None:
         found = merged["state_dict"][key]
         torch.testing.assert_close(found, tensor, rtol=0, atol=1e-4)
     assert json.loads(Path("r.json").read_text())
+    kinds = merged["lightning_rebasin"]["kinds"]
+    assert kinds == ["linear", "orthogonal_mean", "permutation"]
 
 
 def test_a_spec_of_all_kinds_merges(state: dict[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
-"""Two processes learn one permutation; run by tests/modules/test_merge_ddp.py.
+"""Two processes learn one permutation, or elements of all kinds; run by tests/modules/test_merge_ddp.py.
 
-python merge_ddp.py OUT DEVICES BATCH_SIZE
+python merge_ddp.py OUT DEVICES BATCH_SIZE [KINDS]
 """
 
 from __future__ import annotations
@@ -66,10 +66,13 @@ def loader(
     )
 
 
-def run(out: Path, devices: int, size: int) -> None:
+def run(
+    out: Path, devices: int, size: int, kinds: str = "permutation"
+) -> None:
     module = MergeModule(
         Net(),
         *ends(),
+        kinds=kinds,
         optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9),
     )
     trainer = Trainer(
@@ -91,8 +94,8 @@ def run(out: Path, devices: int, size: int) -> None:
         loader(blobs(32, 1), devices, size),
     )
     state = {
-        "free": [parameter.detach() for parameter in module.free],
-        "orders": dict(module.permutation.orders),
+        "learned": [p.detach() for p in module.learned()],
+        "elements": dict(module.transform.elements),
         "best": float(trainer.callback_metrics["best_midpoint_loss"]),
     }
     torch.save(state, out / f"{devices}-{trainer.global_rank}.pt")
@@ -101,4 +104,4 @@ def run(out: Path, devices: int, size: int) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     seed_everything(0, verbose=False)
-    run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

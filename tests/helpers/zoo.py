@@ -65,9 +65,9 @@ def judge(name: str) -> Row:
 
     model, args, kwargs = zoo().build(name)
     row = Row(name, floor=float(floors()[name]["log10"]))
-    before = _outputs(model, args, kwargs)
+    before = outputs(model, args, kwargs)
     start = time.perf_counter()
-    _outputs(model, args, kwargs)
+    outputs(model, args, kwargs)
     row = replace(row, forward_seconds=time.perf_counter() - start)
     start = time.perf_counter()
     spec = infer_spec(model, *args, **kwargs)
@@ -86,7 +86,7 @@ def judge(name: str) -> Row:
         spec, torch.Generator().manual_seed(0)
     ).apply(state)
     row = replace(
-        row, error=_error(before, _with(model, permuted, args, kwargs))
+        row, error=error(before, outputs_with(model, permuted, args, kwargs))
     )
     row = replace(
         row, control=_control(spec, model, state, before, args, kwargs)
@@ -131,14 +131,15 @@ def _control(
                 changed[tensor],
             )
             found = max(
-                found, _error(before, _with(model, changed, args, kwargs))
+                found,
+                error(before, outputs_with(model, changed, args, kwargs)),
             )
             if found > 1e-4:
                 return found
     return found
 
 
-def _with(
+def outputs_with(
     model: nn.Module,
     state: dict[str, Tensor],
     args: tuple[object, ...],
@@ -149,13 +150,13 @@ def _with(
     for key, value in state.items():
         live[key].copy_(value)
     try:
-        return _outputs(model, args, kwargs)
+        return outputs(model, args, kwargs)
     finally:
         for key, value in kept.items():
             live[key].copy_(value)
 
 
-def _outputs(
+def outputs(
     model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> list[Tensor]:
     torch.manual_seed(0)
@@ -165,7 +166,7 @@ def _outputs(
         ]
 
 
-def _error(before: list[Tensor], after: list[Tensor]) -> float:
+def error(before: list[Tensor], after: list[Tensor]) -> float:
     errors = [
         float((a - b).abs().max() / a.abs().max())
         for a, b in zip(before, after, strict=True)

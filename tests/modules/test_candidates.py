@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class Whisper(Callback):
         self, trainer: Trainer, pl_module: LightningModule
     ) -> None:
         assert isinstance(pl_module, MergeModule)
-        pl_module._shortlist.offer(self.permutation, -1e9)
+        pl_module._scoring.shortlist.offer(self.permutation, -1e9)
 
     on_train_epoch_end = on_train_epoch_start
 
@@ -131,7 +132,9 @@ def test_one_lucky_minibatch_does_not_decide(
     real = module.on_validation_epoch_end
 
     def spy() -> None:
-        seen.extend(score._candidate.transform for score in module._scores)
+        seen.extend(
+            score._candidate.transform for score in module._scoring._scores
+        )
         real()
 
     monkeypatch.setattr(module, "on_validation_epoch_end", spy)
@@ -225,9 +228,11 @@ def distance_loss(model: nn.Module, batch: Tensor) -> Tensor:
 def scored(batches: list[Tensor]) -> Score:
     inner = InnerModel(nn.Linear(1, 1, bias=False), distance_loss)
     weights = {"weight": torch.full((1, 1), 2.0)}
-    score = Score(inner, Candidate(order(0, 1, 2)), weights)
+    score = Score(Candidate(order(0, 1, 2)), weights)
     for index, batch in enumerate(batches):
-        score.update(batch, index)
+        score.update(
+            partial(inner.loss_at, batch=batch, batch_idx=index), batch
+        )
     return score
 
 
@@ -262,8 +267,9 @@ def test_every_candidate_sees_the_same_noise_and_training_sees_none() -> None:
     before = torch.get_rng_state()
     found = []
     for places in ((0, 1, 2), (2, 1, 0)):
-        score = Score(inner, Candidate(order(*places)), weights)
-        score.update(torch.ones(1, 1), 0)
+        score = Score(Candidate(order(*places)), weights)
+        batch = torch.ones(1, 1)
+        score.update(partial(inner.loss_at, batch=batch, batch_idx=0), batch)
         found.append(score.finish(lambda sums: sums).score)
     assert found[0] == found[1]
     assert torch.equal(torch.get_rng_state(), before)

@@ -56,11 +56,15 @@ def language(seed: int) -> Language:
 
 
 def fitted(
-    folder: Path, epochs: int = 2, checkpoint: Path | None = None
+    folder: Path,
+    epochs: int = 2,
+    checkpoint: Path | None = None,
+    precision: Any = "32-true",
+    **options: Any,
 ) -> MergeModule:
     a, b = language(1).state_dict(), language(2).state_dict()
-    module = MergeModule(language(0), a, b, kinds="all")
-    trainer = quiet_trainer(folder, max_epochs=epochs)
+    module = MergeModule(language(0), a, b, kinds="all", **options)
+    trainer = quiet_trainer(folder, max_epochs=epochs, precision=precision)
     fit_quietly(trainer, module, loader(1), loader(2), checkpoint)
     trainer.save_checkpoint(folder / "last.ckpt")
     return module
@@ -71,7 +75,10 @@ def test_elements_stay_in_their_groups(name: str) -> None:
     """Random latents far from 0: rotations stay orthogonal, the function of the source stays the same."""
     module, batch = networks(name)
     spec = infer_spec(module, batch, kinds="all")
-    learned = LearnedElements(spec, Transform.identity(spec))
+    state = spec.canonicalise(module.state_dict())
+    names = tuple(name for name, _ in module.named_parameters())
+    identity = Transform.identity(spec)
+    learned = LearnedElements(spec, identity, state, state, names)
     with torch.no_grad():
         for latent in learned.latents:
             latent.normal_(std=0.3)
@@ -91,9 +98,10 @@ def test_the_first_step_is_the_start() -> None:
     module, batch = networks("layer norm")
     spec = infer_spec(module, batch, kinds="all")
     start = Transform.random(spec, torch.Generator().manual_seed(0))
-    found = LearnedElements(spec, start).transform()
     state = spec.canonicalise(module.state_dict())
+    names = tuple(name for name, _ in module.named_parameters())
     wanted = start.apply(state)
+    found = LearnedElements(spec, start, state, wanted, names).transform()
     for key, tensor in found.apply(state).items():
         torch.testing.assert_close(tensor, wanted[key], rtol=0, atol=1e-9)
 
@@ -109,3 +117,45 @@ def test_learning_is_deterministic_resumes_and_loads(tmp_path: Path) -> None:
         assert torch.equal(again[key], tensor), key
         torch.testing.assert_close(resumed.merged_state_dict()[key], tensor)
     language(0).load_state_dict(once, strict=True)
+
+
+def test_mixed_precision_does_not_round_the_elements(tmp_path: Path) -> None:
+    """In bfloat16 a rotation would be off by 1e-2."""
+    module = fitted(tmp_path, precision="bf16-mixed")
+    assert module.elements is not None
+    assert all(p.dtype == torch.float32 for p in module.learned())
+    assert any(bool(latent.any()) for latent in module.elements.latents)
+    source = language(2).double()
+    tokens = next(iter(loader(3)))[0]
+    wanted = source(tokens)
+    state = module.elements.transform().apply(source.state_dict())
+    source.load_state_dict(state)
+    torch.testing.assert_close(source(tokens), wanted, rtol=0, atol=1e-9)
+
+
+def test_learning_without_labels_brings_the_outputs_together(
+    tmp_path: Path,
+) -> None:
+    """The network has a training step, which would raise if it were called."""
+
+    class Unlabelled(Language):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            raise AssertionError("labels were used")
+
+    a, b = language(1).state_dict(), language(2).state_dict()
+    module = MergeModule(Unlabelled(), a, b, kinds="all", loss="outputs")
+    trainer = quiet_trainer(tmp_path, max_epochs=10)
+    fit_quietly(trainer, module, loader(1), loader(2))
+    tokens = torch.cat([batch[0] for batch in loader(2)])
+    with torch.no_grad():
+        wanted = (language(1)(tokens) + language(2)(tokens)) / 2
+
+    def off(state: dict[str, Tensor]) -> float:
+        merged = language(0)
+        merged.load_state_dict(state)
+        with torch.no_grad():
+            return float((merged(tokens) - wanted).square().sum())
+
+    starts = module._start.transforms(trainer)
+    before = min(off(module.ends.midpoint(start, 0.5)) for start in starts)
+    assert off(module.merged_state_dict()) < 0.8 * before

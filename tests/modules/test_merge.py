@@ -185,14 +185,14 @@ def _count_projections(
     module: MergeModule, folder: Path, **options: Any
 ) -> int:
     steps = []
-    real = module._project_on_rank_zero
+    real = module._free_parameters.project
 
-    def spy(step: int, start: Permutation) -> Any:
+    def spy(start: Permutation, free: Any, step: int, device: Any) -> Any:
         steps.append(step)
-        return real(step, start)
+        return real(start, free, step, device)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_project_on_rank_zero", spy)
+        patch.setattr(module._free_parameters, "project", spy)
         fit(module, folder, max_epochs=2, **options)
     return len(steps)
 
@@ -254,10 +254,10 @@ def test_mixed_precision_does_not_round_the_projection(
 ) -> None:
     module = make(ends)
     targets = []
-    real = module._project_on_rank_zero
+    real = module._free_parameters.project
 
-    def spy(step: int, start: Permutation) -> Any:
-        result = real(step, start)
+    def spy(start: Permutation, free: Any, step: int, device: Any) -> Any:
+        result = real(start, free, step, device)
         target = dict(
             zip(
                 module.ends.parameters,
@@ -268,7 +268,7 @@ def test_mixed_precision_does_not_round_the_projection(
         targets.append((target, start, step, result[0]))
         return result
 
-    monkeypatch.setattr(module, "_project_on_rank_zero", spy)
+    monkeypatch.setattr(module._free_parameters, "project", spy)
     fit(module, tmp_path, precision="bf16-mixed")
     for target, start, step, orders in targets:
         expected = (
@@ -335,7 +335,8 @@ def test_validate_alone_scores_the_start(ends: tuple[State, State]) -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = trainer.validate(make(ends), held_out(), verbose=False)
+        module = make(ends, init="identity")
+        result = trainer.validate(module, held_out(), verbose=False)
     expected = held_out_loss(Classifier(hidden=16), interpolate(*ends, 0.5))
     assert result[0]["val_midpoint_loss"] == pytest.approx(expected, rel=1e-5)
 

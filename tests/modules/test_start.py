@@ -102,14 +102,14 @@ def test_buffers_that_both_ends_share_stay(tmp_path: Path) -> None:
 def first_start(module: MergeModule, folder: Path) -> Permutation:
     """Where the first projection of one epoch starts."""
     starts = []
-    real = module._project_on_rank_zero
+    real = module._free_parameters.project
 
-    def spy(step: int, start: Permutation) -> Any:
+    def spy(start: Permutation, free: Any, step: int, device: Any) -> Any:
         starts.append(start)
-        return real(step, start)
+        return real(start, free, step, device)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_project_on_rank_zero", spy)
+        patch.setattr(module._free_parameters, "project", spy)
         fit(module, folder, max_epochs=1)
     return starts[0]
 
@@ -228,7 +228,7 @@ def first(start: Start, folder: Path, *, ckpt_path: str | None = None) -> Any:
 
     def action(trainer: Trainer) -> None:
         trainer.ckpt_path = ckpt_path
-        found.append(start.permutation(trainer))
+        found.extend(start.transforms(trainer))
         trainer.ckpt_path = None
 
     in_setup(action, train_data(shuffle=False), folder)
@@ -251,7 +251,7 @@ def test_activations_need_training_data(
     class Tested(Classifier):
         def test_step(self, batch: Any, batch_idx: int) -> None:
             start = begin(ends, init="activations")
-            start.permutation(self.trainer)
+            start.transforms(self.trainer)
 
     trainer = Trainer(
         logger=False,

@@ -117,3 +117,29 @@ def test_the_module_is_left_alone_and_warnings_come_once() -> None:
     assert net.head.weight is net.embed.weight
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+class TwoTables(Model):
+    """A second table with the same weights is added to the first one's rows: three uses of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Embedding(WORDS, WIDTH)
+        self.more.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids) + self.more(ids.flip(-1))
+        x = x + self.down(nn.functional.gelu(self.up(self.first(x))))
+        found: Tensor = self.head(self.last(x))
+        return found
+
+
+def test_no_more_is_untied_than_is_needed() -> None:
+    """Both tables write the stream alike; only the head stands in the way."""
+    spec = infer_spec(TwoTables().double(), IDS, kinds="all")
+    assert spec.untied is not None
+    assert dict(spec.aliases) == {
+        "head.weight": "embed.weight",
+        "more.weight": "embed.weight",
+    }
+    assert dict(spec.untied.aliases) == {"more.weight": "embed.weight"}

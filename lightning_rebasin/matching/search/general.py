@@ -85,12 +85,11 @@ class GeneralMatcher:
         self._fixed = fixed
         self._enough = _ENOUGH if _mixes(spec) else _NOISE
         names = objective_tensors(spec)
+        # In their own precision: each is widened to float64 only while it is looked at.
         self._reference = {
-            name: reference[name].detach().double().cpu() for name in names
+            name: reference[name].detach().cpu() for name in names
         }
-        self._source = {
-            name: source[name].detach().double().cpu() for name in names
-        }
+        self._source = {name: source[name].detach().cpu() for name in names}
 
     def match(
         self,
@@ -141,8 +140,8 @@ class GeneralMatcher:
         """``⟨A, T(B)⟩`` of some tensors."""
         found = {}
         for name in names:
-            tensor = self._reference[name]
-            moved = transform.apply_to(name, self._source[name])
+            tensor = self._reference[name].double()
+            moved = transform.apply_to(name, self._source[name].double())
             found[name] = float(torch.dot(tensor.flatten(), moved.flatten()))
         return found
 
@@ -253,7 +252,8 @@ class GeneralMatcher:
         own = {group.id for group in family.groups}
         costs: dict[str, dict[int, Tensor]] = {}
         for name in names:
-            tensor = self._reference[name]
+            tensor = self._reference[name].double()
+            wide = self._source[name].double()
             axis_map = self._spec.maps.get(name)
             for component in (
                 axis_map.components if axis_map is not None else ()
@@ -262,7 +262,7 @@ class GeneralMatcher:
                     continue
                 assert axis_map is not None
                 others = _without(axis_map, component, own)
-                source = current.apply_map(self._source[name], others)
+                source = current.apply_map(wide, others)
                 product = _row_products(tensor, source, axis_map, component)
                 group = self._spec.groups[component.group]
                 units = component.units(group)
@@ -418,9 +418,10 @@ def _row_products(
 
 
 def _norm(state: State) -> float:
-    squares = sum(
-        float(torch.dot(t.flatten(), t.flatten())) for t in state.values()
-    )
+    squares = 0.0
+    for tensor in state.values():
+        wide = tensor.flatten().double()
+        squares += float(torch.dot(wide, wide))
     return float(squares**0.5)
 
 

@@ -83,8 +83,7 @@ class Walk:
         )
 
     def resume(self, standing: Standing) -> None:
-        """Put the descent where another process left it."""
-        self._generator.set_state(standing.generator)
+        """Put the descent where another process left it; the generator stands there already."""
         for group, (prices, held) in standing.duals.items():
             self._run.duals[group] = Duals(prices.copy(), held.copy())
         self._run.resume(standing.flats, standing.settled)

@@ -40,7 +40,9 @@ def balancing(spec: PermutationSpec, state: Mapping[str, Tensor]) -> Transform:
     """
     elements: dict[str, Tensor] = {}
     open_groups = _stretching(spec)
-    state = {name: tensor.double() for name, tensor in state.items()}
+    # Only these are needed: a second copy of a large network in float64 would be most of what matching takes.
+    touched = {n for group in open_groups for n in spec.tensors_of(group.id)}
+    state = {name: state[name].double() for name in touched}
     for _ in range(_MOST_SWEEPS if open_groups else 0):
         furthest = 0.0
         for group in open_groups:

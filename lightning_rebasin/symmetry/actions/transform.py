@@ -15,7 +15,6 @@ groups inside them; for any other parent "inside unit h" would mean nothing afte
 
 from __future__ import annotations
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -29,9 +28,13 @@ import torch
 from torch import Tensor
 
 from lightning_rebasin.errors import TransformError
-from lightning_rebasin.files import atomic_path
 from lightning_rebasin.symmetry.actions.action import action_of
 from lightning_rebasin.symmetry.actions.gather import gather_units
+from lightning_rebasin.symmetry.actions.transform_file import (
+    Stored,
+    read_transform,
+    write_transform,
+)
 from lightning_rebasin.symmetry.spec.gauge import fold, has_gauge
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import AxisMap, Component, Group
@@ -294,18 +297,17 @@ class Transform(ABC):
         return f"{type(self).__name__}({len(moved)} groups, {share:.1%} of {total} units moved)"
 
     def save(self, path: str | Path) -> None:
-        """Write the transform with its spec, atomically; the file loads with ``weights_only=True``.
+        """Write the transform with its spec, atomically; the file loads without running any code.
+
+        Args:
+            path: The file; ``.safetensors`` gives that format, any other name that of ``torch.save``.
 
         Raises:
             OutputError: The folder does not exist or cannot be written.
+            MissingExtraError: safetensors is asked for, but not installed.
         """
-        payload = {
-            "format": self.format,
-            "spec": json.dumps(self.spec.to_dict()),
-            self.kept_as: dict(self.elements),
-        }
-        with atomic_path(path) as temporary:
-            torch.save(payload, temporary)
+        stored = Stored(self.format, self.spec, self.elements)
+        write_transform(path, stored, self.kept_as)
 
     @classmethod
     def load(
@@ -320,12 +322,17 @@ class Transform(ABC):
         Raises:
             TransformError: The file is missing, is not a transform, or belongs to another spec.
         """
-        stored, elements = _read(path, cls)
-        if spec is not None and stored != spec:
-            raise cls.error(
-                f"the {cls.__name__.lower()} in {path} belongs to another spec"
-            )
-        return cls.of(spec or stored, elements)
+        formats = {MixedTransform.format: MixedTransform.kept_as}
+        for known in Transform._classes.values():
+            formats[known.format] = known.kept_as
+        word = cls.__name__.lower()
+        stored = read_transform(path, formats, word, cls.error)
+        if spec is not None and stored.spec != spec:
+            raise cls.error(f"the {word} in {path} belongs to another spec")
+        try:
+            return cls.of(spec or stored.spec, stored.elements)
+        except TransformError as error:
+            raise type(error)(f"{path}: {error}") from error
 
 
 @final
@@ -334,7 +341,7 @@ class MixedTransform(Transform):
 
     def apply_map(self, tensor: Tensor, axis_map: AxisMap) -> Tensor:
         """Gather by all permutations, then let the other kinds act in the new order."""
-        carried = _carried(axis_map, self.spec.groups)
+        carried = carried_map(axis_map, self.spec.groups)
         gathered = gather_units(tensor, carried, self.flat)
         return act(self.spec, self.elements, gathered, axis_map)
 
@@ -390,10 +397,14 @@ def _act_on(
     return found.reshape(tensor.shape)
 
 
-def _carried(axis_map: AxisMap, groups: Mapping[str, Group]) -> AxisMap:
+def carried_map(axis_map: AxisMap, groups: Mapping[str, Group]) -> AxisMap:
     """The map as permutations see it: what lies inside a unit, whatever its kind, moves along with the unit.
 
     Three positions of a sign group in each of two units are two units of three positions.
+
+    Args:
+        axis_map: Where the units of all kinds lie.
+        groups: The groups by id.
     """
     carried = []
     for component in axis_map.components:
@@ -416,33 +427,3 @@ def _instances(group: Group, element: Tensor, order: Tensor | None) -> Tensor:
     return element.reshape(group.instances, *inner)[order].reshape(
         element.shape
     )
-
-
-def _read(
-    path: str | Path, wanted: type[Transform]
-) -> tuple[PermutationSpec, dict[str, Tensor]]:
-    """The spec and the elements in a file of a transform or a permutation, not yet checked against each other."""
-    word = wanted.__name__.lower()
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch.load raises a dozen unrelated types on foreign files
-        raise wanted.error(
-            f"cannot read a {word} from {path}: {error}"
-        ) from error
-    kept_as = {MixedTransform.format: MixedTransform.kept_as}
-    kept_as.update(
-        {cls.format: cls.kept_as for cls in Transform._classes.values()}
-    )
-    found = payload.get("format") if isinstance(payload, dict) else None
-    if found not in kept_as:
-        raise wanted.error(f"{path} is not a {word} file")
-    try:
-        # SpecError and JSON errors are ValueErrors
-        spec = PermutationSpec.from_dict(json.loads(payload["spec"]))
-        return spec, dict(payload[kept_as[found]])
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise wanted.error(
-            f"{path} is not a valid {word} file: {error!r}"
-        ) from error

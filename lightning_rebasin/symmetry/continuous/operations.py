@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
@@ -172,29 +172,37 @@ class Step:
         return isinstance(given, int | float) and given != 0
 
     def reduces_whole_instances(self, value: int) -> bool:
-        """Whether a reduction runs over all units of each instance and nothing else that the group stands along."""
+        """Whether a reduction runs over all units of each instance, or over all instances together."""
         seat = self.seat(value)
         if seat is None or not seat.whole:
             return False
         shape = self.value(value).shape
         reduced = self._reduced_dims(len(shape))
-        count = 1
-        for dim in reduced:
-            if dim in seat.dims:
-                count *= shape[dim]
-        return count == self.size
+        return self._are_whole(seat, shape, reduced)
 
     def normalises_whole_instances(self, value: int) -> bool:
-        """Whether the last dimensions that a layer norm looks at are the units of one instance."""
+        """Whether the last dimensions that a layer norm looks at are the units of one instance, or of all."""
         seat = self.seat(value)
         if seat is None or not seat.whole:
             return False
-        shape: Sequence[int] = self.node.arguments["normalized_shape"]
-        if math.prod(shape) != self.size:
+        given: Sequence[int] = self.node.arguments["normalized_shape"]
+        shape = self.value(value).shape
+        if shape[-len(given) :] != tuple(given):
             return False
-        own_shape = self.value(value).shape
-        last = own_shape[-len(shape) :]
-        return last == tuple(shape)
+        last = range(len(shape) - len(given), len(shape))
+        # What stands beside the units is normalised with them.
+        others = [shape[dim] for dim in last if dim not in seat.dims]
+        return math.prod(others) == 1 and self._are_whole(seat, shape, last)
+
+    def _are_whole(
+        self, seat: Seat, shape: Sequence[int], dims: Iterable[int]
+    ) -> bool:
+        """Whether some dimensions hold the units of one instance, or everything that there is of the group."""
+        looked_at = set(dims)
+        if seat.dims <= looked_at:
+            return True
+        sizes = [shape[dim] for dim in looked_at & seat.dims]
+        return math.prod(sizes) == self.size
 
     def _reduced_dims(self, ndim: int) -> list[int]:
         given = self.node.arguments.get("dim")

@@ -27,6 +27,7 @@ from lightning_rebasin.symmetry.proof.gate import (
 )
 from lightning_rebasin.symmetry.proof.sandbox import Sandbox
 from lightning_rebasin.symmetry.run.examples import Example
+from lightning_rebasin.symmetry.spec.gauge import fold
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 #: Errors of a network that autograd cannot go through.
@@ -61,8 +62,14 @@ class KindsGate:
 
     def error(self, transform: Transform) -> float:
         """Relative error of the outputs under a transform; infinite if it does not run."""
+        return self._error_of(transform.apply)
+
+    def _error_of(
+        self, change: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    ) -> float:
+        """Relative error of the outputs under changed weights."""
         try:
-            state = transform.apply(self._sandbox.state)
+            state = change(self._sandbox.state)
             outputs = run_all(self._sandbox, self._examples, state)
         except (RebasinError, RuntimeError):
             return float("inf")
@@ -70,7 +77,8 @@ class KindsGate:
 
     def keeps(self, spec: PermutationSpec) -> bool:
         """Whether the gauge of a spec alone leaves the function as it is."""
-        return self.error(Transform.identity(spec)) < self.tolerance
+        error = self._error_of(lambda state: fold(spec, state))
+        return error < self.tolerance
 
     def holds(self, spec: PermutationSpec, groups: Sequence[str]) -> bool:
         """Whether elements of some groups leave the function as it is."""

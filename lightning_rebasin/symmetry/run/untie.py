@@ -77,8 +77,8 @@ def separate(module: nn.Module, names: Iterable[str]) -> None:
 
 def separable(
     module: nn.Module, aliases: Mapping[str, str], weights: Iterable[str]
-) -> tuple[str, ...]:
-    """Names under which some weights could have tensors of their own.
+) -> list[tuple[str, ...]]:
+    """Names under which some weights could have tensors of their own, one set of names for each tensor.
 
     Args:
         module: The network.
@@ -86,17 +86,20 @@ def separable(
         weights: First names of the weights in question.
 
     Returns:
-        The other names of these weights, as far as they belong to another module than the first name does.
+        The other names of these weights, as far as they belong to another module than the first name does; names of
+        one module belong together.
     """
     wanted = set(weights)
-    found = []
+    found: dict[int, tuple[str, ...]] = {}
     for name, origin in aliases.items():
         if origin not in wanted or not _is_parameter(module, name):
             continue
         # Two names of one module cannot have different tensors.
-        if _owner(module, name)[0] is not _owner(module, origin)[0]:
-            found.append(name)
-    return tuple(found)
+        owner, first = _owner(module, name)[0], _owner(module, origin)[0]
+        if owner is not first:
+            known = found.get(id(owner), ())
+            found[id(owner)] = (*known, name)
+    return list(found.values())
 
 
 def _is_parameter(module: nn.Module, name: str) -> bool:

@@ -37,6 +37,22 @@ def test_keys_values_and_what_comes_out(fused):
     assert rows[0].tensor == "o.weight"
 
 
+class OverQueries(nn.Module):
+    """The softmax runs over the queries of each key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(INPUTS, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.q(x) @ self.k(x).transpose(-1, -2)
+        return scores.softmax(-2) @ self.v(x)
+
+
+def test_a_softmax_over_queries_is_no_attention():
+    assert not list(attentions_of(projections_of(OverQueries())))
+
+
 class Classifier(nn.Module):
     """A softmax without attention."""
 

@@ -65,8 +65,11 @@ def test_training_goes_on_as_it_was() -> None:
 
 def test_two_names_of_one_module_stay_one_tensor() -> None:
     net = Tied()
-    assert separable(net, ALIASES, ["embed.weight"]) == ("head.weight",)
-    assert separable(net, ALIASES, ["other.weight"]) == ()
+    assert separable(net, ALIASES, ["embed.weight"]) == [("head.weight",)]
+    assert separable(net, ALIASES, ["other.weight"]) == []
+    # Seen from the head the other two names are one tensor.
+    turned = {"embed.weight": "head.weight", "table.weight": "head.weight"}
+    assert separable(net, turned, ["head.weight"]) == [tuple(turned)]
     # Whichever name comes first, the two uses are separated once.
     separate(net, ["embed.weight", "table.weight"])
     assert net.table.weight is net.embed.weight

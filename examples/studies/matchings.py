@@ -178,6 +178,7 @@ def main() -> None:
     """Train, match, measure, write."""
     options = arguments(__doc__)
     count, epochs = (60000, 100) if options.full else (20000, 20)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     rows = []
     for width in WIDTHS:
         found, curves = one_width(width, count, epochs)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import MLFlowLogger
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.signature_utils import (
     is_param_in_hook_signature,
 )
 
 from lightning_rebasin.callbacks.matching import Matching
 from lightning_rebasin.callbacks.strategy import refuse_sharded
-from lightning_rebasin.callbacks.trainer import callbacks_of
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.other_lightning import refuse_other_lightning
 
@@ -102,13 +99,3 @@ def check_training_step(module: LightningModule, matching: Matching) -> None:
             "training_step(dataloader_iter) consumes them unseen: use training_step(batch, batch_idx), or choose "
             "matching='weight'"
         )
-
-
-def name_averaging(trainer: Trainer) -> None:
-    """Say whose weights are measured if a callback averages them."""
-    for callback in callbacks_of(trainer):
-        if isinstance(callback, WeightAveraging):
-            kind = type(callback).__name__
-            rank_zero_info(
-                f"LossBarrier measures the weights that validation uses: the averaged ones of {kind}"
-            )

@@ -19,11 +19,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_rebasin.callbacks.alignment import Aligner
+from lightning_rebasin.callbacks.averaging import (
+    Weights,
+    check_weights,
+    measured_module,
+    name_averaging,
+)
 from lightning_rebasin.callbacks.checks import (
     check_prefixes,
     check_trainer,
     check_training_step,
-    name_averaging,
 )
 from lightning_rebasin.callbacks.matching import (
     Matching,
@@ -100,6 +105,8 @@ class LossBarrier(Callback):
         seed: Seeds the matching.
         prefix: First part of the logged names and of the CSV's name; several LossBarriers need different ones.
         figure: Send a figure of the curves to TensorBoard, W&B and MLflow.
+        weights: Under ``WeightAveraging`` measure the averaged weights, which ``"validation"`` sees, or the
+            ``"current"`` ones, which the optimizer moves.
 
     Raises:
         ConfigurationError: An option has a value that cannot work.
@@ -130,13 +137,16 @@ class LossBarrier(Callback):
         seed: int = 0,
         prefix: str = "barrier",
         figure: bool = True,
+        weights: Weights = "validation",
     ) -> None:
         super().__init__()
         check_choices(matching, convention, batch_norm_batches)
+        check_weights(weights)
         given = "weights" if isinstance(reference, Mapping) else str(reference)
         self._key = {"reference": given, "prefix": prefix}
         self._reference = make_reference(reference)
         self._matching: Matching = matching
+        self._weights: Weights = weights
         methods = methods_of(matching)
         self._aligner = None
         if methods:
@@ -211,7 +221,7 @@ class LossBarrier(Callback):
     ) -> None:
         """Check again what configure_model made, and say which weights are measured."""
         self._check(trainer, pl_module)
-        name_averaging(trainer)
+        name_averaging(trainer, self._weights)
 
     @override
     def on_train_start(
@@ -358,7 +368,7 @@ class LossBarrier(Callback):
             return None
         return begin(
             trainer,
-            module,
+            measured_module(trainer, module, self._weights),
             reference,
             self._lambdas,
             aligner=self._aligner,

@@ -3,7 +3,8 @@
 Run apart: ``pytest -m benchmark tests/benchmarks/bench_pleas.py -s``.  Both get the same pair, aligned by the
 correlation of activations, and 2000 training images without labels (PLeaS' 400 steps of 16 see each three times);
 REBASIN_IMAGES gives refit fewer of them.  2000 test images judge.  Both are timed in one process, as CPU time, on one
-thread.  Measured on a and b: PLeaS 77.8 % in 35 s, refit 84.6 % in 39 s, and 82.6 % in 6 s with 200 images.
+thread.  Measured: a, b PLeaS 77.8 % in 37 s, refit 84.7 % in 25 s (82.6 % in 6 s with
+200 images); a, d 78.5 and 84.6 %; d, e 77.5 and 84.0 %, at the same times.
 """
 
 from __future__ import annotations

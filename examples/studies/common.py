@@ -34,12 +34,13 @@ from landscape_common import (
     kept,
     loader,
     mnist,
+    shared_path,
 )
 from torch.nn.functional import cross_entropy
 
 import lightning_rebasin
 
-__all__ = ["Classifier", "State", "loader"]
+__all__ = ["Classifier", "State", "loader", "shared_path"]
 #: Where results are kept.
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "studies"
 Images = tuple[Tensor, Tensor]

@@ -284,7 +284,7 @@ class MergeModule(MergedModule):
         with torch.autocast(self.device.type, enabled=False):
             moved = elements.moved(started)
             orders = elements.orders
-            if orders.learns and self._projection.due:
+            if self._projection.due and orders.move(self.global_step):
                 fixed = {name: t.detach() for name, t in moved.items()}
                 seed = self._options.seed + self.global_step
                 orders.permutation = self._projection.project(

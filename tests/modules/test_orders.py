@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_rebasin import infer_spec
 from lightning_rebasin.modules.elements import LearnedElements
-from lightning_rebasin.modules.orders import LearnedOrders
+from lightning_rebasin.modules.orders import SETTLED, LearnedOrders
 from lightning_rebasin.symmetry import PermutationSpec, Transform
 
 State = dict[str, Tensor]
@@ -38,6 +38,14 @@ def test_any_start_is_its_own_first_projection(name: str) -> None:
         found, _ = orders.project(a, started, seed=5)
         for group, order in found.items():
             assert torch.equal(order, orders.permutation.orders[group])
+
+
+def test_permutations_settle() -> None:
+    spec, a, b, names = pair("tanh")
+    orders = LearnedOrders(spec, a, b, names)
+    assert orders.move(0)
+    assert orders.move(SETTLED - 1)
+    assert not orders.move(SETTLED)
 
 
 def test_a_start_that_weights_found_needs_no_share_of_itself() -> None:

@@ -87,8 +87,11 @@ def read_transform(
     try:
         payload, elements = _contents(path)
     except Exception as failure:  # both libraries raise a dozen unrelated types on foreign files
+        # What torch says of a foreign file is a page of advice on something else.
+        reason = str(failure).partition("\n")[0].partition(". ")[0]
         raise error(
-            f"cannot read a {word} from {path}: {failure}"
+            f"cannot read a {word} from {path} ({reason}): give a permutation or transform as 'lightning-rebasin "
+            "match' writes it"
         ) from failure
     found = payload.get("format") if isinstance(payload, dict) else None
     if not isinstance(found, str) or found not in kept_as:

@@ -79,9 +79,9 @@ def build_hollow(
         dtype: Precision of the parameters; by default that in which they are made.
 
     Example:
-        >>> net = build_hollow(lambda: nn.Linear(10**6, 10**6))
+        >>> net = build_hollow(lambda: nn.Linear(10**4, 10**4))
         >>> net.weight.shape, net.weight.untyped_storage().nbytes()
-        (torch.Size([1000000, 1000000]), 4)
+        (torch.Size([10000, 10000]), 4)
     """
     with _parameters_on_meta():
         network = build()

@@ -96,11 +96,13 @@ def run(args: argparse.Namespace) -> int:
     )
     a, b = (file.state_dict for file in files)
     by_itself = isinstance(module, LightningModule)
+    loss = None if by_itself else metrics.cross_entropy
+    metrics.check_fits(module, data.validate, loss)
     measured = partial(
         measure_barrier,
         module,
         dataloader=data.validate,
-        loss=None if by_itself else metrics.cross_entropy,
+        loss=loss,
     )
     if args.metric:
         # One batch says what is measured at all, before everything is.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from lightning_rebasin.cli.datasets import Data
-from lightning_rebasin.errors import DataError
+from lightning_rebasin.errors import DataError, RebasinError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,6 +126,34 @@ def check_loader(loader: Iterable[Any]) -> None:
         )
     if next(iter(loader), None) is None:
         raise DataError("the validation data have no batch to evaluate on")
+
+
+def check_fits(module: nn.Module, loader: Iterable[Any], loss: Any) -> None:
+    """Raise early if the network does not run on the first validation batch.
+
+    Args:
+        module: The network.
+        loader: Validation batches.
+        loss: Measures a module that is not a LightningModule; ``None`` means its ``validation_step``.
+
+    Raises:
+        DataError: The user's own code fails on this batch, because the data are those of another network, say.
+        RebasinError: The network cannot be measured at all.
+    """
+    from lightning_rebasin.landscape import measure_barrier
+
+    state = module.state_dict()
+    first = [next(iter(loader))]
+    try:
+        measure_barrier(module, state, state, first, points=2, loss=loss)
+    except RebasinError:
+        raise
+    # A network and its steps may raise anything.
+    except Exception as error:
+        raise DataError(
+            f"{type(module).__name__} does not run on a validation batch ({type(error).__name__}: {error}): "
+            "do --module and --data belong together?"
+        ) from error
 
 
 def cross_entropy(module: nn.Module, batch: Any) -> Any:

@@ -14,6 +14,7 @@ from helpers.models import randomise
 from lightning_rebasin.symmetry import Permutation, infer_spec
 
 LOADERS = """
+import torch
 from helpers.classifier import Classifier, blobs
 from lightning.pytorch import LightningDataModule
 from torch.nn.functional import cross_entropy
@@ -43,6 +44,9 @@ class Scored(Classifier):
 
 def network():
     return Classifier(hidden=6, batch_norm=True).net
+
+def narrow():
+    return DataLoader([(torch.zeros(5), 0)] * 8), DataLoader([(torch.zeros(5), 0)] * 8)
 
 def broken():
     raise RuntimeError('no disk')

@@ -212,3 +212,16 @@ def test_barrier_matches_as_it_is_told(
     assert matched == pytest.approx(0, abs=1e-3)
     assert naive > 0.01
     assert ("matched by weight; distances" in out) == (method == "auto")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["barrier a.ckpt b.ckpt", "landscape layers a.ckpt b.ckpt -o out"],
+)
+def test_data_that_do_not_fit_are_one_line(
+    files: Files, command: str, capsys: Capture
+) -> None:
+    data = f"--module {files.loaders}.Plain --data {files.loaders}.narrow"
+    assert run(command, data, "--no-progress") == 2
+    assert "do --module and --data belong together?" in one_line(capsys)
+    assert not Path("out").exists()

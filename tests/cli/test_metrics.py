@@ -138,3 +138,12 @@ def test_without_labels_there_is_no_loss() -> None:
         is None
     )
     assert metrics.held_out_loss(None, Data()) is None
+
+
+def test_data_of_another_network_are_named() -> None:
+    """The network takes six numbers, the batches have five."""
+    network = Classifier(hidden=6).net
+    batches = [(torch.zeros(4, 5), torch.zeros(4, dtype=torch.long))]
+    with pytest.raises(DataError, match="belong together"):
+        metrics.check_fits(network, batches, metrics.cross_entropy)
+    metrics.check_fits(network, val_loader(), metrics.cross_entropy)

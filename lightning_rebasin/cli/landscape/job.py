@@ -135,12 +135,15 @@ def read_job(
     )
     # What other modules compute is taken for class scores, as in 'barrier'.
     own_steps = isinstance(module, LightningModule)
+    loss = None if own_steps else metrics.cross_entropy
+    metrics.check_loader(data.validate)
+    metrics.check_fits(module, data.validate, loss)
     return Job(
         module,
         files,
         data,
         data.validate,
-        None if own_steps else metrics.cross_entropy,
+        loss,
         progress=not args.no_progress,
         limit=args.limit,
     )

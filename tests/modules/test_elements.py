@@ -179,4 +179,5 @@ def test_permutations_settle_in_the_middle_of_a_training(
     fitted(tmp_path, epochs=1)
     first = len(steps)
     fitted(tmp_path, epochs=2, checkpoint=tmp_path / "last.ckpt")
-    assert first == len(steps) == 3
+    # Two steps of the first epoch, and one of the second.
+    assert (first, len(steps)) == (2, 3)

@@ -144,10 +144,10 @@ def _chosen(report: MergeReport) -> Iterator[str]:
             "for them"
         )
     if report.data:
-        yield (
-            f"the data came from {' and '.join(report.data)}: what a model knows beyond them may be lost; give --data "
-            "once per model if they were trained on different data"
-        )
+        beyond = f"the data came from {' and '.join(report.data)}: what a model knows beyond them may be lost"
+        if len(report.data) == 1:
+            beyond += "; give --data once per model if they were trained on different data"
+        yield beyond
 
 
 def _statistics(report: MergeReport) -> Iterator[str]:

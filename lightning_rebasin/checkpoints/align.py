@@ -256,8 +256,8 @@ def example_input(
         return (_own(module, found),)
     if own is None:
         raise ConfigurationError(
-            f"{type(module).__name__} has no example_input_array: set it, or give an example input (--input-shape) or "
-            "data (--data)"
+            f"{type(module).__name__} has no example_input_array: set it, or give an example input (--input-shape), or "
+            "data where the command takes them (--data)"
         )
     if _is_constant(own):
         generator = torch.Generator().manual_seed(0)

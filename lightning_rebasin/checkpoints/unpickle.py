@@ -102,6 +102,7 @@ def _rebuild_tensor(
     *_: Any,
 ) -> Tensor:
     """The file's ``requires_grad`` and backward hooks are dropped."""
+    # What torch.load calls itself; PyTorch leaves it without annotations.
     return torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -235,6 +236,7 @@ _DTYPE = re.compile(
 _Base: Any = pickle._Unpickler
 
 
+# mypy cannot look into a base class that is Any.
 class RestrictedUnpickler(_Base):  # type: ignore[misc]
     """Unpickler that makes tensors and plain values, and stand-ins for everything else.
 

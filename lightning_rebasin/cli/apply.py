@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common.add_output_arguments(parser, "the checkpoint to write")
     parser.add_argument(
-        "--inverse", action="store_true", help="undo the permutation instead"
+        "--inverse",
+        action="store_true",
+        help="undo the permutation instead; for other kinds the result is in canonical gauge: the same function, "
+        "other numbers",
     )
     parser.add_argument(
         "--permute-optimizer",

@@ -97,29 +97,22 @@ def run(args: argparse.Namespace) -> int:
     a, b = (file.state_dict for file in files)
     by_itself = isinstance(module, LightningModule)
     loss = None if by_itself else metrics.cross_entropy
-    metrics.check_fits(module, data.validate, loss)
+    metrics.check_fits(module, data.validate, loss, args.metric)
     measured = partial(
         measure_barrier,
         module,
         dataloader=data.validate,
         loss=loss,
+        points=args.points,
+        batch_norm=data.train if batch_norms(module) else None,
+        limit_batches=args.limit,
+        progress=not args.no_progress,
     )
-    if args.metric:
-        # One batch says what is measured at all, before everything is.
-        measured(a, b, points=3, limit_batches=1).midpoint(args.metric)
-    curves = {}
-    for label, (start, end) in {
-        "naive": (a, b),
-        **matched_ends.find(args, module, (a, b), data),
-    }.items():
-        curves[label] = measured(
-            start,
-            end,
-            points=args.points,
-            batch_norm=data.train if batch_norms(module) else None,
-            limit_batches=args.limit,
-            progress=not args.no_progress,
-        )
+    # Measured before anything is matched: a file that does not fit has one thing to say.
+    curves = {"naive": measured(a, b)}
+    matched = matched_ends.find(args, module, (a, b), data)
+    for label, (start, end) in matched.items():
+        curves[label] = measured(start, end)
     common.keep_result(args, _content(curves))
     _print(curves)
     if args.output:

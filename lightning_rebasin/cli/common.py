@@ -44,7 +44,8 @@ def add_kinds_argument(parser: argparse.ArgumentParser) -> None:
         default=["permutation"],
         metavar="KIND",
         help="kinds of symmetry to look for: 'all', or some of permutation, sign, scale, orthogonal, orthogonal_mean, "
-        "linear, plane; transformers need 'all' (default: permutation)",
+        "linear, plane, and those that modules declare (soft trees: flips, splits); transformers need 'all' "
+        "(default: permutation)",
     )
 
 

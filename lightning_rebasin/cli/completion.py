@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     for action in _actions(parser):
         if action.type is Path:
             # This attribute is how shtab is told; argparse has no word for it.
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
+            vars(action)["complete"] = shtab.FILE
     print(shtab.complete(parser, shell=args.shell))
     return 0
 

@@ -128,16 +128,23 @@ def check_loader(loader: Iterable[Any]) -> None:
         raise DataError("the validation data have no batch to evaluate on")
 
 
-def check_fits(module: nn.Module, loader: Iterable[Any], loss: Any) -> None:
-    """Raise early if the network does not run on the first validation batch.
+def check_fits(
+    module: nn.Module,
+    loader: Iterable[Any],
+    loss: Any,
+    metric: str | None = None,
+) -> None:
+    """Raise early if the network does not run on the first validation batch, or does not give what is asked for.
 
     Args:
         module: The network.
         loader: Validation batches.
         loss: Measures a module that is not a LightningModule; ``None`` means its ``validation_step``.
+        metric: The value of ``--metric``.
 
     Raises:
-        DataError: The user's own code fails on this batch, because the data are those of another network, say.
+        DataError: The user's own code fails on this batch, because the data are those of another network, say; or it
+            gives no such metric: the message lists what it gives.
         RebasinError: The network cannot be measured at all.
     """
     from lightning_rebasin.landscape import measure_barrier
@@ -145,7 +152,9 @@ def check_fits(module: nn.Module, loader: Iterable[Any], loss: Any) -> None:
     state = module.state_dict()
     first = [next(iter(loader))]
     try:
-        measure_barrier(module, state, state, first, points=2, loss=loss)
+        curve = measure_barrier(
+            module, state, state, first, points=3, loss=loss
+        )
     except RebasinError:
         raise
     # A network and its steps may raise anything.
@@ -154,6 +163,8 @@ def check_fits(module: nn.Module, loader: Iterable[Any], loss: Any) -> None:
             f"{type(module).__name__} does not run on a validation batch ({type(error).__name__}: {error}): "
             "do --module and --data belong together?"
         ) from error
+    if metric is not None:
+        curve.midpoint(metric)
 
 
 def cross_entropy(module: nn.Module, batch: Any) -> Any:

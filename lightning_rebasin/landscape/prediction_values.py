@@ -267,6 +267,11 @@ class BarrierPrediction:
         lines = [f"barrier of {self.metric} at the midpoint"]
         for name, value in self.barriers().items():
             lines.append(f"  {name:<14}{value:>12.5g}")
+        if self.barrier > self.bound:
+            # Rectifiers are bent in their kinks only, where second derivatives do not look.
+            lines.append(
+                "  the bound does not hold: curvature was missed; trust 'by slopes'"
+            )
         if not self.layers:
             return "\n".join(lines)
         width = max(len(layer.layer) for layer in self.layers)

@@ -166,7 +166,7 @@ def normalised_weights(
     values = [1.0] * count if weights is None else [float(w) for w in weights]
     if len(values) != count:
         raise ConfigurationError(
-            f"{len(values)} weights for {count} models; give one weight per model"
+            f"{len(values)} weights for {count} models; give one weight (share) per model"
         )
     if (
         not all(math.isfinite(w) and w >= 0 for w in values)

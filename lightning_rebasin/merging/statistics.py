@@ -114,6 +114,7 @@ def averaging(norms: Iterable[_BatchNorm]) -> Iterator[None]:
         norm.momentum = None  # PyTorch's way to say "cumulative average"
         norm.train()
         if isinstance(norm, nn.SyncBatchNorm) and not _can_synchronise(norm):
+            # Of this one norm only; mypy knows methods as parts of their class.
             norm.forward = types.MethodType(_BatchNorm.forward, norm)  # type: ignore[method-assign]
     try:
         yield

@@ -52,6 +52,7 @@ class InnerModel(nn.Module):
         self._sink = LogSink()
         for child in self.model.modules():
             if isinstance(child, LightningModule):
+                # Of this copy only; mypy knows methods as parts of their class.
                 child.log = self._sink.log  # type: ignore[method-assign]
                 child.log_dict = self._sink.log_dict  # type: ignore[method-assign, assignment]
 

@@ -102,6 +102,7 @@ class OuterModule(LightningModule):
             "lr_scheduler": {"scheduler": scheduler},
         }
 
+    # PyTorch declares three overloads, of which one is enough here.
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What is learned only: the network inside holds no weights of its own."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)

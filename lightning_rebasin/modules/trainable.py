@@ -99,6 +99,7 @@ class _SquaredNorm(torch.autograd.Function):
 
 def squared_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The sum of all squares, in one number; real tensors only."""
+    # PyTorch leaves Function.apply without annotations.
     norms: list[Any] = [_SquaredNorm.apply(tensor) for tensor in tensors]  # type: ignore[no-untyped-call]
     return torch.stack(norms).sum()
 

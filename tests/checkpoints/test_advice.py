@@ -214,3 +214,12 @@ def test_an_end_without_a_number_is_not_the_best() -> None:
     said = text(report(evaluation=rows))
     assert "the best single model is b.pt" in said
     assert "better than every single one" in said
+
+
+def test_data_of_every_model_are_not_asked_for_twice() -> None:
+    trials = (Trial("average", {"naive": 0.1}),)
+    one = text(report(trials=trials, data=("digits",)))
+    assert "give --data once per model" in one
+    two = text(report(trials=trials, data=("low", "high")))
+    assert "the data came from low and high" in two
+    assert "give --data" not in two

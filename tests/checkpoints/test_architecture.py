@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from helpers.hugging_face import small_llama
 
 from lightning_rebasin import infer_spec, merge_checkpoints
 from lightning_rebasin.checkpoints.architecture import (
@@ -25,27 +25,10 @@ transformers = pytest.importorskip(
 )
 
 
-def llama() -> Any:
-    config = transformers.LlamaConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=32,
-    )
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    return model
-
-
 @pytest.fixture
 def folders(tmp_path: Path) -> list[Path]:
     """A small Llama, and the same network in another order."""
-    model = llama()
+    model = small_llama()
     model.save_pretrained(tmp_path / "a")
     spec = infer_spec(model, torch.arange(8)[None])
     moved = Permutation.random(spec, torch.Generator().manual_seed(3))
@@ -81,7 +64,7 @@ def test_from_the_command_line(folders: list[Path], tmp_path: Path) -> None:
     assert same(tmp_path / "a", tmp_path / "out")
     assert main(["match", *paths, "-o", str(tmp_path / "p.perm"), quiet]) == 0
     found = Permutation.load(tmp_path / "p.perm")
-    spec = infer_spec(llama(), torch.arange(8)[None])
+    spec = infer_spec(small_llama(), torch.arange(8)[None])
     moved = Permutation.random(spec, torch.Generator().manual_seed(3))
     assert found == moved.inverse()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.hugging_face import small_llama
 from torch import Tensor
 
 from lightning_rebasin import infer_spec, merge_checkpoints
@@ -103,23 +104,13 @@ def test_from_the_command_line(
 
 def llama(seed: int) -> Any:
     """A small Llama whose head is the table of its embedding."""
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        num_hidden_layers=1,
+    return small_llama(
+        seed,
         num_attention_heads=2,
         num_key_value_heads=1,
-        intermediate_size=24,
         max_position_embeddings=16,
         tie_word_embeddings=True,
     )
-    model = transformers.LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-    return model
 
 
 def untied_network() -> Any:

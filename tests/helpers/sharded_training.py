@@ -1,4 +1,4 @@
-"""Two processes of FSDP write checkpoints as Lightning does: ``python -m helpers.sharded_training FOLDER``.
+"""Two processes of FSDP write checkpoints as Lightning does: ``sharded_training.py FOLDER MEETING RANK``.
 
 Lightning starts FSDP on GPUs only; what writes and reads the folders is its own code all the same, called with what it
 needs of a strategy.
@@ -7,9 +7,9 @@ needs of a strategy.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,24 +48,30 @@ def net(seed: int) -> Net:
 
 
 def write_folders(folder: Path) -> None:
-    """Run the processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = []
-    for rank in range(RANKS):
-        environment = {
-            **os.environ,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "RANK": str(rank),
-            "WORLD_SIZE": str(RANKS),
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-W", "ignore", __file__, str(folder)]
-        ranks.append(subprocess.Popen(command, env=environment))
-    for process in ranks:
-        assert process.wait(timeout=240) == 0
+    """Run the processes; what they print is shown if one of them fails."""
+    with tempfile.TemporaryDirectory() as meeting:
+        ranks = [_start(folder, meeting, rank) for rank in range(RANKS)]
+        try:
+            printed = [rank.communicate(timeout=240)[0] for rank in ranks]
+        finally:
+            # A rank whose partner failed would wait for it.
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+    codes = [rank.returncode for rank in ranks]
+    assert codes == [0] * RANKS, "\n".join(printed)
+
+
+def _start(folder: Path, meeting: str, rank: int) -> subprocess.Popen[str]:
+    """One process.  They meet in a file: a free port could be taken before they use it."""
+    arguments = [str(folder), f"{meeting}/place", str(rank)]
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", __file__, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def _checkpoint(state: Any, optimizer: Any) -> dict[str, Any]:
@@ -154,8 +160,13 @@ def _read_back(folder: Path) -> None:
 
 def main() -> None:
     """One rank."""
-    folder = Path(sys.argv[1])
-    torch.distributed.init_process_group("gloo")
+    folder, meeting, rank = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{meeting}",
+        rank=rank,
+        world_size=RANKS,
+    )
     if (folder / "merged").exists():
         _read_back(folder)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -121,3 +122,11 @@ def test_texts():
     assert text.splitlines()[-2].split() == ["fc", "0.5", "0.5", "1", "1.5"]
     assert len(str(quartic(layers=False)).splitlines()) == 7
     assert "quintic 0.5" in repr(quartic())
+
+
+def test_a_bound_that_fails_is_said() -> None:
+    """Without curvature anywhere the bound is 0, and a barrier of one half was measured."""
+    found = quartic()
+    assert "does not hold" not in str(found)
+    flat = replace(found, curvatures=(0.0,) * len(found.curvatures))
+    assert "the bound does not hold" in str(flat)

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_rebasin import MergeModule, infer_spec
 from lightning_rebasin.landscape.copies import isolated_rng
+from lightning_rebasin.modules import orders
 from lightning_rebasin.modules.elements import LearnedElements
+from lightning_rebasin.modules.orders import LearnedOrders
 from lightning_rebasin.symmetry import Transform
 
 
@@ -159,3 +161,23 @@ def test_learning_without_labels_brings_the_outputs_together(
     starts = module._start.transforms(trainer)
     before = min(off(module.ends.midpoint(start, 0.5)) for start in starts)
     assert off(module.merged_state_dict()) < 0.8 * before
+
+
+def test_permutations_settle_in_the_middle_of_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of the optimizer step decides, so a training that is resumed does not begin to move them again."""
+    steps: list[int] = []
+    project = LearnedOrders.project
+
+    def counted(self: LearnedOrders, *given: Any) -> Any:
+        steps.append(len(steps))
+        return project(self, *given)
+
+    monkeypatch.setattr(LearnedOrders, "project", counted)
+    monkeypatch.setattr(orders, "SETTLED", 3)
+    fitted(tmp_path, epochs=1)
+    first = len(steps)
+    fitted(tmp_path, epochs=2, checkpoint=tmp_path / "last.ckpt")
+    # Two steps of the first epoch, and one of the second.
+    assert (first, len(steps)) == (2, 3)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.recovery import assert_planted_is_recovered
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_rebasin import check_equivalence, infer_spec, match_weights
+from lightning_rebasin import check_equivalence, infer_spec
 from lightning_rebasin.symmetry import PermutationSpec, Transform
 
 WIDTH, HEADS = 12, 2
@@ -310,12 +311,4 @@ def test_files_keep_kinds_folds_and_limits() -> None:
 )
 def test_a_planted_element_is_recovered_without_data(net: nn.Module) -> None:
     net = net.double()
-    spec = spec_of(net)
-    state = net.state_dict()
-    moved = Transform.random(spec, torch.Generator().manual_seed(4)).apply(
-        state
-    )
-    match = match_weights(spec, state, moved)
-    a, b = spec.canonicalise(state), match.transform.apply(moved)
-    for name, tensor in a.items():
-        torch.testing.assert_close(b[name], tensor, rtol=1e-6, atol=1e-6)
+    assert_planted_is_recovered(net, spec_of(net))

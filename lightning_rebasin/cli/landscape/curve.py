@@ -76,7 +76,6 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError(
             "--plane needs two checkpoints and one bend: three points make a plane"
         )
-    jobs.check_metric(job, args.metric)
     curve = _module(args, job)
     training.fit(curve, job, args)
     report = curve.report(job.held_out, points=args.points, **job.measuring)

@@ -57,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
     from lightning_rebasin.checkpoints import write_checkpoint
     from lightning_rebasin.landscape import geodesic_path
     from lightning_rebasin.landscape.paths import Line
-    from lightning_rebasin.plotting import plot_barriers
 
     job = jobs.read_job(args, (2,))
     a, b = jobs.matched_to_the_first(args, job) if args.match else job.states
@@ -74,8 +73,6 @@ def run(args: argparse.Namespace) -> int:
     )
     paths = {"line": Line(a, b), "geodesic": chain.path}
     curves, lengths = _measure(args, job, paths)
-    # Drawn before anything is written: an unknown --metric is refused here.
-    plot_barriers(curves, args.metric)
     folder = jobs.make_folder(args.output)
     chain.to_csv(folder / "energy.csv")
     chain.plot(folder / "energy.png")

@@ -137,7 +137,7 @@ def read_job(
     own_steps = isinstance(module, LightningModule)
     loss = None if own_steps else metrics.cross_entropy
     metrics.check_loader(data.validate)
-    metrics.check_fits(module, data.validate, loss)
+    metrics.check_fits(module, data.validate, loss, args.metric)
     return Job(
         module,
         files,
@@ -147,33 +147,6 @@ def read_job(
         progress=not args.no_progress,
         limit=args.limit,
     )
-
-
-def check_metric(job: Job, metric: str | None) -> None:
-    """Raise before anything is trained if nothing of this name is measured.
-
-    Args:
-        job: What is worked on.
-        metric: The value of ``--metric``.
-
-    Raises:
-        DataError: One batch does not give this metric; the message lists what it gives.
-    """
-    from lightning_rebasin.landscape import measure_barrier
-
-    if metric is None:
-        return
-    first, second, *_ = job.states
-    curve = measure_barrier(
-        job.module,
-        first,
-        second,
-        job.held_out,
-        points=3,
-        loss=job.loss,
-        limit_batches=1,
-    )
-    curve.midpoint(metric)
 
 
 def matched_to_the_first(

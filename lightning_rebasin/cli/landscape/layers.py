@@ -90,8 +90,6 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             **job.measuring,
         )
-    # Drawn before anything is written: an unknown --metric is refused here.
-    plot_layers(found, args.metric)
     folder = jobs.make_folder(args.output)
     written = []
     for label, result in found.items():

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         **job.measuring,
     )
     names = [file.path.stem for file in job.files]
-    # Drawn before anything is written: an unknown --metric is refused here.
+    # Drawn before anything is written: levels that cannot be drawn are refused here.
     plane.plot(None, args.metric, levels=args.levels, labels=names)
     folder = jobs.make_folder(args.output)
     plane.to_json(folder / "plane.json")

@@ -54,8 +54,6 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         **job.measuring,
     )
-    # Drawn before anything is written: an unknown --metric is refused here.
-    profile.plot(None, args.metric)
     folder = jobs.make_folder(args.output)
     profile.to_json(folder / "profile.json")
     profile.to_csv(folder / "profile.csv")

@@ -53,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, measure, draw, and print the table."""
     job = jobs.read_job(args)
-    jobs.check_metric(job, args.metric)
     star = _module(args, job)
     training.fit(star, job, args)
     report = star.report(job.held_out, points=args.points, **job.measuring)

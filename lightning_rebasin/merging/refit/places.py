@@ -170,6 +170,7 @@ class _Seen(BaseException):
     """Ends a forward pass; not an ``Exception``, so that no handler of the network's own code catches it."""
 
 
+# PyTorch leaves the methods of TorchDispatchMode without annotations; so below.
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(
         self,

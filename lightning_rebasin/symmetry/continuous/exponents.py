@@ -274,10 +274,8 @@ def _whole_power(given: object) -> Fraction | None:
 
 
 Handler = Callable[[ExponentWalk, Step], None]
-
-
-def _handlers() -> dict[str, Handler]:
-    families: list[tuple[Iterable[str], Handler]] = [
+_HANDLERS: dict[str, Handler] = ops.by_operation(
+    [
         (ops.COPIES, ExponentWalk._kept),
         (ops.REDUCTIONS, ExponentWalk._kept),
         (ops.SUMS, ExponentWalk._added),
@@ -287,10 +285,4 @@ def _handlers() -> dict[str, Handler]:
         (ops.BATCH_NORMS, ExponentWalk._batch_normed),
         (ops.WEIGHT_NORMS, ExponentWalk._weight_normed),
     ]
-    found: dict[str, Handler] = {}
-    for names, handler in families:
-        found.update(dict.fromkeys(names, handler))
-    return found
-
-
-_HANDLERS = _handlers()
+)

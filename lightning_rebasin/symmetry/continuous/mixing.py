@@ -119,10 +119,8 @@ def _other(vectors: Vectors, step: Step) -> None:
 
 
 Handler = Callable[[Vectors, Step], None]
-
-
-def _handlers() -> dict[str, Handler]:
-    families: list[tuple[Iterable[str], Handler]] = [
+_HANDLERS: dict[str, Handler] = ops.by_operation(
+    [
         (ops.COPIES, linear.copied),
         (ops.SUMS, linear.added),
         (ops.PRODUCTS, linear.multiplied),
@@ -135,10 +133,4 @@ def _handlers() -> dict[str, Handler]:
         (ops.CONTRACTED, linear.contracted),
         (ops.ATTENTION, linear.attended),
     ]
-    found: dict[str, Handler] = {}
-    for names, handler in families:
-        found.update(dict.fromkeys(names, handler))
-    return found
-
-
-_HANDLERS = _handlers()
+)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from lightning_rebasin.symmetry.continuous.carrying import (
     Carrying,
@@ -20,10 +20,31 @@ from lightning_rebasin.symmetry.trace.tape import (
     Value,
 )
 
+#: Whatever a walk does at an operation.
+Handler = TypeVar("Handler")
+
 
 def names(*lines: str) -> frozenset[str]:
     """ATen names, separated by spaces."""
     return frozenset(f"aten.{name}" for line in lines for name in line.split())
+
+
+def by_operation(
+    families: Iterable[tuple[Iterable[str], Handler]],
+) -> dict[str, Handler]:
+    """What handles each operation, of what handles each family.
+
+    Args:
+        families: Names of operations with what handles all of them.
+
+    Example:
+        >>> by_operation([(("aten.mul", "aten.div"), "product"), (("aten.add",), "sum")])
+        {'aten.mul': 'product', 'aten.div': 'product', 'aten.add': 'sum'}
+    """
+    found: dict[str, Handler] = {}
+    for operations, handler in families:
+        found.update(dict.fromkeys(operations, handler))
+    return found
 
 
 #: Numbers come out as they went in, at other places, more or less often, or 0 in some places.

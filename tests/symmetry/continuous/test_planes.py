@@ -16,9 +16,9 @@ from helpers.attention import (
     proved_spec,
     rotate_half,
 )
+from helpers.recovery import assert_planted_is_recovered
 
-from lightning_rebasin import infer_spec, match_weights
-from lightning_rebasin.symmetry import Transform
+from lightning_rebasin import infer_spec
 
 LAYOUTS = {
     "halves": halves,
@@ -126,12 +126,4 @@ def test_without_turns_nobody_speaks_of_pairs():
 
 def test_planted_factors_are_recovered_without_data():
     net = Attention(rotate_half).double()
-    spec = proved_spec(net)
-    state = net.state_dict()
-    moved = Transform.random(spec, torch.Generator().manual_seed(4)).apply(
-        state
-    )
-    match = match_weights(spec, state, moved)
-    a, b = spec.canonicalise(state), match.transform.apply(moved)
-    for name, tensor in a.items():
-        torch.testing.assert_close(b[name], tensor, rtol=1e-6, atol=1e-6)
+    assert_planted_is_recovered(net, proved_spec(net))

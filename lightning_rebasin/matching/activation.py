@@ -43,7 +43,10 @@ from lightning_rebasin.matching.steps.permutation import (
     solve_nested,
 )
 from lightning_rebasin.symmetry.actions.action import action_of
-from lightning_rebasin.symmetry.actions.balance import balancing
+from lightning_rebasin.symmetry.actions.balance import (
+    back_from_balance,
+    balancing,
+)
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.observe import record_activations
@@ -256,15 +259,16 @@ def match_by_statistics(
         raise ConfigurationError(
             "this spec does not say where units can be seen: make it with infer_spec(module, ...)"
         )
-    canonical = Transform.identity(spec)
+    canonical = home = Transform.identity(spec)
     if not _only_permutations(spec):
-        # Units may only be compared in one gauge: private copies get canonical weights.
-        canonical = balancing(spec, fold(spec, _state(source_module)))
-        source_module = _with_weights(
-            source_module, canonical.apply(_state(source_module))
-        )
+        # Units may only be compared in one gauge: private copies get balanced weights.
+        source, reference = _state(source_module), _state(reference_module)
+        canonical = balancing(spec, fold(spec, source))
+        home = back_from_balance(spec, fold(spec, reference))
+        own = balancing(spec, fold(spec, reference))
+        source_module = _with_weights(source_module, canonical.apply(source))
         reference_module = _with_weights(
-            reference_module, spec.canonicalise(_state(reference_module))
+            reference_module, own.apply(reference)
         )
     moments = _collect(
         spec,
@@ -282,7 +286,9 @@ def match_by_statistics(
         scores = _scores(spec, moments, statistic)
         chosen = checked_solver(solver)
         if mixed:
-            result = _best_transform(spec, scores, weights, canonical, chosen)
+            result = _best_transform(spec, scores, weights, chosen)
+            moved = home.compose(result.transform).compose(canonical)
+            result = replace(result, transform=moved)
         else:
             result = _match(spec, moments, scores, chosen)
         found[statistic] = replace(
@@ -339,10 +345,9 @@ def _best_transform(
     spec: PermutationSpec,
     scores: Mapping[str, Tensor],
     weights: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
-    canonical: Transform,
     solver: Solver,
 ) -> MatchResult:
-    """The elements with the highest total score, family by family, behind the transform that made the source canonical.
+    """The elements with the highest total score, family by family, between balanced networks.
 
     Units with a sign or a scale of their own are seen where their permutation is: their pairs are its pairs.  Groups
     that are seen nowhere are chosen by weights, with all others as they are.
@@ -365,7 +370,7 @@ def _best_transform(
         best = complete(spec, *weights, decided, solver)
     identity = Transform.identity(spec)
     return MatchResult(
-        transform=best.compose(canonical),
+        transform=best,
         objective=_score_of(spec, costs, best),
         identity_objective=_score_of(spec, costs, identity),
     )

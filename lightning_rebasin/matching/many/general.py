@@ -18,7 +18,10 @@ from tqdm import tqdm
 from lightning_rebasin.assignment.solve import Solver
 from lightning_rebasin.matching.costs.blocks import objective_tensors
 from lightning_rebasin.matching.search.general import GeneralMatcher
-from lightning_rebasin.symmetry.actions.balance import balancing
+from lightning_rebasin.symmetry.actions.balance import (
+    back_from_balance,
+    balancing,
+)
 from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.spec.gauge import fold
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -84,7 +87,7 @@ def match_transforms(
         starts[f"frame {frame}"] = found[-1]
         if found[-1] > objectives[-1]:
             best, objectives = tuple(networks.transforms), found
-    home = best[0].inverse()
+    home = networks.home.compose(best[0].inverse())
     found_all = []
     for transform, canonical in zip(best, networks.canonical, strict=True):
         found_all.append(home.compose(transform).compose(canonical))
@@ -110,8 +113,10 @@ class _Networks:
         self._solver = solver
         self._names = objective_tensors(spec)
         self.transforms = [Transform.identity(spec)] * len(states)
-        #: What brings each network into canonical gauge, where weights may be compared.
+        #: What balances each network, so that weights may be compared.
         self.canonical = [self._canonical(i) for i in range(len(states))]
+        #: What leads from there to the lengths of the first network.
+        self.home = back_from_balance(spec, fold(spec, self._given(0)))
 
     def objective(self) -> float:
         """``½(‖Σ w_i T_i(Θ_i)‖² − Σ w_i² ‖T_i(Θ_i)‖²)``."""
@@ -175,7 +180,7 @@ class _Networks:
         return entry() if callable(entry) else entry
 
     def _load(self, i: int) -> State:
-        """A network in canonical gauge."""
+        """A balanced network."""
         return self.canonical[i].apply(self._given(i))
 
     def _moved(self, i: int) -> dict[str, Tensor]:

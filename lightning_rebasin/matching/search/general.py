@@ -26,10 +26,21 @@ from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.matching.costs.blocks import objective_tensors
 from lightning_rebasin.matching.importance import weighted
 from lightning_rebasin.matching.result import Descent, MatchResult
+from lightning_rebasin.matching.search.two_gauges import (
+    TRAINED,
+    TwoGauges,
+    better_of,
+    stretches,
+)
 from lightning_rebasin.matching.steps.nested import best_elements
 from lightning_rebasin.matching.steps.permutation import Family, families_of
 from lightning_rebasin.matching.steps.procrustes import MIXING
-from lightning_rebasin.symmetry.actions.balance import balancing
+from lightning_rebasin.symmetry.actions.action import action_of
+from lightning_rebasin.symmetry.actions.balance import (
+    back_from_balance,
+    balancing,
+)
+from lightning_rebasin.symmetry.actions.kinds import PERMUTATION
 from lightning_rebasin.symmetry.actions.transform import Transform
 from lightning_rebasin.symmetry.spec.gauge import fold
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
@@ -43,8 +54,12 @@ State = Mapping[str, Tensor]
 #: The order of the visits in each sweep.
 Sweeps = Iterator[Sequence[int]]
 GeneralInit = Literal["identity", "random", "bases"] | Transform
+#: What a start is called in the report, and the start.
+NamedInit = tuple[str, GeneralInit]
 #: A gain below this share of the objective is rounding.
 _NOISE = 1e-12
+#: Descents where nobody says how many.
+_DESCENTS = 3
 #: Most sweeps where nobody says how many.
 _MOST_SWEEPS = 100
 #: Rotations approach their best slowly: a sweep that gains a smaller share than this is the last one.
@@ -93,7 +108,7 @@ class GeneralMatcher:
 
     def match(
         self,
-        inits: Sequence[GeneralInit],
+        inits: Sequence[NamedInit],
         sweeps: Callable[[], Sweeps],
         generator: torch.Generator,
         *,
@@ -102,7 +117,7 @@ class GeneralMatcher:
         """Descend from each start and keep the best end.
 
         Args:
-            inits: Where to start.
+            inits: What each start is called, and where it is.
             sweeps: Makes the orders of the visits of one descent; its length is the most sweeps.
             generator: Draws random starts.
             progress: Show a progress bar.
@@ -112,11 +127,14 @@ class GeneralMatcher:
         at_identity = self.objective(identity)
         best, objective = identity, at_identity
         descents = []
-        for init in tqdm(
-            inits, "weight matching", unit="descent", disable=not progress
+        for name, init in tqdm(
+            inits,
+            "weight matching",
+            unit="descent",
+            disable=not progress,
         ):
             start = self._start(init, generator)
-            found, descent = self.descend(start, sweeps(), name=_name(init))
+            found, descent = self.descend(start, sweeps(), name=name)
             descents.append(descent)
             if descent.objective > objective:
                 best, objective = found, descent.objective
@@ -151,7 +169,7 @@ class GeneralMatcher:
         if isinstance(init, Transform):
             return init
         if init == "random":
-            return Transform.random(self._spec, generator)
+            return _random(self._spec, generator)
         identity = Transform.identity(self._spec)
         return self._from_bases(identity) if init == "bases" else identity
 
@@ -283,6 +301,7 @@ def match_generally(
     seed: int,
     solver: Solver,
     progress: bool,
+    order: Callable[[State, State, Transform | None], Transform],
 ) -> MatchResult:
     """What :func:`match_weights` does for specs with other kinds than permutations.
 
@@ -296,6 +315,7 @@ def match_generally(
         seed: Seeds every random choice.
         solver: Assignment solver.
         progress: Show a progress bar.
+        order: Finds the best permutations alone of two networks, from a start or from several of its own.
 
     Raises:
         ConfigurationError: ``init`` is the state of a permutation matching, or belongs to another spec.
@@ -315,42 +335,96 @@ def match_generally(
     generator = torch.Generator().manual_seed(seed)
     spec.check_state(source, "source", finite=True)
     spec.check_state(reference, "reference", finite=True)
-    canonical = balancing(spec, fold(spec, source))
+    trained = (fold(spec, reference), fold(spec, source))
+    balances = [balancing(spec, end) for end in trained]
+    home = back_from_balance(spec, trained[0])
     if isinstance(init, Transform):
-        # The matcher starts from the balanced source, the caller's transform from the source itself.
-        init = init.compose(canonical.inverse())
-    matcher = GeneralMatcher(
-        spec,
-        spec.canonicalise(reference),
-        canonical.apply(source),
-        solver,
-    )
+        # The caller's transform leads from the source to canonical gauge, the matcher's between balanced networks.
+        init = home.inverse().compose(init).compose(balances[1].inverse())
+    ends = (balances[0].apply(reference), balances[1].apply(source))
+    matcher = GeneralMatcher(spec, *ends, solver)
     if init is None and restarts is None and matcher.exact:
         # One step finds the best, wherever it starts.
         restarts = 1
+    searches = not matcher.exact and not _mixes(spec)
     inits = _inits(spec, init, restarts)
+    if searches and init is None:
+        # The best order alone is found by a far better search than descents from random orders are.
+        best = ("best order", order(*ends, None))
+        inits = [best, *inits][: restarts or _DESCENTS]
     found = matcher.match(
         inits, lambda: sweeps(generator), generator, progress=progress
     )
-    return replace(found, transform=found.transform.compose(canonical))
+    if searches and stretches(spec) and not isinstance(init, str):
+        found = _in_either_gauge(
+            found,
+            spec,
+            TwoGauges(ends, trained),
+            order(*trained, init),
+            solver,
+        )
+    transform = home.compose(found.transform).compose(balances[1])
+    return replace(found, transform=transform)
+
+
+def _in_either_gauge(
+    found: MatchResult,
+    spec: PermutationSpec,
+    networks: TwoGauges,
+    order: Transform,
+    solver: Solver,
+) -> MatchResult:
+    """A matching, or the best one with the order that the networks have in the lengths they were trained with.
+
+    Args:
+        found: The best between balanced networks.
+        spec: What may be changed.
+        networks: Both networks.
+        order: The best permutations in trained lengths.
+        solver: Assignment solver.
+    """
+    orders = {
+        name: element
+        for name, element in order.elements.items()
+        if spec.groups[name].kind == PERMUTATION
+    }
+    # What is left (signs) is chosen between balanced networks, in that order.
+    matcher = GeneralMatcher(spec, *networks.balanced, solver, orders)
+    roots = range(sum(g.parent is None for g in spec.groups.values()))
+    other, descent = matcher.descend(
+        Transform.of(spec, orders), iter([roots] * _MOST_SWEEPS), TRAINED
+    )
+    plain = GeneralMatcher(spec, *networks.trained, solver)
+    return better_of(found, other, descent, matcher.objective, plain.objective)
 
 
 def _inits(
     spec: PermutationSpec, init: GeneralInit | None, restarts: int | None
-) -> list[GeneralInit]:
+) -> list[NamedInit]:
     """Where the descents start: random rotations are hopeless, so where units mix what both networks share decides."""
     if init is not None:
-        return [init] * (restarts or 1)
+        name = init if isinstance(init, str) else "given"
+        return [(name, init)] * (restarts or 1)
     if _mixes(spec):
-        first: GeneralInit = "bases"
+        first: Literal["bases", "identity"] = "bases"
         count = restarts or 1
     else:
         first = "identity"
-        count = restarts or 3
-    found: list[GeneralInit] = [first]
-    for _ in range(count - 1):
-        found.append("random")
+        count = restarts or _DESCENTS
+    found: list[NamedInit] = [(first, first)]
+    found += [("random", "random")] * (count - 1)
     return found
+
+
+def _random(spec: PermutationSpec, generator: torch.Generator) -> Transform:
+    """Random elements of all groups that keep lengths.
+
+    What stretches stays: both networks are balanced, and a stretched source has larger products with anything, so
+    that no step would ever take the stretch back.
+    """
+    drawn = Transform.random(spec, generator)
+    kept = [g.id for g in spec.groups.values() if not action_of(g).stretches]
+    return drawn.only(kept)
 
 
 def _mixes(spec: PermutationSpec) -> bool:
@@ -423,7 +497,3 @@ def _norm(state: State) -> float:
         wide = tensor.flatten().double()
         squares += float(torch.dot(wide, wide))
     return float(squares**0.5)
-
-
-def _name(init: GeneralInit) -> str:
-    return init if isinstance(init, str) else "given"

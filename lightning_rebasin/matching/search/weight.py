@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import cast, final
 
 import torch
@@ -36,7 +37,9 @@ from lightning_rebasin.matching.search.policy import (
     plan,
 )
 from lightning_rebasin.matching.search.threads import few_threads
+from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.actions.transform import Transform
+from lightning_rebasin.symmetry.edit.permuting import permuting
 from lightning_rebasin.symmetry.edit.restrict import restrict
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
@@ -107,6 +110,13 @@ def match_weights(
             seed=seed,
             solver=checked_solver(solver),
             progress=progress,
+            order=partial(
+                _best_order,
+                pinned,
+                seed=seed,
+                solver=solver,
+                progress=progress,
+            ),
         )
     return WeightMatcher(pinned, source, solver=solver).match(
         reference,
@@ -117,6 +127,31 @@ def match_weights(
         progress=progress,
         journal=journal,
     )
+
+
+def _best_order(
+    spec: PermutationSpec,
+    reference: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    init: Transform | None,
+    *,
+    seed: int,
+    solver: str,
+    progress: bool,
+) -> Transform:
+    """The permutations of a spec with other kinds that bring two networks nearest, by the engine for permutations."""
+    orders = permuting(spec)
+    if not orders.groups:
+        return Transform.identity(spec)
+    matcher = WeightMatcher(orders, source, solver=solver)
+    start = None
+    if init is not None:
+        # Of the elements, the orders alone.
+        start = Permutation.of(
+            orders, {name: init.elements[name] for name in orders.groups}
+        )
+    found = matcher.match(reference, start, seed=seed, progress=progress)
+    return Transform.of(spec, found.transform.elements)
 
 
 @final

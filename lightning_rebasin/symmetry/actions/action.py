@@ -37,6 +37,8 @@ class Action(ABC):
     rearranges: ClassVar[bool] = False
     #: Whether elements may stretch what is written and shrink what is read, so that lengths mean nothing.
     stretches: ClassVar[bool] = False
+    #: Whether canonical gauge leaves such lengths as they are, because they say how much a layer counts.
+    keeps_lengths: ClassVar[bool] = False
     #: Whether an element and its inverse, applied in turn, give back the same bits.
     exact: ClassVar[bool] = False
 

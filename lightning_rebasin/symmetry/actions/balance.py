@@ -8,6 +8,11 @@ One of them makes both sides alike: with the Gram matrices ``G = P Pᵀ`` and ``
 the geometric mean of ``G⁻¹`` and H.  It is the identity exactly where G = H, so balanced weights stay as they are.  A
 scale (one number for each unit) balances the diagonals, ``c⁴ = H_ii / G_ii``; a pair of rotary units has one number for
 both.  After balancing, two pairs that compute the same function differ by a rotation only: Procrustes finds it.
+
+Canonical gauge evens out all lengths but the positive scales of single units (:attr:`Action.keeps_lengths`).  To find
+a scaled copy they have to be evened out as well, so a matching balances both networks altogether and then goes back
+to the lengths of the reference (:func:`back_from_balance`): those are what training has made of each layer's share,
+and what is merged should keep them.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ _CLOSE = 1e-10
 
 
 def balancing(spec: PermutationSpec, state: Mapping[str, Tensor]) -> Transform:
-    """The element of every group that balances some weights.
+    """The element of every group that balances some weights, single units included.
 
     Args:
         spec: The spec.
@@ -38,8 +43,34 @@ def balancing(spec: PermutationSpec, state: Mapping[str, Tensor]) -> Transform:
     Returns:
         A transform; the identity for permutations, signs and rotations.
     """
+    return _balancing(spec, state, _stretching(spec))
+
+
+def back_from_balance(
+    spec: PermutationSpec, state: Mapping[str, Tensor]
+) -> Transform:
+    """What leads from balanced weights back to canonical gauge, where single units keep their lengths.
+
+    Args:
+        spec: The spec.
+        state: Folded weights.
+
+    Returns:
+        ``C ∘ B⁻¹`` with the element C of canonical gauge and that of :func:`balancing`, B.
+    """
+    if len(_in_gauge(spec)) == len(_stretching(spec)):
+        return Transform.identity(spec)
+    canonical = _balancing(spec, state, _in_gauge(spec))
+    return canonical.compose(balancing(spec, state).inverse())
+
+
+def _balancing(
+    spec: PermutationSpec,
+    state: Mapping[str, Tensor],
+    open_groups: list[Group],
+) -> Transform:
+    """The elements of some groups that balance some weights."""
     elements: dict[str, Tensor] = {}
-    open_groups = _stretching(spec)
     # Only these are needed: a second copy of a large network in float64 would be most of what matching takes.
     touched = {n for group in open_groups for n in spec.tensors_of(group.id)}
     state = {name: state[name].double() for name in touched}
@@ -65,15 +96,21 @@ def balancing(spec: PermutationSpec, state: Mapping[str, Tensor]) -> Transform:
 def balance_state(
     spec: PermutationSpec, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Folded weights, balanced."""
-    if not _stretching(spec):
+    """Folded weights in canonical gauge: balanced, but for the lengths of single units."""
+    open_groups = _in_gauge(spec)
+    if not open_groups:
         return dict(state)
-    return balancing(spec, state).apply(state)
+    return _balancing(spec, state, open_groups).apply(state)
 
 
 def _stretching(spec: PermutationSpec) -> list[Group]:
     """Groups whose elements may stretch what is written and shrink what is read."""
     return [g for g in spec.groups.values() if action_of(g).stretches]
+
+
+def _in_gauge(spec: PermutationSpec) -> list[Group]:
+    """Those that canonical gauge balances."""
+    return [g for g in _stretching(spec) if not action_of(g).keeps_lengths]
 
 
 def _balance_of(

@@ -34,6 +34,7 @@ class ScaleAction(Action):
 
     kind = "scale"
     stretches = True
+    keeps_lengths = True
     cost = "diagonal"
 
     def identity(self, group: Group) -> Tensor:

@@ -20,6 +20,7 @@ from lightning_rebasin.symmetry import (
     infer_spec,
 )
 from lightning_rebasin.symmetry.actions.balance import (
+    back_from_balance,
     balance_state,
     balancing,
 )
@@ -64,6 +65,13 @@ def products(state: dict[str, Tensor]) -> Tensor:
     return heads_of(state, "reader").mT @ heads_of(state, "writer")
 
 
+def balanced(
+    spec: PermutationSpec, state: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Single units included, which canonical gauge leaves as they are."""
+    return balancing(spec, state).apply(state)
+
+
 # Fewer columns than units make the pairs rank-deficient, as biases and narrow layers do.
 @pytest.mark.parametrize("kind", ["scale", "linear"])
 @given(seed=st.integers(0, 2**31))
@@ -71,7 +79,7 @@ def products(state: dict[str, Tensor]) -> Tensor:
 def test_what_readers_make_of_writers_stays(kind: str, seed: int) -> None:
     spec = pair_spec(inside(kind, SIZE, HEADS))
     state = pair_state(spec, seed)
-    found = balance_state(spec, state)
+    found = balanced(spec, state)
     torch.testing.assert_close(
         products(found), products(state), rtol=1e-8, atol=1e-8
     )
@@ -86,8 +94,8 @@ def full_pair(kind: str) -> tuple[PermutationSpec, dict[str, Tensor]]:
 @STRETCHING
 def test_balancing_again_changes_nothing(kind: str) -> None:
     spec, state = full_pair(kind)
-    found = balance_state(spec, state)
-    again = balance_state(spec, found)
+    found = balanced(spec, state)
+    again = balanced(spec, found)
     for name, tensor in found.items():
         torch.testing.assert_close(again[name], tensor, rtol=1e-7, atol=1e-7)
 
@@ -100,7 +108,7 @@ def test_hidden_stretches_are_gone(kind: str) -> None:
     element = Transform.random(spec, generator)
     only = element.only(["inner"])
     other = only.apply(state)
-    ends = [balance_state(spec, end) for end in (state, other)]
+    ends = [balanced(spec, end) for end in (state, other)]
     for name in ("writer", "reader"):
         a, b = (end[name].reshape(4, 2, WIDTH) for end in ends)
         torch.testing.assert_close(a.mT @ a, b.mT @ b, rtol=1e-6, atol=1e-6)
@@ -108,7 +116,7 @@ def test_hidden_stretches_are_gone(kind: str) -> None:
 
 def test_balanced_heads_have_equal_gram_matrices() -> None:
     spec, state = full_pair("linear")
-    found = balance_state(spec, state)
+    found = balanced(spec, state)
     w, r = (found[name].reshape(4, 2, WIDTH) for name in ("writer", "reader"))
     torch.testing.assert_close(w @ w.mT, r @ r.mT, rtol=1e-6, atol=1e-6)
     # The lengths are the singular values of the product, as from √S·Uᵀ and √S·Vᵀ.
@@ -122,9 +130,9 @@ def test_dead_units_stay_where_they_are() -> None:
     spec = pair_spec(inside("scale", 4))
     state = pair_state(spec)
     state["writer"][0] = 0
-    found = balance_state(spec, state)
+    found = balanced(spec, state)
     torch.testing.assert_close(found["reader"][0], state["reader"][0])
-    again = balance_state(spec, found)
+    again = balanced(spec, found)
     torch.testing.assert_close(again["reader"], found["reader"])
 
 
@@ -183,3 +191,27 @@ def test_the_gauge_of_a_transformer_computes_its_function() -> None:
     again = spec.canonicalise(found)
     for name, tensor in found.items():
         torch.testing.assert_close(again[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["linear", "plane"])
+def test_canonical_gauge_balances_what_mixes_units(kind: str) -> None:
+    spec, state = full_pair(kind)
+    found = balance_state(spec, state)
+    for name, tensor in balanced(spec, state).items():
+        assert torch.equal(found[name], tensor)
+    assert back_from_balance(spec, state).is_identity
+
+
+def test_canonical_gauge_keeps_the_lengths_of_single_units() -> None:
+    spec, state = full_pair("scale")
+    found = balance_state(spec, state)
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_back_from_balance_leads_home() -> None:
+    spec, state = full_pair("scale")
+    there = balanced(spec, state)
+    back = back_from_balance(spec, state).apply(there)
+    assert not torch.allclose(there["writer"], state["writer"])
+    for name, tensor in balance_state(spec, state).items():
+        torch.testing.assert_close(back[name], tensor)

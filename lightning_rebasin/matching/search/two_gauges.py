@@ -1,0 +1,80 @@
+"""Which lengths decide an order: those of canonical gauge, or those that the networks were trained with?
+
+Where units may be scaled, weights are compared in canonical gauge, in which what a unit writes is as long as what
+reads it.  That makes a scaled copy recognisable, but it also decides how much each layer counts, and trained networks
+often have better lengths than equal ones: two LeNets whose order was found in canonical gauge had a barrier of .137,
+in their own lengths .036; for two perceptrons it was .038 and .052.  No objective ranks the two orders by itself, for
+each is the best in its own lengths.  What both lengths agree on does: an order that is nearly as good in the other
+lengths describes the networks, one that is far worse there describes its lengths.  So the geometric mean of both
+objectives decides.  A scaled copy is far worse in lengths of its own, so that canonical gauge still finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from lightning_rebasin.matching.result import Descent, MatchResult
+from lightning_rebasin.symmetry.actions.action import action_of
+from lightning_rebasin.symmetry.actions.transform import Transform
+from lightning_rebasin.symmetry.spec.spec import PermutationSpec
+
+State = Mapping[str, Tensor]
+#: ``Σ⟨A, T(B)⟩`` in some lengths.
+Objective = Callable[[Transform], float]
+#: What a descent from the order of the trained lengths is called.
+TRAINED = "trained lengths"
+
+
+@dataclass(frozen=True, eq=False)
+class TwoGauges:
+    """Both networks, twice.
+
+    Args:
+        balanced: With equal lengths on both sides of every unit.
+        trained: With the lengths that they were trained with.
+    """
+
+    balanced: tuple[State, State]
+    trained: tuple[State, State]
+
+
+def stretches(spec: PermutationSpec) -> bool:
+    """Whether some group changes lengths, so that there are two gauges to choose from."""
+    return any(action_of(g).stretches for g in spec.groups.values())
+
+
+def better_of(
+    found: MatchResult,
+    other: Transform,
+    descent: Descent,
+    canonical: Objective,
+    trained: Objective,
+) -> MatchResult:
+    """The matching in canonical gauge, or another one that both lengths together prefer.
+
+    Args:
+        found: The best in canonical gauge.
+        other: The best in the lengths that the networks were trained with.
+        descent: How that ended, for the report.
+        canonical: The objective in canonical gauge.
+        trained: The objective in trained lengths.
+
+    Returns:
+        ``found``, or a result with ``other``, whose objective is still that of canonical gauge.
+    """
+    descents = (*found.descents, descent)
+    objective = canonical(other)
+    products = (
+        found.objective * trained(found.transform),
+        objective * trained(other),
+    )
+    # A matching is never worse than doing nothing, and a product of two negative numbers means nothing.
+    sound = objective >= found.identity_objective and objective > 0
+    if sound and trained(other) > 0 and products[1] > products[0]:
+        return replace(
+            found, transform=other, objective=objective, descents=descents
+        )
+    return replace(found, descents=descents)

@@ -138,6 +138,9 @@ def barrier_matrix(
         if i != row:
             # Pairs come row by row, so that two snapshots are in memory at a time.
             row, one = i, _full(module, rows[i])
+            if spec is not None:
+                # The same function, in the gauge in which others are brought near to it.
+                one = spec.canonicalise(one)
         other = _full(module, columns[j])
         if spec is not None:
             # Each pair afresh: a permutation that suits an early snapshot can be a trap for a late one.

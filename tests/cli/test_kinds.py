@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_rebasin import infer_spec, merge_checkpoints
+from lightning_rebasin.landscape import LayerBarriers
 from lightning_rebasin.symmetry import Transform
 
 Capture = pytest.CaptureFixture[str]
@@ -68,6 +69,27 @@ def state(
     torch.save({**common, "state_dict": found}, "a.ckpt")
     torch.save({**common, "state_dict": element.apply(found)}, "b.ckpt")
     return found
+
+
+@pytest.mark.usefixtures("state")
+def test_layers_of_a_turned_copy_mix_without_a_barrier(tmp_path: Path) -> None:
+    """The gain of the last norm takes a out of canonical gauge, without a change of its function."""
+    stored = torch.load("a.ckpt", weights_only=True)
+    stored["state_dict"]["net.norm.weight"] *= 3
+    stored["state_dict"]["net.norm.bias"] *= 3
+    stored["state_dict"]["net.head.weight"] /= 3
+    torch.save(stored, "a.ckpt")
+    data = "--data test_kinds.windows --no-progress"
+    code = run(
+        f"landscape layers a.ckpt b.ckpt {MODULE} {data} --match -o out",
+        "--points 3",
+    )
+    assert code == 0
+    matched = LayerBarriers.from_json(tmp_path / "out/layers-matched.json")
+    naive = LayerBarriers.from_json(tmp_path / "out/layers.json")
+    for base in "ab":
+        assert max(matched.heights()[base]) == pytest.approx(0, abs=1e-4)
+        assert max(naive.heights()[base]) > 0.01
 
 
 def test_spec_names_the_kinds(

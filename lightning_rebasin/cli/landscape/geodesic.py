@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "project.data.Digits"
     )
     jobs.add_arguments(parser, "two checkpoints of one architecture")
-    jobs.add_match_argument(parser, "B to A")
+    jobs.add_match_argument(parser, "B to A", kinds=True)
     parser.add_argument(
         "--pieces",
         type=int,

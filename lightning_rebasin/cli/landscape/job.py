@@ -82,16 +82,21 @@ def add_arguments(parser: argparse.ArgumentParser, files: str) -> None:
     common.add_file_arguments(parser)
 
 
-def add_match_argument(parser: argparse.ArgumentParser, what: str) -> None:
+def add_match_argument(
+    parser: argparse.ArgumentParser, what: str, *, kinds: bool = False
+) -> None:
     """Declare ``--match``.
 
     Args:
         parser: The parser of the command.
         what: What is matched to what.
+        kinds: Whether other symmetries than permutations can be asked for.
     """
     parser.add_argument(
         "--match", action="store_true", help=f"match weights first: {what}"
     )
+    if kinds:
+        common.add_kinds_argument(parser)
 
 
 def read_job(
@@ -152,7 +157,7 @@ def read_job(
 def matched_to_the_first(
     args: argparse.Namespace, job: Job
 ) -> list[Mapping[str, Tensor]]:
-    """The weights, all but the first permuted to be near to it."""
+    """The weights in one gauge, all but the first aligned to be near to it."""
     from lightning_rebasin.matching import match_weights
 
     first, *others = job.states
@@ -164,6 +169,8 @@ def matched_to_the_first(
             pinned, first, state, seed=args.seed, progress=job.progress
         )
         found.append(match.transform.apply(state))
+    # What is found leads to the first in canonical gauge, which is the same function.
+    found[0] = spec.canonicalise(first)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from lightning_rebasin.cli import common
 from lightning_rebasin.cli.landscape import job as jobs
 
 HELP = "the barrier of every layer of two checkpoints"
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also measure after matching the weights of B to A",
     )
+    common.add_kinds_argument(parser)
     parser.add_argument(
         "--mode",
         choices=("single", "cumulative", "window"),

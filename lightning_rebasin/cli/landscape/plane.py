@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  lightning-rebasin landscape plane a.ckpt -o around-a --config config.yaml"
     )
     jobs.add_arguments(parser, "three checkpoints of one architecture, or one")
-    jobs.add_match_argument(parser, "B and C to A")
+    jobs.add_match_argument(parser, "B and C to A", kinds=True)
     parser.add_argument(
         "--points",
         type=int,

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "project.data.Digits --limit 4"
     )
     jobs.add_arguments(parser, "two checkpoints of one architecture")
-    jobs.add_match_argument(parser, "B to A")
+    jobs.add_match_argument(parser, "B to A", kinds=True)
     parser.add_argument(
         "--pieces",
         type=int,

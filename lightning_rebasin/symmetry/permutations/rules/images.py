@@ -7,6 +7,7 @@ along.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from lightning_rebasin.symmetry.permutations.label_dims import (
     insert_pinned,
@@ -40,9 +41,37 @@ def spatial(ctx: Context, op: Operation) -> Results:
     # The name tells how many, because some take images without a batch.
     found = re.search(r"([123])d", op.name)
     space = int(found.group(1)) if found else 2
-    dims = range(label.ndim - space, label.ndim)
+    image = range(label.ndim - space, label.ndim)
+    untouched = _untouched(op, space)
+    dims = [dim for dim in image if dim - image.start not in untouched]
     label = ctx.pin(label, dims, _PIXEL)
     return [renewed(ctx, label, dims, shape) for shape in op.out_shapes]
+
+
+def _untouched(op: Operation, space: int) -> set[int]:
+    """Dimensions of an image that a pooling leaves alone: windows of one place, one after the other.
+
+    The funnel transformer pools a sequence as an image whose other side are the units of its stream.
+    """
+    # Of the largest values some poolings also give the places, which count through the whole image.
+    places = len(op.out_shapes) > 1 and op.needs(1)
+    if places or not op.name.startswith(("aten.avg_pool", "aten.max_pool")):
+        return set()
+    kernel = _per_dimension(op["kernel_size"], space)
+    # Without a stride windows stand side by side.
+    stride = _per_dimension(op.get("stride") or kernel, space)
+    padding = _per_dimension(op.get("padding") or 0, space)
+    return {
+        dim
+        for dim in range(space)
+        if (kernel[dim], stride[dim], padding[dim]) == (1, 1, 0)
+    }
+
+
+def _per_dimension(argument: int | Sequence[int], space: int) -> list[int]:
+    """One number for each dimension of an image, of an argument that may have one for all."""
+    numbers = [argument] if isinstance(argument, int) else list(argument)
+    return numbers * space if len(numbers) == 1 else numbers
 
 
 def _image(op: Operation) -> Label:

@@ -8,18 +8,63 @@ from helpers.labels import Bench, Between, noise, parts_of
 from torch import nn
 
 
-@pytest.mark.parametrize(("op", "shape", "out", "moving"), [
-    ("avg_pool2d", (3, 4, 4), (3, 2, 2), {0, 1, 2}),
-    ("max_pool3d_with_indices", (3, 4, 4, 4), (3, 2, 2, 2), {0, 1, 2}),
-    ("upsample_linear1d", (2, 3, 4), (2, 3, 8), {0, 1, 2, 3, 4}),
+@pytest.mark.parametrize(("op", "shape", "out", "options", "moving"), [
+    ("avg_pool2d", (3, 4, 4), (3, 2, 2), {"kernel_size": 2}, {0, 1, 2}),
+    ("max_pool3d_with_indices", (3, 4, 4, 4), (3, 2, 2, 2), {"kernel_size": [2]}, {0, 1, 2}),
+    ("upsample_linear1d", (2, 3, 4), (2, 3, 8), {}, {0, 1, 2, 3, 4}),
+    # windows of one place: the columns 7 to 10 stay as they are
+    ("avg_pool2d", (3, 4, 4), (3, 2, 4), {"kernel_size": [2, 1]}, {0, 1, 2, 7, 8, 9, 10}),
+    # every other column only, or one more at both ends
+    ("avg_pool2d", (3, 4, 4), (3, 2, 2), {"kernel_size": [2, 1], "stride": 2}, {0, 1, 2}),
+    ("avg_pool2d", (3, 4, 4), (3, 2, 6), {"kernel_size": [2, 1], "padding": [0, 1]}, {0, 1, 2}),
 ])  # fmt: skip
 def test_pooling_and_resizing_pin_the_dimensions_of_their_name(
-    op, shape, out, moving
+    op, shape, out, options, moving
 ):
     bench = Bench()
-    result = bench.run(op, out, self=bench.units(*shape))
+    result = bench.run(op, out, self=bench.units(*shape), **options)
     assert bench.pins == set(range(sum(shape))) - moving
     assert {i for ids in parts_of(result).values() for i in ids} == moving
+
+
+@pytest.mark.parametrize(("needed", "moving"), [
+    ([0], {0, 1, 2, 7, 8, 9, 10}),
+    ([0, 1], {0, 1, 2}),
+])  # fmt: skip
+def test_places_of_the_largest_values_count_through_the_whole_image(
+    needed, moving
+):
+    bench = Bench()
+    bench.run(
+        "max_pool2d_with_indices",
+        (3, 2, 4),
+        (3, 2, 4),
+        self=bench.units(3, 4, 4),
+        kernel_size=[2, 1],
+        needed=needed,
+    )
+    assert bench.pins == set(range(11)) - moving
+
+
+def test_the_units_of_a_pooled_sequence_move():
+    """As in the funnel transformer, whose queries are pooled and whose keys are not."""
+
+    class Funnel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Linear(3, 6)
+            self.query, self.key = nn.Linear(6, 4), nn.Linear(6, 4)
+            self.value, self.head = nn.Linear(6, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            stream = self.embed(x)
+            pooled = F.avg_pool2d(stream[:, None], (2, 1), ceil_mode=True)
+            queries, keys = self.query(pooled[:, 0]), self.key(stream)
+            weights = (queries @ keys.mT).softmax(-1)
+            return self.head(weights @ self.value(stream))
+
+    spec = exact(Funnel(), noise(2, 5, 3))
+    assert spec.log10_symmetries >= log10((6, 1), (4, 1), (5, 1)) - 1e-6
 
 
 @pytest.mark.parametrize("argument", ["input", "self"])

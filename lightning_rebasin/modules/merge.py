@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.landscape.batches import batch_size
@@ -49,6 +50,7 @@ from lightning_rebasin.modules.midpoint_loss import (
 )
 from lightning_rebasin.modules.options import MergeOptions
 from lightning_rebasin.modules.projection import FreeParameters, Projection
+from lightning_rebasin.modules.schedules import half_cosine
 from lightning_rebasin.modules.start import InitChoice
 from lightning_rebasin.symmetry.actions.kinds import PERMUTATION
 from lightning_rebasin.symmetry.actions.permutation import Permutation
@@ -77,7 +79,8 @@ class MergeModule(MergedModule):
             that, from the first training batch.
         loss: Takes the network and a batch and returns a scalar; ``None`` means ``model.training_step``; ``"outputs"``
             needs no labels: the distance of the network's outputs at λ to the mix of the ends' outputs.
-        optimizer: Makes the optimizer of the free parameters; ``None`` is the paper's SGD, lr 0.01, momentum 0.9.
+        optimizer: Makes the optimizer of the free parameters; ``None`` is the paper's SGD, lr 0.01, momentum 0.9, and
+            Adam, lr 0.01, that ends at 0, for other kinds than permutations.
         lr_scheduler: Makes a learning-rate scheduler from the optimizer.
         lam: Where the loss is taken: a number in (0, 1), or an interval from which every step draws λ.
         stands_for: Whether the free parameters stand for the permuted source or for the midpoint.
@@ -300,6 +303,14 @@ class MergeModule(MergedModule):
         if self.elements is None:
             return super().default_optimizer(parameters)
         return torch.optim.Adam(parameters, lr=0.01)
+
+    def default_scheduler(
+        self, optimizer: torch.optim.Optimizer
+    ) -> LRScheduler | None:
+        """For other kinds than permutations half a cosine, down to 0 at the end of the training if there is one."""
+        if self.elements is None:
+            return None
+        return half_cosine(optimizer, self.trainer.estimated_stepping_batches)
 
     def on_validation_epoch_start(self) -> None:
         """Prepare the midpoint of every candidate."""

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import (
 )
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.modules.inner import InnerModel, LossFunction
@@ -77,6 +78,13 @@ class OuterModule(LightningModule):
         """SGD, lr 0.01, momentum 0.9."""
         return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
+    def default_scheduler(
+        self,
+        optimizer: torch.optim.Optimizer,  # noqa: ARG002
+    ) -> LRScheduler | None:
+        """What changes the step size of the default optimizer after every step: nothing."""
+        return None
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and scheduler that were asked for, over what is learned.
 
@@ -87,7 +95,7 @@ class OuterModule(LightningModule):
         optimizer = make(self.learned())
         _check_held(optimizer, self.learned())
         if self._lr_scheduler is None:
-            return optimizer
+            return self._by_default(optimizer)
         scheduler = self._lr_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             return {
@@ -100,6 +108,20 @@ class OuterModule(LightningModule):
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler},
+        }
+
+    def _by_default(
+        self, optimizer: torch.optim.Optimizer
+    ) -> OptimizerLRScheduler:
+        """An optimizer that nobody gave a scheduler; one that somebody gave keeps its step size."""
+        if self._optimizer is not None:
+            return optimizer
+        scheduler = self.default_scheduler(optimizer)
+        if scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
     # PyTorch declares three overloads, of which one is enough here.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from helpers.kinds import LENGTH, VOCABULARY, Transformer, networks
 from helpers.quiet import fit_quietly, quiet_trainer
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -57,6 +59,21 @@ def language(seed: int) -> Language:
         return Language()
 
 
+class SavesTheFirstEpoch(Callback):
+    """Writes ``half.ckpt``, as if the training had been stopped there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.folder / "half.ckpt")
+
+
 def fitted(
     folder: Path,
     epochs: int = 2,
@@ -66,9 +83,13 @@ def fitted(
 ) -> MergeModule:
     a, b = language(1).state_dict(), language(2).state_dict()
     module = MergeModule(language(0), a, b, kinds="all", **options)
-    trainer = quiet_trainer(folder, max_epochs=epochs, precision=precision)
+    trainer = quiet_trainer(
+        folder,
+        max_epochs=epochs,
+        precision=precision,
+        callbacks=[SavesTheFirstEpoch(folder)],
+    )
     fit_quietly(trainer, module, loader(1), loader(2), checkpoint)
-    trainer.save_checkpoint(folder / "last.ckpt")
     return module
 
 
@@ -113,12 +134,35 @@ def test_learning_is_deterministic_resumes_and_loads(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     once = fitted(tmp_path / "once").merged_state_dict()
     again = fitted(tmp_path / "again").merged_state_dict()
-    fitted(tmp_path / "half", epochs=1)
-    resumed = fitted(tmp_path / "half", 2, tmp_path / "half" / "last.ckpt")
+    resumed = fitted(tmp_path / "half", 2, tmp_path / "once" / "half.ckpt")
     for key, tensor in once.items():
         assert torch.equal(again[key], tensor), key
         torch.testing.assert_close(resumed.merged_state_dict()[key], tensor)
     language(0).load_state_dict(once, strict=True)
+
+
+def rates(folder: Path, epochs: int, **options: Any) -> list[float]:
+    """The step size of every step."""
+    a, b = language(1).state_dict(), language(2).state_dict()
+    module = MergeModule(language(0), a, b, kinds="all", **options)
+    watch = SavesTheFirstEpoch(folder)
+    trainer = quiet_trainer(folder, max_epochs=epochs, callbacks=[watch])
+    fit_quietly(trainer, module, loader(1), loader(2))
+    return watch.rates
+
+
+def test_the_step_size_falls_along_half_a_cosine(tmp_path: Path) -> None:
+    found = rates(tmp_path, 2)
+    count = len(found)
+    wanted = [
+        0.005 * (1 + math.cos(math.pi * step / count)) for step in range(count)
+    ]
+    assert found == pytest.approx(wanted)
+
+
+def test_an_optimizer_of_ones_own_keeps_its_step_size(tmp_path: Path) -> None:
+    adam = partial(torch.optim.Adam, lr=0.02)
+    assert set(rates(tmp_path, 2, optimizer=adam)) == {0.02}
 
 
 def test_mixed_precision_does_not_round_the_elements(tmp_path: Path) -> None:
@@ -178,6 +222,6 @@ def test_permutations_settle_in_the_middle_of_a_training(
     monkeypatch.setattr(orders, "SETTLED", 3)
     fitted(tmp_path, epochs=1)
     first = len(steps)
-    fitted(tmp_path, epochs=2, checkpoint=tmp_path / "last.ckpt")
+    fitted(tmp_path, epochs=2, checkpoint=tmp_path / "half.ckpt")
     # Two steps of the first epoch, and one of the second.
     assert (first, len(steps)) == (2, 3)

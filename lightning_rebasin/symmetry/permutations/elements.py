@@ -279,6 +279,8 @@ def connected(
         ([0, 1, 0, 0], 2)
     """
     ones = np.ones(len(left), dtype=np.int8)
-    graph = coo_array((ones, (left, right)), shape=(size, size))
+    # Before 1.13 SciPy's search takes short numbers only, and does not shorten them itself.
+    pairs = (left.astype(np.int32), right.astype(np.int32))
+    graph = coo_array((ones, pairs), shape=(size, size))
     count, classes = connected_components(graph, directed=False)
     return classes.astype(np.int64), count

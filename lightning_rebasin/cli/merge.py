@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning_rebasin.cli import common, datasets, metrics
+from lightning_rebasin.cli import common, datasets, merge_page, metrics
 
 HELP = "merge two or more checkpoints into one that works"
 #: As in ``checkpoints.options``, written out so that help need not wait for torch.
@@ -97,6 +97,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="also write the report to this file",
     )
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="HTML",
+        help="also measure the segment between two files on the held-out data, as they are and aligned, and write it "
+        "and the merged model as an interactive page",
+    )
     common.add_model_arguments(parser)
     datasets.add_data_arguments(parser, several=True)
     common.add_file_arguments(parser)
@@ -146,6 +153,7 @@ def run(args: argparse.Namespace) -> int:
     if module is None and args.method not in ("average", "none"):
         module = common.described_module(args, args.files[0])
     data = datasets.load_data(args)
+    merge_page.check(args, module, data)
     # The labels of each model's data may begin at 0: outputs are compared instead.
     joined = args.heads == "concatenate"
     options = MergeOptions(
@@ -178,6 +186,10 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.report:
         common.write_json(args.report, report.to_dict())
+    if args.page and module is not None:
+        merge_page.write(args, module, data, report)
     common.keep_result(args, report.to_dict())
     print(report)
+    if args.page:
+        print(f"wrote {args.page}")
     return 0

@@ -22,27 +22,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_rebasin.assignment.solve import Solver
-from lightning_rebasin.errors import ConfigurationError
 from lightning_rebasin.matching.costs.blocks import objective_tensors
 from lightning_rebasin.matching.importance import weighted
 from lightning_rebasin.matching.result import Descent, MatchResult
-from lightning_rebasin.matching.search.two_gauges import (
-    TRAINED,
-    TwoGauges,
-    better_of,
-    stretches,
-)
 from lightning_rebasin.matching.steps.nested import best_elements
 from lightning_rebasin.matching.steps.permutation import Family, families_of
 from lightning_rebasin.matching.steps.procrustes import MIXING
 from lightning_rebasin.symmetry.actions.action import action_of
-from lightning_rebasin.symmetry.actions.balance import (
-    back_from_balance,
-    balancing,
-)
-from lightning_rebasin.symmetry.actions.kinds import PERMUTATION
 from lightning_rebasin.symmetry.actions.transform import Transform
-from lightning_rebasin.symmetry.spec.gauge import fold
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 from lightning_rebasin.symmetry.spec.values import (
     AxisMap,
@@ -58,10 +45,8 @@ GeneralInit = Literal["identity", "random", "bases"] | Transform
 NamedInit = tuple[str, GeneralInit]
 #: A gain below this share of the objective is rounding.
 _NOISE = 1e-12
-#: Descents where nobody says how many.
-_DESCENTS = 3
 #: Most sweeps where nobody says how many.
-_MOST_SWEEPS = 100
+MOST_SWEEPS = 100
 #: Rotations approach their best slowly: a sweep that gains a smaller share than this is the last one.
 _ENOUGH = 1e-4
 
@@ -98,7 +83,7 @@ class GeneralMatcher:
         self.exact = _one_step(spec, self._families)
         self._solver = solver
         self._fixed = fixed
-        self._enough = _ENOUGH if _mixes(spec) else _NOISE
+        self._enough = _ENOUGH if mixes(spec) else _NOISE
         names = objective_tensors(spec)
         # In their own precision: each is widened to float64 only while it is looked at.
         self._reference = {
@@ -290,132 +275,6 @@ class GeneralMatcher:
         return costs
 
 
-def match_generally(
-    spec: PermutationSpec,
-    reference: State,
-    source: State,
-    *,
-    init: GeneralInit | None,
-    restarts: int | None,
-    sweeps: Callable[[torch.Generator], Sweeps],
-    seed: int,
-    solver: Solver,
-    progress: bool,
-    order: Callable[[State, State, Transform | None], Transform],
-) -> MatchResult:
-    """What :func:`match_weights` does for specs with other kinds than permutations.
-
-    Args:
-        spec: What may be changed.
-        reference: Weights A.
-        source: Weights B.
-        init: Where to start; ``None`` for the identity and random starts.
-        restarts: Number of descents, by default 3, or one if ``init`` is given or a single step finds the optimum.
-        sweeps: Makes the orders of the visits of one descent.
-        seed: Seeds every random choice.
-        solver: Assignment solver.
-        progress: Show a progress bar.
-        order: Finds the best permutations alone of two networks, from a start or from several of its own.
-
-    Raises:
-        ConfigurationError: ``init`` is the state of a permutation matching, or belongs to another spec.
-    """
-    if not (
-        init is None
-        or isinstance(init, Transform)
-        or init in ("identity", "random", "bases")
-    ):
-        raise ConfigurationError(
-            f"init must be None, 'identity', 'random', 'bases' or a Transform for this spec, not {init!r}"
-        )
-    if isinstance(init, Transform) and init.spec != spec:
-        raise ConfigurationError(
-            "the initial transform belongs to another spec"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    spec.check_state(source, "source", finite=True)
-    spec.check_state(reference, "reference", finite=True)
-    trained = (fold(spec, reference), fold(spec, source))
-    balances = [balancing(spec, end) for end in trained]
-    home = back_from_balance(spec, trained[0])
-    if isinstance(init, Transform):
-        # The caller's transform leads from the source to canonical gauge, the matcher's between balanced networks.
-        init = home.inverse().compose(init).compose(balances[1].inverse())
-    ends = (balances[0].apply(reference), balances[1].apply(source))
-    matcher = GeneralMatcher(spec, *ends, solver)
-    if init is None and restarts is None and matcher.exact:
-        # One step finds the best, wherever it starts.
-        restarts = 1
-    searches = not matcher.exact and not _mixes(spec)
-    inits = _inits(spec, init, restarts)
-    if searches and init is None:
-        # The best order alone is found by a far better search than descents from random orders are.
-        best = ("best order", order(*ends, None))
-        inits = [best, *inits][: restarts or _DESCENTS]
-    found = matcher.match(
-        inits, lambda: sweeps(generator), generator, progress=progress
-    )
-    if searches and stretches(spec) and not isinstance(init, str):
-        found = _in_either_gauge(
-            found,
-            spec,
-            TwoGauges(ends, trained),
-            order(*trained, init),
-            solver,
-        )
-    transform = home.compose(found.transform).compose(balances[1])
-    return replace(found, transform=transform)
-
-
-def _in_either_gauge(
-    found: MatchResult,
-    spec: PermutationSpec,
-    networks: TwoGauges,
-    order: Transform,
-    solver: Solver,
-) -> MatchResult:
-    """A matching, or the best one with the order that the networks have in the lengths they were trained with.
-
-    Args:
-        found: The best between balanced networks.
-        spec: What may be changed.
-        networks: Both networks.
-        order: The best permutations in trained lengths.
-        solver: Assignment solver.
-    """
-    orders = {
-        name: element
-        for name, element in order.elements.items()
-        if spec.groups[name].kind == PERMUTATION
-    }
-    # What is left (signs) is chosen between balanced networks, in that order.
-    matcher = GeneralMatcher(spec, *networks.balanced, solver, orders)
-    roots = range(sum(g.parent is None for g in spec.groups.values()))
-    other, descent = matcher.descend(
-        Transform.of(spec, orders), iter([roots] * _MOST_SWEEPS), TRAINED
-    )
-    plain = GeneralMatcher(spec, *networks.trained, solver)
-    return better_of(found, other, descent, matcher.objective, plain.objective)
-
-
-def _inits(
-    spec: PermutationSpec, init: GeneralInit | None, restarts: int | None
-) -> list[NamedInit]:
-    """Where the descents start: random rotations are hopeless, so where units mix what both networks share decides."""
-    if init is not None:
-        name = init if isinstance(init, str) else "given"
-        return [(name, init)] * (restarts or 1)
-    if _mixes(spec):
-        first: Literal["bases", "identity"] = "bases"
-        count = restarts or 1
-    else:
-        first = "identity"
-        count = restarts or _DESCENTS
-    found: list[NamedInit] = [(first, first)]
-    found += [("random", "random")] * (count - 1)
-    return found
-
-
 def _random(spec: PermutationSpec, generator: torch.Generator) -> Transform:
     """Random elements of all groups that keep lengths.
 
@@ -427,7 +286,7 @@ def _random(spec: PermutationSpec, generator: torch.Generator) -> Transform:
     return drawn.only(kept)
 
 
-def _mixes(spec: PermutationSpec) -> bool:
+def mixes(spec: PermutationSpec) -> bool:
     """Whether units of some group are mixed."""
     return any(group.kind in MIXING for group in spec.groups.values())
 
@@ -457,7 +316,7 @@ def complete(
     )
     roots = sum(group.parent is None for group in spec.groups.values())
     start = Transform.of(spec, decided)
-    sweeps = [range(roots)] * _MOST_SWEEPS
+    sweeps = [range(roots)] * MOST_SWEEPS
     return matcher.descend(start, iter(sweeps))[0]
 
 

@@ -18,7 +18,12 @@ from torch import Tensor
 
 from lightning_rebasin.matching.result import Descent, MatchResult
 from lightning_rebasin.symmetry.actions.action import action_of
+from lightning_rebasin.symmetry.actions.balance import (
+    back_from_balance,
+    balancing,
+)
 from lightning_rebasin.symmetry.actions.transform import Transform
+from lightning_rebasin.symmetry.spec.gauge import fold
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
 State = Mapping[str, Tensor]
@@ -30,15 +35,49 @@ TRAINED = "trained lengths"
 
 @dataclass(frozen=True, eq=False)
 class TwoGauges:
-    """Both networks, twice.
+    """Both networks, twice, and the way between.
 
     Args:
         balanced: With equal lengths on both sides of every unit.
         trained: With the lengths that they were trained with.
+        balance: What balances the source.
+        home: What leads from balanced networks to the lengths of the reference.
     """
 
     balanced: tuple[State, State]
     trained: tuple[State, State]
+    balance: Transform
+    home: Transform
+
+    @classmethod
+    def of(
+        cls, spec: PermutationSpec, reference: State, source: State
+    ) -> TwoGauges:
+        """Both networks as they come.
+
+        Raises:
+            StateDictError: A tensor is missing, extra or has another shape.
+            NonFiniteError: A tensor holds NaN or infinity.
+        """
+        spec.check_state(source, "source", finite=True)
+        spec.check_state(reference, "reference", finite=True)
+        trained = (fold(spec, reference), fold(spec, source))
+        first, second = (balancing(spec, state) for state in trained)
+        return cls(
+            balanced=(first.apply(reference), second.apply(source)),
+            trained=trained,
+            balance=second,
+            home=back_from_balance(spec, trained[0]),
+        )
+
+    def to_balanced(self, transform: Transform) -> Transform:
+        """A transform of the source as it is, as one between balanced networks."""
+        ahead = self.home.inverse().compose(transform)
+        return ahead.compose(self.balance.inverse())
+
+    def from_balanced(self, transform: Transform) -> Transform:
+        """Inverse of :meth:`to_balanced`."""
+        return self.home.compose(transform).compose(self.balance)
 
 
 def stretches(spec: PermutationSpec) -> bool:

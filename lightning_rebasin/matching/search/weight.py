@@ -23,10 +23,8 @@ from lightning_rebasin.assignment.solve import checked_solver
 from lightning_rebasin.matching.importance import weighted
 from lightning_rebasin.matching.result import MatchResult, MatchState
 from lightning_rebasin.matching.search.anneal import SLOW
-from lightning_rebasin.matching.search.general import (
-    GeneralInit,
-    match_generally,
-)
+from lightning_rebasin.matching.search.general import GeneralInit
+from lightning_rebasin.matching.search.generally import match_generally
 from lightning_rebasin.matching.search.journal import Journal
 from lightning_rebasin.matching.search.pair import Pair, Source
 from lightning_rebasin.matching.search.policy import (

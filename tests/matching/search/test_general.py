@@ -21,10 +21,8 @@ from lightning_rebasin.errors import (
 )
 from lightning_rebasin.matching import MatchResult, match_weights
 from lightning_rebasin.matching.objective import objective
-from lightning_rebasin.matching.search.general import (
-    GeneralMatcher,
-    match_generally,
-)
+from lightning_rebasin.matching.search.general import GeneralMatcher
+from lightning_rebasin.matching.search.generally import match_generally
 from lightning_rebasin.matching.search.policy import orders
 from lightning_rebasin.symmetry import Component, Group, Transform
 from lightning_rebasin.symmetry.actions.permutation import Permutation

@@ -233,7 +233,7 @@ def _folded(
             "a gain acts on units one by one, so after a rotation its gradients are others"
         )
         shift = one.shift if one.absorbs_shift else None
-        if _is(weights, one.gain, 1) and _is(weights, shift, 0):
+        if _is(weights, one.gain, one.neutral) and _is(weights, shift, 0):
             continue
         folded = [reader.weight for reader in one.readers]
         folded += [one.shift] if one.shift is not None else []

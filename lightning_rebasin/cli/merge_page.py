@@ -72,6 +72,8 @@ def write(
     from lightning_rebasin.merging.statistics import batch_norms
     from lightning_rebasin.plotting import write_page
 
+    # What ``check`` has made sure of.
+    assert data.validate is not None
     measured = partial(
         measure_barrier,
         module,

@@ -352,7 +352,6 @@ EXPECTED: dict[str, Expected] = {
     "hf/gemma": _llama(
         "sign",
         untied="orthogonal",
-        found={"untied": ""},
         why="as Llama, tied head; the gain of a norm is 1 + w",
     ),
     "hf/gemma2": _llama("sign", why="norms behind the branches, too"),

@@ -28,7 +28,7 @@ from lightning_rebasin.symmetry.spec.values import (
     Pin,
 )
 
-FOLDED = "a gain that is folded into its readers is 1"
+FOLDED = "a gain that is folded into its readers or writers is 1"
 
 
 def enlarge(

@@ -43,6 +43,10 @@ def copied(vectors: Vectors, step: Step) -> None:
         vectors.gains.use(vector.weight, step.name)
         weight = ""
     roles = followed(step, value, vector.roles)
+    if vector.offset and weight:
+        vectors.excuse(step, value)
+        vectors.give_offset(step, vector, 0.0)
+        return
     vectors.give(step, vector, roles, weight=weight)
 
 
@@ -53,6 +57,8 @@ def _count_tensors(step: Step) -> int:
 
 def added(vectors: Vectors, step: Step) -> None:
     """Operands are added, or put beside each other."""
+    if _is_offset(vectors, step):
+        return
     along = _joined_dim(step)
     if along is None and (step.others or step.has_added_number()):
         _same_for_all(vectors, step)
@@ -78,7 +84,21 @@ def added(vectors: Vectors, step: Step) -> None:
     first = plain[0]
     for vector in plain:
         vectors.tie(step, vector.roles, first.roles, 1)
-    vectors.give(step, first)
+    vectors.give(step, replace(first, writers=()))
+
+
+def _is_offset(vectors: Vectors, step: Step) -> bool:
+    """Whether a number is added to a tensor of the state and nothing else: perhaps it will be a gain."""
+    number = step.node.arguments.get("other")
+    plain = step.number_argument("alpha", 1) == 1 and not step.others
+    if step.op != "aten.add" or len(step.carriers) != 1 or not plain:
+        return False
+    vector = vectors.of(step, step.carriers[0])
+    if not vector.weight or not isinstance(number, int | float):
+        return False
+    vectors.excuse(step, step.carriers[0])
+    vectors.give_offset(step, vector, float(number))
+    return True
 
 
 def _joined_dim(step: Step) -> int | None:
@@ -148,8 +168,10 @@ def multiplied(vectors: Vectors, step: Step) -> None:
     if step.carriers[0] == step.carriers[1] and plain:
         vectors.give(step, replace(first, square=True))
     elif second.weight and not first.weight:
+        vectors.excuse(step, step.carriers[1])
         _gained(vectors, step, first, second)
     elif first.weight and not second.weight:
+        vectors.excuse(step, step.carriers[0])
         _gained(vectors, step, second, first)
     else:
         raise Limit(f"{step.name} multiplies its units one by one")
@@ -161,8 +183,14 @@ def _gained(
     """A tensor of the state multiplies the coordinates one by one."""
     if vector.gain or vector.square:
         raise unfolded(step, vector)
-    vectors.gains.begin(gain.weight)
-    vectors.give(step, replace(vector, gain=gain.weight))
+    vectors.gains.begin(gain.weight, gain.offset)
+    if not vectors.is_written_for(step, vector):
+        vectors.give(step, replace(vector, gain=gain.weight, writers=()))
+        return
+    # At the end of a branch: what is written there is scaled before.
+    writers = [Reader(name, vectors.dim_of(name)) for name in vector.writers]
+    vectors.gains.written(gain.weight, writers)
+    vectors.give(step, replace(vector, writers=()))
 
 
 def contracted(vectors: Vectors, step: Step) -> None:
@@ -202,6 +230,7 @@ def _passed(
     """Another dimension is contracted: the result is the same vector, with a bias perhaps."""
     vectors.gains.use(vector.weight, step.name)
     roles = _passing(step, argument, vector.roles)
+    writers = (vector.weight,) if vector.weight else vector.writers
     addend = step.carried(ops.CONTRACTED[step.op][2])
     if addend is not None:
         bias = vectors.of(step, addend)
@@ -213,7 +242,10 @@ def _passed(
             # (1, channels, 1, 1) beside (channels,)
             beside_bias = roles.reshape(-1)
         vectors.tie(step, bias.roles, beside_bias, 1)
-    vectors.give(step, replace(vector, roles=roles))
+        # A sum with what is no bias of the state has more writers than these.
+        writers = (*writers, bias.weight) if bias.weight else ()
+    written = replace(vector, roles=roles, writers=writers, path=())
+    vectors.give(step, written)
 
 
 def _passing(step: Step, argument: str, roles: Roles) -> Roles:

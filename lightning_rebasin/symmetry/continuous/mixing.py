@@ -76,6 +76,7 @@ def find_mixing(
         _check_seats(step)
         handler = _HANDLERS.get(step.op, _other)
         handler(vectors, step)
+    vectors.settle_offsets()
     vectors.gains.check()
     folds = vectors.gains.folds()
     kind, limit = _kind(vectors)

@@ -76,7 +76,7 @@ def rms_normed(vectors: Vectors, step: Step) -> None:
     vector = vectors.of(step, value)
     if vector.gain or vector.square:
         raise unfolded(step, vector)
-    found = replace(vector, weight="")
+    found = replace(vector, weight="", writers=())
     gain = step.carried("weight")
     if gain is not None:
         name = step.value(gain).name

@@ -7,6 +7,7 @@ the units in every tensor of the state (:mod:`.roles`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import final
@@ -20,6 +21,7 @@ from lightning_rebasin.symmetry.continuous.roles import (
 )
 from lightning_rebasin.symmetry.continuous.systems import Key, Parities
 from lightning_rebasin.symmetry.spec.values import AxisMap, Group
+from lightning_rebasin.symmetry.trace.tape import Tape, references
 
 
 @final
@@ -33,6 +35,9 @@ class Vector:
         gain: The gain that multiplies its coordinates.
         shift: What was added behind the gain.
         square: Whether it holds the squares of the coordinates.
+        offset: The number that was added to the tensor of the state that it is.
+        writers: The layer whose result it is: its weight and its bias, if they are tensors of the state.
+        path: The values from that layer's result to this one.
     """
 
     roles: Roles
@@ -40,6 +45,9 @@ class Vector:
     gain: str = ""
     shift: str = ""
     square: bool = False
+    offset: float = 0.0
+    writers: tuple[str, ...] = ()
+    path: tuple[int, ...] = ()
 
 
 @final
@@ -64,6 +72,11 @@ class Vectors:
         #: Why only rotations are allowed, and why the mean must stay; empty if that is not so.
         self.rotates = ""
         self.keeps_mean = ""
+        #: Tensors with a number added, why the mean must stay if they are no gains, and how often they are met so.
+        self._offsets: dict[Key, str] = {}
+        self._met: Counter[Key] = Counter()
+        #: How often each value of a tape is read, by the number of the example.
+        self._readers: dict[int, Counter[int]] = {}
         #: Whether something reads the vector itself, not behind a norm that takes its mean away.
         self.read_plainly = False
 
@@ -73,6 +86,7 @@ class Vectors:
         of_state = tensor.origin == "state"
         key: Key = tensor.name if of_state else (step.number, value)
         if key in self._known:
+            self._met[key] += 1
             return self._known[key]
         if of_state:
             vector = self._of_weight(step, value, tensor.name)
@@ -80,6 +94,36 @@ class Vectors:
             vector = Vector(self._number(key))
         self._known[key] = vector
         return vector
+
+    def give_offset(self, step: Step, vector: Vector, number: float) -> None:
+        """All results are a tensor of the state with a number added, which only a gain may be."""
+        self.give(
+            step,
+            replace(vector, offset=vector.offset + number),
+            weight=vector.weight,
+        )
+        for value in step.results:
+            why = f"{step.name} adds a number to all its units"
+            self._offsets[step.number, value] = why
+
+    def excuse(self, step: Step, value: int) -> None:
+        """A tensor with a number added was met as a gain, or was only copied."""
+        self._met[step.number, value] -= 1
+
+    def settle_offsets(self) -> None:
+        """Whatever is not excused has a number added to all units: the mean must stay."""
+        for key, why in self._offsets.items():
+            if self._met[key]:
+                self.keeps_mean = self.keeps_mean or why
+
+    def is_written_for(self, step: Step, vector: Vector) -> bool:
+        """Whether a layer writes a vector for this operation only: nothing else reads it on its way."""
+        if not vector.writers:
+            return False
+        if step.number not in self._readers:
+            self._readers[step.number] = _count_readers(step.tape)
+        readers = self._readers[step.number]
+        return all(readers[value] == 1 for value in vector.path)
 
     def _of_weight(self, step: Step, value: int, name: str) -> Vector:
         seat = step.seat(value)
@@ -115,9 +159,13 @@ class Vectors:
             roles: Roles of each result, if they are not those of the vector.
             weight: The tensor of the state that the results still are.
         """
+        if len(step.results) > 1:
+            # Of several results one might be multiplied by a gain, and the others not.
+            vector = replace(vector, writers=())
         for value in step.results:
             own = vector.roles if roles is None else roles[value]
-            known = replace(vector, roles=own, weight=weight)
+            path = (*vector.path, value) if vector.writers else ()
+            known = replace(vector, roles=own, weight=weight, path=path)
             self._known[(step.number, value)] = known
 
     def tie(self, step: Step, first: Roles, second: Roles, sign: int) -> None:
@@ -162,6 +210,14 @@ class Vectors:
                 signs.append(sign * reference)
             found[name] = tuple(signs)
         return found
+
+
+def _count_readers(tape: Tape) -> Counter[int]:
+    """How many operations read each value, and whether it is a result."""
+    found = Counter(tape.results)
+    for node in tape.nodes:
+        found.update(ref.value for ref in references(node.arguments))
+    return found
 
 
 def unfolded(step: Step, vector: Vector) -> Limit:

@@ -21,15 +21,24 @@ class Reader:
 class Fold:
     """The gain and the shift of one norm, and everything that reads them.
 
+    A gain at the end of a branch goes into what writes it instead: the same product, along the writers' own units.
+
     Args:
         gain: Name of γ.
         shift: Name of β, or ``None``.
         readers: The weights into which they are folded.
+        offset: What the network adds to the tensor before it multiplies: 1 for norms that store ``γ − 1``.
     """
 
     gain: str
     shift: str | None
     readers: tuple[Reader, ...]
+    offset: float = 0.0
+
+    @property
+    def neutral(self) -> float:
+        """The value of the tensor whose gain is 1."""
+        return 1.0 - self.offset
 
     @property
     def absorbs_shift(self) -> bool:

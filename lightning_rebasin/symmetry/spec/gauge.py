@@ -105,9 +105,10 @@ def fold(spec: SpecFields, state: State) -> dict[str, Tensor]:
 
 def _folded(one: Fold, state: State) -> dict[str, Tensor]:
     """The tensors that one fold changes, in float64."""
-    gain = state[one.gain].double()
+    gain = state[one.gain].double() + one.offset
     shift = None if one.shift is None else state[one.shift].double()
-    changed: dict[str, Tensor] = {one.gain: torch.ones_like(gain)}
+    neutral = torch.full_like(gain, one.neutral)
+    changed: dict[str, Tensor] = {one.gain: neutral}
     if one.shift is not None and shift is not None:
         changed[one.shift] = torch.zeros_like(shift)
         if not one.absorbs_shift:
@@ -156,6 +157,8 @@ def folds_to_dict(spec: SpecFields) -> dict[str, Any]:
                 "gain": one.gain,
                 "shift": one.shift,
                 "readers": [vars(reader) for reader in one.readers],
+                # Files of gains that are stored as they are stay as they were.
+                **({"offset": one.offset} if one.offset else {}),
             }
             for one in spec.folds
         ]
@@ -184,7 +187,9 @@ def folds_from_dict(data: Mapping[str, Any]) -> tuple[Fold, ...]:
             _require(str | None, reader.bias)
         _require(str, entry["gain"])
         _require(str | None, entry["shift"])
-        found.append(Fold(entry["gain"], entry["shift"], readers))
+        offset = entry.get("offset", 0.0)
+        _require(int | float, offset)
+        found.append(Fold(entry["gain"], entry["shift"], readers, offset))
     return tuple(found)
 
 

@@ -24,11 +24,53 @@ def test_a_gain_with_its_shift_and_its_readers_is_a_fold():
     assert gains.folds() == (Fold("g", "b", readers),)
 
 
-def test_a_gain_that_is_met_twice_is_refused():
+def test_a_gain_may_be_met_again_in_the_same_way():
+    """A norm that is used at two places, or an example more."""
+    gains = Gains()
+    for _ in range(2):
+        gains.begin("g")
+        gains.shift("g", "b", "here")
+        gains.read("g", Reader("w", 1, "c"), "there")
+    gains.check()
+    assert gains.folds() == (Fold("g", "b", (Reader("w", 1, "c"),)),)
+
+
+def test_a_gain_that_is_met_in_two_ways_is_refused():
+    differs = "differs from place to place"
+    gains = Gains()
+    gains.begin("g", 1.0)
+    with pytest.raises(Limit, match=differs):
+        gains.begin("g")
+    gains.shift("g", "b", "here")
+    with pytest.raises(Limit, match=differs):
+        gains.shift("g", "c", "there")
+    gains.begin("g", 1.0)
+    # Shifted at one place, and not at the other.
+    with pytest.raises(Limit, match=differs):
+        gains.check()
+
+
+def test_a_gain_at_the_end_of_some_branches_only_is_refused():
     gains = Gains()
     gains.begin("g")
-    with pytest.raises(Limit, match="twice"):
-        gains.begin("g")
+    gains.use("w", "here")
+    gains.written("g", [Reader("w", 0)])
+    gains.check()
+    assert gains.folds() == (Fold("g", None, (Reader("w", 0),)),)
+    gains.begin("g")
+    with pytest.raises(Limit, match="differs from place to place"):
+        gains.check()
+
+
+def test_a_layer_that_writes_something_else_keeps_its_gain():
+    gains = Gains()
+    gains.begin("g")
+    gains.use("w", "here")
+    gains.written("g", [Reader("w", 0)])
+    gains.use("w", "there")
+    with pytest.raises(Limit, match="writes something else as well") as caught:
+        gains.check()
+    assert caught.value.weight == "w"
 
 
 def test_a_reader_that_is_used_elsewhere_is_named():

@@ -318,7 +318,8 @@ def circles(graph: dict[str, set[str]]) -> list[tuple[str, ...]]:
         for b in graph[a]
         if b in number and a != b
     ]
-    rows, columns = zip(*edges, strict=True) if edges else ((), ())
+    # SciPy before 1.13 takes short numbers only.
+    rows, columns = np.array(edges, dtype=np.int32).reshape(-1, 2).T
     matrix = coo_array(
         (np.ones(len(edges)), (rows, columns)), shape=(len(names), len(names))
     )

@@ -133,6 +133,9 @@ def test_a_merged_checkpoint_tells_its_history():
         torch.testing.assert_close(tensor, (a[name] + b[name]) / 2)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The loaded checkpoint was produced with Lightning"
+)
 def test_snapshots_of_a_run():
     snapshots = list(load_trajectory(OLD / "snapshots"))
     assert [(s.step, s.epoch) for s in snapshots] == [(0, 0), (1, 0), (2, 0)]

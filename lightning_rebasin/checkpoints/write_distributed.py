@@ -6,6 +6,7 @@ folder is built under a temporary name and then renamed.
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -57,7 +58,7 @@ def write_distributed(
                 save_distributed(
                     nested,
                     storage_writer=FileSystemWriter(folder),
-                    no_dist=True,
+                    **alone(save_distributed),
                 )
             except Exception as error:  # torch.distributed wraps what happens in exceptions of its own
                 raise OutputError(f"cannot write {target}: {error}") from error
@@ -66,3 +67,12 @@ def write_distributed(
         if history is not None:
             name, content = history
             (folder / name).write_text(json.dumps(content, indent=1))
+
+
+def alone(function: Callable[..., Any]) -> dict[str, bool]:
+    """How to tell a function of ``torch.distributed.checkpoint`` that this process works by itself.
+
+    Before torch 2.7 (``save``) and 2.8 (``load``) they have no such option, and find out for themselves.
+    """
+    known = inspect.signature(function).parameters
+    return {"no_dist": True} if "no_dist" in known else {}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_rebasin import infer_spec, merge_checkpoints
 from lightning_rebasin.checkpoints import read_checkpoint
+from lightning_rebasin.checkpoints.write_distributed import alone
 from lightning_rebasin.cli.main import main
 from lightning_rebasin.errors import RebasinError
 from lightning_rebasin.symmetry import PermutationSpec
@@ -65,7 +66,7 @@ def bins(path: Path, state: State) -> None:
 def sharded(path: Path, state: State) -> None:
     from torch.distributed.checkpoint import save
 
-    save({"model": state}, checkpoint_id=path, no_dist=True)
+    save({"model": state}, checkpoint_id=path, **alone(save))
     torch.save({"pytorch-lightning_version": "2.6.6"}, path / "meta.pt")
 
 

@@ -15,6 +15,7 @@ from lightning_rebasin import infer_spec, merge_checkpoints
 from lightning_rebasin.checkpoints import read_checkpoint, write_checkpoint
 from lightning_rebasin.checkpoints.distributed import read_index
 from lightning_rebasin.checkpoints.inputs import sha256
+from lightning_rebasin.checkpoints.write_distributed import alone
 from lightning_rebasin.cli.main import main
 from lightning_rebasin.errors import CheckpointError, OutputError
 from lightning_rebasin.symmetry import Permutation
@@ -119,14 +120,14 @@ def test_bare_folders_of_torch_itself(tmp_path: Path) -> None:
     from torch.distributed.checkpoint import load, save
 
     state = {"w": torch.randn(3, 2), "h": torch.ones(2).bfloat16()}
-    save(dict(state), checkpoint_id=tmp_path / "a", no_dist=True)
+    save(dict(state), checkpoint_id=tmp_path / "a", **alone(save))
     found = read_checkpoint(tmp_path / "a")
     assert found.wrapper is None
     assert torch.equal(found.state_dict["w"], state["w"])
     doubled = {n: 2 * t for n, t in found.state_dict.items()}
     write_checkpoint(tmp_path / "b", doubled, like=found, provenance={"x": 1})
     back = {n: torch.zeros_like(t) for n, t in state.items()}
-    load(back, checkpoint_id=tmp_path / "b", no_dist=True)
+    load(back, checkpoint_id=tmp_path / "b", **alone(load))
     for name, tensor in state.items():
         assert torch.equal(back[name], 2 * tensor)
     assert (tmp_path / "b/lightning_rebasin.json").read_text()
@@ -220,7 +221,7 @@ def test_a_part_too_few(tmp_path: Path) -> None:
     """As if a rank of four had not written its index: the parts do not cover the tensor."""
     from torch.distributed.checkpoint import save
 
-    save({"w": torch.ones(300)}, checkpoint_id=tmp_path / "a", no_dist=True)
+    save({"w": torch.ones(300)}, checkpoint_id=tmp_path / "a", **alone(save))
     # 300 = 0x012c, little endian after BININT2 (M): the chunk's and the whole's length are the same number.
     index = tmp_path / "a" / ".metadata"
     content = index.read_bytes()

@@ -170,6 +170,10 @@ def test_what_moves_is_what_the_moved_network_would_have_collected(
             )
     kept = {names[index] for index in found["state"]}
     spec = element.spec
+    (group,) = before["param_groups"]
+    if rule == "adamw" and "decoupled_weight_decay" not in group:
+        # Before torch 2.7 a file does not say whether it was AdamW: the states of Adam would be others.
+        return
     gains = {one.gain for one in spec.folds}
     assert not kept & gains
     if rule == "sgd" and canonical:

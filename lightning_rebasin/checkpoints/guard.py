@@ -99,7 +99,8 @@ def _check_zip(path: Path) -> None:
             f"{path} is a TorchScript archive, which holds code; save the model's state dict instead: "
             "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
         )
-    if "models/model.json" in names:
+    # Since torch 2.8, and before.
+    if {"models/model.json", "serialized_exported_program.json"} & set(names):
         raise CheckpointError(
             f"{path} is an exported program (torch.export, .pt2), whose weights belong to a fixed graph; merge the "
             "checkpoints it was exported from, and export the result: "

@@ -114,13 +114,14 @@ def _check_zip(path: Path) -> None:
 
 
 def _look_into_zip(path: Path) -> tuple[set[str], int, bytes | None]:
-    """Names in the archive's one folder, claimed size of everything, and the pickle if that is not absurd."""
+    """Names in the archive's one folder, if it has one, claimed size of everything, and the pickle if that is not absurd."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = {
-                entry.filename.partition("/")[2]: entry
-                for entry in archive.infolist()
-            }
+            entries = {}
+            for entry in archive.infolist():
+                # Old exported programs have no folder.
+                _, folder, inside = entry.filename.partition("/")
+                entries[inside if folder else entry.filename] = entry
             claimed = sum(entry.file_size for entry in archive.infolist())
             readable = "data.pkl" in entries and claimed <= _limit(path)
             return (

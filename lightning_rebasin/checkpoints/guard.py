@@ -114,7 +114,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _look_into_zip(path: Path) -> tuple[set[str], int, bytes | None]:
-    """Names in the archive's one folder, if it has one, claimed size of everything, and the pickle if that is not absurd."""
+    """Names in the archive (in its one folder, if any), claimed size of everything, and the pickle if not absurd."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {}

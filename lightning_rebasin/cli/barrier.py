@@ -5,9 +5,19 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_rebasin.cli import common, datasets, matched_ends, metrics
+from lightning_rebasin.cli import (
+    common,
+    datasets,
+    matched_ends,
+    metrics,
+    ranks,
+)
+
+if TYPE_CHECKING:
+    # Help and bad options must not wait for torch.
+    from lightning_rebasin.landscape.shared_grid import Share
 
 HELP = "measure and draw the loss barrier between two checkpoints"
 
@@ -20,9 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "by what its validation_step logs, any other module as a classifier (cross-entropy and accuracy)."
     )
     parser.epilog = (
-        "example:\n"
+        "examples:\n"
         "  lightning-rebasin barrier a.ckpt b.ckpt --module project.models.Net --data project.data.Digits "
-        "-o barrier.html"
+        "-o barrier.html\n"
+        "  torchrun --nproc-per-node 4 --no-python lightning-rebasin barrier a.ckpt b.ckpt --config config.yaml"
+        "   # share the points"
     )
     parser.add_argument(
         "reference", type=Path, metavar="A", help="checkpoint at λ = 0"
@@ -65,13 +77,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, draw, and print the barriers."""
+    with ranks.sharing() as share:
+        if share.rank:
+            # One of them talks.
+            args.no_progress = True
+        curves = _curves(args, share)
+        if share.rank:
+            return 0
+        common.keep_result(args, _content(curves))
+        _print(curves)
+        if args.output:
+            _write(args, curves)
+            print(f"wrote {args.output}")
+        return 0
+
+
+def _curves(args: argparse.Namespace, share: Share) -> dict[str, Any]:
+    """The barrier of the files as they are, and after matching."""
     from lightning.pytorch import LightningModule
 
     from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
     from lightning_rebasin.checkpoints.inputs import read_inputs
     from lightning_rebasin.checkpoints.write import check_target
     from lightning_rebasin.errors import ConfigurationError
-    from lightning_rebasin.landscape import measure_barrier
+    from lightning_rebasin.landscape.shared_grid import measure_shared_barrier
     from lightning_rebasin.merging.statistics import batch_norms
 
     if args.output:
@@ -99,9 +128,10 @@ def run(args: argparse.Namespace) -> int:
     loss = None if by_itself else metrics.cross_entropy
     metrics.check_fits(module, data.validate, loss, args.metric)
     measured = partial(
-        measure_barrier,
+        measure_shared_barrier,
         module,
         dataloader=data.validate,
+        share=share,
         loss=loss,
         points=args.points,
         batch_norm=data.train if batch_norms(module) else None,
@@ -110,15 +140,14 @@ def run(args: argparse.Namespace) -> int:
     )
     # Measured before anything is matched: a file that does not fit has one thing to say.
     curves = {"naive": measured(a, b)}
-    matched = matched_ends.find(args, module, (a, b), data)
+    matched = {}
+    if not share.rank:
+        matched = matched_ends.find(args, module, (a, b), data)
+    # What the first process found, for all.
+    matched = share.gather(matched)[0]
     for label, (start, end) in matched.items():
         curves[label] = measured(start, end)
-    common.keep_result(args, _content(curves))
-    _print(curves)
-    if args.output:
-        _write(args, curves)
-        print(f"wrote {args.output}")
-    return 0
+    return curves
 
 
 def _print(curves: dict[str, Any]) -> None:

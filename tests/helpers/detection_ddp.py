@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics import MetricCollection
 
+from helpers.leave import leave
 from helpers.quiet import quiet_trainer
 from helpers.ways import Islands, detector
 from lightning_rebasin import AdversarialBarrier
@@ -78,3 +79,4 @@ def run(out: Path, devices: int) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     run(Path(sys.argv[1]), int(sys.argv[2]))
+    leave()

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from helpers.classifier import CLASSES, FEATURES, blobs
+from helpers.leave import leave
 from helpers.models import mlp
 from lightning_rebasin import MergeModule
 
@@ -105,3 +106,4 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     seed_everything(0, verbose=False)
     run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
+    leave()

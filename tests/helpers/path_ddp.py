@@ -18,6 +18,7 @@ from lightning.pytorch import seed_everything
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from helpers.classifier import Classifier, blobs
+from helpers.leave import leave
 from helpers.quiet import quiet_trainer
 from lightning_rebasin import CurveModule, StarModule
 
@@ -85,3 +86,4 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     seed_everything(0, verbose=False)
     run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    leave()

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
+from helpers.leave import leave
 from helpers.models import BatchNormCNN, randomise
 from lightning_rebasin import refit
 
@@ -49,9 +50,9 @@ def run(out: Path, processes: int, rank: int) -> None:
         "samples": found.samples,
     }
     torch.save(kept, out / f"{processes}-{rank}.pt")
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    leave()

@@ -19,6 +19,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
+from helpers.leave import leave
+
 RANKS = 2
 
 
@@ -67,7 +69,11 @@ def _start(folder: Path, meeting: str, rank: int) -> subprocess.Popen[str]:
     arguments = [str(folder), f"{meeting}/place", str(rank)]
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", __file__, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -173,7 +179,7 @@ def main() -> None:
         for seed in (0, 1):
             _of_fsdp1(folder, seed)
             _of_fsdp2(folder, seed)
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

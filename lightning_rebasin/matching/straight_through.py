@@ -27,6 +27,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from lightning_rebasin.matching.importance import weighted
 from lightning_rebasin.matching.result import MatchResult
 from lightning_rebasin.matching.search.weight import WeightMatcher
 from lightning_rebasin.symmetry.actions.permutation import Permutation
@@ -168,7 +169,10 @@ class Projector:
         self._stands_for: StandsFor = stands_for
         self._projection: Projection = projection
         self._seed = seed
-        self._matcher = WeightMatcher(spec, source, device=device)
+        self._spec = spec
+        self._matcher = WeightMatcher(
+            spec, weighted(spec, source), device=device
+        )
 
     def project(self, free: Mapping[str, Tensor], step: int) -> MatchResult:
         """Match the source to the free parameters, starting from the last permutation.
@@ -185,7 +189,10 @@ class Projector:
         )
         # The published algorithm visits the layers in a fresh random order every time.
         result = self._matcher.match(
-            target, self.permutation, seed=self._seed + step, order="random"
+            weighted(self._spec, target),
+            self.permutation,
+            seed=self._seed + step,
+            order="random",
         )
         self.permutation = result.permutation
         return result

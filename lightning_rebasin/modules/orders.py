@@ -24,6 +24,7 @@ from typing import final
 
 from torch import Tensor, nn
 
+from lightning_rebasin.matching.importance import weighted
 from lightning_rebasin.matching.search.weight import WeightMatcher
 from lightning_rebasin.symmetry.actions.permutation import Permutation
 from lightning_rebasin.symmetry.edit.permuting import permuting
@@ -32,7 +33,8 @@ from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 State = Mapping[str, Tensor]
 #: After so many optimizer steps permutations stay, and only the continuous elements go on learning.  Every unit that
 #: moves later sets them back, and the more so the longer the training: two character GPTs have a barrier of .265 after
-#: 1200 steps this way as with permutations that never move, and .31 after 2500 steps that go on moving them.
+#: 1200 steps this way as with permutations that never move, and .31 after 2500 steps that go on moving them (both
+#: with a step size that stays).
 SETTLED = 300
 #: Shares t that are tried; with the last one nothing but the source itself counts.
 _SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -104,7 +106,8 @@ class LearnedOrders(nn.Module):
         target = _target(reference, moved, self.share)
         for name, pull in self._pulled():
             target[name] = target[name] + pull.detach()
-        matcher = WeightMatcher(self.spec, moved)
+        matcher = WeightMatcher(self.spec, weighted(self.spec, moved))
+        target = dict(weighted(self.spec, target))
         result = matcher.match(
             target, self.permutation, seed=seed, order="random"
         )
@@ -150,10 +153,12 @@ def _share(spec: PermutationSpec, reference: State, started: State) -> float:
     identity = Permutation.identity(spec)
     if not spec.groups:
         return 0.0
-    matcher = WeightMatcher(spec, started)
+    matcher = WeightMatcher(spec, weighted(spec, started))
     for share in _SHARES:
         target = _target(reference, started, share)
-        found = matcher.match(target, identity, seed=0, order="random")
+        found = matcher.match(
+            weighted(spec, target), identity, seed=0, order="random"
+        )
         if found.permutation.is_identity:
             return share
     return _SHARES[-1]

@@ -9,6 +9,7 @@ import torch
 
 from lightning_rebasin import PermutationSpec, match_many, match_weights
 from lightning_rebasin.matching.importance import weighted
+from lightning_rebasin.matching.straight_through import Projector
 from lightning_rebasin.symmetry import Importance
 
 SHAPES = {"w": (3, 2), "v": (1, 3)}
@@ -68,3 +69,18 @@ def test_files_hold_importance():
     assert PermutationSpec.from_dict(spec.to_dict()) == spec
     assert spec != SPEC
     assert "importance" not in SPEC.to_dict()["tensors"]["w"]
+
+
+def test_the_straight_through_projection_is_the_same_matching():
+    """What a MergeModule projects onto is what weight matching would choose."""
+    spec = with_importance((50.0, 0.01))
+    differs = 0
+    for seed in range(12):
+        a, b = state(seed), state(seed + 100)
+        projector = Projector(spec, a, b)
+        found = projector.project(a, 0).permutation
+        wanted = match_weights(spec, a, b, init="identity").permutation
+        assert found == wanted
+        plain = match_weights(SPEC, a, b, init="identity").permutation
+        differs += not torch.equal(found["h"], plain["h"])
+    assert differs > 3

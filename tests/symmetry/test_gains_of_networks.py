@@ -119,6 +119,34 @@ def test_a_norm_may_be_used_twice() -> None:
     assert_folds(net, spec, first__weight=1.0, first__bias=0.0)
 
 
+class Images(nn.Module):
+    """A norm of the channels before a convolution that sees zeros beside the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 1)
+        self.norm = nn.LayerNorm(6)
+        self.down = nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels_last = self.stem(x).permute(0, 2, 3, 1)
+        normed: Tensor = self.norm(channels_last).permute(0, 3, 1, 2)
+        found: Tensor = self.down(normed)
+        return found.tanh()
+
+
+def test_a_shift_does_not_go_into_the_bias_of_a_convolution() -> None:
+    net = randomised(Images())
+    x = torch.randn(2, 2, 4, 4).double()
+    spec = proved(net, x)
+    assert kind_of(spec, "down.weight", 1) == "orthogonal_mean"
+    (fold,) = spec.folds
+    assert not fold.absorbs_shift
+    before = net(x)
+    net.load_state_dict(spec.canonicalise(net.state_dict()))
+    torch.testing.assert_close(net(x), before, rtol=1e-9, atol=1e-9)
+
+
 class WrittenTwice(Scaled):
     """What the layer writes also goes around its gain."""
 

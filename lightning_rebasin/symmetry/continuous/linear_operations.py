@@ -294,7 +294,8 @@ def _joined(
     if weight.gain or not weight.weight:
         raise unfolded(step, vector)
     bias = None
-    if addend is not None:
+    # A convolution reads zeros beside the image, where there is no shift: it cannot go into the bias.
+    if addend is not None and step.op != "aten.convolution":
         given = step.value(addend)
         if given.origin == "state":
             bias = given.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from lightning_rebasin.cli import common
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         args, {"output": args.output, "equivalence_error": error}
     )
     print(
-        f"{transform}\nwrote {args.output}"
+        f"{_said(transform)}\nwrote {args.output}"
         + (
             " (not checked: no --module)"
             if error is None
@@ -80,3 +81,14 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def _said(transform: Any) -> str:
+    """How much moves, in words."""
+    moved = transform.moved
+    changed = [name for name, share in moved.items() if share]
+    if not changed:
+        return "nothing moves: this is the identity"
+    listed = ", ".join(f"{name} {moved[name]:.0%}" for name in changed[:5])
+    more = ", ..." if len(changed) > 5 else ""
+    return f"{len(changed)} of {len(moved)} groups change: {listed}{more}"

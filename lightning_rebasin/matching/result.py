@@ -220,19 +220,27 @@ class MatchResult:
                 f"{near} of them within 1 % of the best gain"
             )
         width = max([len(name) for name in self.transform.spec.groups] + [5])
-        lines.append(f"{'group':<{width}}  units  moved  similarity (before)")
+        groups = self.transform.spec.groups.values()
+        kinds = {group.kind for group in groups}
+        # A column that says "permutation" everywhere says nothing.
+        wide = max(map(len, kinds), default=0) if len(kinds) > 1 else 0
+        heading = f"{'kind':<{wide}}  " if wide else ""
+        lines.append(
+            f"{'group':<{width}}  {heading}units  moved  similarity (before)"
+        )
         moved = self.moved
         for name, group in self.transform.spec.groups.items():
             after, before = (
                 self.similarity.get(name),
                 self.identity_similarity.get(name),
             )
+            kind = f"{group.kind:<{wide}}  " if wide else ""
             shown = (
                 ""
                 if after is None or before is None
                 else f"  {after:.3f} ({before:.3f})"
             )
             lines.append(
-                f"{name:<{width}}  {group.members:5d}  {moved[name]:5.0%}{shown}"
+                f"{name:<{width}}  {kind}{group.members:5d}  {moved[name]:5.0%}{shown}"
             )
         return "\n".join(lines)

@@ -110,6 +110,8 @@ _ORDERS = ("forward", "backward", "random")
 
 def _print(found: object, metric: str | None) -> None:
     """One line per layer: the barrier from both ends."""
+    from lightning_rebasin.landscape.tables import main_metric
+
     assert isinstance(found, dict)
     first = next(iter(found.values()))
     columns = {}
@@ -117,6 +119,8 @@ def _print(found: object, metric: str | None) -> None:
         for base, row in result.heights(metric).items():
             columns[f"{label}, from {base}"] = row
     width = max(len(layer) for layer in first.layers)
+    name = main_metric(first.values, metric)
+    print(f"barriers of {name}, layer by layer, from either end")
     print(" " * width + "".join(f"{head:>18}" for head in columns))
     for number, layer in enumerate(first.layers):
         row = "".join(f"{own[number]:>18.4f}" for own in columns.values())

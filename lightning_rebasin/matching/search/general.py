@@ -129,9 +129,30 @@ class GeneralMatcher:
             objective=objective,
             identity_objective=at_identity,
             descents=tuple(descents),
+            similarity=self.similarity(best),
+            identity_similarity=self.similarity(identity),
             norms=norms,
             seconds=time.perf_counter() - begin,
         )
+
+    def similarity(self, transform: Transform) -> dict[str, float]:
+        """Cosine between everything that a group acts on and its match, by group; elements keep these lengths."""
+        products = self._products(transform, self._reference)
+        found = {}
+        for name in self._spec.groups:
+            tensors = [
+                tensor
+                for tensor in self._spec.tensors_of(name)
+                if tensor in products
+            ]
+            lengths = [
+                _norm({n: state[n] for n in tensors})
+                for state in (self._reference, self._source)
+            ]
+            if all(lengths):
+                product = sum(products[tensor] for tensor in tensors)
+                found[name] = product / (lengths[0] * lengths[1])
+        return found
 
     def objective(self, transform: Transform) -> float:
         """``Σ ⟨A, T(B)⟩`` over the parameters."""

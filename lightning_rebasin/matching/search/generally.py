@@ -89,7 +89,7 @@ def match_generally(
         inits, lambda: sweeps(generator), generator, progress=progress
     )
     if searches and stretches(spec) and not isinstance(init, str):
-        trained = order(*networks.trained, init)
+        trained = order(*networks.trained(), init)
         found = _in_either_gauge(found, spec, networks, trained, solver)
     return replace(found, transform=networks.from_balanced(found.transform))
 
@@ -153,5 +153,10 @@ def _in_either_gauge(
     other, descent = matcher.descend(
         start, iter([roots] * MOST_SWEEPS), TRAINED
     )
-    plain = GeneralMatcher(spec, *networks.trained, solver)
-    return better_of(found, other, descent, matcher.objective, plain.objective)
+    plain = GeneralMatcher(spec, *networks.trained(), solver)
+    chosen = better_of(
+        found, other, descent, matcher.objective, plain.objective
+    )
+    if chosen.transform is found.transform:
+        return chosen
+    return replace(chosen, similarity=matcher.similarity(other))

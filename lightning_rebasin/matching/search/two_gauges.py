@@ -38,14 +38,16 @@ class TwoGauges:
     """Both networks, twice, and the way between.
 
     Args:
+        spec: What may be changed.
+        given: As they come.
         balanced: With equal lengths on both sides of every unit.
-        trained: With the lengths that they were trained with.
         balance: What balances the source.
         home: What leads from balanced networks to the lengths of the reference.
     """
 
+    spec: PermutationSpec
+    given: tuple[State, State]
     balanced: tuple[State, State]
-    trained: tuple[State, State]
     balance: Transform
     home: Transform
 
@@ -61,14 +63,21 @@ class TwoGauges:
         """
         spec.check_state(source, "source", finite=True)
         spec.check_state(reference, "reference", finite=True)
-        trained = (fold(spec, reference), fold(spec, source))
-        first, second = (balancing(spec, state) for state in trained)
+        # One after the other: of a large network no copy is kept that is not needed.
+        first = balancing(spec, fold(spec, reference))
+        second = balancing(spec, fold(spec, source))
         return cls(
+            spec=spec,
+            given=(reference, source),
             balanced=(first.apply(reference), second.apply(source)),
-            trained=trained,
             balance=second,
-            home=back_from_balance(spec, trained[0]),
+            home=back_from_balance(spec, fold(spec, reference)),
         )
+
+    def trained(self) -> tuple[State, State]:
+        """Both networks with the lengths that they were trained with."""
+        first, second = self.given
+        return fold(self.spec, first), fold(self.spec, second)
 
     def to_balanced(self, transform: Transform) -> Transform:
         """A transform of the source as it is, as one between balanced networks."""

@@ -289,7 +289,8 @@ def _suggestion(name: str, names: list[str]) -> str:
     holding = [candidate for candidate in names if name and name in candidate]
     near = list(dict.fromkeys([*near, *holding]))[:3]
     if not near:
-        return f"; it has {len(names)} others"
+        some = ", ".join(map(repr, names[:3]))
+        return f"; it has {len(names)} others, the first are {some}"
     offered = ", ".join(map(repr, near))
     return f"; did you mean {offered}?"
 

@@ -360,10 +360,7 @@ EXPECTED: dict[str, Expected] = {
         queries=(_QUERY, "plane"),
         values=(_VALUE, "linear"),
         hidden=(f"{_LAYER}mlp.experts.down_proj[2]", "number"),
-        found={
-            _EMBED: "permutation",
-            f"{_LAYER}mlp.experts.down_proj[2]": "permutation",
-        },
+        found={f"{_LAYER}mlp.experts.down_proj[2]": "permutation"},
         why="as Llama; router and experts read a norm",
     ),
     "hf/phi": Expected(

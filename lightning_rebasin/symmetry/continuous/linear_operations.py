@@ -50,6 +50,45 @@ def copied(vectors: Vectors, step: Step) -> None:
     vectors.give(step, vector, roles, weight=weight)
 
 
+def index_added(vectors: Vectors, step: Step) -> None:
+    """Vectors are added to some of those that are there: what experts give, at the tokens that they were asked for."""
+    carried = _carried(vectors, step, ("self", "source"))
+    # The first experts are added to zeros, which are no vector yet.
+    complete = len(carried) == 2 or _are_zeros(step, step.ref("self"))
+    if not (carried and complete and step.results):
+        raise Limit(f"its units stand beside others at {step.name}")
+    (result,) = step.results
+    seat = step.seat(result)
+    assert seat is not None
+    if (
+        int(step.node.arguments["dim"]) % len(step.value(result).shape)
+        in seat.dims
+    ):
+        raise Limit(f"its units are taken apart at {step.name}")
+    first = carried[0][1]
+    for _, vector in carried:
+        if vector.gain:
+            raise unfolded(step, vector)
+        if vector.square:
+            raise Limit(f"{step.name} adds squares of its units")
+        vectors.gains.use(vector.weight, step.name)
+        vectors.tie(step, vector.roles, first.roles, 1)
+    vectors.give(step, replace(first, writers=()))
+
+
+def _are_zeros(step: Step, value: int | None) -> bool:
+    """Whether a value was made as zeros."""
+    for node in step.tape.nodes:
+        if value in node.outputs:
+            return node.op in ops.ZEROS
+    return False
+
+
+def zeroed(vectors: Vectors, step: Step) -> None:
+    """Zeros in the shape of a vector: a new vector, of which nothing is known yet."""
+    del vectors, step
+
+
 def _count_tensors(step: Step) -> int:
     """Tensor arguments, indices included."""
     return len(list(references(step.node.arguments)))

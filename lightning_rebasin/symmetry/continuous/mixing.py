@@ -124,6 +124,8 @@ _HANDLERS: dict[str, Handler] = ops.by_operation(
     [
         (ops.COPIES, linear.copied),
         (ops.SUMS, linear.added),
+        (("aten.index_add",), linear.index_added),
+        (ops.ZEROS, linear.zeroed),
         (ops.PRODUCTS, linear.multiplied),
         (("aten.pow", "aten.square"), norm.raised),
         (ops.REDUCTIONS, norm.reduced),

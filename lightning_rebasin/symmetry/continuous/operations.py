@@ -58,6 +58,8 @@ COPIES = names(
 )
 #: Operands are put beside each other or added: what they carry must change alike.
 SUMS = names("add sub rsub cat stack") | {"tape.write_back"}
+#: Nothing but zeros comes out, which every linear map leaves as they are.
+ZEROS = names("zeros_like new_zeros")
 PRODUCTS = names("mul div")
 #: For each contraction its two operands and what is added to the result.
 CONTRACTED: dict[str, tuple[str, str, str]] = {

@@ -138,6 +138,8 @@ class Vectors:
         axis_map = self._maps.get(name)
         if axis_map is None:
             return Vector(number(0), name)
+        # In a stack of matrices the label may name the stack's dimension as well, though all of them are alike.
+        self._dims[name] = frozenset(axis_map.dims_of(self.group.id))
         return Vector(roles_of_weight(axis_map, self.group.id, number), name)
 
     def _number(self, key: Key) -> int:

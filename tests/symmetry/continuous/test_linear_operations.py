@@ -7,6 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers.proofs import largest_error
+from helpers.streams import (
+    IDS,
+    WIDTH,
+    Stream,
+    kind_of,
+    proved,
+    randomised,
+)
 from torch import Tensor, nn
 
 from lightning_rebasin import infer_spec
@@ -106,3 +114,39 @@ def test_a_grouped_convolution_is_no_linear_map_of_all_channels():
     spec = infer_spec(net, images, kinds="all")
     assert all(g.kind != "linear" or g.size == 1 for g in spec.groups.values())
     assert largest_error(net, spec, images) < 1e-9
+
+
+class Experts(Stream):
+    """Two experts write into zeros at the tokens that they were asked for, and a plain number of rows is added."""
+
+    def __init__(self, *, start: float = 0.0, dim: int = 0) -> None:
+        super().__init__(nn.RMSNorm)
+        self.start, self.dim = start, dim
+
+    def block(self, h: Tensor) -> Tensor:
+        flat = h.flatten(0, 1)
+        out = torch.zeros_like(flat)
+        if self.start:
+            out += self.start
+        for rows in ([0, 2, 5], [1, 2, 7]):
+            asked = torch.tensor(rows)
+            written = self.down(nn.functional.gelu(self.up(flat[asked])))
+            if self.dim:
+                # Along the units instead: some are added to others.
+                columns = torch.arange(WIDTH).roll(1)
+                out = out.index_add(1, columns, flat)
+            out.index_add_(0, asked, written)
+        return out.unflatten(0, IDS.shape)
+
+
+def test_experts_write_into_zeros():
+    spec = proved(randomised(Experts()), IDS)
+    assert kind_of(spec, "down.weight", 0) == "orthogonal"
+
+
+@pytest.mark.parametrize(
+    "trap", [Experts(start=0.3), Experts(dim=1)], ids=["no zeros", "units"]
+)
+def test_experts_that_write_into_something_else(trap):
+    spec = proved(randomised(trap), IDS)
+    assert not kind_of(spec, "down.weight", 0).startswith("orthogonal")

@@ -25,11 +25,14 @@ from lightning_rebasin.symmetry.proof.gate import (
     TOLERANCE,
     prepare,
 )
-from lightning_rebasin.symmetry.proof.sandbox import Sandbox
+from lightning_rebasin.symmetry.proof.sandbox import Sandbox, weighs
 from lightning_rebasin.symmetry.run.examples import Example
 from lightning_rebasin.symmetry.spec.gauge import fold
 from lightning_rebasin.symmetry.spec.spec import PermutationSpec
 
+#: Bytes of parameters from which a model is proved in its own precision: in float64 its weights, their transforms and
+#: their gradients would be three times twice as much.
+LARGE = 2**30
 #: Errors of a network that autograd cannot go through.
 _NO_GRADIENT = (RebasinError, RuntimeError, NotImplementedError)
 
@@ -50,7 +53,8 @@ class KindsGate:
         examples: Sequence[Example],
         spec: PermutationSpec,
     ) -> None:
-        self._sandbox = Sandbox(module)
+        # Elements that compute are rounded where weights stay in their own precision.
+        self._sandbox = Sandbox(module, narrow=weighs(module) >= LARGE)
         self._examples = tuple(examples)
         prepare(self._sandbox, spec)
         self._baseline = run_all(self._sandbox, self._examples)
@@ -58,7 +62,8 @@ class KindsGate:
     @property
     def tolerance(self) -> float:
         """Largest relative error that counts as equal."""
-        return ROUNDED_TOLERANCE if self._sandbox.rounded else TOLERANCE
+        rounds = self._sandbox.rounded or self._sandbox.narrow
+        return ROUNDED_TOLERANCE if rounds else TOLERANCE
 
     def error(self, transform: Transform) -> float:
         """Relative error of the outputs under a transform; infinite if it does not run."""

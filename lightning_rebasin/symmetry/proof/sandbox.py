@@ -68,7 +68,8 @@ class Sandbox:
         narrow: bool | None = None,
     ) -> None:
         #: Whether the weights stay in their own precision.
-        self.narrow = _is_large(module) if narrow is None else narrow
+        large = weighs(module) >= LARGE
+        self.narrow = large if narrow is None else narrow
         self.module = private_copy(module, share=share and self.narrow)
         self._logged = silence(self.module, unwrap(module))
         tensors = [*self.module.parameters(), *self.module.buffers()]
@@ -276,12 +277,12 @@ class Sandbox:
             )
 
 
-def _is_large(module: nn.Module) -> bool:
-    """Whether a model's weights stay in their own precision; MPS has no float64 to widen a part of them to."""
+def weighs(module: nn.Module) -> int:
+    """Bytes of a model's parameters; on MPS, which has no float64 to widen a part of them to, none count."""
     given = [p for p in unwrap(module).parameters() if not is_lazy(p)]
     if any(parameter.device.type == "mps" for parameter in given):
-        return False
-    return sum(parameter.nbytes for parameter in given) >= LARGE
+        return 0
+    return sum(parameter.nbytes for parameter in given)
 
 
 def _separate(tensors: Iterable[Tensor]) -> None:

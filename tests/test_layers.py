@@ -79,7 +79,7 @@ ROOMS = {
         },
         "many": {"costs", "steps", "objective", "importance", "search"},
         "activation": {"steps", "search", "result"},
-        "straight_through": {"search", "result"},
+        "straight_through": {"search", "result", "importance"},
     },
 }
 #: Who may import our own package inside a function, and what.

@@ -287,7 +287,9 @@ class MergeModule(MergedModule):
         with torch.autocast(self.device.type, enabled=False):
             moved = elements.moved(started)
             orders = elements.orders
-            if self._projection.due and orders.move(self.global_step):
+            steps = self.trainer.estimated_stepping_batches
+            moves = orders.move(self.global_step, steps)
+            if self._projection.due and moves:
                 fixed = {name: t.detach() for name, t in moved.items()}
                 seed = self._options.seed + self.global_step
                 orders.permutation = self._projection.project(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from helpers.kinds import networks
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from lightning_rebasin import infer_spec
 from lightning_rebasin.modules.elements import LearnedElements
-from lightning_rebasin.modules.orders import SETTLED, LearnedOrders
+from lightning_rebasin.modules.orders import SETTLED_STEPS, LearnedOrders
 from lightning_rebasin.symmetry import PermutationSpec, Transform
 
 State = dict[str, Tensor]
@@ -43,9 +45,11 @@ def test_any_start_is_its_own_first_projection(name: str) -> None:
 def test_permutations_settle() -> None:
     spec, a, b, names = pair("tanh")
     orders = LearnedOrders(spec, a, b, names)
-    assert orders.move(0)
-    assert orders.move(SETTLED - 1)
-    assert not orders.move(SETTLED)
+    assert orders.move(0, 10)
+    assert orders.move(3, 10)
+    assert not orders.move(4, 10)
+    assert orders.move(SETTLED_STEPS - 1, math.inf)
+    assert not orders.move(SETTLED_STEPS, math.inf)
 
 
 def test_a_start_that_weights_found_needs_no_share_of_itself() -> None:

@@ -13,7 +13,7 @@ which know no engine.  ``geodesic.py`` trains the shortest way, ``instability.py
 
 ``predict.py`` predicts barriers from derivatives: ``differentiable.py`` is the loss as a function of weights,
 ``curvature.py`` takes its derivatives along a direction, ``quadrature.py`` integrates them.  ``features.py`` has
-distances, angles and curvatures over a training.
+distances, angles and curvatures over a training.  ``shared_grid.py`` spreads the points of a barrier over processes.
 """
 
 from lightning_rebasin.landscape.barrier import BarrierCurve, lambda_grid
@@ -50,6 +50,10 @@ from lightning_rebasin.landscape.prediction_values import (
     LayerPrediction,
 )
 from lightning_rebasin.landscape.profile_values import LossProfile
+from lightning_rebasin.landscape.shared_grid import (
+    Share,
+    measure_shared_barrier,
+)
 from lightning_rebasin.landscape.trajectory import Snapshot, load_trajectory
 
 __all__ = [
@@ -67,6 +71,7 @@ __all__ = [
     "LossPlane",
     "LossProfile",
     "PathCurve",
+    "Share",
     "Snapshot",
     "barrier_matrix",
     "filter_normalised",
@@ -81,6 +86,7 @@ __all__ = [
     "measure_barrier",
     "measure_instability",
     "measure_path",
+    "measure_shared_barrier",
     "normalised_length",
     "predict_barrier",
     "random_direction",

@@ -94,8 +94,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _curves(args: argparse.Namespace, share: Share) -> dict[str, Any]:
     """The barrier of the files as they are, and after matching."""
-    from lightning.pytorch import LightningModule
-
     from lightning_rebasin.checkpoints.fallbacks import fallbacks_of
     from lightning_rebasin.checkpoints.inputs import read_inputs
     from lightning_rebasin.checkpoints.write import check_target
@@ -124,8 +122,7 @@ def _curves(args: argparse.Namespace, share: Share) -> dict[str, Any]:
         **reading,
     )
     a, b = (file.state_dict for file in files)
-    by_itself = isinstance(module, LightningModule)
-    loss = None if by_itself else metrics.cross_entropy
+    loss = metrics.loss_of(module)
     metrics.check_fits(module, data.validate, loss, args.metric)
     measured = partial(
         measure_shared_barrier,

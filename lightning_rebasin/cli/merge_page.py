@@ -51,7 +51,7 @@ def check(
             "--page measures the network on held-out data: give --module and --data, or --config"
         )
     metrics.check_loader(data.validate)
-    metrics.check_fits(module, data.validate, _loss(module))
+    metrics.check_fits(module, data.validate, metrics.loss_of(module))
 
 
 def write(
@@ -78,7 +78,7 @@ def write(
         measure_barrier,
         module,
         dataloader=data.validate,
-        loss=_loss(module),
+        loss=metrics.loss_of(module),
         batch_norm=data.train if batch_norms(module) else None,
         progress=not args.no_progress,
     )
@@ -124,12 +124,3 @@ def _states(
         **common.reading_options(args),
     )
     return [file.state_dict for file in files]
-
-
-def _loss(module: nn.Module) -> Any:
-    """A LightningModule measures itself; what other modules compute is taken for class scores."""
-    from lightning.pytorch import LightningModule
-
-    return (
-        None if isinstance(module, LightningModule) else metrics.cross_entropy
-    )

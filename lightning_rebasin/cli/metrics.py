@@ -167,6 +167,16 @@ def check_fits(
         curve.midpoint(metric)
 
 
+def loss_of(module: nn.Module) -> Any:
+    """What measures a network: nothing for a LightningModule, which has steps of its own.
+
+    What other modules compute is taken for class scores.
+    """
+    from lightning.pytorch import LightningModule
+
+    return None if isinstance(module, LightningModule) else cross_entropy
+
+
 def cross_entropy(module: nn.Module, batch: Any) -> Any:
     """Loss of a classifier on ``(inputs, labels)``, and its accuracy."""
     from torch.nn import functional

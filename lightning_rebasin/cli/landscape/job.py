@@ -114,8 +114,6 @@ def read_job(
         CheckpointError: A file cannot be read.
         StateDictError: A file does not fit the network.
     """
-    from lightning.pytorch import LightningModule
-
     from lightning_rebasin.checkpoints.inputs import read_inputs
     from lightning_rebasin.plotting import require_matplotlib
 
@@ -138,9 +136,7 @@ def read_job(
         progress=not args.no_progress,
         **reading,
     )
-    # What other modules compute is taken for class scores, as in 'barrier'.
-    own_steps = isinstance(module, LightningModule)
-    loss = None if own_steps else metrics.cross_entropy
+    loss = metrics.loss_of(module)
     metrics.check_loader(data.validate)
     metrics.check_fits(module, data.validate, loss, args.metric)
     return Job(

@@ -1,12 +1,12 @@
-"""Which lengths decide an order: those of canonical gauge, or those that the networks were trained with?
+"""Which lengths decide an order: balanced ones, or those that the networks were trained with?
 
-Where units may be scaled, weights are compared in canonical gauge, in which what a unit writes is as long as what
-reads it.  That makes a scaled copy recognisable, but it also decides how much each layer counts, and trained networks
-often have better lengths than equal ones: two LeNets whose order was found in canonical gauge had a barrier of .137,
-in their own lengths .036; for two perceptrons it was .038 and .052.  No objective ranks the two orders by itself, for
-each is the best in its own lengths.  What both lengths agree on does: an order that is nearly as good in the other
-lengths describes the networks, one that is far worse there describes its lengths.  So the geometric mean of both
-objectives decides.  A scaled copy is far worse in lengths of its own, so that canonical gauge still finds it.
+Where units may be scaled, both networks are balanced: what a unit writes becomes as long as what reads it.  That makes
+a scaled copy recognisable, but it also decides how much each layer counts, and trained networks often have better
+lengths than equal ones: two LeNets whose order was found in balanced lengths had a barrier of .137, in their own
+lengths .036; for two perceptrons it was .038 and .052.  No objective ranks the two orders by itself, for each is the
+best in its own lengths.  What both lengths agree on does: an order that is nearly as good in the other lengths
+describes the networks, one that is far worse there describes its lengths.  So the geometric mean of both objectives
+decides.  A scaled copy is far worse in lengths of its own, so that balanced lengths still find it.
 """
 
 from __future__ import annotations
@@ -98,23 +98,23 @@ def better_of(
     found: MatchResult,
     other: Transform,
     descent: Descent,
-    canonical: Objective,
+    balanced: Objective,
     trained: Objective,
 ) -> MatchResult:
-    """The matching in canonical gauge, or another one that both lengths together prefer.
+    """The matching in balanced lengths, or another one that both lengths together prefer.
 
     Args:
-        found: The best in canonical gauge.
+        found: The best in balanced lengths.
         other: The best in the lengths that the networks were trained with.
         descent: How that ended, for the report.
-        canonical: The objective in canonical gauge.
+        balanced: The objective in balanced lengths.
         trained: The objective in trained lengths.
 
     Returns:
-        ``found``, or a result with ``other``, whose objective is still that of canonical gauge.
+        ``found``, or a result with ``other``, whose objective is still that of balanced lengths.
     """
     descents = (*found.descents, descent)
-    objective = canonical(other)
+    objective = balanced(other)
     products = (
         found.objective * trained(found.transform),
         objective * trained(other),

@@ -164,8 +164,9 @@ class GeneralMatcher:
         """``⟨A, T(B)⟩`` of some tensors."""
         found = {}
         for name in names:
-            tensor = self._reference[name].double()
+            # One after the other: an embedding in float64 is a large part of what a matching needs.
             moved = transform.apply_to(name, self._source[name].double())
+            tensor = self._reference[name].double()
             found[name] = float(torch.dot(tensor.flatten(), moved.flatten()))
         return found
 
@@ -276,8 +277,6 @@ class GeneralMatcher:
         own = {group.id for group in family.groups}
         costs: dict[str, dict[int, Tensor]] = {}
         for name in names:
-            tensor = self._reference[name].double()
-            wide = self._source[name].double()
             axis_map = self._spec.maps.get(name)
             for component in (
                 axis_map.components if axis_map is not None else ()
@@ -286,8 +285,14 @@ class GeneralMatcher:
                     continue
                 assert axis_map is not None
                 others = _without(axis_map, component, own)
-                source = current.apply_map(wide, others)
-                product = _row_products(tensor, source, axis_map, component)
+                # The larger of the copies go before the next one comes.
+                source = _rows(
+                    current.apply_map(self._source[name].double(), others),
+                    axis_map,
+                    component,
+                )
+                tensor = self._reference[name].double()
+                product = _rows(tensor, axis_map, component) @ source.T
                 group = self._spec.groups[component.group]
                 units = component.units(group)
                 of_group = costs.setdefault(group.id, {})
@@ -360,15 +365,10 @@ def _without(
     return replace(axis_map, components=tuple(kept))
 
 
-def _row_products(
-    a: Tensor, b: Tensor, axis_map: AxisMap, component: Component
-) -> Tensor:
-    """``⟨A_i, B_j⟩``: each unit is a row of everything it holds in the tensor."""
-    rows = []
-    for tensor in (a, b):
-        units = rows_of_units(tensor.reshape(axis_map.site_shape), component)
-        rows.append(units.reshape(len(component.index), -1))
-    return rows[0] @ rows[1].T
+def _rows(tensor: Tensor, axis_map: AxisMap, component: Component) -> Tensor:
+    """Each unit as a row of everything it holds in the tensor."""
+    units = rows_of_units(tensor.reshape(axis_map.site_shape), component)
+    return units.reshape(len(component.index), -1)
 
 
 def _norm(state: State) -> float:

@@ -239,14 +239,13 @@ class Transform(ABC):
         """
         self.spec.check_state(state)
         versions = getattr(state, "_metadata", None)
-        folded = fold(self.spec, state) if has_gauge(self.spec) else None
-        state = state if folded is None else folded
+        if has_gauge(self.spec):
+            state = fold(self.spec, state)
         done: OrderedDict[str, Tensor] = OrderedDict()
         if versions is not None:
             # load_state_dict of some modules insists on the versions that state_dict stores beside the tensors.
             done._metadata = versions  # type: ignore[attr-defined]
-        for name in list(state):
-            tensor = state[name]
+        for name, tensor in state.items():
             origin = self.spec.aliases.get(name)
             if (
                 origin is not None
@@ -256,9 +255,6 @@ class Transform(ABC):
                 done[name] = done[origin]
             else:
                 done[name] = self.apply_to(name, tensor)
-            if folded is not None and not self.spec.aliases:
-                # Of a large network no second copy is kept longer than needed.
-                del folded[name]
         return done
 
     def apply_to(self, name: str, tensor: Tensor) -> Tensor:

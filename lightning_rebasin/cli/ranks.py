@@ -29,21 +29,35 @@ def sharing() -> Iterator[Share]:
     if not started_by_torchrun():
         yield Share(0, 1, lambda own: [own])
         return
-    from torch import distributed
-
-    # Numbers and a few weights are exchanged: no GPU is needed for that, whatever measures.
-    distributed.init_process_group("gloo")
-    try:
-        yield Share(
-            distributed.get_rank(), distributed.get_world_size(), _gather
-        )
-    finally:
-        distributed.destroy_process_group()
+    yield from _met()
 
 
-def _gather(own: Any) -> list[Any]:
-    from torch import distributed
+def _met() -> Iterator[Share]:
+    """Meet at torchrun's store, without a process group.
 
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, own)
-    return found
+    Metrics synchronise over every process of a group; the processes here are at different points, so that they would
+    wait for one another for ever, or mix their numbers.
+    """
+    import pickle
+    from datetime import timedelta
+    from itertools import count
+
+    from torch.distributed import rendezvous
+
+    from lightning_rebasin.landscape.shared_grid import Share
+
+    store, rank, size = next(iter(rendezvous("env://")))
+    # One process matches while the others wait.
+    store.set_timeout(timedelta(days=7))
+    numbers = count()
+
+    def gather(own: Any) -> list[Any]:
+        place = f"lightning_rebasin/{next(numbers)}"
+        store.set(f"{place}/{rank}", pickle.dumps(own))
+        keys = [f"{place}/{other}" for other in range(size)]
+        # Written by the other processes of this very command.
+        return [pickle.loads(store.get(key)) for key in keys]  # noqa: S301
+
+    yield Share(rank, size, gather)
+    # Nobody leaves before everybody has read: the first one may keep the store.
+    gather(None)

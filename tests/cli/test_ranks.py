@@ -17,6 +17,20 @@ TESTS = Path(__file__).resolve().parents[1]
 _MAIN = "import sys; from lightning_rebasin.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
+_MEASURED = """
+from helpers.classifier import CLASSES, Classifier
+from torchmetrics.classification import MulticlassAccuracy
+
+class Measured(Classifier):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.own_accuracy = MulticlassAccuracy(CLASSES)
+    def validation_step(self, batch, batch_idx):
+        self.own_accuracy(self(batch[0]), batch[1])
+        self.log('val_acc', self.own_accuracy)
+"""
+
+
 def together(
     folder: Path, count: int, *arguments: str
 ) -> subprocess.CompletedProcess[str]:
@@ -31,7 +45,7 @@ def together(
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=100,
         check=False,
     )
 
@@ -57,6 +71,24 @@ def test_the_numbers_of_one_process(
         assert found == pytest.approx(wanted, rel=1e-5)
         assert many[label]["lambdas"] == curve["lambdas"]
     assert done.stdout.count("wrote many.json") == 1
+
+
+def test_metrics_do_not_wait_for_other_points(
+    files: Files, tmp_path: Path
+) -> None:
+    """Two processes have three points and two, and torchmetrics synchronises wherever there is a process group."""
+    (tmp_path / "measured.py").write_text(_MEASURED)
+    command = f"barrier a.ckpt b.ckpt --module measured.Measured --data {files.loaders}.pair --points 5"
+    assert run(command, "-o one.json --no-progress --no-match") == 0
+    done = together(
+        tmp_path, 2, *command.split(), "--no-match", "-o", "many.json"
+    )
+    assert done.returncode == 0, done.stderr
+    one, many = (
+        json.loads((tmp_path / name).read_text())["naive"]["values"]
+        for name in ("one.json", "many.json")
+    )
+    assert many["val_acc"] == pytest.approx(one["val_acc"])
 
 
 def test_an_error_ends_all_of_them(files: Files, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def _met() -> Iterator[Share]:
     from datetime import timedelta
     from itertools import count
 
-    from torch.distributed import rendezvous
+    from torch.distributed.rendezvous import rendezvous
 
     from lightning_rebasin.landscape.shared_grid import Share
 
